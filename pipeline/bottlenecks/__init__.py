@@ -1,0 +1,1 @@
+"""What squeezes features into a code: one file a method."""

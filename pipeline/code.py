@@ -1,0 +1,69 @@
+"""What travels along the line: an image's code, its geometry, and what a generator is asked for."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Geometry of one image's code: stated by the tokenizer, read by every later stage, never configured."""
+
+    grid: tuple[int, ...]  # (16, 16) a feature map; (32,) a 1-D tokenizer
+    dim: int  # channels a token
+    vocab: int = 0  # codebook size; 0 when continuous
+    codebooks: int = 1  # ids a token: product, factorised or residual quantisers
+    levels: tuple[int, ...] = ()  # tokens a level, coarse to fine, when the order is hierarchical
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, C] of one continuous code."""
+        return self.tokens, self.dim
+
+
+class _Record:
+    """Batched records: every tensor field shares the first axis."""
+
+    def map(self, function: Callable[[Tensor], Tensor]):
+        """The same record with `function` applied to every tensor in it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: None if value is None else function(value) for name, value in values.items()})
+
+    def to(self, *args, **kwargs):
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def __getitem__(self, index):
+        return self.map(lambda tensor: tensor[index])
+
+    def __len__(self) -> int:
+        return next(len(value) for f in fields(self) if (value := getattr(self, f.name)) is not None)
+
+    @classmethod
+    def cat(cls, records: list):
+        """Join along the batch axis; a field is present in all or in none."""
+        columns = {f.name: [getattr(record, f.name) for record in records] for f in fields(cls)}
+        return cls(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
+
+
+@dataclass
+class Code(_Record):
+    """A batch of codes, sequence first everywhere between bottleneck and decoder."""
+
+    z: Tensor | None = None  # [B, N, C]  what a continuous generator models, zero mean and unit std
+    ids: Tensor | None = None  # [B, N] or [B, N, codebooks]  what a discrete generator models
+
+
+@dataclass
+class Condition(_Record):
+    """What a generator is asked for; a network knows its own null."""
+
+    labels: Tensor | None = None  # [B] int64; None when unconditional
+    text: Tensor | None = None  # [B, T, D]
+    text_mask: Tensor | None = None  # [B, T] bool

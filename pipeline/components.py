@@ -1,0 +1,174 @@
+"""Recipes name components; a component's file name is its key and its constructor is its schema."""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Node = dict[str, Any]  # {kind: <file name>, **constructor arguments}
+
+SLOTS = (
+    "datasets",
+    "tokenizers",
+    "bottlenecks",
+    "networks",
+    "objectives",
+    "losses",
+    "critics",
+    "perturbations",
+    "teachers",
+    "metrics",
+)
+NESTED = {slot.removesuffix("s"): slot for slot in SLOTS} | {"loss": "losses"}  # an argument named like a slot
+
+
+def kinds(slot: str) -> list[str]:
+    """Every component a recipe may name in this slot, read off the folder."""
+    package = importlib.import_module(f"pipeline.{slot}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+
+
+def find(slot: str, kind: str) -> type:
+    """`find("networks", "diffusion_transformer")` is the class DiffusionTransformer of that file."""
+    if kind not in kinds(slot):
+        raise ValueError(f"{slot}: there is no kind {kind!r}{suggestion(str(kind), kinds(slot))}")
+    module = importlib.import_module(f"pipeline.{slot}.{kind}")
+    classes = {name.lower(): value for name, value in vars(module).items() if inspect.isclass(value)}
+    return classes[kind.replace("_", "")]
+
+
+def check(
+    slot: str, node: Node, derived: tuple[str, ...] = (), where: str | None = None
+) -> tuple[type, dict[str, Any]]:
+    """The class and the typed arguments of a node, without constructing it.
+
+    `derived` names arguments that an earlier stage determines: a recipe that states one is refused.
+    Raises ValueError with one line that names the place (`where`) and the remedy.
+    """
+    where = where or slot
+    if not isinstance(node, Mapping) or not node.get("kind"):
+        raise ValueError(f"{where} needs a kind, one of: {', '.join(kinds(slot))}")
+    arguments = {name: value for name, value in node.items() if name != "kind"}
+    cls = find_at(slot, node["kind"], where)
+    parameters = {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
+    hints = get_type_hints(cls.__init__)
+    if stated := sorted(set(derived) & set(arguments)):
+        raise ValueError(f"{where}.{stated[0]} is determined by an earlier stage; take it out of the recipe")
+    free = [name for name in parameters if name not in derived]
+    for name in arguments:
+        if name not in free:
+            raise ValueError(f"{where}: {node['kind']} has no argument {name!r}{suggestion(name, free)}")
+    for name in free:
+        if name not in arguments and parameters[name].default is inspect.Parameter.empty:
+            raise ValueError(f"{where}.{name} is missing; {node['kind']} needs a value for it")
+    values = {}
+    for name, value in arguments.items():
+        at = f"{where}.{name}"
+        if name in NESTED and isinstance(value, Mapping):
+            _, inner = check(NESTED[name], dict(value), (), at)
+            values[name] = {"kind": value["kind"], **inner}
+        else:
+            values[name] = conform(value, hints[name], at)
+    return cls, values
+
+
+def build(slot: str, node: Node, **derived: Any) -> Any:
+    """Construct a component from its recipe node and from what earlier stages determine.
+
+    A derived value that the constructor does not take is not passed: a network without classes has no `num_classes`.
+    """
+    cls, values = check(slot, node, tuple(derived))
+    taken = inspect.signature(cls.__init__).parameters
+    return cls(**values, **{name: value for name, value in derived.items() if name in taken})
+
+
+def find_at(slot: str, kind: str, where: str) -> type:
+    try:
+        return find(slot, kind)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{slot}:", f"{where}:", 1)) from None
+
+
+def conform(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint`, or ValueError naming the place; recursive over dataclasses, lists and mappings."""
+    if hint is Any:
+        return value
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _one_of(value, inner, where)
+    if origin is Literal:
+        if value in inner and not isinstance(value, bool):
+            return value
+        note = " (YAML reads no, off and false alike; put it in quotes)" if isinstance(value, bool) else ""
+        raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(str, inner))}{note}")
+    if is_dataclass(hint):
+        return structure(hint, value, where)
+    if origin in (list, tuple):
+        return _sequence(value, origin, inner, where)
+    if origin is dict or hint is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: {value!r} is not a mapping")
+        of = inner[1] if inner else Any
+        return {str(k): conform(v, of, f"{where}.{k}") for k, v in value.items()}
+    return _scalar(value, hint, where)
+
+
+def structure(cls: type, values: Any, where: str = "") -> Any:
+    """A dataclass from a mapping: unknown keys, missing values and wrong types are one-line errors."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: {values!r} is not a mapping of {', '.join(f.name for f in fields(cls))}")
+    hints = get_type_hints(cls)
+    known = [f.name for f in fields(cls)]
+    dot = f"{where}." if where else ""
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{dot}{name}: there is no such setting{suggestion(str(name), known)}")
+    for f in fields(cls):
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"{dot}{f.name} is missing; state it in the recipe or as {dot}{f.name}=VALUE")
+    return cls(**{name: conform(value, hints[name], f"{dot}{name}") for name, value in values.items()})
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """`; did you mean 'steps'?` when a known name is near, else the list of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known) or 'none'}"
+
+
+def _one_of(value: Any, hints: tuple, where: str) -> Any:
+    if value is None and type(None) in hints:
+        return None
+    errors = []
+    for hint in hints:
+        if hint is not type(None):
+            try:
+                return conform(value, hint, where)
+            except ValueError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def _sequence(value: Any, origin: type, inner: tuple, where: str) -> Any:
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        raise ValueError(f"{where}: {value!r} is not a list; write [{value}, ...]")
+    fixed = origin is tuple and inner and inner[-1] is not Ellipsis
+    if fixed and len(value) != len(inner):
+        raise ValueError(f"{where}: {list(value)} has {len(value)} entries, not {len(inner)}")
+    of = inner if fixed else (inner[:1] or (Any,)) * len(value)
+    return origin(conform(v, h, f"{where}[{i}]") for i, (v, h) in enumerate(zip(value, of)))
+
+
+def _scalar(value: Any, hint: type, where: str) -> Any:
+    if isinstance(value, float) and hint is int and value.is_integer():
+        return int(value)  # 1e3 is a float in YAML
+    if isinstance(value, int) and not isinstance(value, bool) and hint is float:
+        return float(value)
+    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    given = "empty" if value is None else repr(value)
+    raise ValueError(f"{where}: {given} is not {names.get(hint, getattr(hint, '__name__', hint))}")

@@ -1,0 +1,1 @@
+"""Adversaries of a tokenizer: one file an architecture."""

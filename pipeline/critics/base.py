@@ -1,0 +1,14 @@
+"""What every critic promises."""
+
+from abc import abstractmethod
+
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor
+
+
+class Critic(ModelMixin, ConfigMixin):
+    """Tells real images from rebuilt ones."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of any shape [B, ...] for images [B, 3, H, W] in [-1, 1]; large means real."""

@@ -1,0 +1,94 @@
+"""Where random numbers come from: by step and place while training, by image while sampling, or given."""
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Generator, Tensor
+
+
+class Draws(ABC):
+    """Random tensors by name, one row an image of the batch at hand."""
+
+    @abstractmethod
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal [B, *shape], float32."""
+
+    @abstractmethod
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform in [0, 1), [B, *shape], float32."""
+
+
+class StepDraws(Draws):
+    """The draws of one training step: functions of (seed, step, name, place in the global batch).
+
+    Each named tensor is drawn for the whole global batch and this process keeps its own rows, so that any number of
+    processes and of accumulated micro-batches trains on the same noise.
+    """
+
+    def __init__(self, seed: int, step: int, places: slice, batch: int, device: torch.device | str = "cpu"):
+        self.seed, self.step, self.places, self.batch, self.device = seed, step, places, batch, torch.device(device)
+
+    @torch.compiler.disable
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(self.batch, *shape, generator=self._generator(name), device=self.device)[self.places]
+
+    @torch.compiler.disable
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        return torch.rand(self.batch, *shape, generator=self._generator(name), device=self.device)[self.places]
+
+    def _generator(self, name: str) -> Generator:
+        return Generator(self.device).manual_seed(mix(self.seed, self.step, name))
+
+
+class ImageDraws(Draws):
+    """The draws of sampling: one generator an image, so that image i depends on generator i alone."""
+
+    def __init__(self, generators: list[Generator], device: torch.device | str = "cpu"):
+        self.generators, self.device = generators, torch.device(device)
+
+    @classmethod
+    def from_seeds(cls, seeds: list[int], device: torch.device | str = "cpu") -> "ImageDraws":
+        """Generators on the CPU, so that a seed means the same image on every device."""
+        return cls([Generator().manual_seed(seed) for seed in seeds], device)
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        rows = [torch.randn(shape, generator=g, device=g.device) for g in self.generators]
+        return torch.stack([row.to(self.device) for row in rows])
+
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        rows = [torch.rand(shape, generator=g, device=g.device) for g in self.generators]
+        return torch.stack([row.to(self.device) for row in rows])
+
+
+class GivenDraws(Draws):
+    """Draws that are stated by name: reference values, and a user's own starting latents.
+
+    A name that is not given goes to `otherwise`; without one it is an error.
+    """
+
+    def __init__(self, given: dict[str, Tensor], otherwise: Draws | None = None):
+        self.given, self.otherwise = given, otherwise
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._take(name, shape) if name in self.given else self._pass_on(name).normal(name, shape)
+
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        return self._take(name, shape) if name in self.given else self._pass_on(name).uniform(name, shape)
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        value = self.given[name]
+        if tuple(value.shape[1:]) != tuple(shape):
+            raise ValueError(f"{name} is {list(value.shape)}; each image needs {list(shape)}")
+        return value
+
+    def _pass_on(self, name: str) -> Draws:
+        if self.otherwise is None:
+            raise KeyError(f"no draw named {name!r} was given; there are {', '.join(self.given)}")
+        return self.otherwise
+
+
+def mix(*parts: object) -> int:
+    """A 63-bit seed that is a function of `parts` and of nothing else (unlike `hash`, the same in every process)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

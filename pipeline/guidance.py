@@ -1,0 +1,87 @@
+"""Classifier-free guidance and its relatives, as functions that wrap a network."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.code import Condition
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """guided = unconditional + scale * (conditional - unconditional); a scale of 1 is exactly the unguided path.
+
+    Ho and Salimans, arXiv:2207.12598. `interval` bounds the noise levels u at which guidance acts (Kynkäänniemi et
+    al., arXiv:2404.07724); `channels` guides the first few channels only, as the published numbers of DiT, SiT and
+    LightningDiT did; `schedule` scales (scale - 1) over u; `rescale` matches the guided prediction's std to the
+    conditional one's (Lin et al., arXiv:2305.08891, section 3.4).
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    rescale: float = 0.0
+
+    def at(self, time: float) -> float:
+        """The scale at noise level `time`."""
+        low, high = self.interval
+        if not low <= time <= high:
+            return 1.0
+        share = {"constant": 1.0, "linear": 1 - time, "cosine": (1 + math.cos(math.pi * time)) / 2}[self.schedule]
+        return 1 + (self.scale - 1) * share
+
+
+Predict = Callable[[Tensor, float], Tensor]
+
+
+def guided(
+    network: nn.Module, condition: Condition | None, guidance: Guidance = Guidance(), weak: nn.Module | None = None
+) -> Predict:
+    """`predict(z, u)` [B, N, C], u -> [B, N, outputs * C]: the network under guidance, both halves in one batch.
+
+    With `weak`, a smaller or earlier network is asked with the same condition in place of the null one (AutoGuidance,
+    Karras et al., arXiv:2406.02507). Raises ValueError when guidance is asked of an unconditional network.
+    """
+    if guidance.scale != 1 and weak is None and (condition is None or condition.labels is None):
+        raise ValueError("an unconditional generator has nothing to guide away from; leave the guidance scale at 1")
+
+    def predict(z: Tensor, time: float) -> Tensor:
+        scale = guidance.at(time)
+        if scale == 1:
+            return network(z, levels(z, time), condition)
+        if weak is None:
+            both = Condition.cat([condition, network.null(condition)])
+            with_it, without = network(torch.cat([z, z]), levels(torch.cat([z, z]), time), both).chunk(2)
+        else:
+            with_it, without = network(z, levels(z, time), condition), weak(z, levels(z, time), condition)
+        return combine(with_it, without, scale, guidance.channels or z.shape[-1], guidance.rescale)
+
+    return predict
+
+
+def levels(z: Tensor, time: float) -> Tensor:
+    """The noise level of every image, [B] in float32 whatever the precision of z."""
+    return torch.full((len(z),), time, dtype=torch.float32, device=z.device)
+
+
+def combine(conditional: Tensor, unconditional: Tensor, scale: float, channels: int, rescale: float = 0.0) -> Tensor:
+    """Guide the first `channels` channels [B, N, outputs * C]; the others (a learned variance) stay conditional."""
+    aim, base = conditional[..., :channels], unconditional[..., :channels]
+    result = base + scale * (aim - base)
+    if rescale:
+        matched = result * (aim.std(dim=(1, 2), keepdim=True) / result.std(dim=(1, 2), keepdim=True))
+        result = rescale * matched + (1 - rescale) * result
+    return torch.cat([result, conditional[..., channels:]], dim=-1)
+
+
+def drop(network: nn.Module, condition: Condition | None, uniform: Tensor) -> Condition | None:
+    """The condition with the null in place of it where `uniform` [B] falls under the network's `class_drop`."""
+    if condition is None or condition.labels is None:
+        return condition
+    chosen = uniform < network.config.class_drop
+    return Condition(labels=torch.where(chosen, network.null(condition).labels, condition.labels))

@@ -1,0 +1,1 @@
+"""Terms of the reconstruction loss: one file a method."""

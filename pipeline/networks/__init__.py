@@ -1,0 +1,1 @@
+"""What a generator is made of: one file an architecture."""

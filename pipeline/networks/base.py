@@ -1,0 +1,27 @@
+"""What every network promises: a prediction for noisy codes, no sampling and no loss."""
+
+from abc import abstractmethod
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor
+
+from pipeline.code import Condition
+
+
+class Network(ModelMixin, ConfigMixin):
+    """A generator's network. Its shape (grid, dim, vocab, codebooks, num_classes, outputs) is derived, never stated.
+
+    A constructor takes those of the derived values that it needs, under these names.
+    """
+
+    @abstractmethod
+    def forward(self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
+        """hidden_states [B, N, dim] at noise levels `time` [B] (float32, 1 is pure noise) to [B, N, outputs * dim].
+
+        Networks of ids take [B, N] int64 and no time, and say so in their own docstring.
+        """
+
+    def null(self, condition: Condition) -> Condition:
+        """The unconditional request of the same batch: the label that stands for no class."""
+        return Condition(labels=torch.full_like(condition.labels, self.config.num_classes))

@@ -1,0 +1,68 @@
+"""What every objective promises: the loss a network is trained under, and the ways it is sampled by."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+from diffusers import ConfigMixin, SchedulerMixin
+from torch import Tensor, nn
+
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.draws import Draws
+from pipeline.guidance import Guidance
+
+OnStep = Callable[
+    [int, float, Tensor], Tensor | None
+]  # (step, noise level or position, state) -> a state to go on from
+
+
+class Objective(SchedulerMixin, ConfigMixin):
+    """Time is the noise level u in [0, 1], u = 1 pure noise; `steps` is the number of network evaluations.
+
+    Keyword-only arguments of `sample` beyond `on_step` are the sampler settings a recipe may state in `sample.sampler`.
+    """
+
+    order: int = 1  # diffusers asks schedulers for it
+
+    @property
+    def outputs(self) -> int:
+        """Channels the network predicts for each channel of z (2 with a learned variance)."""
+        return 1
+
+    @classmethod
+    def terms(cls, **arguments) -> tuple[str, ...]:
+        """Names of the loss terms, known without building."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
+        """The random arguments of `loss` for this batch (times, noise, orders, masks)."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Tensor) -> dict[str, Tensor]:
+        """Unweighted terms, means over the batch."""
+
+    @abstractmethod
+    def sample(
+        self,
+        network: nn.Module,
+        condition: Condition | None,
+        spec: LatentSpec,
+        draws: Draws,
+        steps: int,
+        guidance: Guidance = Guidance(),
+        on_step: OnStep | None = None,
+    ) -> Code:
+        """A code from noise: the start is `draws.normal("start", spec.shape)`."""
+
+    @abstractmethod
+    def regenerate(
+        self,
+        network: nn.Module,
+        code: Code,
+        condition: Condition | None,
+        preserve: float,
+        draws: Draws,
+        steps: int,
+        guidance: Guidance = Guidance(),
+    ) -> Code:
+        """The generator's own version of `code`: preserve = 1 returns it exactly, 0 is a free sample."""

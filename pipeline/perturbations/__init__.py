@@ -1,0 +1,1 @@
+"""How latents are disturbed while a tokenizer trains: one file a method."""

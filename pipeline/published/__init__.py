@@ -1,0 +1,1 @@
+"""Checkpoints of other projects, turned into our folders: one file a format."""

@@ -1,0 +1,234 @@
+"""The typed schema of a recipe: load() accepts or rejects it whole, before anything runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.components import Node, structure, suggestion
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ONLY_SPEED = {"only_speed": True}  # a setting that changes how fast a result comes, not what it is
+
+
+@dataclass
+class Data:
+    """Which images, and how they are made ready: RGB [3, size, size] in [-1, 1]."""
+
+    source: Node  # slot datasets
+    size: int
+    crop: Literal["center", "random"] = "center"
+    resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"
+    flip: bool = False  # mirror half of the training images
+    tolerate: int = 0  # broken files that may be left out before the run stops
+    workers: int = field(default=0, metadata=ONLY_SPEED)
+
+
+@dataclass
+class Loop:
+    """How long and how fast a training runs; counted in optimiser steps, the batch is global."""
+
+    steps: int
+    lr: dict[str, float]  # one entry a player
+    batch: int = 64
+    accumulate: int = field(default=1, metadata=ONLY_SPEED)
+    warmup: int = 0  # steps from zero to the full rate
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final: float = 0.0  # share of the rate that cosine and linear end at
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest norm of a player's gradient; 0 leaves it
+    ema: float = 0.999
+    skip: int = 10  # consecutive non-finite steps that are left out before the run stops
+    save_every: int = field(default=1000, metadata=ONLY_SPEED)
+    keep: int = field(default=2, metadata=ONLY_SPEED)  # checkpoints
+    log_every: int = field(default=50, metadata=ONLY_SPEED)
+    compile: bool = field(default=False, metadata=ONLY_SPEED)
+
+
+@dataclass
+class Adversary:
+    """The patch critic's part in a phase."""
+
+    critic: Node  # slot critics
+    loss: Literal["hinge", "nonsaturating", "least_squares"] = "hinge"
+    start: int = 0  # step at which critic and term join
+    adaptive: bool = True  # weight balanced by the gradients at the decoder's last layer
+
+
+@dataclass
+class Phase:
+    """One training of the tokenizer: what moves, under which terms, for how long."""
+
+    loop: Loop
+    weights: dict[str, float]  # loss term -> weight
+    losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}})  # slot losses
+    train: Literal["all", "encoder", "decoder"] = "all"
+    adversary: Adversary | None = None
+
+
+@dataclass
+class TokenizerTraining:
+    model: Node  # slot tokenizers
+    phases: dict[str, Phase] = field(default_factory=dict)  # in order; empty for a frozen tokenizer
+
+
+@dataclass
+class Latents:
+    """What encode_dataset stores."""
+
+    posterior: Literal["sample", "mode", "moments"] = "sample"
+    flip: bool = False  # a second code an image, of its mirror
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    batch: int = field(default=64, metadata=ONLY_SPEED)
+    shard: int = field(default=8192, metadata=ONLY_SPEED)  # codes a file
+
+
+@dataclass
+class GeneratorTraining:
+    network: Node  # slot networks
+    objective: Node  # slot objectives
+    weights: dict[str, float]  # loss term -> weight
+    loop: Loop
+    condition: Literal["class", "none"] = "class"
+
+
+@dataclass
+class Sampling:
+    """What is asked of the finished line. `sampler` holds the objective's own settings (solver, ...)."""
+
+    images: int = 64
+    steps: int = 50  # network evaluations
+    guidance: float = 1.0  # 1 is the unguided path
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance acts
+    guidance_channels: int | None = None  # guide the first few channels only, as DiT's published numbers did
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    guidance_rescale: float = 0.0
+    labels: Literal["balanced", "random"] = "balanced"
+    sampler: dict[str, Any] = field(default_factory=dict)
+    batch: int = field(default=64, metadata=ONLY_SPEED)
+
+
+@dataclass
+class Evaluation:
+    features: tuple[str, ...] = ("classifier", "pixels")
+    neighbours: int = 3  # of precision and recall
+    images: int = 2000  # at most so many references and reconstructions
+
+
+@dataclass
+class Publication:
+    self_contained: bool = False  # also a folder that loads with diffusers alone
+    stock: bool = False  # also folders of stock diffusers classes, where the shapes allow
+    license: str = "unknown"
+
+
+@dataclass
+class Recipe:
+    name: str
+    data: Data
+    tokenizer: TokenizerTraining
+    generator: GeneratorTraining
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    latents: Latents = field(default_factory=Latents)
+    posttrain: None = None  # null passes the tokenizer through
+    sample: Sampling = field(default_factory=Sampling)
+    evaluate: Evaluation = field(default_factory=Evaluation)
+    publish: Publication = field(default_factory=Publication)
+    weights: dict[str, str] = field(default_factory=dict)  # file of a known name: vgg16, lpips_vgg, ...
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe `name` (a file, or a name in configs/) with `key=value` overrides applied, typed and complete.
+
+    Raises ValueError with one line that says what to change. Components are checked by `pipeline.line`.
+    """
+    values = read(locate(name))
+    for override in overrides:
+        values = merge(values, parse(override))
+    recipe = structure(Recipe, values)
+    if recipe.generator.condition == "none" and recipe.sample.guidance != 1:
+        raise ValueError(
+            f"sample.guidance is {recipe.sample.guidance:g}, but generator.condition is none: there is nothing to guide"
+            " away from; set sample.guidance=1"
+        )
+    return recipe
+
+
+def locate(name: str) -> Path:
+    """The file of a recipe given as a path or as a name in configs/."""
+    for path in (Path(name), CONFIGS / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    raise ValueError(f"there is no recipe {name!r}{suggestion(name, names())}")
+
+
+def names() -> list[str]:
+    """Recipes in configs/; fragments, which others include, lie in folders below it."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe file as a mapping, with what it includes merged beneath it."""
+    path = path.resolve()
+    if path in above:
+        raise ValueError(f"{path.name} includes itself by way of {' -> '.join(p.name for p in (*above, path))}")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: {first_line(error)}") from None
+    except Exception as error:  # the YAML reader's own classes share no public base
+        if type(error).__module__.partition(".")[0] != "yaml":
+            raise
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} holds no settings; a recipe is a mapping")
+    merged: dict[str, Any] = {}
+    included = values.pop("include", None) or []
+    for entry in [included] if isinstance(included, str) else included:
+        merged = merge(merged, read(_included(entry, path), (*above, path)))
+    return merge(merged, values)
+
+
+def _included(entry: str, path: Path) -> Path:
+    for candidate in (path.parent / entry, path.parent / f"{entry}.yaml", CONFIGS / f"{entry}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"{path.name} includes {entry!r}, which is neither beside it nor in configs/")
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, key by key; a node of another kind replaces the whole node."""
+    if "kind" in below and "kind" in above and below["kind"] != above["kind"]:
+        return dict(above)
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def parse(override: str) -> dict[str, Any]:
+    """`a.b=value` as a nested mapping; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if override.startswith("-") or not equals:
+        raise ValueError(f"{override!r} is not a setting; write key=value, for example generator.loop.steps=2000")
+    if not text:
+        raise ValueError(f"{key} has no value; write {key}=null if none is meant")
+    if not all(part.isidentifier() for part in key.split(".")):
+        raise ValueError(f"{key!r} is not a key; give a whole list as key=[1,2,2]")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)["value"]
+    except Exception as error:
+        raise ValueError(f"{key}: {text!r} cannot be read: {first_line(error)}") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,95 @@
+"""What every tokenizer promises: images to codes and back, at unit scale."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor, nn
+
+from pipeline.bottlenecks.base import Bottleneck
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.draws import Draws
+
+
+@dataclass
+class Rebuilt:
+    """One pass through a tokenizer in training."""
+
+    images: Tensor  # [B, 3, H, W], nominally in [-1, 1]
+    code: Code  # at the bottleneck's own scale
+    terms: dict[str, Tensor]  # the tokenizer's own loss terms, unweighted
+
+
+class Tokenizer(ModelMixin, ConfigMixin):
+    """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
+
+    Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
+    normalised, so that no other stage ever sees a scaling factor.
+    """
+
+    neck: Bottleneck
+    spec: LatentSpec
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    @classmethod
+    @abstractmethod
+    def geometry(cls, image_size: int, **arguments) -> LatentSpec:
+        """The spec these constructor arguments give, without building; ValueError where they do not fit together."""
+
+    @classmethod
+    def terms(cls, **arguments) -> tuple[str, ...]:
+        """Names of the loss terms that `forward` returns, known without building."""
+        return ()
+
+    @abstractmethod
+    def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
+        """Images to what the bottleneck squeezes, [B, N, neck.inputs]."""
+
+    @abstractmethod
+    def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
+        """z [B, N, C] at the bottleneck's own scale to images [B, 3, H, W]."""
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The weight that makes pixels, at which adaptive weights compare gradients."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """The modules of `encoder` (all before the bottleneck, and it) and `decoder` (all after), for phases."""
+
+    def encode(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Code:
+        """The code at unit scale: a posterior sample when draws are given, else the mode."""
+        code, _ = self.neck(self.features(images, condition), draws)
+        return Code(z=None if code.z is None else self.normalize(code.z), ids=code.ids)
+
+    def moments(self, images: Tensor, condition: Condition | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and std [B, N, C] of the posterior at unit scale; ValueError where there is none."""
+        mean, std = self.neck.moments(self.features(images, condition))
+        return self.normalize(mean), std / self.std
+
+    def decode(self, code: Code, condition: Condition | None = None) -> Tensor:
+        """Images from a code at unit scale; from ids through lookup when there is no z."""
+        z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
+        return self.render(z, condition)
+
+    def forward(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Rebuilt:
+        code, terms = self.neck(self.features(images, condition), draws)
+        return Rebuilt(self.render(code.z, condition), code, terms)
+
+    def normalize(self, z: Tensor) -> Tensor:
+        return (z - self.mean) / self.std
+
+    def denormalize(self, z: Tensor) -> Tensor:
+        return z * self.std + self.mean
+
+    def trainable(self, part: str) -> Iterator[nn.Parameter]:
+        """The parameters of a part: `all`, `encoder` or `decoder`."""
+        for module in [self] if part == "all" else self.parts()[part]:
+            yield from module.parameters()
