@@ -28,7 +28,7 @@ class LatentSpec:
         return self.tokens, self.dim
 
 
-class _Record:
+class Batched:
     """Batched records: every tensor field shares the first axis."""
 
     def map(self, function: Callable[[Tensor], Tensor]):
@@ -53,7 +53,7 @@ class _Record:
 
 
 @dataclass
-class Code(_Record):
+class Code(Batched):
     """A batch of codes, sequence first everywhere between bottleneck and decoder."""
 
     z: Tensor | None = None  # [B, N, C]  what a continuous generator models, zero mean and unit std
@@ -61,7 +61,7 @@ class Code(_Record):
 
 
 @dataclass
-class Condition(_Record):
+class Condition(Batched):
     """What a generator is asked for; a network knows its own null."""
 
     labels: Tensor | None = None  # [B] int64; None when unconditional

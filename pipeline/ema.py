@@ -1,0 +1,36 @@
+"""The running average of a module's weights, in fp32, buffers included."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """`module` is the average; `update` moves it towards the trained weights by 1 - decay.
+
+    Early on the decay is (1 + step) / (10 + step), so that the first steps are not remembered for long. Buffers are
+    averaged when they are floating point and copied when they are not.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.module = deepcopy(module).requires_grad_(False).eval()
+        for tensor in [*self.module.parameters(), *self.module.buffers()]:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.float()
+        self._ours = [*self.module.parameters(), *self.module.buffers()]
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """After optimiser step number `step` (1 is the first)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        floating: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for ours, theirs in zip(self._ours, [*module.parameters(), *module.buffers()], strict=True):
+            if ours.is_floating_point():
+                floating[0].append(ours)
+                floating[1].append(theirs.to(ours.dtype))
+            else:
+                ours.copy_(theirs)
+        if floating[0]:
+            torch._foreach_lerp_(*floating, 1 - decay)

@@ -1,0 +1,52 @@
+"""What a training says of itself: one JSON object a logged step, and a progress bar."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+
+class Journal:
+    """Means of the terms since the last line, in metrics.jsonl; a resumed training goes on where its checkpoint was."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, first: int, steps: int, every: int):
+        self.accelerator, self.path, self.every = accelerator, folder / "metrics.jsonl", every
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        if accelerator.is_main_process:
+            self._cut(first)
+        self.bar = tqdm(
+            total=steps, initial=first, unit="step", dynamic_ncols=True, disable=not accelerator.is_main_process
+        )
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().float()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def step(self, step: int, last: bool = False, **values: float) -> None:
+        """Count a step; write a line every `every` steps and at the last one."""
+        self.bar.update(1)
+        if not self.sums or (step % self.every and not last):
+            return
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[name] / self.counts[name] for name in names])
+        means = self.accelerator.reduce(means, "mean").tolist()
+        self.sums, self.counts = {}, {}
+        if self.accelerator.is_main_process:
+            line = {"step": step} | dict(zip(names, means)) | values
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.bar.set_postfix_str("  ".join(f"{n.rpartition('/')[2]} {v:.4g}" for n, v in zip(names, means)))
+
+    def close(self) -> None:
+        self.bar.close()
+
+    def _cut(self, first: int) -> None:
+        """Drop lines later than the checkpoint that the training goes on from."""
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= first]
+            self.path.write_text("".join(line + "\n" for line in lines))

@@ -1,0 +1,202 @@
+"""The training loop. There is one."""
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pipeline import checkpoints
+from pipeline.checkpoints import Progress
+from pipeline.draws import StepDraws
+from pipeline.ema import Average
+from pipeline.journal import Journal
+from pipeline.order import Readable, Share, batches
+from pipeline.recipe import Loop
+
+
+class Task(Protocol):
+    """What is being trained, and how one batch trains it:
+
+        def turns(self, batch, draws, step):
+            yield "tokenizer", {"pixel": ...}     # the loop steps the tokenizer here
+            yield "critic", {"hinge": ...}        # and the critic here, with all local variables still at hand
+
+    A player is called through `self.players[name]` in its own turn (the loop puts the distributed wrapper there).
+    """
+
+    players: dict[str, nn.Module]
+
+    def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield (player, weighted loss terms), one optimiser update each, in order."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; a checkpoint was saved, and the same command goes on from it."""
+
+
+def train(
+    task: Task, data: Readable, loop: Loop, folder: Path, seed: int, accelerator: Accelerator, workers: int = 0
+) -> dict[str, nn.Module]:
+    """Train to `loop.steps`, going on from a checkpoint in `folder` if there is one; the EMA of every player.
+
+    The result is a function of (task, data, loop, seed): any number of processes and of accumulated micro-batches
+    gives the same up to rounding, and a training that was killed and started again gives the same to the bit.
+    Raises Interrupted after SIGINT or SIGTERM, FloatingPointError after `loop.skip` consecutive non-finite steps.
+    """
+    share = Share(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
+    progress = Progress({name: Average(player, loop.ema) for name, player in task.players.items()})
+    optimizers = prepare(task, loop, progress, accelerator)
+    checkpoints.restore(accelerator, folder)
+    journal = Journal(accelerator, folder, progress.step, loop.steps, loop.log_every)
+    source = batches(data, share, seed, progress.step, workers)
+    with stop_requests() as stopped:
+        while progress.step < loop.steps:
+            finite = step(task, source, share, loop, seed, progress, optimizers, journal, accelerator)
+            progress.skipped = 0 if finite else progress.skipped + 1
+            if progress.skipped > loop.skip:
+                raise FloatingPointError(
+                    f"{progress.skipped} steps in a row were not finite, up to step {progress.step}"
+                )
+            last = progress.step == loop.steps
+            journal.step(progress.step, last, **rates(loop, progress.step))
+            halt = anyone(accelerator, bool(stopped), progress.step)
+            if halt or last or (loop.save_every and progress.step % loop.save_every == 0):
+                checkpoints.save(accelerator, folder, progress, task.players, loop.keep)
+            if halt and not last:
+                raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command goes on from it")
+    journal.close()
+    accelerator.free_memory()
+    accelerator._custom_objects.clear()
+    return {name: average.module for name, average in progress.averages.items()}
+
+
+def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator) -> dict[str, Any]:
+    """Wrap the players for this machine, in place, and make their optimisers."""
+    missing = sorted(set(task.players) ^ set(loop.lr))
+    if missing:
+        raise ValueError(f"loop.lr needs one rate a player ({', '.join(task.players)}); it has {', '.join(loop.lr)}")
+    fused = accelerator.device.type in ("cpu", "cuda")
+    names, optimizers = list(task.players), []
+    for name, player in task.players.items():
+        player.to(accelerator.device).train()
+        progress.averages[name].module.to(accelerator.device)
+        trained = [p for p in player.parameters() if p.requires_grad]
+        optimizers.append(
+            torch.optim.AdamW(trained, loop.lr[name], betas=loop.betas, weight_decay=loop.weight_decay, fused=fused)
+        )
+        if loop.compile:
+            player.compile()
+    ready = accelerator.prepare(*task.players.values(), *optimizers)
+    task.players.update(zip(names, ready))
+    accelerator.register_for_checkpointing(progress)
+    return dict(zip(names, ready[len(names) :]))
+
+
+def step(
+    task: Task,
+    source: Iterator[Any],
+    share: Share,
+    loop: Loop,
+    seed: int,
+    progress: Progress,
+    optimizers: dict[str, Any],
+    journal: Journal,
+    accelerator: Accelerator,
+) -> bool:
+    """One optimiser step of every player over `accumulate` micro-batches; whether all gradients were finite."""
+    finite = True
+    for micro in range(share.accumulate):
+        final = micro == share.accumulate - 1
+        batch = next(source).to(accelerator.device)
+        draws = StepDraws(seed, progress.step, share.places(micro), share.batch, accelerator.device)
+        with contextlib.ExitStack() as stack:
+            if not final:
+                for player in task.players.values():
+                    stack.enter_context(accelerator.no_sync(player))
+            for name, terms in task.turns(batch, draws, progress.step):
+                total = sum(terms.values())
+                accelerator.backward(total / share.accumulate)
+                for term, value in terms.items():
+                    journal.add(f"{name}/{term}", value)
+                if final:
+                    finite &= update(name, task.players[name], optimizers[name], loop, progress, journal, accelerator)
+    progress.step += 1
+    if finite:
+        for name, average in progress.averages.items():
+            average.update(accelerator.unwrap_model(task.players[name]), progress.step)
+    return finite
+
+
+def update(
+    name: str,
+    player: nn.Module,
+    optimizer: Any,
+    loop: Loop,
+    progress: Progress,
+    journal: Journal,
+    accelerator: Accelerator,
+) -> bool:
+    """Clip and step one player; a non-finite gradient leaves it as it is. Whether the gradient was finite."""
+    accelerator.unscale_gradients(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], loop.clip or math.inf)
+    finite = bool(norm.isfinite())
+    if finite:
+        journal.add(f"{name}/gradient_norm", norm)
+    else:
+        journal.add(f"{name}/non_finite", torch.ones_like(norm))
+    for group in optimizer.param_groups:
+        group["lr"] = rate(loop, loop.lr[name], progress.step)
+    if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and lowers its scale
+        optimizer.step()
+    optimizer.zero_grad()
+    return finite
+
+
+def rate(loop: Loop, peak: float, step: int) -> float:
+    """The learning rate of step number `step` (0 is the first): linear warm-up, then the schedule to `final`."""
+    if step < loop.warmup:
+        return peak * (step + 1) / loop.warmup
+    done = (step - loop.warmup) / max(1, loop.steps - loop.warmup)
+    share = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[loop.schedule]
+    return peak * (share if loop.schedule == "constant" else loop.final + (1 - loop.final) * share)
+
+
+def rates(loop: Loop, step: int) -> dict[str, float]:
+    return {f"{name}/lr": rate(loop, peak, step - 1) for name, peak in loop.lr.items()}
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that fills when SIGINT or SIGTERM arrives; a second one acts as usual."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread, which alone may be signalled
+        previous.clear()
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def anyone(accelerator: Accelerator, here: bool, step: int) -> bool:
+    """Whether any process asks to stop; several processes ask each other every tenth step."""
+    if accelerator.num_processes == 1:
+        return here
+    if step % 10:
+        return False
+    return bool(accelerator.reduce(torch.tensor(float(here), device=accelerator.device), "sum") > 0)
