@@ -4,6 +4,7 @@ import contextlib
 import math
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,20 @@ class Interrupted(Exception):
     """Training was asked to stop; a checkpoint was saved, and the same command goes on from it."""
 
 
+@dataclass
+class Training:
+    """What the functions of this file share."""
+
+    task: Task
+    loop: Loop
+    seed: int
+    share: Share
+    progress: Progress
+    optimizers: dict[str, Any]
+    journal: Journal
+    accelerator: Accelerator
+
+
 def train(
     task: Task, data: Readable, loop: Loop, folder: Path, seed: int, accelerator: Accelerator, workers: int = 0
 ) -> dict[str, nn.Module]:
@@ -54,17 +69,12 @@ def train(
     optimizers = prepare(task, loop, progress, accelerator)
     checkpoints.restore(accelerator, folder)
     journal = Journal(accelerator, folder, progress.step, loop.steps, loop.log_every)
+    training = Training(task, loop, seed, share, progress, optimizers, journal, accelerator)
     source = batches(data, share, seed, progress.step, workers)
     with stop_requests() as stopped:
         while progress.step < loop.steps:
-            finite = step(task, source, share, loop, seed, progress, optimizers, journal, accelerator)
-            progress.skipped = 0 if finite else progress.skipped + 1
-            if progress.skipped > loop.skip:
-                raise FloatingPointError(
-                    f"{progress.skipped} steps in a row were not finite, up to step {progress.step}"
-                )
+            step(training, source)
             last = progress.step == loop.steps
-            journal.step(progress.step, last, **rates(loop, progress.step))
             halt = anyone(accelerator, bool(stopped), progress.step)
             if halt or last or (loop.save_every and progress.step % loop.save_every == 0):
                 checkpoints.save(accelerator, folder, progress, task.players, loop.keep)
@@ -78,18 +88,15 @@ def train(
 
 def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator) -> dict[str, Any]:
     """Wrap the players for this machine, in place, and make their optimisers."""
-    missing = sorted(set(task.players) ^ set(loop.lr))
-    if missing:
+    if set(task.players) != set(loop.lr):
         raise ValueError(f"loop.lr needs one rate a player ({', '.join(task.players)}); it has {', '.join(loop.lr)}")
-    fused = accelerator.device.type in ("cpu", "cuda")
     names, optimizers = list(task.players), []
     for name, player in task.players.items():
         player.to(accelerator.device).train()
         progress.averages[name].module.to(accelerator.device)
         trained = [p for p in player.parameters() if p.requires_grad]
-        optimizers.append(
-            torch.optim.AdamW(trained, loop.lr[name], betas=loop.betas, weight_decay=loop.weight_decay, fused=fused)
-        )
+        options = {"betas": loop.betas, "weight_decay": loop.weight_decay, "fused": True}
+        optimizers.append(torch.optim.AdamW(trained, loop.lr[name], **options))
         if loop.compile:
             player.compile()
     ready = accelerator.prepare(*task.players.values(), *optimizers)
@@ -98,64 +105,56 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
     return dict(zip(names, ready[len(names) :]))
 
 
-def step(
-    task: Task,
-    source: Iterator[Any],
-    share: Share,
-    loop: Loop,
-    seed: int,
-    progress: Progress,
-    optimizers: dict[str, Any],
-    journal: Journal,
-    accelerator: Accelerator,
-) -> bool:
-    """One optimiser step of every player over `accumulate` micro-batches; whether all gradients were finite."""
+def step(training: Training, source: Iterator[Any]) -> None:
+    """One optimiser step of every player, over `accumulate` micro-batches."""
+    task, share, progress, accelerator = training.task, training.share, training.progress, training.accelerator
     finite = True
     for micro in range(share.accumulate):
         final = micro == share.accumulate - 1
         batch = next(source).to(accelerator.device)
-        draws = StepDraws(seed, progress.step, share.places(micro), share.batch, accelerator.device)
+        draws = StepDraws(training.seed, progress.step, share.places(micro), share.batch, accelerator.device)
         with contextlib.ExitStack() as stack:
-            if not final:
-                for player in task.players.values():
-                    stack.enter_context(accelerator.no_sync(player))
+            for player in [] if final else task.players.values():
+                stack.enter_context(accelerator.no_sync(player))
             for name, terms in task.turns(batch, draws, progress.step):
-                total = sum(terms.values())
-                accelerator.backward(total / share.accumulate)
+                accelerator.backward(sum(terms.values()) / share.accumulate)
                 for term, value in terms.items():
-                    journal.add(f"{name}/{term}", value)
+                    training.journal.add(f"{name}/{term}", value)
                 if final:
-                    finite &= update(name, task.players[name], optimizers[name], loop, progress, journal, accelerator)
+                    finite &= update(training, name)
     progress.step += 1
-    if finite:
-        for name, average in progress.averages.items():
-            average.update(accelerator.unwrap_model(task.players[name]), progress.step)
-    return finite
+    count(training, finite)
 
 
-def update(
-    name: str,
-    player: nn.Module,
-    optimizer: Any,
-    loop: Loop,
-    progress: Progress,
-    journal: Journal,
-    accelerator: Accelerator,
-) -> bool:
+def update(training: Training, name: str) -> bool:
     """Clip and step one player; a non-finite gradient leaves it as it is. Whether the gradient was finite."""
-    accelerator.unscale_gradients(optimizer)
+    loop, optimizer = training.loop, training.optimizers[name]
+    training.accelerator.unscale_gradients(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], loop.clip or math.inf)
     finite = bool(norm.isfinite())
-    if finite:
-        journal.add(f"{name}/gradient_norm", norm)
-    else:
-        journal.add(f"{name}/non_finite", torch.ones_like(norm))
+    training.journal.add(f"{name}/gradient_norm", norm if finite else torch.zeros_like(norm))
     for group in optimizer.param_groups:
-        group["lr"] = rate(loop, loop.lr[name], progress.step)
-    if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and lowers its scale
+        group["lr"] = rate(loop, loop.lr[name], training.progress.step)
+    if finite or training.accelerator.scaler is not None:  # the fp16 scaler skips by itself, and lowers its scale
         optimizer.step()
     optimizer.zero_grad()
     return finite
+
+
+def count(training: Training, finite: bool) -> None:
+    """Averages, the non-finite guard and the log line after a step."""
+    progress, loop = training.progress, training.loop
+    progress.skipped = 0 if finite else progress.skipped + 1
+    if progress.skipped > loop.skip:
+        raise FloatingPointError(
+            f"{progress.skipped} steps in a row up to step {progress.step} had gradients that are not finite;"
+            " lower the rate, or train in fp32 or bf16"
+        )
+    if finite:
+        for name, average in progress.averages.items():
+            average.update(training.accelerator.unwrap_model(training.task.players[name]), progress.step)
+    values = {f"{name}/lr": rate(loop, peak, progress.step - 1) for name, peak in loop.lr.items()}
+    training.journal.step(progress.step, progress.step == loop.steps, **values, skipped=progress.skipped)
 
 
 def rate(loop: Loop, peak: float, step: int) -> float:
@@ -165,10 +164,6 @@ def rate(loop: Loop, peak: float, step: int) -> float:
     done = (step - loop.warmup) / max(1, loop.steps - loop.warmup)
     share = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[loop.schedule]
     return peak * (share if loop.schedule == "constant" else loop.final + (1 - loop.final) * share)
-
-
-def rates(loop: Loop, step: int) -> dict[str, float]:
-    return {f"{name}/lr": rate(loop, peak, step - 1) for name, peak in loop.lr.items()}
 
 
 @contextlib.contextmanager
