@@ -1,0 +1,109 @@
+"""The one door to attention kernels: which one runs is decided here, by device, type, length and need of gradients."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Backend = Literal["auto", "sdpa", "written_out", "xformers"]
+
+WRITTEN_OUT_TOKENS = 512  # the longest sequence whose written-out backward is faster than SDPA's, bf16 on a CPU
+
+_backend: Backend = "auto"
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """softmax(scale * q k^T + mask) v, the same function whatever the backend.
+
+    Args:
+        q: [B, heads, N, D]. k and v: [B, heads, M, D].
+        mask: broadcastable to [B, heads, N, M]; bool (True takes part) or additive in q's type.
+        causal: query i sees keys 0..i, also where N and M differ.
+        scale: D^-0.5 when None.
+
+    Returns [B, heads, N, D]. Raises ValueError when both `mask` and `causal` are given.
+    """
+    if causal and mask is not None:
+        raise ValueError("attention takes a mask or causal=True, not both; put the triangle into the mask")
+    return _KERNELS[_chosen(q, k, v)](q, k, v, mask, causal, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def set_backend(name: Backend) -> None:
+    """Choose the kernel for every later call in this process; `auto` is the measured choice.
+
+    Raises ValueError for an unknown name, and for xformers where it is not installed.
+    """
+    global _backend
+    if name not in get_args(Backend):
+        raise ValueError(f"there is no attention backend {name!r}; there are: {', '.join(get_args(Backend))}")
+    if name == "xformers":
+        _load_xformers()
+    _backend = name
+
+
+@contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """`set_backend` for the length of a with-block."""
+    before = _backend
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def _chosen(q: Tensor, k: Tensor, v: Tensor) -> Backend:
+    """SDPA, but for short sequences in half precision on a CPU, where its backward takes up to three times as long."""
+    if _backend != "auto":
+        return _backend
+    gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    short = max(q.shape[-2], k.shape[-2]) <= WRITTEN_OUT_TOKENS
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return "written_out" if gradients and short and half and q.device.type == "cpu" else "sdpa"
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    scores = (q * scale) @ k.transpose(-2, -1)  # [B, heads, N, M]
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1) @ v
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    if not q.is_cuda:
+        raise ValueError(f"the xformers backend needs CUDA tensors, not {q.device.type}; choose auto or sdpa")
+    ops = _load_xformers()
+    bias = ops.LowerTriangularMask() if causal else _additive(mask, q, k)
+    swap = [t.transpose(1, 2) for t in (q, k, v)]  # [B, N, heads, D]
+    return ops.memory_efficient_attention(*swap, attn_bias=bias, scale=scale).transpose(1, 2)
+
+
+def _additive(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The mask as xformers wants it: additive, in q's type, [B, heads, N, M]."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    return mask.expand(*q.shape[:-1], k.shape[-2])
+
+
+def _load_xformers():
+    try:
+        return importlib.import_module("xformers.ops")
+    except ImportError:
+        raise ValueError("xformers is not installed: pip install 'tessera[xformers]', or choose auto or sdpa") from None
+
+
+_KERNELS: dict[str, Callable[..., Tensor]] = {"sdpa": _sdpa, "written_out": _written_out, "xformers": _xformers}
