@@ -1,0 +1,20 @@
+"""Options and fixtures that all tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        help="folder below which the cases with reference values of published implementations lie",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _same_draws_in_every_order():
+    torch.manual_seed(0)

@@ -1,0 +1,93 @@
+"""One file a kind of published case: how this project computes what the case stores.
+
+A kind states `MATCHES`, the beginning of `class` in the case's meta.json (the longest match wins), and
+`outputs(case) -> dict[str, Tensor]`, whose names are those of the stored outputs without their "output." prefix.
+Everything is read from the case: shapes from its tensors, switches from `case.meta["constructor"]`, scales and counts
+from the words of its calls (`case.number`). Optional: `NOT_OURS = {name pattern: reason}` for stored outputs that this
+project has no counterpart of, and `LOOSER = {name pattern: tolerance}` where meta.json gives an exception in words.
+"""
+
+import importlib
+import json
+import pkgutil
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+@dataclass
+class Case:
+    """A folder with meta.json, io.safetensors and (mostly) state.safetensors."""
+
+    folder: Path
+    meta: dict = field(init=False)
+
+    def __post_init__(self):
+        self.meta = json.loads((self.folder / "meta.json").read_text())
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The parameters under their published names, floats as float32."""
+        path = self.folder / "state.safetensors"
+        values = load_file(path) if path.exists() else {}
+        return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        return self._tensors("input.")
+
+    @cached_property
+    def stored(self) -> dict[str, Tensor]:
+        return self._tensors("output.")
+
+    def stored_names(self) -> list[str]:
+        """Names of the stored outputs, without reading them."""
+        return [name.removeprefix("output.") for name in self.meta["io"]["tensors"] if name.startswith("output.")]
+
+    def call(self, *words: str) -> str:
+        """The text (call and description) of the first call whose text holds all `words`, whatever their case."""
+        for call in self.meta["calls"]:
+            text = f"{call['call']}; {call.get('description', '')}"
+            if all(word.lower() in text.lower() for word in words):
+                return text
+        raise ValueError(f"{self.folder.name}: no call mentions {', '.join(words)}")
+
+    def number(self, name: str, *words: str) -> float:
+        """`number("cfg_scale", "forward_with_cfg")` is 4.0 where that call's text says cfg_scale=4.0."""
+        found = re.search(rf"{re.escape(name)}\s*=\s*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", self.call(*words))
+        if found is None:
+            raise ValueError(f"{self.folder.name}: the call on {', '.join(words)} does not state {name}")
+        return float(found.group(1))
+
+    def _tensors(self, prefix: str) -> dict[str, Tensor]:
+        values = load_file(self.folder / "io.safetensors")
+        return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def kind_of(case: Case) -> ModuleType | None:
+    """The module whose MATCHES is the longest beginning of the case's class; None when the kind is not known."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    fitting = [module for module in modules if case.meta["class"].startswith(module.MATCHES)]
+    return max(fitting, key=lambda module: len(module.MATCHES), default=None)
+
+
+def sequence(images: Tensor) -> Tensor:
+    """[..., C, H, W] to [..., H * W, C]."""
+    return images.flatten(-2).transpose(-1, -2)
+
+
+def grid(codes: Tensor, height: int, width: int) -> Tensor:
+    """[..., H * W, C] to [..., C, H, W]."""
+    return codes.transpose(-1, -2).unflatten(-1, (height, width))
+
+
+def bare(network: torch.nn.Module) -> torch.nn.Module:
+    """As the cases were made: eval mode, float32."""
+    return network.eval().float()

@@ -1,0 +1,67 @@
+"""This project computes what the published implementations compute: one item a stored output of every case."""
+
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from golden_kinds import Case, kind_of
+from torch import Tensor
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    root = metafunc.config.getoption("golden")
+    folders = sorted(path.parent for path in root.rglob("meta.json"))
+    if not folders:
+        raise pytest.UsageError(f"--golden {root}: there is no meta.json below it")
+    items = [(folder, name) for folder in folders for name in Case(folder).stored_names()]
+    labels = [f"{folder.relative_to(root)}-{name}" for folder, name in items]
+    metafunc.parametrize("folder, name", items, ids=labels)
+
+
+def test_output(folder: Path, name: str):
+    case = Case(folder)
+    kind = kind_of(case)
+    if kind is None:
+        pytest.skip(f"unknown kind: {case.meta['class']}")
+    for pattern, reason in getattr(kind, "NOT_OURS", {}).items():
+        if fnmatch(name, pattern):
+            pytest.skip(f"{name}: {reason}")
+    ours = computed(folder)
+    assert name in ours, f"{kind.__name__} neither computes {name} nor lists it in NOT_OURS"
+    compare(ours[name], stored(folder)[name], tolerance(case, kind, name))
+
+
+@cache
+def computed(folder: Path) -> dict[str, Tensor]:
+    case = Case(folder)
+    return {name: value.detach() for name, value in kind_of(case).outputs(case).items()}
+
+
+@cache
+def stored(folder: Path) -> dict[str, Tensor]:
+    return Case(folder).stored
+
+
+def tolerance(case: Case, kind, name: str) -> float:
+    """0 where the case asks for equality, else the looser tolerance of this output, else the case's own."""
+    if any(fnmatch(f"output.{name}", pattern) for pattern in case.meta["exact"]):
+        return 0.0
+    stated = {k.removeprefix("output."): v for k, v in case.meta.get("looser_tolerance", {}).items()}
+    for pattern, value in (stated | getattr(kind, "LOOSER", {})).items():
+        if fnmatch(name, pattern):
+            return value
+    return case.meta["tolerance"]["value"]
+
+
+def compare(ours: Tensor, theirs: Tensor, allowed: float) -> None:
+    """max|a - b| <= allowed * max(1, max|b|), which no NaN meets; whole numbers and exact outputs must be equal."""
+    assert ours.shape == theirs.shape, f"{list(ours.shape)} instead of {list(theirs.shape)}"
+    if allowed == 0 or not theirs.is_floating_point():
+        assert ours.is_floating_point() == theirs.is_floating_point(), f"{ours.dtype} instead of {theirs.dtype}"
+        assert torch.equal(ours.to(theirs.dtype), theirs), "not equal"
+        return
+    difference = (ours.double() - theirs.double()).abs().max().item()
+    limit = allowed * max(1.0, theirs.abs().max().item())
+    assert difference <= limit, f"differs by {difference:.3g}, allowed {limit:.3g}"
