@@ -1,0 +1,131 @@
+"""A small classifier trained on the recipe's own images: the judge of samples, and a stand-in for perceptual features."""
+
+import math
+from typing import Literal
+
+import torch
+from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks both up in the component's own module
+from diffusers.configuration_utils import register_to_config
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.draws import mix
+
+
+class Classifier(ModelMixin, ConfigMixin):
+    """A convolutional network from images [B, 3, H, W] in [-1, 1] (8 pixels a side or more) to class logits.
+
+    Every stage halves the side and doubles the channels; what each leaves is a feature map, the mean over the last is
+    projected to `dim` features. Features are few, so that a covariance over some hundred images has full rank.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_classes: int,
+        width: int = 32,
+        stages: int = 2,
+        stride: int = 1,
+        dim: int = 64,
+        task: Literal["classifier", "rotation"] = "classifier",
+    ):
+        super().__init__()
+        widths = [width // 2, *(width * 2 ** min(i, 2) for i in range(stages))]
+        self.stem = convolution(3, widths[0], stride)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(convolution(low, high, 2), convolution(high, high)) for low, high in zip(widths, widths[1:])
+        )
+        self.project = nn.Linear(widths[-1], dim)
+        self.head = nn.Linear(dim, num_classes)
+
+    @property
+    def name(self) -> str:
+        """What numbers on its features are called after: `classifier`, or `rotation` where there were no classes."""
+        return self.config.task
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, num_classes]."""
+        return self.head(self.features(images))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps [B, C, h, w], fine to coarse."""
+        found = [self.stem(images)]
+        for block in self.blocks:
+            found.append(block(found[-1]))
+        return found
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, dim], the layer before the logits."""
+        return F.silu(self.project(self.maps(images)[-1].mean(dim=(2, 3))))
+
+    @torch.no_grad()
+    def accuracy(self, images: Tensor, labels: Tensor, batch: int = 256) -> float:
+        """Share of images [n, 3, H, W] whose largest logit is at their label [n]."""
+        guesses = torch.cat([self(part).argmax(1) for part in images.split(batch)])
+        return (guesses == labels).double().mean().item()
+
+    @classmethod
+    def fit(
+        cls, images: Tensor, labels: Tensor | None, num_classes: int, seed: int, steps: int = 240, batch: int = 128
+    ) -> "Classifier":
+        """Train on images [n, 3, H, W] in [-1, 1] with labels [n], under small shifts, turns and changes of size.
+
+        Without classes (labels None or fewer than two classes) it learns to tell the four quarter turns of an image
+        (Gidaris et al., arXiv:1803.07728). The result is in eval mode on the images' device and a function of the
+        arguments alone; the global random state is left as it was. Raises ValueError for images under 8 pixels.
+        """
+        labelled = labels is not None and num_classes > 1
+        task = "classifier" if labelled else "rotation"
+        with torch.random.fork_rng():
+            torch.manual_seed(mix(seed, "classifier"))
+            network = cls(num_classes if labelled else 4, **shape(min(images.shape[2:])), task=task).to(images.device)
+        _train(network, images, labels if labelled else None, seed, steps, batch)
+        return network.eval().requires_grad_(False)
+
+
+def convolution(low: int, high: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(low, high, 3, stride, 1, bias=False), nn.BatchNorm2d(high), nn.SiLU())
+
+
+def shape(size: int) -> dict[str, int]:
+    """Stride of the stem and number of stages that bring `size` pixels a side to about four."""
+    if size < 8:
+        raise ValueError(f"the classifier needs images of 8 pixels a side or more, not {size}; raise data.size")
+    stride = max(1, size // 32)
+    return {"stride": stride, "stages": max(1, round(math.log2(size / stride / 4)))}
+
+
+def _train(network: Classifier, images: Tensor, labels: Tensor | None, seed: int, steps: int, batch: int) -> None:
+    randomness = Generator().manual_seed(mix(seed, "batches"))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-8, weight_decay=0.02)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps, pct_start=0.2)
+    network.train()
+    for _ in range(steps):
+        chosen = torch.randint(len(images), (batch,), generator=randomness)
+        picked = jitter(images[chosen.to(images.device)], randomness)
+        if labels is None:
+            picked, aims = turned(picked, randomness)
+        else:
+            aims = labels[chosen.to(labels.device)].to(images.device)
+        loss = F.cross_entropy(network(picked), aims, label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rate.step()
+
+
+def jitter(images: Tensor, randomness: Generator, shift: float = 0.08, turn: float = 0.2, scale: float = 0.1) -> Tensor:
+    """Every image moved by up to `shift` of its side, turned by up to `turn` radians and resized by up to `scale`."""
+    draws = torch.rand(len(images), 4, generator=randomness) * 2 - 1
+    angle, size, move = draws[:, 0] * turn, 1 + draws[:, 1] * scale, draws[:, 2:] * 2 * shift
+    cosine, sine = angle.cos() * size, angle.sin() * size
+    rows = torch.stack([cosine, -sine, move[:, 0], sine, cosine, move[:, 1]], dim=1)
+    grid = F.affine_grid(rows.view(-1, 2, 3).to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def turned(images: Tensor, randomness: Generator) -> tuple[Tensor, Tensor]:
+    """Each image by its own number of quarter turns, and those numbers [B]."""
+    turns = torch.randint(4, (len(images),), generator=randomness).to(images.device)
+    all_four = torch.stack([images.rot90(k, dims=(2, 3)) for k in range(4)])  # [4, B, 3, H, W]
+    return all_four[turns, torch.arange(len(images), device=images.device)], turns
