@@ -12,7 +12,7 @@ from pipeline.objectives.base import Objective
 
 
 class Generation:
-    """One player, the network. A batch holds `code`, `condition`, and the posterior's `std` where moments are stored."""
+    """One player, the network. A batch holds `code`, `condition`, and the posterior's `std` if moments are stored."""
 
     def __init__(self, network: nn.Module, objective: Objective, weights: dict[str, float]):
         self.players = {"network": network}

@@ -1,7 +1,7 @@
 """The typed schema of a recipe: load() accepts or rejects it whole, before anything runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,6 +165,26 @@ def locate(name: str) -> Path:
         if path.is_file():
             return path
     raise ValueError(f"there is no recipe {name!r}{suggestion(name, names())}")
+
+
+def is_recipe(name: str) -> bool:
+    """Whether `name` is meant as a recipe: a YAML file, or a name in configs/; a pipeline's folder or hub id is not."""
+    return (
+        name.endswith((".yaml", ".yml"))
+        or (CONFIGS / f"{name}.yaml").is_file()
+        or not (Path(name).is_dir() or "/" in name)
+    )
+
+
+def origin(name: str) -> str:
+    """How a run's folder remembers its recipe: by the file's path, relative to the project where it can be."""
+    path = locate(name).resolve()
+    return str(path.relative_to(CONFIGS.parent)) if path.is_relative_to(CONFIGS.parent) else str(path)
+
+
+def settings(recipe: Recipe) -> str:
+    """Every value of a recipe as YAML, defaults included."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(recipe)))
 
 
 def names() -> list[str]:

@@ -52,13 +52,16 @@ class Workspace:
 
     def current(self, name: str, because: str) -> bool:
         """Whether the artefact is there and was made from the same."""
-        note = self.root / name / NOTE
+        note, draft = self.root / name / NOTE, self._draft(name, because)
+        if self.accelerator.is_main_process and (draft / NOTE).exists():
+            _rename(draft, self.root / name)  # complete, but stopped before it had its name
+        self.accelerator.wait_for_everyone()
         return note.exists() and json.loads(note.read_text())["hash"] == because
 
     @contextlib.contextmanager
     def publish(self, name: str, because: str, **provenance: Any) -> Iterator[Path]:
         """A draft folder, named by its cause so that only the same work goes on in it; renamed once complete."""
-        draft, started = self.root / f".{name}-{because}", time.time()
+        draft, started = self._draft(name, because), time.time()
         if self.accelerator.is_main_process:
             draft.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
@@ -75,19 +78,27 @@ class Workspace:
             self._finish(draft, self.root / name, note | surroundings(self.accelerator))
         self.accelerator.wait_for_everyone()
 
+    def _draft(self, name: str, because: str) -> Path:
+        return self.root / f".{name}-{because}"
+
     def _finish(self, draft: Path, final: Path, note: dict[str, Any]) -> None:
         for folder in draft.rglob("checkpoints"):
             shutil.rmtree(folder)
         (draft / NOTE).write_text(json.dumps(note, indent=2) + "\n")
         _ordinary_modes(draft)
-        old = final.with_name(f".{final.name}-old")
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            final.rename(old)
-        draft.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        _rename(draft, final)
         for stale in final.parent.glob(f".{final.name}-*"):  # drafts of recipes that have changed since
             shutil.rmtree(stale)
+
+
+def _rename(draft: Path, final: Path) -> None:
+    """Put `draft` in the place of `final`."""
+    old = final.with_name(f".{final.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def fingerprint(*parts: Any) -> str:

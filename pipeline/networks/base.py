@@ -6,7 +6,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
-from pipeline.code import Condition
+from pipeline.code import Condition, LatentSpec
 
 
 class Network(ModelMixin, ConfigMixin):
@@ -14,6 +14,10 @@ class Network(ModelMixin, ConfigMixin):
 
     A constructor takes those of the derived values that it needs, under these names.
     """
+
+    @classmethod
+    def validate(cls, spec: LatentSpec, **arguments) -> None:
+        """ValueError where codes of this geometry and these stated arguments do not fit, known without building."""
 
     @abstractmethod
     def forward(self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:

@@ -33,6 +33,9 @@ class Objective(SchedulerMixin, ConfigMixin):
         """Names of the loss terms, known without building."""
         raise NotImplementedError
 
+    def check_sampler(self, steps: int, **sampler) -> None:
+        """ValueError where these sampler settings, or this number of steps, do not fit the objective."""
+
     @abstractmethod
     def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
         """The random arguments of `loss` for this batch (times, noise, orders, masks)."""

@@ -31,6 +31,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     neck: Bottleneck
     spec: LatentSpec
+    frozen: bool = False  # it comes trained, and a recipe may leave out its phases
 
     def __init__(self, dim: int):
         super().__init__()

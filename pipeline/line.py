@@ -1,0 +1,140 @@
+"""Whether the parts of a recipe fit together, and building them from what earlier stages determine."""
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import get_type_hints
+
+import torch
+from torch import nn
+
+from pipeline.code import LatentSpec
+from pipeline.components import build, check, conform, find, suggestion
+from pipeline.networks.base import Network
+from pipeline.objectives.base import Objective
+from pipeline.recipe import Phase, Recipe
+from pipeline.tokenizers.base import Tokenizer
+
+DERIVED = {  # what a recipe may not state, by slot
+    "datasets": ("split",),
+    "tokenizers": ("image_size",),
+    "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs"),
+    "objectives": (),
+    "losses": ("backbone",),
+    "critics": (),
+}
+SAMPLER_OWN = ("on_step", "scheduler")  # keyword arguments of Objective.sample that no recipe states
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a recipe comes to before anything is built."""
+
+    tokenizer: type[Tokenizer]
+    spec: LatentSpec
+    network: type[Network]
+    objective: Objective
+
+
+def check_line(recipe: Recipe) -> Line:
+    """Check every section against the components it names; ValueError with one line that says what to change."""
+    check("datasets", recipe.data.source, DERIVED["datasets"], "data.source")
+    tokenizer, spec = check_tokenizer(recipe)
+    objective = check_generator(recipe, spec)
+    check_sampling(recipe, objective)
+    if recipe.posttrain is not None:
+        raise ValueError("posttrain can only be null")
+    for kind in recipe.evaluate.features:
+        find_features(kind)
+    return Line(tokenizer, spec, find("networks", recipe.generator.network["kind"]), objective)
+
+
+def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
+    part = recipe.tokenizer
+    cls, arguments = check("tokenizers", part.model, DERIVED["tokenizers"], "tokenizer.model")
+    spec = cls.geometry(image_size=recipe.data.size, **arguments)
+    own = cls.terms(**arguments)
+    for name, phase in part.phases.items():
+        check_phase(phase, own, f"tokenizer.phases.{name}")
+    if not part.phases and not getattr(cls, "frozen", False):
+        raise ValueError("tokenizer.phases is empty: a tokenizer of our own needs a phase that trains it")
+    return cls, spec
+
+
+def check_phase(phase: Phase, own: Iterable[str], where: str) -> None:
+    terms = list(own)
+    for name, node in phase.losses.items():
+        cls, arguments = check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
+        terms += cls.terms(**arguments)
+    players = ["tokenizer"]
+    if phase.adversary:
+        check("critics", phase.adversary.critic, DERIVED["critics"], f"{where}.adversary.critic")
+        terms.append("adversarial")
+        players.append("critic")
+    same(phase.weights, terms, f"{where}.weights", "loss term")
+    same(phase.loop.lr, players, f"{where}.loop.lr", "player")
+
+
+def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
+    part = recipe.generator
+    cls, arguments = check("objectives", part.objective, DERIVED["objectives"], "generator.objective")
+    objective = build("objectives", part.objective)
+    network, values = check("networks", part.network, DERIVED["networks"], "generator.network")
+    network.validate(spec, **values)
+    same(part.weights, cls.terms(**arguments), "generator.weights", "loss term")
+    same(part.loop.lr, ["network"], "generator.loop.lr", "player")
+    return objective
+
+
+def check_sampling(recipe: Recipe, objective: Objective) -> None:
+    signature = inspect.signature(type(objective).sample)
+    hints = get_type_hints(type(objective).sample)
+    keywords = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and n not in SAMPLER_OWN]
+    for name, value in recipe.sample.sampler.items():
+        if name not in keywords:
+            raise ValueError(f"sample.sampler.{name}: there is no such setting{suggestion(name, keywords)}")
+        conform(value, hints[name], f"sample.sampler.{name}")
+    objective.check_sampler(recipe.sample.steps, **recipe.sample.sampler)
+    dropped = recipe.generator.network.get("class_drop")
+    if recipe.sample.guidance != 1 and dropped == 0:
+        raise ValueError(
+            f"sample.guidance is {recipe.sample.guidance:g}, but generator.network.class_drop is 0: the network never"
+            " learns the unconditional prediction; set class_drop=0.1 or guidance=1"
+        )
+
+
+def same(stated: Iterable[str], needed: Iterable[str], where: str, what: str) -> None:
+    """ValueError unless `stated` names exactly `needed`."""
+    stated, needed = list(stated), list(needed)
+    for name in stated:
+        if name not in needed:
+            raise ValueError(f"{where}.{name}: there is no {what} {name!r}{suggestion(name, needed)}")
+    for name in needed:
+        if name not in stated:
+            raise ValueError(f"{where}.{name} is missing: every {what} needs a value")
+
+
+def find_features(kind: str) -> None:
+    """ValueError when `evaluate.features` names features that are not there."""
+    from pipeline.metrics.features import KINDS
+
+    if kind not in KINDS:
+        raise ValueError(f"evaluate.features: there are no features {kind!r}{suggestion(kind, list(KINDS))}")
+
+
+def build_tokenizer(recipe: Recipe) -> Tokenizer:
+    return build("tokenizers", recipe.tokenizer.model, image_size=recipe.data.size)
+
+
+def build_network(recipe: Recipe, spec: LatentSpec, num_classes: int, objective: Objective) -> Network:
+    derived = {"grid": list(spec.grid), "dim": spec.dim, "vocab": spec.vocab, "codebooks": spec.codebooks}
+    return build("networks", recipe.generator.network, num_classes=num_classes, outputs=objective.outputs, **derived)
+
+
+def seeded(seed: int) -> None:
+    """Seed torch's global generator: for the initial weights, the one draw that modules make themselves."""
+    torch.manual_seed(seed)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

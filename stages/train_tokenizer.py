@@ -1,0 +1,74 @@
+"""images -> tokenizer/: phase after phase, each going on from the last one's average weights."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from pipeline.images import Images
+from pipeline.reconstruction import Reconstruction
+
+from pipeline.components import build, find
+from pipeline.critics.base import Critic
+from pipeline.line import build_tokenizer, seeded
+from pipeline.loop import train
+from pipeline.losses.base import Loss
+from pipeline.perceptual_backbone import perceptual_backbone
+from pipeline.recipe import Phase, Recipe
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.workspace import Workspace
+
+READS, WRITES = (), "tokenizer"
+
+
+def uses(recipe: Recipe) -> Any:
+    return recipe.tokenizer, recipe.data, recipe.seed, recipe.precision, recipe.weights
+
+
+def run(recipe: Recipe, work: Workspace, out: Path) -> None:
+    seeded(recipe.seed)
+    tokenizer = build_tokenizer(recipe)
+    if recipe.tokenizer.phases:
+        images = Images(recipe.data, "train")
+        for number, (name, phase) in enumerate(recipe.tokenizer.phases.items()):
+            tokenizer = train_phase(recipe, work, out / "phases" / name, tokenizer, phase, images, number)
+    if work.accelerator.is_main_process:
+        tokenizer.save_pretrained(out)
+
+
+def train_phase(
+    recipe: Recipe, work: Workspace, folder: Path, tokenizer: Tokenizer, phase: Phase, images: Images, number: int
+) -> Tokenizer:
+    """The tokenizer after one phase: loaded if the phase is finished, trained (or gone on with) if not."""
+    accelerator, finished = work.accelerator, folder / "tokenizer"
+    if finished.exists():
+        return type(tokenizer).from_pretrained(finished)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    losses = build_losses(recipe, accelerator.device, phase, images, folder)
+    critic = build_critic(phase, recipe.seed + number)
+    task = Reconstruction(tokenizer, phase, losses, critic)
+    averages = train(task, images, phase.loop, folder, recipe.seed + number, accelerator, recipe.data.workers)
+    if accelerator.is_main_process:
+        averages["tokenizer"].save_pretrained(folder / "draft")
+        (folder / "draft").rename(finished)
+    accelerator.wait_for_everyone()
+    return averages["tokenizer"].requires_grad_(True)
+
+
+def build_losses(recipe: Recipe, device: torch.device, phase: Phase, images: Images, folder: Path) -> dict[str, Loss]:
+    """The phase's losses; the frozen network that some compare features of is made once, when one asks for it."""
+    losses, derived = {}, {}
+    for name, node in phase.losses.items():
+        if "backbone" in inspect.signature(find("losses", node["kind"]).__init__).parameters and not derived:
+            derived = {"backbone": perceptual_backbone(recipe, images, folder, device)}
+        losses[name] = build("losses", node, **derived).to(device)
+    return losses
+
+
+def build_critic(phase: Phase, seed: int) -> Critic | None:
+    if phase.adversary is None:
+        return None
+    seeded(seed)
+    return build("critics", phase.adversary.critic)
