@@ -1,0 +1,159 @@
+"""The transformer on noisy codes that DiT, SiT and LightningDiT share; its switches tell them apart."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin  # noqa: F401  diffusers looks for it in the component's own module when loading
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
+from torch import Tensor, nn
+
+from pipeline.code import Condition
+from pipeline.networks.base import Network
+from pipeline.nn.blocks import ModulatedBlock, ModulatedHead
+from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, fixed_positions, patchify, rotary_tables, unpatchify
+
+Position = Literal["fixed", "learned", "rotary", "rotary_and_fixed"]
+
+
+class DiffusionTransformer(Network, AttentionMixin, CacheMixin, PeftAdapterMixin):
+    """Patches of a code through blocks modulated by time and class (Peebles and Xie, arXiv:2212.09748).
+
+    DiT and SiT (arXiv:2401.08740): fixed positions, layer norm, GELU. LightningDiT (arXiv:2501.01423): rotary and fixed
+    positions, RMS norm, SwiGLU. `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived; class
+    `num_classes` is the null one. With outputs = 2 the last axis is [prediction channels, variance channels].
+
+    The sinusoid sees u * time_scale for `time_direction="noise"` and (1 - u) * time_scale for `"data"`: DiT embeds
+    u * 1000; SiT and LightningDiT embed 1 - u.
+
+    Raises ValueError, as `validate` does, when sizes do not fit together.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ModulatedBlock"]
+    _repeated_blocks = ["ModulatedBlock"]
+    _skip_layerwise_casting_patterns = ["embedding", "norm", "modulation"]
+
+    @register_to_config
+    def __init__(
+        self,
+        grid: list[int],
+        dim: int,
+        num_classes: int,
+        depth: int,
+        width: int,
+        heads: int,
+        outputs: int = 1,
+        patch_size: int = 1,
+        position: Position = "fixed",
+        norm: Literal["layer", "rms"] = "layer",
+        feed_forward: Literal["gelu", "swiglu"] = "gelu",
+        feed_forward_ratio: float = 4.0,
+        query_key_norm: bool = False,
+        class_drop: float = 0.1,
+        time_scale: float = 1000.0,
+        time_direction: Literal["noise", "data"] = "noise",
+    ):
+        super().__init__()
+        self.validate(grid, width=width, heads=heads, patch_size=patch_size, position=position)
+        self.gradient_checkpointing = False
+        self.patch_embedding = nn.Linear(patch_size ** len(grid) * dim, width)
+        self.time_embedding = TimeEmbedding(width)
+        self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
+        self._place([size // patch_size for size in grid], position, width, heads)
+        block = (width, heads, norm, feed_forward, feed_forward_ratio, query_key_norm)
+        self.blocks = nn.ModuleList(ModulatedBlock(*block) for _ in range(depth))
+        self.head = ModulatedHead(width, patch_size ** len(grid) * outputs * dim, norm)
+        self._initialise()
+
+    @classmethod
+    def validate(
+        cls,
+        grid: Sequence[int],
+        *,
+        width: int,
+        heads: int,
+        patch_size: int = 1,
+        position: Position = "fixed",
+        **_: object,
+    ) -> None:
+        """Raises ValueError with one line when these constructor arguments do not fit `grid`; builds nothing."""
+        if len(grid) not in (1, 2):
+            raise ValueError(f"diffusion_transformer works on grids of one or two axes, not on {list(grid)}")
+        if any(size % patch_size for size in grid):
+            raise ValueError(
+                f"patch_size {patch_size} does not divide the grid {list(grid)}; use 1 or another tokenizer"
+            )
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
+        share = 2 * len(grid)
+        if "fixed" in position and width % share:
+            raise ValueError(f"position={position} needs a width divisible by {share}, not {width}")
+        if "rotary" in position and width // heads % share:
+            raise ValueError(f"position={position} needs width / heads divisible by {share}, not {width // heads}")
+
+    def forward(self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
+        """hidden_states [B, N, dim] at noise levels `time` [B] (float32 in [0, 1]) to [B, N, outputs * dim].
+
+        Without a condition a network of classes answers for its null class. Raises ValueError when an unconditional
+        network is given labels, and when N is not the grid's.
+        """
+        grid, patch = self.config.grid, self.config.patch_size
+        if hidden_states.shape[1] != math.prod(grid):
+            raise ValueError(f"a code of {hidden_states.shape[1]} tokens does not fit the network's grid {list(grid)}")
+        h = self.patch_embedding(patchify(hidden_states, grid, patch))  # [B, N / patch^axes, width]
+        h = h if self.positions is None else h + self.positions
+        rotary = None if self.cosines is None else (self.cosines, self.sines)
+        c = F.silu(self._request(time, condition))  # every modulation begins with it
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                h = self._gradient_checkpointing_func(block, h, c, rotary)
+            else:
+                h = block(h, c, rotary)
+        return unpatchify(self.head(h, c), grid, patch)
+
+    def _request(self, time: Tensor, condition: Condition | None) -> Tensor:
+        """What every block is told, [B, width]: the time's vector plus the class's."""
+        noise = time.float()
+        noise = noise if self.config.time_direction == "noise" else 1 - noise
+        vector = self.time_embedding(noise * self.config.time_scale)
+        labels = None if condition is None else condition.labels
+        if self.label_embedding is None:
+            if labels is not None:
+                raise ValueError("this network was built without classes (num_classes=0); call it without labels")
+            return vector
+        if labels is None:
+            labels = torch.full(time.shape, self.config.num_classes, dtype=torch.int64, device=time.device)
+        return vector + self.label_embedding(labels)
+
+    def _place(self, grid: list[int], position: Position, width: int, heads: int) -> None:
+        """Where tokens stand: a table added at the input, rotary tables for queries and keys, or both."""
+        positions = cosines = sines = None
+        if "fixed" in position:
+            positions = fixed_positions(grid, width)
+        if "rotary" in position:
+            cosines, sines = rotary_tables(grid, width // heads)
+        for name, table in (("positions", positions), ("cosines", cosines), ("sines", sines)):
+            self.register_buffer(name, table, persistent=False)
+        if position == "learned":
+            del self.positions
+            self.positions = nn.Parameter(torch.zeros(math.prod(grid), width))
+
+    def _initialise(self) -> None:
+        """adaLN-Zero as published: Xavier linear layers, normal embeddings, gates and the last layer at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        embeddings = [self.time_embedding.up.weight, self.time_embedding.down.weight]
+        embeddings += [] if self.label_embedding is None else [self.label_embedding.weight]
+        embeddings += [self.positions] if self.config.position == "learned" else []
+        for weight in embeddings:
+            nn.init.normal_(weight, std=0.02)
+        for layer in [block.modulation for block in self.blocks] + [self.head.modulation, self.head.linear]:
+            nn.init.zeros_(layer.weight)

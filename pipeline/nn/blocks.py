@@ -1,0 +1,152 @@
+"""Transformer blocks: norms, feed-forward layers, adaptive modulation, attention, and the block made of them."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from pipeline.nn.attention import attention
+from pipeline.nn.embeddings import rotate
+
+Norm = Literal["layer", "rms"]
+FeedForward = Literal["gelu", "swiglu"]
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [N, head width]
+
+EPSILON = 1e-6  # of every norm here, as in DiT, SiT and LightningDiT
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6) * weight over the last axis, computed in float32 (arXiv:1910.07467)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.float()
+        h = h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True) + EPSILON)
+        return h.to(x.dtype) * self.weight.to(x.dtype)
+
+
+def make_norm(kind: Norm, width: int) -> nn.Module:
+    """`layer` has no weights of its own, since a modulation follows; `rms` has a learned scale."""
+    return RMSNorm(width) if kind == "rms" else nn.LayerNorm(width, eps=EPSILON, elementwise_affine=False)
+
+
+class GELUFeedForward(nn.Module):
+    """Linear, tanh GELU, linear: [B, N, width] through `ratio` times the width."""
+
+    def __init__(self, width: int, ratio: float):
+        super().__init__()
+        hidden = int(width * ratio)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class SwiGLUFeedForward(nn.Module):
+    """silu(a) * b of one linear layer's two halves, then a linear layer (Shazeer, arXiv:2002.05202).
+
+    Two thirds of `ratio` times the width, so that it costs what the GELU layer of the same ratio does.
+    """
+
+    def __init__(self, width: int, ratio: float):
+        super().__init__()
+        hidden = int(2 / 3 * int(width * ratio))
+        self.up = nn.Linear(width, 2 * hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+def make_feed_forward(kind: FeedForward, width: int, ratio: float) -> nn.Module:
+    return (SwiGLUFeedForward if kind == "swiglu" else GELUFeedForward)(width, ratio)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift for x [B, N, width] and one shift and scale [B, 1, width] an image, in a single pass."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class AttentionProcessor:
+    """Which kernel one attention layer uses: the one door, unless diffusers' `set_attention_backend` named another."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [B, heads, N, D] to [B, heads, N, D]."""
+        if self._attention_backend is None:
+            return attention(q, k, v)
+        swapped = [t.transpose(1, 2) for t in (q, k, v)]  # diffusers dispatches on [B, N, heads, D]
+        return dispatch_attention_fn(*swapped, backend=self._attention_backend).transpose(1, 2)
+
+
+class SelfAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head self-attention on [B, N, width], with norms on queries and keys and rotary positions as asked."""
+
+    _default_processor_cls = AttentionProcessor
+    _available_processors = [AttentionProcessor]
+    _supports_qkv_fusion = False  # one projection makes all three already
+
+    def __init__(self, width: int, heads: int, query_key_norm: bool = False):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.query_norm = RMSNorm(width // heads) if query_key_norm else nn.Identity()
+        self.key_norm = RMSNorm(width // heads) if query_key_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+        self.set_processor(AttentionProcessor())
+
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, heads, D]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D]
+        q, k = self.query_norm(q), self.key_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        return self.proj(self.processor(q, k, v).transpose(1, 2).flatten(2))
+
+
+class ModulatedBlock(nn.Module):
+    """A transformer block whose norms and branches are shifted, scaled and gated by a condition (adaLN-Zero).
+
+    Peebles and Xie, arXiv:2212.09748, section 3.2; with gates at zero it is the identity.
+    """
+
+    def __init__(
+        self, width: int, heads: int, norm: Norm, feed_forward: FeedForward, ratio: float, query_key_norm: bool
+    ):
+        super().__init__()
+        self.norm1 = make_norm(norm, width)
+        self.attention = SelfAttention(width, heads, query_key_norm)
+        self.norm2 = make_norm(norm, width)
+        self.feed_forward = make_feed_forward(feed_forward, width, ratio)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, hidden_states: Tensor, condition: Tensor, rotary: Rotary | None = None) -> Tensor:
+        """hidden_states [B, N, width], condition [B, width] (after its SiLU) to [B, N, width]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        h = hidden_states
+        h = torch.addcmul(h, gate1, self.attention(modulate(self.norm1(h), shift1, scale1), rotary))
+        return torch.addcmul(h, gate2, self.feed_forward(modulate(self.norm2(h), shift2, scale2)))
+
+
+class ModulatedHead(nn.Module):
+    """The last norm, shifted and scaled by the condition, and the linear layer to `channels`: [B, N, channels]."""
+
+    def __init__(self, width: int, channels: int, norm: Norm):
+        super().__init__()
+        self.norm = make_norm(norm, width)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.linear = nn.Linear(width, channels)
+
+    def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.linear(modulate(self.norm(hidden_states), shift, scale))

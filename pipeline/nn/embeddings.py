@@ -1,0 +1,111 @@
+"""What a transformer is told besides its tokens: the time, the class, and where each token stands."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoid(time: Tensor, width: int, longest: float = 10000.0) -> Tensor:
+    """[B] to [B, width] in float32: cosines, then sines, at frequencies longest^(-2i / width); odd widths end in 0.
+
+    Ho et al., arXiv:2006.11239, in the order of facebookresearch/DiT.
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=time.device)
+    angles = time.float()[:, None] * torch.exp(-math.log(longest) / half * steps)  # [B, half]
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
+
+
+class TimeEmbedding(nn.Module):
+    """Times [B] to [B, width]: a sinusoid of `frequencies` entries and two linear layers.
+
+    The time stays in float32 up to the sinusoid, whatever the weights' type: bfloat16 would round 981 to 980.
+    """
+
+    def __init__(self, width: int, frequencies: int = 256):
+        super().__init__()
+        self.frequencies = frequencies
+        self.up = nn.Linear(frequencies, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        h = sinusoid(time, self.frequencies).to(self.up.weight.dtype)
+        return self.down(F.silu(self.up(h)))
+
+
+class LabelEmbedding(nn.Embedding):
+    """Labels [B] to [B, width]; the last row, number `num_classes`, stands for no class."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__(num_classes + 1, width)
+
+
+def coordinates(grid: Sequence[int]) -> Tensor:
+    """Integer place of every token along every axis, [N, axes] float64, row by row."""
+    axes = [torch.arange(size, dtype=torch.float64, device="cpu") for size in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+def fixed_positions(grid: Sequence[int], width: int) -> Tensor:
+    """Sine-cosine positions [N, width] in float32, each axis an equal share: columns first, then rows.
+
+    A share holds sines, then cosines, at frequencies 10000^(-i / n); as in MAE (He et al., arXiv:2111.06377) and DiT.
+    Raises ValueError when the width does not divide.
+    """
+    share = width // len(grid)
+    if width % (2 * len(grid)):
+        raise ValueError(f"fixed positions on a {len(grid)}-D grid need a width divisible by {2 * len(grid)}")
+    frequencies = 10000.0 ** (-torch.arange(share // 2, dtype=torch.float64, device="cpu") / (share / 2))
+    angles = coordinates(grid).flip(-1)[:, :, None] * frequencies  # [N, axes, share / 2]
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
+
+
+def rotary_tables(grid: Sequence[int], head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [N, head_width] in float32 for `rotate`; each axis an equal share, rows first.
+
+    Frequencies 10000^(-2i / share), one a pair of adjacent channels; RoFormer (Su et al., arXiv:2104.09864) in two
+    axes as in EVA and LightningDiT. Raises ValueError when the head width does not divide.
+    """
+    share = head_width // len(grid)
+    if head_width % (2 * len(grid)):
+        raise ValueError(f"rotary positions on a {len(grid)}-D grid need a head width divisible by {2 * len(grid)}")
+    frequencies = 10000.0 ** (-torch.arange(0, share, 2, dtype=torch.float64, device="cpu") / share)
+    angles = (coordinates(grid)[:, :, None] * frequencies).flatten(1).repeat_interleave(2, dim=-1)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn adjacent channel pairs of x [..., N, D] by the angles of its token; lengths are kept.
+
+    (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin). Returns x's type.
+    """
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-second, first], dim=-1).flatten(-2)
+    return (x * cosines + turned * sines).to(x.dtype)
+
+
+def patchify(x: Tensor, grid: Sequence[int], patch: int) -> Tensor:
+    """Codes [B, N, C] on `grid` to tokens [B, N / patch^axes, patch^axes * C], row by row inside a patch too."""
+    if patch == 1:
+        return x
+    batch, _, channels = x.shape
+    if len(grid) == 1:
+        return x.reshape(batch, grid[0] // patch, patch * channels)
+    rows, columns = grid[0] // patch, grid[1] // patch
+    x = x.reshape(batch, rows, patch, columns, patch, channels).transpose(2, 3)
+    return x.reshape(batch, rows * columns, patch * patch * channels)
+
+
+def unpatchify(x: Tensor, grid: Sequence[int], patch: int) -> Tensor:
+    """The inverse of `patchify`: tokens [B, N / patch^axes, patch^axes * C] to codes [B, N, C] on `grid`."""
+    if patch == 1:
+        return x
+    batch = x.shape[0]
+    if len(grid) == 1:
+        return x.reshape(batch, grid[0], -1)
+    rows, columns = grid[0] // patch, grid[1] // patch
+    x = x.reshape(batch, rows, columns, patch, patch, -1).transpose(2, 3)
+    return x.reshape(batch, grid[0] * grid[1], -1)

@@ -1,0 +1,109 @@
+"""The keys that DiT, SiT and LightningDiT checkpoints share, and the network that their shapes imply."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pipeline.networks.diffusion_transformer import DiffusionTransformer
+from pipeline.nn.embeddings import fixed_positions
+from pipeline.published.checkpoint import fill, need, rename
+
+NAMES = {
+    r"x_embedder\.proj\.(weight|bias)": r"patch_embedding.\1",
+    r"t_embedder\.mlp\.0\.(weight|bias)": r"time_embedding.up.\1",
+    r"t_embedder\.mlp\.2\.(weight|bias)": r"time_embedding.down.\1",
+    r"y_embedder\.embedding_table\.weight": r"label_embedding.weight",
+    r"blocks\.(\d+)\.(norm[12])\.weight": r"blocks.\1.\2.weight",
+    r"blocks\.(\d+)\.attn\.(qkv|proj)\.(weight|bias)": r"blocks.\1.attention.\2.\3",
+    r"blocks\.(\d+)\.attn\.q_norm\.weight": r"blocks.\1.attention.query_norm.weight",
+    r"blocks\.(\d+)\.attn\.k_norm\.weight": r"blocks.\1.attention.key_norm.weight",
+    r"blocks\.(\d+)\.mlp\.(?:fc1|w12)\.(weight|bias)": r"blocks.\1.feed_forward.up.\2",
+    r"blocks\.(\d+)\.mlp\.(?:fc2|w3)\.(weight|bias)": r"blocks.\1.feed_forward.down.\2",
+    r"blocks\.(\d+)\.adaLN_modulation\.1\.(weight|bias)": r"blocks.\1.modulation.\2",
+    r"final_layer\.adaLN_modulation\.1\.(weight|bias)": r"head.modulation.\1",
+    r"final_layer\.norm_final\.weight": r"head.norm.weight",
+    r"final_layer\.linear\.(weight|bias)": r"head.linear.\1",
+}
+TABLES = (r"pos_embed", r"feat_rope\.freqs_(cos|sin)")  # computed from the sizes here
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}  # by width, of every published size
+
+
+def shapes(state: Mapping[str, Tensor], what: str, heads: int | None = None) -> dict[str, object]:
+    """The constructor arguments of DiffusionTransformer that the tensors' shapes imply, time and outputs left out.
+
+    `heads` is needed where neither a query norm, a rotary table nor the published sizes tell it. Raises ValueError
+    where it cannot be told, and for a variant that DiffusionTransformer does not have.
+    """
+    width, dim, patch, _ = need(state, "x_embedder.proj.weight", what).shape
+    tokens = need(state, "pos_embed", what).shape[1]
+    swiglu = "blocks.0.mlp.w12.weight" in state
+    need(state, "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight", what)
+    modulation = need(state, "blocks.0.adaLN_modulation.1.weight", what)
+    if modulation.shape[0] != 6 * width:
+        raise ValueError(f"{what} blocks with {modulation.shape[0] // width} modulations (no shifts) are not supported")
+    return {
+        "grid": [patch * math.isqrt(tokens)] * 2,
+        "dim": dim,
+        "num_classes": need(state, "y_embedder.embedding_table.weight", what).shape[0] - 1,
+        "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
+        "width": width,
+        "heads": heads or _heads(state, width),
+        "patch_size": patch,
+        "position": "rotary_and_fixed" if "feat_rope.freqs_cos" in state else "fixed",
+        "norm": "rms" if "blocks.0.norm1.weight" in state else "layer",
+        "feed_forward": "swiglu" if swiglu else "gelu",
+        "feed_forward_ratio": _ratio(state, width, swiglu),
+        "query_key_norm": "blocks.0.attn.q_norm.weight" in state,
+    }
+
+
+def build(state: Mapping[str, Tensor], arguments: Mapping[str, object]) -> DiffusionTransformer:
+    """The network with the checkpoint's weights; the head keeps its first `outputs` predictions of every channel.
+
+    Patches are read channel last here, so the patch embedding's columns are reordered. Raises ValueError when the
+    checkpoint's position table is not the fixed one (it was trained).
+    """
+    network = DiffusionTransformer(**arguments)
+    config = network.config
+    weights = rename(state, NAMES, TABLES)
+    kernel = weights["patch_embedding.weight"]  # [width, C, patch, patch]
+    weights["patch_embedding.weight"] = kernel.permute(0, 2, 3, 1).flatten(1)
+    for kind in ("weight", "bias"):
+        rows = weights[f"head.linear.{kind}"].unflatten(0, (config.patch_size**2, -1))  # [patch^2, channels, ...]
+        weights[f"head.linear.{kind}"] = rows[:, : config.outputs * config.dim].flatten(0, 1)
+    places = [size // config.patch_size for size in config.grid]
+    if not torch.allclose(state["pos_embed"][0].float(), fixed_positions(places, config.width), atol=1e-2):
+        raise ValueError(
+            "pos_embed is not the fixed sine-cosine table; checkpoints with trained positions are not known"
+        )
+    return fill(network, weights)
+
+
+@torch.no_grad()
+def negate(network: DiffusionTransformer) -> DiffusionTransformer:
+    """The network whose prediction is the negative, exactly: a velocity towards data becomes one towards noise."""
+    network.head.linear.weight.neg_()
+    network.head.linear.bias.neg_()
+    return network
+
+
+def _heads(state: Mapping[str, Tensor], width: int) -> int:
+    for key in ("blocks.0.attn.q_norm.weight", "feat_rope.freqs_cos"):
+        if key in state:
+            return width // state[key].shape[-1]
+    if width not in HEADS:
+        known = ", ".join(map(str, HEADS))
+        raise ValueError(
+            f"the number of heads of width {width} cannot be told from the weights (known: {known}); state heads="
+        )
+    return HEADS[width]
+
+
+def _ratio(state: Mapping[str, Tensor], width: int, swiglu: bool) -> float:
+    """A feed_forward_ratio that gives the stored hidden width; SwiGLU's is int(2/3 int(width ratio))."""
+    if not swiglu:
+        return state["blocks.0.mlp.fc1.weight"].shape[0] / width
+    hidden = state["blocks.0.mlp.w12.weight"].shape[0] // 2
+    return math.ceil(1.5 * hidden) / width
