@@ -17,6 +17,7 @@ class Journal:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
             self._cut(first)
         self.bar = tqdm(
             total=steps, initial=first, unit="step", dynamic_ncols=True, disable=not accelerator.is_main_process
@@ -40,7 +41,8 @@ class Journal:
             line = {"step": step} | dict(zip(names, means)) | values
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            self.bar.set_postfix_str("  ".join(f"{n.rpartition('/')[2]} {v:.4g}" for n, v in zip(names, means)))
+            shown = [(name.partition("/")[2], mean) for name, mean in zip(names, means)]
+            self.bar.set_postfix_str("  ".join(f"{n} {v:.4g}" for n, v in shown if n != "gradient_norm"))
 
     def close(self) -> None:
         self.bar.close()

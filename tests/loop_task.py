@@ -1,0 +1,77 @@
+"""A small adversarial training for the tests of the loop; as a script, it trains in this process.
+
+python tests/loop_task.py FOLDER STEPS SAVE_EVERY [PAUSE]
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pipeline.code import Batched
+from pipeline.loop import train
+from pipeline.recipe import Loop
+
+
+@dataclass
+class Rows(Batched):
+    x: Tensor
+
+
+class Numbers:
+    """Forty rows; half of them are mirrored by their seed."""
+
+    def __init__(self) -> None:
+        self.rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor, seeds: Tensor) -> Rows:
+        return Rows(torch.where((seeds % 2 == 0)[:, None], self.rows[indices], -self.rows[indices]))
+
+
+class Denoise:
+    """Two players: one rebuilds noisy rows, the other tells rows from rebuilt ones."""
+
+    def __init__(self, pause: float = 0.0, poison: tuple[int, ...] = ()):
+        torch.manual_seed(0)
+        maker = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 6))
+        self.players = {"maker": maker, "judge": nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))}
+        self.pause, self.poison, self.seen = pause, poison, []
+
+    def turns(self, batch, draws, step):
+        time.sleep(self.pause)
+        self.seen.append(batch.x)
+        rebuilt = self.players["maker"](batch.x + 0.3 * draws.normal("noise", (6,)))
+        loss = (rebuilt - batch.x).square().mean()
+        yield "maker", {"square": loss * float("nan") if step in self.poison else loss}
+        yield (
+            "judge",
+            {"gap": self.players["judge"](rebuilt.detach()).mean() + self.players["judge"](batch.x).square().mean()},
+        )
+
+
+def fit(folder: Path, task: Denoise | None = None, **changes) -> dict[str, nn.Module]:
+    settings = {"steps": 12, "batch": 8, "lr": {"maker": 1e-2, "judge": 1e-2}, "ema": 0.9, "save_every": 0} | changes
+    return train(task or Denoise(), Numbers(), Loop(**settings), folder, seed=3, accelerator=Accelerator(cpu=True))
+
+
+def weights(players: dict[str, nn.Module]) -> Tensor:
+    return torch.cat([p.detach().flatten() for name in sorted(players) for p in players[name].parameters()])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place, steps, save_every, pause = (
+        Path(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        float((sys.argv + ["0"])[4]),
+    )
+    players = fit(place, Denoise(pause), steps=steps, save_every=save_every)
+    torch.save(weights(players), Path(place) / f"weights_{Accelerator(cpu=True).process_index}.pt")
