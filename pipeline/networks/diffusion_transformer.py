@@ -107,7 +107,8 @@ class DiffusionTransformer(Network, AttentionMixin, CacheMixin, PeftAdapterMixin
         if hidden_states.shape[1] != math.prod(grid):
             raise ValueError(f"a code of {hidden_states.shape[1]} tokens does not fit the network's grid {list(grid)}")
         h = self.patch_embedding(patchify(hidden_states, grid, patch))  # [B, N / patch^axes, width]
-        h = h if self.positions is None else h + self.positions
+        if self.positions is not None:  # in the weights' type: a table made at loading is float32
+            h = h + self.positions.to(self.patch_embedding.weight.dtype)
         rotary = None if self.cosines is None else (self.cosines, self.sines)
         c = F.silu(self._request(time, condition))  # every modulation begins with it
         for block in self.blocks:

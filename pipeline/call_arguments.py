@@ -1,0 +1,111 @@
+"""What a caller asks of a pipeline, made plain: labels, counts, guidance, sampler settings and the starting noise."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_type_hints
+
+from torch import Generator, Tensor
+
+from pipeline.code import LatentSpec
+from pipeline.components import conform, structure, suggestion
+from pipeline.guidance import Guidance
+from pipeline.objectives.base import Objective
+
+PIPELINES_OWN = ("on_step", "scheduler")  # keyword arguments of Objective.sample that a caller does not set
+ClassLabels = int | str | list[int | str] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a pipeline samples when a call does not say; saved in model_index.json as `sampling`."""
+
+    steps: int = 50  # network evaluations
+    guidance: Guidance = Guidance()
+    sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
+
+
+def find_labels(
+    asked: ClassLabels, num_images: int | None, id2label: dict[int, str], num_classes: int
+) -> list[int] | None:
+    """Labels of the classes asked for by number or name, one an image; None for an unconditional network."""
+    if not num_classes:
+        if asked is not None:
+            raise ValueError("this generator is unconditional; leave class_labels out and set num_images")
+        return None
+    if asked is None:
+        raise ValueError(f"this generator needs class_labels: 0 to {num_classes - 1}, or names of id2label")
+    asked = asked.tolist() if hasattr(asked, "tolist") else asked
+    if not isinstance(asked, (list, tuple)):
+        asked = [asked] * (1 if num_images is None else num_images)
+    if not asked or num_images not in (None, len(asked)):
+        raise ValueError(f"there are {len(asked)} class_labels for num_images={num_images}; give one an image")
+    return [find_label(one, id2label, num_classes) for one in asked]
+
+
+def find_label(asked: int | str, id2label: dict[int, str], num_classes: int) -> int:
+    """The label of a class asked for by number or by name; synonyms in a name are set apart by commas.
+
+    Raises ValueError for a label out of range, an unknown name, and a name that several classes have.
+    """
+    if isinstance(asked, str):
+        named = [n for n, name in id2label.items() if asked == name or asked in map(str.strip, name.split(","))]
+        if len(named) > 1:
+            raise ValueError(f"several classes are called {asked!r}: {', '.join(map(str, named))}; give the number")
+        if not named:
+            raise ValueError(f"there is no class called {asked!r}{suggestion(asked, list(id2label.values()))}")
+        return named[0]
+    if isinstance(asked, bool) or not isinstance(asked, int):
+        raise ValueError(f"class_labels: {asked!r} is neither a label nor a class name")
+    if not 0 <= asked < num_classes:
+        raise ValueError(f"label {asked} is out of range; there are {num_classes} classes, 0 to {num_classes - 1}")
+    return asked
+
+
+def count_images(
+    labels: list[int] | None,
+    num_images: int | None,
+    generator: Generator | Sequence[Generator] | None,
+    latents: Tensor | None,
+) -> int:
+    """How many images a call makes: as many as labels, else as asked for or as there are generators or latents."""
+    if labels is not None:
+        return len(labels)
+    if num_images is None:
+        num_images = len(generator) if isinstance(generator, (list, tuple)) else 1 if latents is None else len(latents)
+    if num_images < 1:
+        raise ValueError(f"num_images {num_images} is not a number of images; ask for at least 1")
+    return num_images
+
+
+def resolve_guidance(default: Guidance, **stated: Any) -> Guidance:
+    """The guidance asked for over the default one; fields that are None are as the default says."""
+    stated = {name: value for name, value in stated.items() if value is not None}
+    guidance = structure(Guidance, asdict(default) | stated, "guidance")
+    low, high = guidance.interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"guidance_interval [{low}, {high}] is no range of noise levels; state 0 <= low <= high <= 1")
+    return guidance
+
+
+def check_settings(objective: Objective, stated: dict[str, Any], others: Sequence[str] = ()) -> dict[str, Any]:
+    """Settings of the objective's sampler, of the types its `sample` declares; ValueError for one it does not have.
+
+    `others` are names that a misspelt one may have meant besides.
+    """
+    signature, hints = inspect.signature(objective.sample), get_type_hints(type(objective).sample)
+    known = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and n not in PIPELINES_OWN]
+    for name in stated:
+        if name not in known:
+            raise ValueError(f"{name}: there is no such setting{suggestion(name, [*known, *others])}")
+    return {name: conform(value, hints[name], name) for name, value in stated.items()}
+
+
+def starting_noise(latents: Tensor, count: int, spec: LatentSpec) -> Tensor:
+    """Noise to start from as [B, N, C] float32, given so or as a feature map [B, C, H, W]."""
+    if latents.ndim == 4 and tuple(latents.shape[1:]) == (spec.dim, *spec.grid):
+        latents = latents.flatten(2).transpose(1, 2)
+    if tuple(latents.shape) != (count, *spec.shape):
+        maps = f" or {[count, spec.dim, *spec.grid]}" if len(spec.grid) == 2 else ""
+        raise ValueError(f"latents are {list(latents.shape)}; {count} images need {[count, *spec.shape]}{maps}")
+    return latents.float()

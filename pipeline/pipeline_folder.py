@@ -1,0 +1,105 @@
+"""A pipeline's folder: fetched whole, its code imported by name, its weights complete, its files readable by others."""
+
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import nn
+
+INDEX = "model_index.json"
+PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded: loading is safe
+OF_THE_HUB = ("cache_dir", "revision", "token", "local_files_only", "force_download")
+REMOTE = "diffusers_modules."  # where diffusers puts code that came with a folder
+
+
+def fetch(source: str | Path, options: dict[str, Any]) -> Path:
+    """The folder of a local path or of a hub id, downloaded as a whole.
+
+    Raises ValueError with one line when it is not there, or is no pipeline's folder.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if len(str(source).split("/")) != 2 or str(source).startswith((".", "/")):
+            raise ValueError(f"{source} is neither a folder nor a hub id (owner/name)")
+        chosen = {name: options[name] for name in OF_THE_HUB if name in options}
+        folder = Path(snapshot_download(str(source), ignore_patterns=PICKLES, **chosen))
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"{source} holds no {INDEX}, so it is not a pipeline; a run's pipeline/ folder is one")
+    return folder
+
+
+def import_components(folder: Path) -> None:
+    """Import what model_index.json names below `pipeline.`, and nothing else; diffusers looks for it when loading."""
+    index = json.loads((folder / INDEX).read_text())
+    for entry in index.values():
+        module = entry[0] if isinstance(entry, list) and entry else None
+        if not isinstance(module, str) or not module.startswith("pipeline."):
+            continue
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not module.startswith(str(error.name)):
+                raise
+            raise ValueError(f"{folder} needs {module}, which this version does not have; update it") from None
+
+
+def refuse_missing_keys(module: nn.Module, folder: Path, variant: str | None) -> None:
+    """ValueError when weights or buffers of `module` are not in its files: diffusers leaves them empty in silence."""
+    needed, stored = set(module.state_dict()), stored_keys(folder, variant) or stored_keys(folder, None)
+    if missing := sorted(needed - stored):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"{folder} lacks {missing[0]}{more}; the folder is incomplete or of another version")
+
+
+def refuse_empty(module: nn.Module) -> None:
+    """ValueError when weights were not in the files they were loaded from, however they were loaded."""
+    if empty := [name for name, weight in module.named_parameters() if weight.is_meta]:
+        raise ValueError(f"{type(module).__name__} has no value for {empty[0]}; its folder is incomplete")
+
+
+def stored_keys(folder: Path, variant: str | None) -> set[str]:
+    """Names of the tensors in a component's safetensors files of this variant."""
+    infix = f"\\.{re.escape(variant)}" if variant else ""
+    name = re.compile(rf"[^.]+{infix}(-\d+-of-\d+)?\.safetensors")
+    keys: set[str] = set()
+    for file in folder.iterdir():
+        if name.fullmatch(file.name):
+            with safe_open(file, framework="pt") as tensors:
+                keys.update(tensors.keys())
+    return keys
+
+
+def keep_code(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Code that was loaded with a folder is saved with the new one, which diffusers would leave without."""
+    if not type(pipe).__module__.startswith(REMOTE):
+        return
+    index = json.loads((folder / INDEX).read_text())
+    index["_class_name"] = [_copy_code(type(pipe), folder), type(pipe).__name__]
+    for part, module in pipe.components.items():
+        if module is not None and type(module).__module__.startswith(REMOTE):
+            index[part] = [_copy_code(type(module), folder / part), type(module).__name__]
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _copy_code(cls: type, folder: Path) -> str:
+    file = Path(inspect.getsourcefile(sys.modules[cls.__module__]))
+    shutil.copyfile(file, folder / file.name)
+    return file.stem
+
+
+def ordinary_modes(folder: Path) -> None:
+    """safetensors writes files that only their owner may read; give all files the modes that open() would."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
