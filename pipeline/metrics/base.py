@@ -1,0 +1,32 @@
+"""What metrics share: distances between rows of features, and what every extractor of features promises."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Features(ABC):
+    """A named way from images to rows; numbers on it bear its name (`fd_classifier`)."""
+
+    name: str
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What a number on these features depends on: weights and their sha256, resize rule, width."""
+
+    @abstractmethod
+    def extract(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] in [-1, 1] to rows [B, D] in float32."""
+
+
+def distances(first: Tensor, second: Tensor) -> Tensor:
+    """Euclidean distances of all pairs [m, n], in float64 and by differences: equal rows are exactly 0 apart."""
+    return torch.cdist(first.double(), second.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def blocks(first: Tensor, second: Tensor, rows: int = 1024) -> Iterator[Tensor]:
+    """The distances of all pairs, some rows of `first` at a time: [rows, n]."""
+    return (distances(part, second) for part in first.split(rows))
