@@ -80,7 +80,7 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     cls, arguments = check("objectives", part.objective, DERIVED["objectives"], "generator.objective")
     objective = build("objectives", part.objective)
     network, values = check("networks", part.network, DERIVED["networks"], "generator.network")
-    network.validate(spec, **values)
+    network.validate(spec.grid, **values)
     same(part.weights, cls.terms(**arguments), "generator.weights", "loss term")
     same(part.loop.lr, ["network"], "generator.loop.lr", "player")
     return objective

@@ -1,12 +1,13 @@
 """What every network promises: a prediction for noisy codes, no sampling and no loss."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
-from pipeline.code import Condition, LatentSpec
+from pipeline.code import Condition
 
 
 class Network(ModelMixin, ConfigMixin):
@@ -16,8 +17,8 @@ class Network(ModelMixin, ConfigMixin):
     """
 
     @classmethod
-    def validate(cls, spec: LatentSpec, **arguments) -> None:
-        """ValueError where codes of this geometry and these stated arguments do not fit, known without building."""
+    def validate(cls, grid: Sequence[int], **arguments) -> None:
+        """ValueError where codes on this grid and these stated arguments do not fit, known without building."""
 
     @abstractmethod
     def forward(self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:

@@ -1,1 +1,42 @@
 """Checkpoints of other projects, turned into our folders: one file a format."""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+
+def formats() -> dict[str, str]:
+    """Name and one line of every format: the files of this folder that have a `convert`."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        loaded = importlib.import_module(f"{__name__}.{module.name}")
+        if hasattr(loaded, "convert"):
+            found[module.name] = loaded.WHAT
+    return found
+
+
+def import_checkpoint(arguments: list[str]) -> None:
+    """`python run.py import FORMAT FILE OUT`: write each converted component into OUT, whole or not at all.
+
+    A tokenizer becomes OUT itself; a generator becomes OUT/network and OUT/objective, as train_generator leaves them.
+    Raises ValueError for an unknown format, an unreadable file, unexpected keys, or an OUT that is not empty.
+    """
+    from pipeline.components import suggestion
+    from pipeline.published.checkpoint import read
+
+    if len(arguments) != 3:
+        lines = [f"{name} ({what})" for name, what in formats().items()]
+        raise ValueError(f"import needs FORMAT FILE OUT; the formats: {'; '.join(lines)}")
+    name, file, out = arguments[0], Path(arguments[1]), Path(arguments[2])
+    if name not in formats():
+        raise ValueError(f"there is no format {name!r}{suggestion(name, list(formats()))}")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; name another folder")
+    parts = importlib.import_module(f"{__name__}.{name}").convert(read(file))
+    draft = out.with_name(f".{out.name}-draft")
+    for part, component in parts.items():
+        component.save_pretrained(draft if part == "tokenizer" else draft / part)
+    if out.exists():
+        out.rmdir()
+    draft.rename(out)
+    print(f"{name}: {file} -> {out} ({', '.join(parts)})")
