@@ -1,0 +1,34 @@
+"""Distance between images in the feature maps of a frozen network."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Backbone(Protocol):
+    """A frozen network; `name` is what numbers that come of it are called after."""
+
+    name: str
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
+
+
+def perceptual_distance(backbone: Backbone, images: Tensor, others: Tensor) -> Tensor:
+    """[B]: squared differences of the channel-normalised maps, weighted over channels, averaged over positions.
+
+    Zhang et al., arXiv:1801.03924, equation 1. A backbone that has `map_weights` (a [C] for every map) gives the sum
+    over its maps, as LPIPS does; any other the mean over maps of the squared distance of unit vectors, 0 to 4.
+    """
+    pairs = zip(backbone.maps(images), backbone.maps(others))
+    differences = [(unit(a) - unit(b)).square() for a, b in pairs]  # [B, C, h, w]
+    if weights := getattr(backbone, "map_weights", None):
+        return sum((d * w[:, None, None]).sum(1).mean(dim=(1, 2)) for d, w in zip(differences, weights))
+    return torch.stack([d.sum(1).mean(dim=(1, 2)) for d in differences]).mean(0)
+
+
+def unit(maps: Tensor) -> Tensor:
+    """Every position's channel vector at length one, in float32; a zero vector stays zero, with a finite gradient."""
+    maps = maps.float()
+    return maps / (maps.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()

@@ -1,0 +1,76 @@
+"""What LDM-style autoencoders share: their keys under our names, and the arguments that their shapes tell."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pipeline.components import build as build_component
+from pipeline.published.checkpoint import fill, need, rename
+from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+
+BLOCK = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+TRAINING = (r"loss\..*", r"model_ema\..*")  # the objective's own parameters; averages under flattened names
+IMAGE_SIZE = 256  # what these are trained at; no weight depends on it
+
+
+def convert_autoencoder(state: Mapping[str, Tensor], what: str, dropped: tuple[str, ...] = TRAINING) -> ConvAutoencoder:
+    """A ConvAutoencoder with the weights of `state`; keys that match one of `dropped` stay behind.
+
+    Raises ValueError for keys or shapes that are not of an LDM autoencoder with a Gaussian posterior.
+    """
+    arguments = shapes(state, what)
+    renamed = rename(state, names(len(arguments["multipliers"])), dropped)
+    renamed = {key: flat(key, value) for key, value in renamed.items()}
+    tokenizer = build_component("tokenizers", {"kind": "conv_autoencoder", **arguments}, image_size=IMAGE_SIZE)
+    return fill(tokenizer, renamed | {"mean": tokenizer.mean, "std": tokenizer.std})
+
+
+def shapes(state: Mapping[str, Tensor], what: str) -> dict[str, object]:
+    """The constructor arguments of ConvAutoencoder that the keys and shapes of `state` imply."""
+    levels = 1 + max((int(m[1]) for key in state if (m := re.match(r"encoder\.down\.(\d+)\.", key))), default=-1)
+    widths = [len(need(state, f"encoder.down.{i}.block.0.conv1.weight", what)) for i in range(levels)]
+    base = len(need(state, "encoder.conv_in.weight", what))
+    decoder_base = len(need(state, "decoder.norm_out.weight", what)) * base // widths[0]
+    inner, dim = need(state, "post_quant_conv.weight", what).shape[:2]
+    if len(need(state, "quant_conv.weight", what)) != 2 * dim:
+        raise ValueError(f"this {what} checkpoint has no Gaussian posterior; autoencoders with a codebook are not read")
+    arguments = {
+        "bottleneck": {"kind": "gaussian", "dim": dim},
+        "width": base,
+        "multipliers": [width // base for width in widths],
+        "blocks": sum(f"encoder.down.0.block.{j}.conv1.weight" in state for j in range(len(state))),
+        "attention": [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in state],
+        "middle_attention": "encoder.mid.attn_1.q.weight" in state,
+    }
+    if decoder_base != base:
+        arguments["decoder_width"] = decoder_base
+    return arguments | ({"z_channels": inner} if inner != dim else {})
+
+
+def names(levels: int) -> dict[str, str]:
+    """Regular expressions of LDM's keys and what they become; its decoder counts levels from full resolution."""
+    found = {r"((?:encoder|decoder)\.conv_(?:in|out)|(?:post_)?quant_conv)\.(.*)": r"\1.\2"}
+    found[r"(encoder|decoder)\.norm_out\.(.*)"] = r"\1.conv_norm_out.\2"
+    found[r"encoder\.down\.(\d+)\.downsample\.conv\.(.*)"] = r"encoder.down_blocks.\1.downsamplers.0.conv.\2"
+    places = {r"encoder\.down\.(\d+)": r"encoder.down_blocks.\1"}
+    for i in range(levels):
+        ours = f"decoder.up_blocks.{levels - 1 - i}"
+        places[rf"decoder\.up\.({i})"] = ours
+        found[rf"decoder\.up\.{i}\.upsample\.conv\.(.*)"] = rf"{ours}.upsamplers.0.conv.\1"
+    for theirs, ours in BLOCK.items():
+        for place, mine in places.items():
+            found[rf"{place}\.block\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.resnets.\2.{ours}.\3"
+        for j in (1, 2):
+            found[rf"(encoder|decoder)\.mid\.block_{j}\.{theirs}\.(.*)"] = rf"\1.mid_block.resnets.{j - 1}.{ours}.\2"
+    for theirs, ours in ATTENTION.items():
+        for place, mine in places.items():
+            found[rf"{place}\.attn\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.attentions.\2.{ours}.\3"
+        found[rf"(encoder|decoder)\.mid\.attn_1\.{theirs}\.(.*)"] = rf"\1.mid_block.attentions.0.{ours}.\2"
+    return found
+
+
+def flat(key: str, value: Tensor) -> Tensor:
+    """The 1x1 convolutions of attention [C, C, 1, 1] as linear layers [C, C]."""
+    return value[:, :, 0, 0] if ".attentions." in key and value.dim() == 4 else value

@@ -1,0 +1,171 @@
+"""The task of training a tokenizer, and of post-training its decoder: rebuild images, optionally against a critic."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import components
+from pipeline.critics.base import Critic
+from pipeline.draws import StepDraws
+from pipeline.losses.base import Loss
+from pipeline.nn.adversarial import critic_loss, generator_loss
+from pipeline.recipe import Phase
+from pipeline.tokenizers.base import Rebuilt, Tokenizer
+
+LARGEST_BALANCE = 1e4  # of |grad of the pixel terms| / |grad of the adversarial term|
+
+
+class Reconstruction:
+    """Two players at most: the tokenizer, whose parts outside `phase.train` are frozen, and a critic.
+
+    The terms are those of the tokenizer, of the losses and `adversarial`; each has a weight in `phase.weights`, and
+    each weight a term, or it is a ValueError. Until `phase.adversary.start` the critic is neither run nor trained.
+    With accumulation the adaptive weight is that of each micro-batch.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss], critic: Critic | None = None):
+        check_terms(expected_terms(type(tokenizer), dict(tokenizer.config), phase), phase.weights, "weights")
+        check_adversary(tokenizer, phase, losses, critic)
+        trained = {id(parameter) for parameter in tokenizer.trainable(phase.train)}
+        for parameter in tokenizer.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        self.players: dict[str, nn.Module] = {"tokenizer": tokenizer}
+        if critic is not None:
+            self.players["critic"] = critic
+        self.last_layer = tokenizer.last_layer
+        self.phase, self.losses = phase, losses
+        self.metrics: dict[str, Tensor] = {}  # of the last turn, besides its terms
+
+    def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The tokenizer's turn, then the critic's from its start on. `batch` holds `images` and `condition`."""
+        images, adversary = batch.images, self.phase.adversary
+        contested = adversary is not None and step >= adversary.start
+        rebuilt = self.players["tokenizer"](images, batch.condition, draws)
+        yield "tokenizer", self.tokenizer_terms(images, rebuilt, contested)
+        if contested:
+            both = torch.cat([images.float(), rebuilt.images.detach().float()])
+            real, fake = self.players["critic"](both).float().chunk(2)
+            self.metrics |= {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
+            yield "critic", critic_loss(adversary.loss, real, fake)
+
+    def tokenizer_terms(self, images: Tensor, rebuilt: Rebuilt, contested: bool) -> dict[str, Tensor]:
+        """The weighted terms, with their true values.
+
+        Losses of pixels and the critic are differentiated once each, at the image; what they add up to there goes
+        back through the tokenizer in one pass, by way of `carrying`.
+        """
+        weights = self.phase.weights
+        terms = {name: weights[name] * value for name, value in rebuilt.terms.items()}
+        for loss in self.losses.values():
+            if not loss.of_pixels:
+                terms |= {name: weights[name] * value for name, value in loss(images, rebuilt).items()}
+        leaf = rebuilt.images.detach().float().requires_grad_()
+        pixel_terms = self.pixel_terms(images, replace(rebuilt, images=leaf))
+        uphill = gradient(sum(pixel_terms.values()), leaf) if pixel_terms else torch.zeros_like(leaf)
+        terms |= {name: value.detach() for name, value in pixel_terms.items()}
+        if contested:
+            value, towards = self.judged(leaf)
+            weight = weights["adversarial"] * self.balance(rebuilt.images, uphill, towards)
+            terms["adversarial"] = weight * value
+            uphill = uphill + weight * towards
+        if carrier := next(iter(pixel_terms), "adversarial" if contested else None):
+            terms[carrier] = carrying(terms[carrier], rebuilt.images, uphill)
+        return terms
+
+    def pixel_terms(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+        found = {}
+        for loss in self.losses.values():
+            if loss.of_pixels:
+                found |= {name: self.phase.weights[name] * value for name, value in loss(images, rebuilt).items()}
+        return found
+
+    def judged(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        """The unweighted adversarial term, and its gradient at the image."""
+        with opponent(self.players["critic"]) as judge:
+            value = generator_loss(self.phase.adversary.loss, judge(leaf).float())
+            return value.detach(), gradient(value, leaf)
+
+    def balance(self, made: Tensor, uphill: Tensor, towards: Tensor) -> Tensor:
+        """|grad nll| / (|grad g| + 1e-4) at the last layer, clamped to [0, 1e4]; 1 unless the weight is adaptive.
+
+        Esser et al., arXiv:2012.09841, equation 7. `uphill` and `towards` are the two gradients at the image; from
+        there to the last layer it is one layer's weight gradient. Averaged over processes before the norms are taken.
+        """
+        if not self.phase.adversary.adaptive:
+            return uphill.new_ones(())
+        scale = made.numel() ** 0.5  # as in `gradient`
+        parts = [(scale * part).to(made.dtype) for part in (uphill, towards)]
+        found = [torch.autograd.grad(made, self.last_layer, part, retain_graph=True)[0] for part in parts]
+        both = torch.stack(found).float() / scale
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(both)
+            both /= torch.distributed.get_world_size()
+        nll, adversarial = both[0].norm(), both[1].norm()
+        balance = (nll / (adversarial + 1e-4)).clamp(0, LARGEST_BALANCE)
+        self.metrics["adaptive_weight"] = self.phase.weights["adversarial"] * balance
+        return balance
+
+
+def check_adversary(tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss], critic: Critic | None) -> None:
+    """ValueError where a phase's adversary cannot work with the rest of it."""
+    if (critic is None) != (phase.adversary is None):
+        raise ValueError("a phase with an adversary needs its critic, and a critic needs a phase with an adversary")
+    if critic is None:
+        return
+    size, least = tokenizer.config.image_size, critic.smallest(**critic.config)
+    if size < least:
+        raise ValueError(f"the critic needs images of {least} pixels a side or more, not {size}; give it fewer layers")
+    if phase.adversary.adaptive and phase.train == "encoder":
+        raise ValueError("the adaptive weight is taken at the decoder, which is frozen; set adversary.adaptive=false")
+    if phase.adversary.adaptive and not any(loss.of_pixels for loss in losses.values()):
+        raise ValueError("the adaptive weight balances the pixel losses, and there are none; set adaptive=false")
+
+
+@contextmanager
+def opponent(player: nn.Module) -> Iterator[nn.Module]:
+    """A player as another's judge: without its distributed wrapper, and frozen until the block ends."""
+    judge = player.module if isinstance(player, nn.parallel.DistributedDataParallel) else player
+    flags = [(parameter, parameter.requires_grad) for parameter in judge.parameters()]
+    judge.requires_grad_(False)
+    try:
+        yield judge
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def gradient(value: Tensor, leaf: Tensor) -> Tensor:
+    """d value / d leaf. Scaled up on its way, for a mean's share of one pixel is too small for half precision."""
+    return torch.autograd.grad(value * leaf.numel() ** 0.5, leaf)[0] / leaf.numel() ** 0.5
+
+
+def carrying(value: Tensor, made: Tensor, uphill: Tensor) -> Tensor:
+    """`value`, with `uphill` as its gradient at `made`."""
+    surrogate = (made.float() * uphill).sum()
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+def expected_terms(tokenizer: type[Tokenizer], arguments: dict[str, Any], phase: Phase) -> set[str]:
+    """Names of all terms of a phase, known without building; ValueError when two losses give the same one."""
+    names = list(tokenizer.terms(**{name: value for name, value in arguments.items() if not name.startswith("_")}))
+    for node in phase.losses.values():
+        cls = components.find("losses", node["kind"])
+        names += cls.terms(**{name: value for name, value in node.items() if name != "kind"})
+    if phase.adversary is not None:
+        names.append("adversarial")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two losses give the term {twice[0]!r}; leave one of them out of losses")
+    return set(names)
+
+
+def check_terms(expected: set[str], weights: dict[str, float], where: str) -> None:
+    """Every term has a weight and every weight a term, or ValueError that names both."""
+    missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
+    if missing or extra:
+        faults = [f"no weight for the terms {', '.join(missing)}"] if missing else []
+        faults += [f"no term for the weights {', '.join(extra)}"] if extra else []
+        raise ValueError(f"{where}: {' and '.join(faults)}; the terms are {', '.join(sorted(expected))}")

@@ -1,0 +1,178 @@
+"""The convolutional autoencoder of latent diffusion."""
+
+import torch
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up here
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from pipeline import components
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.components import Node
+from pipeline.draws import Draws
+from pipeline.nn.convolution import Decoder, Encoder, tiled
+from pipeline.tokenizers.base import Rebuilt, Tokenizer
+
+
+class ConvAutoencoder(Tokenizer, AutoencoderMixin):
+    """Rombach et al., arXiv:2112.10752: residual blocks, a 1x1 convolution on either side of the bottleneck.
+
+    `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks a level in the
+    encoder and one more in the decoder, attention at the levels listed in `attention` and in the middle. The stride is
+    2 ** (levels - 1). `z_channels` is the decoder's entry width where it differs from the bottleneck's dim. Images of
+    any sides divisible by the stride pass through `forward`; a code of another grid than `spec.grid` needs it stated
+    to `render` and `decode`.
+
+    Parameters are named as in diffusers' `AutoencoderKL`; `stock` makes one.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int,
+        bottleneck: Node,
+        width: int = 128,
+        multipliers: list[int] = [1, 2, 4, 4],  # noqa: B006  never changed; saved as JSON
+        blocks: int = 2,
+        attention: list[int] = [],  # noqa: B006
+        middle_attention: bool = True,
+        groups: int = 32,
+        decoder_width: int | None = None,
+        z_channels: int | None = None,
+    ):
+        neck = components.build("bottlenecks", bottleneck)
+        super().__init__(neck.dim)
+        self.spec = self.geometry(image_size, bottleneck, multipliers=multipliers, attention=attention)
+        inner = z_channels or neck.dim
+        encoded = inner * max(1, neck.inputs // neck.dim)  # mean and log variance for a Gaussian
+        widths = [[base * m for m in multipliers] for base in (width, decoder_width or width)]
+        self.encoder = Encoder(encoded, widths[0], blocks, attention, middle_attention, groups)
+        self.quant_conv = nn.Conv2d(encoded, neck.inputs, 1)
+        self.neck = neck
+        self.post_quant_conv = nn.Conv2d(neck.dim, inner, 1)
+        self.decoder = Decoder(inner, widths[1], blocks, attention, middle_attention, groups)
+        self.stride = 2 ** (len(multipliers) - 1)
+        self.use_slicing = self.use_tiling = False
+
+    @classmethod
+    def geometry(
+        cls,
+        image_size: int,
+        bottleneck: Node,
+        multipliers: list[int] = [1, 2, 4, 4],  # noqa: B006
+        attention: list[int] = [],  # noqa: B006
+        **arguments,
+    ) -> LatentSpec:
+        if not multipliers:
+            raise ValueError("multipliers is empty; conv_autoencoder needs one entry a level, for example [1,2,4,4]")
+        stride = 2 ** (len(multipliers) - 1)
+        if image_size % stride:
+            near = round(image_size / stride) * stride or stride
+            raise ValueError(
+                f"images of {image_size} pixels do not divide by {stride}, the stride of {len(multipliers)} levels;"
+                f" set data.size={near}, or give tokenizer.model.multipliers fewer entries"
+            )
+        if outside := [level for level in attention if not 0 <= level < len(multipliers)]:
+            raise ValueError(f"attention names level {outside[0]}; the levels are 0 to {len(multipliers) - 1}")
+        neck = components.build("bottlenecks", bottleneck)
+        side = image_size // stride
+        return LatentSpec((side, side), neck.dim, neck.vocab, neck.codebooks)
+
+    @classmethod
+    def terms(cls, bottleneck: Node, **arguments) -> tuple[str, ...]:
+        neck, values = components.check("bottlenecks", bottleneck)
+        return neck.terms(**values)
+
+    def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
+        self.grid(images)
+        tile = tuple(side * self.stride for side in self.spec.grid)
+        maps = self._run(lambda x: self.quant_conv(self.encoder(x)), images, tile, self.stride)
+        return maps.flatten(2).transpose(1, 2)
+
+    def render(self, z: Tensor, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """z [B, N, C] at the bottleneck's own scale to images; `grid` is height and width, `spec.grid` when None."""
+        grid = grid or self.spec.grid
+        if z.shape[1] != grid[0] * grid[1]:
+            raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
+        maps = z.transpose(1, 2).unflatten(2, grid)
+        if not self.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+            maps = maps.contiguous()  # else the whole decoder would run in channels-last, the layout of z
+        return self._run(lambda x: self.decoder(self.post_quant_conv(x)), maps, self.spec.grid, 1)
+
+    def forward(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Rebuilt:
+        code, terms = self.neck(self.features(images, condition), draws)
+        return Rebuilt(self.render(code.z, condition, self.grid(images)), code, terms)
+
+    @apply_forward_hook
+    def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images from a code at unit scale; `grid` as in `render`."""
+        z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
+        return self.render(z, condition, grid)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Height and width of the code of `images`; ValueError where a side does not divide by the stride."""
+        height, width = images.shape[2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"images of {height}x{width} pixels do not divide by the stride of {self.stride}")
+        return height // self.stride, width // self.stride
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.conv_out.weight
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {
+            "encoder": [self.encoder, self.quant_conv, self.neck],
+            "decoder": [self.post_quant_conv, self.decoder],
+        }
+
+    @torch.no_grad()
+    def stock(self) -> AutoencoderKL:
+        """The same function as a stock `AutoencoderKL`, its latents at unit scale (scaling_factor 1).
+
+        The stored mean and std go into the 1x1 convolutions: mean' = (mean - m) / s, logvar' = logvar - 2 log s, and
+        z = s z' + m. Raises ValueError where the stock class has no such shape.
+        """
+        c, dim = self.config, self.neck.dim
+        inner = self.post_quant_conv.out_channels
+        if c.bottleneck["kind"] != "gaussian" or inner != dim or (c.decoder_width or c.width) != c.width:
+            raise ValueError("AutoencoderKL has a Gaussian bottleneck, one width and no z_channels; not this tokenizer")
+        widths = [c.width * m for m in c.multipliers]
+        if any(width % c.groups for width in widths):
+            raise ValueError(f"AutoencoderKL needs widths that {c.groups} groups divide; these are {widths}")
+        attends = [i in c.attention for i in range(len(widths))]
+        stock = AutoencoderKL(
+            down_block_types=tuple("AttnDownEncoderBlock2D" if at else "DownEncoderBlock2D" for at in attends),
+            up_block_types=tuple("AttnUpDecoderBlock2D" if at else "UpDecoderBlock2D" for at in reversed(attends)),
+            block_out_channels=tuple(widths),
+            layers_per_block=c.blocks,
+            latent_channels=dim,
+            norm_num_groups=c.groups,
+            sample_size=c.image_size,
+            scaling_factor=1.0,
+            mid_block_add_attention=c.middle_attention,
+        )
+        stock.load_state_dict(self._unit_scale_state())
+        return stock.eval()
+
+    def _unit_scale_state(self) -> dict[str, Tensor]:
+        state = {name: value for name, value in self.state_dict().items() if name not in ("mean", "std")}
+        mean, std = self.mean.double(), self.std.double()
+        scale = torch.cat([1 / std, torch.ones_like(std)])
+        shift = torch.cat([-mean / std, -2 * std.log()])
+        state["quant_conv.weight"] = state["quant_conv.weight"] * scale[:, None, None, None]
+        state["quant_conv.bias"] = state["quant_conv.bias"] * scale + shift
+        entry = state["post_quant_conv.weight"].double()
+        state["post_quant_conv.weight"] = entry * std[:, None, None]
+        state["post_quant_conv.bias"] = state["post_quant_conv.bias"] + entry[:, :, 0, 0] @ mean
+        return state
+
+    def _run(self, function, x: Tensor, tile: tuple[int, int], unit: int) -> Tensor:
+        """`function` on the batch, or image by image, or tile by tile, as enabled."""
+        if self.use_slicing and len(x) > 1:
+            return torch.cat([self._run(function, one, tile, unit) for one in x.split(1)])
+        return tiled(function, x, tile, unit) if self.use_tiling else function(x)
