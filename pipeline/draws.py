@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -92,3 +93,16 @@ def mix(*parts: object) -> int:
     """A 63-bit seed that is a function of `parts` and of nothing else (unlike `hash`, the same in every process)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def uniform_by_seed(seeds: Tensor, name: str) -> Tensor:
+    """Uniform in [0, 1), [B] float32 on the CPU: row i is a function of (seeds[i], name) alone.
+
+    splitmix64 (Steele, Lea & Flood 2014, Figure 16) of the whole batch at once; seeds [B] are any int64.
+    """
+    z = seeds.to("cpu", torch.int64).numpy().view(np.uint64) ^ np.uint64(mix(name))
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return torch.from_numpy((z >> np.uint64(40)).astype(np.float32) / np.float32(2**24))

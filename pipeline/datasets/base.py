@@ -1,12 +1,21 @@
 """What every source of images promises: records by index, and the names of its classes."""
 
+import os
+import struct
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal
 
 from PIL import Image
 
+from pipeline.draws import mix
+
 Split = Literal["train", "held_out"]
+
+# What Pillow raises on damaged files: OSError and SyntaxError by design, the rest from parsers fed with nonsense.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
+DAMAGED += (ZeroDivisionError, AttributeError, struct.error, Image.DecompressionBombError)
 
 
 class BrokenImage(ValueError):
@@ -38,3 +47,34 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of what the records are (names, sizes, times of change, or content)."""
+
+
+def decode(file: str | os.PathLike | IO[bytes], name: str) -> Image.Image:
+    """The first frame of an image file, decoded to its last byte; BrokenImage, naming it, where that fails."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except DAMAGED as error:
+        raise BrokenImage(f"{name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return "not an image Pillow can read" if "cannot identify" in text else text or type(error).__name__
+
+
+def set_aside(names: Iterable[str], share: float) -> list[bool]:
+    """Which of `names` are held out: those whose hash falls into the share, so that it stays when others join.
+
+    A collection of two or more gives each side at least one where a share is asked for. Raises ValueError unless
+    0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"data.source.held_out is {share:g}; it is a share of the images, at least 0 and below 1")
+    places = [mix("held out", name) / 2**63 for name in names]
+    held_out = [place < share for place in places]
+    if len(places) > 1 and share > 0 and len(set(held_out)) == 1:
+        lone = places.index(max(places) if held_out[0] else min(places))
+        held_out[lone] = not held_out[lone]
+    return held_out
