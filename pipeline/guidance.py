@@ -30,7 +30,7 @@ class Guidance:
     def at(self, time: float) -> float:
         """The scale at noise level `time`."""
         low, high = self.interval
-        if not low <= time <= high:
+        if not low - 1e-6 <= time <= high + 1e-6:  # a level on the edge may have been rounded over it
             return 1.0
         share = {"constant": 1.0, "linear": 1 - time, "cosine": (1 + math.cos(math.pi * time)) / 2}[self.schedule]
         return 1 + (self.scale - 1) * share
@@ -45,7 +45,8 @@ def guided(
     """`predict(z, u)` [B, N, C], u -> [B, N, outputs * C]: the network under guidance, both halves in one batch.
 
     With `weak`, a smaller or earlier network is asked with the same condition in place of the null one (AutoGuidance,
-    Karras et al., arXiv:2406.02507). Raises ValueError when guidance is asked of an unconditional network.
+    Karras et al., arXiv:2406.02507). The state stays in its own precision: the network is asked in the network's, and
+    its answer comes back in the state's. Raises ValueError when guidance is asked of an unconditional network.
     """
     if guidance.scale != 1 and weak is None and (condition is None or condition.labels is None):
         raise ValueError("an unconditional generator has nothing to guide away from; leave the guidance scale at 1")
@@ -53,15 +54,21 @@ def guided(
     def predict(z: Tensor, time: float) -> Tensor:
         scale = guidance.at(time)
         if scale == 1:
-            return network(z, levels(z, time), condition)
+            return ask(network, z, time, condition)
         if weak is None:
             both = Condition.cat([condition, network.null(condition)])
-            with_it, without = network(torch.cat([z, z]), levels(torch.cat([z, z]), time), both).chunk(2)
+            with_it, without = ask(network, torch.cat([z, z]), time, both).chunk(2)
         else:
-            with_it, without = network(z, levels(z, time), condition), weak(z, levels(z, time), condition)
+            with_it, without = ask(network, z, time, condition), ask(weak, z, time, condition)
         return combine(with_it, without, scale, guidance.channels or z.shape[-1], guidance.rescale)
 
     return predict
+
+
+def ask(network: nn.Module, z: Tensor, time: float, condition: Condition | None) -> Tensor:
+    """The network's prediction, in the precision of z whatever the network's own."""
+    precision = getattr(network, "dtype", z.dtype)
+    return network(z.to(precision), levels(z, time), condition).to(z.dtype)
 
 
 def levels(z: Tensor, time: float) -> Tensor:
@@ -80,8 +87,12 @@ def combine(conditional: Tensor, unconditional: Tensor, scale: float, channels: 
 
 
 def drop(network: nn.Module, condition: Condition | None, uniform: Tensor) -> Condition | None:
-    """The condition with the null in place of it where `uniform` [B] falls under the network's `class_drop`."""
+    """The condition with the null in place of it where `uniform` [B] falls under the network's `class_drop`.
+
+    A network in a wrapper for several processes is asked through it.
+    """
     if condition is None or condition.labels is None:
         return condition
+    network = getattr(network, "module", network)
     chosen = uniform < network.config.class_drop
     return Condition(labels=torch.where(chosen, network.null(condition).labels, condition.labels))

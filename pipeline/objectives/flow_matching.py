@@ -1,0 +1,235 @@
+"""Flow matching: the network learns the velocity along a path between data and noise."""
+
+from typing import Literal
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.draws import Draws
+from pipeline.guidance import Guidance, Predict, guided
+from pipeline.objectives.base import Objective, OnStep
+from pipeline.paths import PATHS, Path
+from pipeline.solvers import Reverse, Sampler, euler, heun, heun_intervals, ladder, shifted, stochastic, unshifted
+from pipeline.solvers_of_diffusers import check_flow, flow_solver, run_flow, set_evaluations
+
+
+class FlowMatching(Objective):
+    """Terms `flow` and, when asked for, `cosine`.
+
+    Lipman et al., arXiv:2210.02747; paths, predictions and weightings of SiT, arXiv:2401.08740; logit-normal times of
+    Stable Diffusion 3, arXiv:2403.03206; the cosine term of LightningDiT, arXiv:2501.01423, equation 6.
+
+    Args:
+        path: linear, trigonometric (SiT's GVP) or variance_preserving.
+        prediction: what the network's output means; samplers convert it to a velocity (noise - data).
+        weighting: of the squared error of noise and score: (diffusion/sigma)^2 for `velocity`, diffusion/sigma^2 for
+            `likelihood`.
+        time: how noise levels are drawn in training; the logit's mean is that of the noise level (positive: noisier).
+        shift: u -> s u / (1 + (s - 1) u) on the drawn levels; above 1 is noisier.
+        cosine: adds 1 - cos(predicted, true velocity) over the channels of each token.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        path: Literal["linear", "trigonometric", "variance_preserving"] = "linear",
+        prediction: Literal["velocity", "noise", "data", "score"] = "velocity",
+        weighting: Literal["none", "velocity", "likelihood"] = "none",
+        time: Literal["uniform", "logit_normal"] = "uniform",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        shift: float = 1.0,
+        cosine: bool = False,
+    ):
+        if weighting != "none" and prediction not in ("noise", "score"):
+            raise ValueError(
+                f"weighting={weighting} is for noise and score predictions; for {prediction} set it to none"
+            )
+        if cosine and prediction != "velocity":
+            raise ValueError("the cosine term compares velocities; set prediction=velocity or cosine=false")
+        if shift <= 0:
+            raise ValueError(f"shift={shift} must be above 0; 1 leaves the noise levels as they are")
+
+    @property
+    def route(self) -> Path:
+        return PATHS[self.config.path]
+
+    @classmethod
+    def terms(cls, cosine: bool = False, **arguments) -> tuple[str, ...]:
+        return ("flow", "cosine") if cosine else ("flow",)
+
+    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
+        """time [B] and noise [B, N, C]."""
+        if self.config.time == "uniform":
+            time = draws.uniform("time")
+        else:
+            time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * draws.normal("time", ()))
+        low, high = self.bounds()
+        time = shifted(time, self.config.shift).clamp(low, high)
+        return {"time": time, "noise": draws.normal("noise", tuple(code.z.shape[1:]))}
+
+    def bounds(self) -> tuple[float, float]:
+        """The noise levels at which every conversion is finite, as SiT bounds them in training."""
+        if self.config.path == "variance_preserving":
+            return 1e-5, 1 - 1e-5
+        return (0.0, 1.0) if self.config.prediction in ("velocity", "data") else (1e-3, 1 - 1e-3)
+
+    def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Tensor) -> dict[str, Tensor]:
+        return {name: each.mean() for name, each in self.per_image(network, code, condition, **draws).items()}
+
+    def per_image(
+        self, network: nn.Module, code: Code, condition: Condition | None, time: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms of each image, [B], means over tokens and channels."""
+        u = time[:, None, None]
+        z = self.route.state(code.z, noise, u)
+        predicted = network(z, time, condition).float()
+        terms = {"flow": self.error(predicted, code.z, noise, u).mean(dim=(1, 2))}
+        if self.config.cosine:
+            velocity = self.route.velocity(code.z, noise, u)
+            terms["cosine"] = (1 - cosine_similarity(predicted, velocity, dim=-1)).mean(dim=1)
+        return terms
+
+    def error(self, predicted: Tensor, data: Tensor, noise: Tensor, u: Tensor) -> Tensor:
+        """Squared error in the space of the prediction, weighted, [B, N, C]. A score is compared as sigma * score."""
+        path = self.route
+        difference = {
+            "velocity": lambda: predicted - path.velocity(data, noise, u),
+            "noise": lambda: predicted - noise,
+            "data": lambda: predicted - data,
+            "score": lambda: predicted * path.sigma(u) + noise,
+        }[self.config.prediction]()
+        weight = {
+            "none": lambda: 1.0,
+            "velocity": lambda: (path.diffusion(u) / path.sigma(u)) ** 2,
+            "likelihood": lambda: path.diffusion(u) / path.sigma(u) ** 2,
+        }[self.config.weighting]()
+        return weight * difference**2
+
+    def velocity(self, predicted: Tensor, z: Tensor, u: Tensor) -> Tensor:
+        """What the network predicted at z, as dz/du; `u` broadcasts against z [B, N, C]."""
+        convert = {
+            "velocity": lambda: predicted,
+            "noise": lambda: self.route.velocity_from_noise(predicted, z, u),
+            "data": lambda: self.route.velocity_from_data(predicted, z, u),
+            "score": lambda: self.route.velocity_from_score(predicted, z, u),
+        }
+        return convert[self.config.prediction]()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: nn.Module,
+        condition: Condition | None,
+        spec: LatentSpec,
+        draws: Draws,
+        steps: int,
+        guidance: Guidance = Guidance(),
+        on_step: OnStep | None = None,
+        scheduler: SchedulerMixin | None = None,
+        *,
+        solver: Literal["euler", "heun", "unipc", "dpmpp_2m", "sde", "sde_heun"] = "euler",
+        shift: float = 1.0,
+        diffusion: Literal["constant", "path", "sigma", "linear", "decreasing", "increasing_decreasing"] = "sigma",
+        diffusion_scale: float = 1.0,
+        last_step: Literal["mean", "euler", "tweedie", "none"] = "mean",
+        last_step_size: float = 0.04,
+    ) -> Code:
+        """A code from noise in exactly `steps` evaluations, whatever the solver.
+
+        Args:
+            scheduler: a diffusers scheduler in place of `solver`; see `check_scheduler`. One of second order takes one
+                evaluation less when `steps` is even.
+            solver: heun ends in one Euler step, or in two when `steps` is even; sde is Euler-Maruyama, sde_heun adds
+                noise and then takes a Heun step (and one Euler-Maruyama step when the number does not come out).
+            shift: of the noise levels, above 1 longer at the noise; 1/0.3 is LightningDiT's 0.3.
+            diffusion, diffusion_scale, last_step, last_step_size: of the two sde solvers, see `solvers.Reverse`.
+        """
+        start = draws.normal("start", spec.shape)
+        predict = guided(network, condition, guidance)
+        if scheduler is not None:
+            self.check_scheduler(scheduler)
+            set_evaluations(scheduler, steps)
+            return Code(z=run_flow(scheduler, self._field(predict), start, draws, on_step))
+        sampler = Sampler(solver, shift, diffusion, diffusion_scale, last_step, last_step_size)
+        return Code(z=self._descend(predict, start, 1.0, draws, steps, sampler, on_step))
+
+    @torch.no_grad()
+    def regenerate(
+        self,
+        network: nn.Module,
+        code: Code,
+        condition: Condition | None,
+        preserve: float,
+        draws: Draws,
+        steps: int,
+        guidance: Guidance = Guidance(),
+        **sampler,
+    ) -> Code:
+        """The code noised to the level u = 1 - preserve and brought back in `steps` evaluations.
+
+        `sampler`: the settings of `sample`.
+        """
+        if not 0 <= preserve <= 1:
+            raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")
+        if preserve == 1:
+            return Code(z=code.z.clone())
+        noise, level = draws.normal("start", tuple(code.z.shape[1:])), 1 - preserve
+        start = noise if preserve == 0 else self.route.state(code.z, noise, torch.tensor(level, dtype=torch.float64))
+        predict = guided(network, condition, guidance)
+        return Code(z=self._descend(predict, start, level, draws, steps, Sampler(**sampler)))
+
+    def check_sampler(self, steps: int, **sampler) -> None:
+        """ValueError where these settings, or this number of steps, do not fit the path."""
+        settings = Sampler(**sampler)
+        settings.validate(steps)
+        if settings.solver in ("unipc", "dpmpp_2m"):
+            self._only_linear(settings.solver)
+
+    def check_scheduler(self, scheduler: SchedulerMixin) -> None:
+        """ValueError with one line unless this diffusers scheduler can take the place of the solver."""
+        self._only_linear(type(scheduler).__name__)
+        check_flow(scheduler)
+
+    def _descend(
+        self,
+        predict: Predict,
+        z: Tensor,
+        level: float,
+        draws: Draws,
+        steps: int,
+        sampler: Sampler,
+        report: OnStep | None = None,
+    ) -> Tensor:
+        """From z at noise level `level` to data. Where alpha is 0 at the top, noise is converted just below it."""
+        field, start = self._field(predict), unshifted(min(level, self._top(sampler)), sampler.shift)
+        if sampler.solver == "euler":
+            return euler(field, z, ladder(steps, sampler.shift, start), report)
+        if sampler.solver == "heun":
+            intervals, plain = heun_intervals(steps)
+            return heun(field, z, ladder(intervals, sampler.shift, start), plain, report)
+        if sampler.solver in ("unipc", "dpmpp_2m"):
+            self._only_linear(sampler.solver)
+            scheduler = flow_solver(sampler.solver, ladder(steps, sampler.shift, start))
+            return run_flow(scheduler, field, z, draws, report)
+        intervals, corrected = sampler.stochastic_steps(steps)
+        end = 0.0 if sampler.last_step == "none" else sampler.last_step_size
+        reverse = Reverse(self.route, field, sampler.diffusion, sampler.diffusion_scale)
+        levels = ladder(intervals, sampler.shift, start, end)
+        return stochastic(reverse, z, levels, draws, corrected, sampler.last_step, report)
+
+    def _field(self, predict: Predict) -> Predict:
+        return lambda z, u: self.velocity(predict(z, u), z, torch.tensor(u, dtype=torch.float64))
+
+    def _top(self, sampler: Sampler) -> float:
+        forward_noise = sampler.solver.startswith("sde") and sampler.diffusion == "path"
+        singular = self.config.prediction in ("noise", "score") or forward_noise
+        return 1 - 1e-3 if singular and self.config.path != "variance_preserving" else 1.0
+
+    def _only_linear(self, name: str) -> None:
+        if self.config.path != "linear":
+            raise ValueError(f"{name} is for the linear path, this one is {self.config.path}; use solver=euler or heun")

@@ -1,0 +1,223 @@
+"""Gaussian diffusion in discrete time: the network predicts the noise and, if it is learned, the variance."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Literal
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.draws import Draws
+from pipeline.guidance import Guidance, Predict, guided
+from pipeline.noise_chain import NoiseChain, discretized_bits, gaussian_bits
+from pipeline.objectives.base import Objective, OnStep
+from pipeline.solvers import told
+from pipeline.solvers_of_diffusers import check_noise, run_noise
+
+
+class GaussianDiffusion(Objective):
+    """Terms `mse` and, with a learned variance, `vb` in bits; DiT weighs both 1.
+
+    Ho et al., arXiv:2006.11239; the learned variance of Nichol and Dhariwal, arXiv:2102.09672, as DiT
+    (arXiv:2212.09748) trains it. Timestep t is the noise level u = t / num_train_timesteps, so that a network with a
+    time_scale of num_train_timesteps embeds t itself. The first four arguments bear diffusers' names, so that
+    `Scheduler.from_config(objective.config)` fits.
+
+    Args:
+        variance: of a reverse step. learned_range lies between the posterior's and beta, at the second half of the
+            network's channels; fixed_small is the posterior's, fixed_large is beta.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 2e-2,
+        beta_schedule: Literal["linear"] = "linear",
+        prediction_type: Literal["epsilon"] = "epsilon",
+        variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range",
+    ):
+        if not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"betas must grow inside (0, 1); beta_start={beta_start}, beta_end={beta_end} do not")
+        if num_train_timesteps < 2:
+            raise ValueError(f"num_train_timesteps={num_train_timesteps} is no chain; give at least 2")
+
+    @cached_property
+    def chain(self) -> NoiseChain:
+        return NoiseChain.linear(self.config.num_train_timesteps, self.config.beta_start, self.config.beta_end)
+
+    @property
+    def outputs(self) -> int:
+        return 2 if self.config.variance == "learned_range" else 1
+
+    @classmethod
+    def terms(cls, variance: str = "learned_range", **arguments) -> tuple[str, ...]:
+        return ("mse", "vb") if variance == "learned_range" else ("mse",)
+
+    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
+        """timestep [B] int64 and noise [B, N, C]."""
+        span = self.config.num_train_timesteps
+        timestep = (draws.uniform("time") * span).long().clamp(max=span - 1)
+        return {"timestep": timestep, "noise": draws.normal("noise", tuple(code.z.shape[1:]))}
+
+    def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Tensor) -> dict[str, Tensor]:
+        return {name: each.mean() for name, each in self.per_image(network, code, condition, **draws).items()}
+
+    def per_image(
+        self, network: nn.Module, code: Code, condition: Condition | None, timestep: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms of each image, [B], means over tokens and channels."""
+        z = self.chain.noised(code.z, noise, timestep)
+        output = network(z, timestep.float() / self.config.num_train_timesteps, condition).float()
+        predicted = output[..., : z.shape[-1]]
+        terms = {"mse": ((predicted - noise) ** 2).mean(dim=(1, 2))}
+        if self.config.variance == "learned_range":
+            terms["vb"] = self.bound(output, code.z, z, timestep)
+        return terms
+
+    def bound(self, output: Tensor, data: Tensor, z: Tensor, timestep: Tensor) -> Tensor:
+        """The variational term of each image at its timestep, [B] in bits per element; it trains the variance alone.
+
+        KL of the true posterior from the model's, and at timestep 0 the likelihood of data binned in 255ths.
+        """
+        predicted, share = output.chunk(2, dim=-1)
+        frozen = torch.cat([predicted.detach(), share], dim=-1)
+        mean, log_variance, _ = self.reverse(self.chain, frozen, z, timestep)
+        true_log_variance = self.chain.at(self.chain.posterior_log_variance, timestep, z)
+        divergence = gaussian_bits(self.chain.posterior_mean(data, z, timestep), true_log_variance, mean, log_variance)
+        likelihood = discretized_bits(data, mean, log_variance)
+        return torch.where((timestep == 0)[:, None, None], likelihood, divergence).mean(dim=(1, 2))
+
+    def reverse(
+        self, chain: NoiseChain, output: Tensor, z: Tensor, index: int | Tensor, clip: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log variance of p(z_{t-1} | z_t), and the data the network has in mind; each [B, N, C]."""
+        data = chain.data_from_noise(output[..., : z.shape[-1]], z, index)
+        data = data.clamp(-1, 1) if clip else data
+        return chain.posterior_mean(data, z, index), self._log_variance(chain, output, z, index), data
+
+    def _log_variance(self, chain: NoiseChain, output: Tensor, z: Tensor, index: int | Tensor) -> Tensor:
+        if self.config.variance == "fixed_large":
+            return chain.at(chain.large_log_variance, index, z).expand_as(z)
+        small = chain.at(chain.posterior_log_variance, index, z).expand_as(z)
+        if self.config.variance == "fixed_small":
+            return small
+        share = (output[..., z.shape[-1] :] + 1) / 2
+        return share * chain.at(chain.beta_log_variance, index, z) + (1 - share) * small
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: nn.Module,
+        condition: Condition | None,
+        spec: LatentSpec,
+        draws: Draws,
+        steps: int,
+        guidance: Guidance = Guidance(),
+        on_step: OnStep | None = None,
+        scheduler: SchedulerMixin | None = None,
+        *,
+        solver: Literal["ddpm", "ddim"] = "ddpm",
+        eta: float = 0.0,
+        clip: bool = False,
+        spacing: Literal["even", "stride"] = "even",
+    ) -> Code:
+        """A code from noise in `steps` evaluations; the noise of step i is `draws.normal("step_i", spec.shape)`.
+
+        Args:
+            scheduler: a diffusers scheduler in place of `solver`, see `check_scheduler`; it takes at most `steps`.
+            eta: of DDIM (arXiv:2010.02502): 0 draws no noise, 1 as much as DDPM.
+            clip: holds the expected data in [-1, 1], which codes of unit scale leave.
+            spacing: of the kept timesteps, see `NoiseChain.spaced`.
+        """
+        start = draws.normal("start", spec.shape)
+        predict = guided(network, condition, guidance)
+        if scheduler is not None:
+            self.check_scheduler(scheduler)
+            dim = spec.dim
+            return Code(z=run_noise(scheduler, lambda z, u: predict(z, u)[..., :dim], start, steps, draws, on_step))
+        chain = self.chain.spaced(steps, spacing)
+        step = self._step(solver, eta, clip)
+        return Code(z=self._descend(chain, predict, start, draws, step, on_step))
+
+    @torch.no_grad()
+    def regenerate(
+        self,
+        network: nn.Module,
+        code: Code,
+        condition: Condition | None,
+        preserve: float,
+        draws: Draws,
+        steps: int,
+        guidance: Guidance = Guidance(),
+        *,
+        solver: Literal["ddpm", "ddim"] = "ddpm",
+        eta: float = 0.0,
+        clip: bool = False,
+        spacing: Literal["even", "stride"] = "even",
+    ) -> Code:
+        """The code noised to u = 1 - preserve, to the nearest timestep, and brought back in `steps` evaluations.
+
+        Where fewer timesteps than `steps` are left, each is visited once.
+        """
+        if not 0 <= preserve <= 1:
+            raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")
+        if preserve == 1:
+            return Code(z=code.z.clone())
+        below = max(1, round((1 - preserve) * self.config.num_train_timesteps))
+        chain = self.chain.spaced(min(steps, below), spacing, below)
+        start = draws.normal("start", tuple(code.z.shape[1:]))
+        if preserve > 0:
+            start = chain.noised(code.z, start, len(chain.betas) - 1)
+        step = self._step(solver, eta, clip)
+        return Code(z=self._descend(chain, guided(network, condition, guidance), start, draws, step))
+
+    def check_sampler(
+        self, steps: int, solver: str = "ddpm", eta: float = 0.0, clip: bool = False, spacing: str = "even"
+    ) -> None:
+        """ValueError where these settings, or this number of steps, do not fit the chain."""
+        self.chain.spaced(steps, spacing)
+        if not 0 <= eta <= 1 or (eta and solver != "ddim"):
+            raise ValueError(f"eta={eta} is for solver=ddim and lies between 0 and 1; set eta=0")
+
+    def check_scheduler(self, scheduler: SchedulerMixin) -> None:
+        """ValueError with one line unless this diffusers scheduler can take the place of the solver."""
+        names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        check_noise(scheduler, {name: self.config[name] for name in names})
+
+    def _descend(
+        self,
+        chain: NoiseChain,
+        predict: Predict,
+        z: Tensor,
+        draws: Draws,
+        step: Callable[..., Tensor],
+        report: OnStep | None = None,
+    ) -> Tensor:
+        levels, shape = (chain.timesteps / self.config.num_train_timesteps).tolist(), tuple(z.shape[1:])
+        for i, index in enumerate(reversed(range(len(levels)))):
+            output = predict(z, levels[index])
+            z = step(chain, output, z, index, lambda i=i: draws.normal(f"step_{i}", shape))
+            z = told(report, i, levels[index - 1] if index else 0.0, z)
+        return z
+
+    def _step(self, solver: str, eta: float, clip: bool) -> Callable[..., Tensor]:
+        """(chain, output, z, index, draw) -> the state one place down; no noise is drawn for the last."""
+
+        def ddpm(chain: NoiseChain, output: Tensor, z: Tensor, index: int, draw: Callable[[], Tensor]) -> Tensor:
+            mean, log_variance, _ = self.reverse(chain, output, z, index, clip)
+            return mean + torch.exp(0.5 * log_variance) * draw() if index else mean
+
+        def ddim(chain: NoiseChain, output: Tensor, z: Tensor, index: int, draw: Callable[[], Tensor]) -> Tensor:
+            *_, data = self.reverse(chain, output, z, index, clip)
+            noise = chain.noise_from_data(data, z, index)
+            before = chain.signal_before[index]
+            spread = eta * chain.posterior_variance[index].sqrt()  # equation 16
+            mean = before.sqrt() * data + (1 - before - spread**2).sqrt() * noise
+            return mean + spread * draw() if index and eta else mean
+
+        return {"ddpm": ddpm, "ddim": ddim}[solver]
