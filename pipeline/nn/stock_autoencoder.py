@@ -1,0 +1,108 @@
+"""Stock diffusers autoencoders of images: which class a folder holds, what its latents look like, and its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+UNIT_RANGE = ("AutoencoderRAE",)  # classes whose pixels are [0, 1]; all others take [-1, 1]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What an autoencoder makes of a square image."""
+
+    dim: int  # channels
+    side: int  # of the map
+    posterior: bool  # mean and log variance, rather than the code itself
+
+
+def is_folder(path: str) -> bool:
+    return Path(path).expanduser().is_dir()
+
+
+def read_config(path: str, subfolder: str | None) -> dict[str, Any]:
+    """The config.json of a folder or hub id, with `_class_name`; ValueError with one line when it cannot be had."""
+    try:
+        return dict(diffusers.AutoencoderKL.load_config(place(path), subfolder=subfolder))  # reads any class's
+    except OSError as error:
+        hint = "; it holds a pipeline: set subfolder, for example subfolder=vae" if is_pipeline(path) else ""
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} has no autoencoder{hint or f' ({reason})'}") from None
+
+
+def place(path: str) -> str:
+    """A folder with ~ resolved; a hub id as it is."""
+    return str(Path(path).expanduser()) if is_folder(path) else path
+
+
+def is_pipeline(path: str) -> bool:
+    return (Path(path).expanduser() / "model_index.json").is_file()
+
+
+def class_of(config: dict[str, Any]) -> type[ModelMixin]:
+    """The diffusers class that `config` names; ValueError when it is not an autoencoder with continuous latents."""
+    name = config.get("_class_name", "nothing")
+    if name == "VQModel":
+        raise ValueError("a VQModel's codes are ids; pretrained takes autoencoders with continuous latents")
+    cls = getattr(diffusers, name, None) if "Autoencoder" in name else None
+    if cls is None:
+        raise ValueError(f"{name} is not an autoencoder of diffusers {diffusers.__version__}")
+    return cls
+
+
+def empty(config: dict[str, Any]) -> ModelMixin:
+    """The autoencoder without its weights."""
+    public = {name: value for name, value in config.items() if not name.startswith("_")}
+    return class_of(config).from_config(public).requires_grad_(False).eval()
+
+
+def filled(config: dict[str, Any], path: str, subfolder: str | None) -> ModelMixin:
+    """The autoencoder with the weights at `path`, in float32; ValueError when some are missing."""
+    loaded, info = class_of(config).from_pretrained(place(path), subfolder=subfolder, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{path} lacks weights of its {type(loaded).__name__}: {', '.join(info['missing_keys'][:3])}")
+    return loaded.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def probe(config: dict[str, Any], image_size: int) -> Latents:
+    """What the autoencoder of `config` makes of images of `image_size`, found on the meta device.
+
+    Raises ValueError when it does not turn such images into square maps and back into images of the same size.
+    """
+    with torch.device("meta"):
+        model, image = empty(config), torch.zeros(1, 3, image_size, image_size)
+    name = type(model).__name__
+    try:
+        latents, posterior = encoded(model, image)
+        dim = latents.shape[1] // (2 if posterior else 1)
+        back = model.decode(latents[:, :dim], return_dict=False)[0]
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"this {name} does not take images of {image_size} pixels ({reason})") from None
+    if latents.dim() != 4 or latents.shape[2] != latents.shape[3] or image_size % latents.shape[2]:
+        raise ValueError(
+            f"this {name} makes latents {list(latents.shape[1:])}, not a square map, of {image_size} pixels"
+        )
+    if back.shape != image.shape:
+        raise ValueError(f"this {name} makes images of {back.shape[-1]} pixels of {image_size}; set data.size to that")
+    return Latents(dim, latents.shape[2], posterior)
+
+
+def encoded(model: ModelMixin, images: Tensor) -> tuple[Tensor, bool]:
+    """What `encode` gives, unscaled: (mean and log variance [B, 2C, h, w], True) or (the code [B, C, h, w], False)."""
+    if type(model).__name__ in UNIT_RANGE:
+        images = (images + 1) / 2
+    (output,) = model.encode(images, return_dict=False)
+    return (output.parameters, True) if hasattr(output, "parameters") else (output, False)
+
+
+def decoded(model: ModelMixin, maps: Tensor) -> Tensor:
+    """Images in [-1, 1] of unscaled latents [B, C, h, w]."""
+    images = model.decode(maps, return_dict=False)[0]
+    return images * 2 - 1 if type(model).__name__ in UNIT_RANGE else images

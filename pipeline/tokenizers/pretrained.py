@@ -1,0 +1,151 @@
+"""A stock diffusers autoencoder as a tokenizer, by folder or hub id."""
+
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up in this module
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from pipeline import components
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.draws import Draws
+from pipeline.nn import stock_autoencoder
+from pipeline.tokenizers.base import Rebuilt, Tokenizer
+
+
+class Pretrained(Tokenizer):
+    """Any stock autoencoder of images whose latents are a map: AutoencoderKL, -DC, -Tiny, -RAE and their like.
+
+    `path` is a folder or hub id, `subfolder` the component in it when it holds a pipeline. `dim` (latent channels) and
+    `stride` (pixels a latent) must be stated for a hub id, so that a recipe is checked without network; they are
+    verified on loading. The stored mean and std take the place of the stock scaling_factor, shift and latent
+    statistics. `stock` is what a saved folder keeps to be whole without the original; a recipe leaves it out.
+
+    Frozen and in evaluation mode; there are no terms of its own.
+    """
+
+    frozen = True
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int,
+        path: str,
+        subfolder: str | None = None,
+        dim: int | None = None,
+        stride: int | None = None,
+        stock: dict[str, Any] | None = None,
+    ):
+        if stock is None:
+            config = stock_autoencoder.read_config(path, subfolder)
+            self.spec, posterior = self.measure(config, image_size, path, dim, stride)
+            dim, stride = self.spec.dim, image_size // self.spec.grid[0]
+            self.register_to_config(dim=dim, stride=stride, stock=config | {"posterior": posterior})
+            on_meta = torch.empty(0).device.type == "meta"
+            model = stock_autoencoder.empty(config) if on_meta else stock_autoencoder.filled(config, path, subfolder)
+        else:
+            config = {name: value for name, value in stock.items() if name != "posterior"}
+            self.spec, posterior = spec_of(image_size, dim, stride), stock["posterior"]
+            model = stock_autoencoder.empty(config)  # `from_pretrained` fills it
+        super().__init__(dim)
+        self.autoencoder = model
+        self.neck = components.build("bottlenecks", {"kind": "gaussian" if posterior else "identity", "dim": dim})
+
+    @classmethod
+    def geometry(
+        cls,
+        image_size: int,
+        path: str,
+        subfolder: str | None = None,
+        dim: int | None = None,
+        stride: int | None = None,
+        **arguments,
+    ) -> LatentSpec:
+        if stock_autoencoder.is_folder(path):
+            config = stock_autoencoder.read_config(path, subfolder)
+            return cls.measure(config, image_size, path, dim, stride)[0]
+        if dim and stride:
+            return spec_of(image_size, dim, stride)
+        raise ValueError(
+            f"{path} is no folder on this machine; for a hub id state dim (latent channels) and stride (pixels a"
+            " latent) beside path, for example dim: 4 and stride: 8 for an SD-VAE"
+        )
+
+    @staticmethod
+    def measure(
+        config: dict[str, Any], image_size: int, path: str, dim: int | None, stride: int | None
+    ) -> tuple[LatentSpec, bool]:
+        """The spec that the autoencoder has, and whether it has a posterior; ValueError where the recipe differs."""
+        found = stock_autoencoder.probe(config, image_size)
+        actual = {"dim": found.dim, "stride": image_size // found.side}
+        for name, stated in (("dim", dim), ("stride", stride)):
+            if stated not in (None, actual[name]):
+                raise ValueError(f"the recipe states {name}={stated}, but that of {path} is {actual[name]}; correct it")
+        return LatentSpec((found.side, found.side), found.dim), found.posterior
+
+    def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
+        self.grid(images)
+        maps, _ = stock_autoencoder.encoded(self.autoencoder, images)
+        return maps.flatten(2).transpose(1, 2)
+
+    def render(self, z: Tensor, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """z [B, N, C] at the autoencoder's own scale to images; `grid` is height and width, `spec.grid` when None."""
+        grid = grid or self.spec.grid
+        if z.shape[1] != grid[0] * grid[1]:
+            raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
+        return stock_autoencoder.decoded(self.autoencoder, z.transpose(1, 2).unflatten(2, grid).contiguous())
+
+    def forward(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Rebuilt:
+        code, _ = self.neck(self.features(images, condition), draws)
+        return Rebuilt(self.render(code.z, condition, self.grid(images)), code, {})
+
+    @apply_forward_hook
+    def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images from a code at unit scale; `grid` as in `render`."""
+        return self.render(self.denormalize(code.z), condition, grid)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Height and width of the code of `images`; ValueError where a side does not divide by the stride."""
+        (height, width), stride = images.shape[2:], self.config.stride
+        if height % stride or width % stride:
+            raise ValueError(f"images of {height}x{width} pixels do not divide by the stride of {stride}")
+        return height // stride, width // stride
+
+    def train(self, mode: bool = True) -> "Pretrained":
+        super().train(mode)
+        self.autoencoder.eval()
+        return self
+
+    def enable_slicing(self) -> None:
+        """One image at a time, as the autoencoder itself does it; tiling alike."""
+        self.autoencoder.enable_slicing()
+
+    def disable_slicing(self) -> None:
+        self.autoencoder.disable_slicing()
+
+    def enable_tiling(self) -> None:
+        self.autoencoder.enable_tiling()
+
+    def disable_tiling(self) -> None:
+        self.autoencoder.disable_tiling()
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last matrix or kernel, in the order of registration."""
+        return [parameter for parameter in self.autoencoder.decoder.parameters() if parameter.dim() > 1][-1]
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        named = {name: module for name, module in self.autoencoder.named_children() if module is not None}
+        encoder = [named[name] for name in ("encoder", "quant_conv") if name in named]
+        return {
+            "encoder": [*encoder, self.neck],
+            "decoder": [named[name] for name in ("post_quant_conv", "decoder") if name in named],
+        }
+
+
+def spec_of(image_size: int, dim: int, stride: int) -> LatentSpec:
+    if image_size % stride:
+        raise ValueError(f"images of {image_size} pixels do not divide by the stride of {stride}; change data.size")
+    return LatentSpec((image_size // stride,) * 2, dim)
