@@ -1,5 +1,6 @@
 """A pipeline's folder: fetched whole, its code imported by name, its weights complete, its files readable by others."""
 
+import hashlib
 import importlib
 import inspect
 import json
@@ -66,6 +67,13 @@ def refuse_empty(module: nn.Module) -> None:
         raise ValueError(f"{type(module).__name__} has no value for {empty[0]}; its folder is incomplete")
 
 
+def load_component(cls: type, folder: Path) -> nn.Module:
+    """A model of ours from its own folder, complete; ValueError when weights are missing from it."""
+    module = cls.from_pretrained(folder, use_safetensors=True)
+    refuse_missing_keys(module, folder, None)
+    return module
+
+
 def stored_keys(folder: Path, variant: str | None) -> set[str]:
     """Names of the tensors in a component's safetensors files of this variant."""
     infix = f"\\.{re.escape(variant)}" if variant else ""
@@ -103,3 +111,10 @@ def ordinary_modes(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~mask)
+
+
+def fingerprint_files(folder: Path) -> str:
+    """A hash of the names, sizes and times of change of a folder's files; it is another one after any new training."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]

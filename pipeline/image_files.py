@@ -1,0 +1,49 @@
+"""A folder of numbered images, and what is made of all of them: one archive and one grid."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+GRID_ROWS, GRID_COLUMNS, GRID_PIXELS = 8, 8, 64  # at most so many rows; small images are enlarged to so many pixels
+
+
+def image_file(folder: Path, i: int) -> Path:
+    """000000.png, 000001.png, ..."""
+    return folder / f"{i:06d}.png"
+
+
+def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
+    """arr_0 uint8 [N, H, W, 3] and arr_1 int64 [N] (-1: no class), as ADM's evaluator reads, one image in memory."""
+    width, height = Image.open(images[0]).size
+    draft = path.with_name(f".{path.name}")
+    with zipfile.ZipFile(draft, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            shape = (len(images), height, width, 3)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for image in images:
+                file.write(np.asarray(Image.open(image).convert("RGB")).tobytes())
+        with archive.open("arr_1.npy", "w") as file:
+            np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
+    os.replace(draft, path)
+
+
+def write_grid(out: Path, num_classes: int, images: int) -> None:
+    """grid.png of the first images, a column a class where there are few classes."""
+    columns = num_classes if 1 < num_classes <= 2 * GRID_COLUMNS else GRID_COLUMNS
+    columns = min(columns, images)
+    shown = [Image.open(image_file(out, i)) for i in range(min(images, columns * GRID_ROWS))]
+    make_grid(shown, columns).save(out / "grid.png")
+
+
+def make_grid(images: list[Image.Image], columns: int) -> Image.Image:
+    """Images of one size in rows of `columns`, small ones enlarged pixel by pixel."""
+    width, height = images[0].size
+    times = -(-GRID_PIXELS // min(width, height))
+    grid = Image.new("RGB", (columns * width * times, -(-len(images) // columns) * height * times))
+    for i, image in enumerate(images):
+        place = (i % columns * width * times, i // columns * height * times)
+        grid.paste(image.resize((width * times, height * times), Image.Resampling.NEAREST), place)
+    return grid

@@ -1,0 +1,19 @@
+"""decoder/ + generator/ -> samples/: the images that the finished line makes."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.recipe import Recipe
+from pipeline.sampling import assemble, plan_recipe, sample_images
+from pipeline.workspace import Workspace
+
+READS, WRITES = ("decoder", "generator"), "samples"
+
+
+def uses(recipe: Recipe) -> Any:
+    return recipe.sample, recipe.seed, recipe.precision
+
+
+def run(recipe: Recipe, work: Workspace, out: Path) -> None:
+    pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator"))
+    sample_images(pipe, plan_recipe(recipe, pipe), out, work.accelerator)
