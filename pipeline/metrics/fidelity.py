@@ -1,6 +1,4 @@
-"""How near a reconstruction is to its image: PSNR, SSIM, and a distance in a network's feature maps."""
-
-from collections.abc import Callable
+"""How near a reconstruction is to its image: PSNR and SSIM of 8-bit pixels."""
 
 import torch
 from torch import Tensor
@@ -48,16 +46,3 @@ def gaussian(size: int, sigma: float) -> Tensor:
     places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     weights = torch.exp(-0.5 * (places / sigma) ** 2)
     return weights / weights.sum()
-
-
-def perceptual(maps: Callable[[Tensor], list[Tensor]], first: Tensor, second: Tensor) -> Tensor:
-    """Distance of every pair of images [B, 3, H, W] in [-1, 1] in feature maps, [B], from 0 up to 4 for opposite ones.
-
-    At each place the channels are scaled to unit length; squared differences are summed over channels, and averaged
-    over places and maps (LPIPS of Zhang et al., arXiv:1801.03924, equation 1, with every channel's weight 1).
-    """
-    layers = [
-        (F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)).square().sum(dim=1).mean(dim=(1, 2))
-        for a, b in zip(maps(first), maps(second))
-    ]
-    return torch.stack(layers).mean(dim=0)

@@ -1,0 +1,203 @@
+"""The task of measuring a run: from images, reconstructions and samples to numbers that carry their protocol."""
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from pipeline.metrics.base import Features
+from pipeline.metrics.copies import near_copies
+from pipeline.metrics.fidelity import eight_bits, psnr, ssim
+from pipeline.metrics.frechet import Moments, frechet_distance
+from pipeline.metrics.kernel import kernel_distance
+from pipeline.metrics.precision_recall import precision_recall
+from pipeline.nn.feature_distance import Backbone, perceptual_distance
+
+VERSIONS = ("torch", "numpy", "scikit-learn", "diffusers")
+CEILING = 100.0  # dB, for an image that is rebuilt exactly
+Rows = dict[str, Tensor]  # what is known of a set of images: a row an image under every name
+
+
+@dataclass
+class Number:
+    """One result. `held_out` is the same number for as many real images that no training saw: the floor."""
+
+    title: str
+    value: float
+    better: str  # higher or lower
+    meaning: str  # in one sentence
+    protocol: dict[str, Any]
+    unit: str = ""
+    held_out: float | None = None
+    ratio: float | None = None  # value / held_out, where that says something
+    details: dict[str, float] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As metrics.json holds it."""
+        return asdict(self)
+
+
+def spread(accelerator: Accelerator, count: int, measure: Callable[[Tensor], Rows], batch: int = 64) -> Rows:
+    """The rows of images 0 .. count - 1, which `measure` gives for indices [B]; every process does a part of them."""
+    bounds = [count * i // accelerator.num_processes for i in range(accelerator.num_processes + 1)]
+    own = torch.arange(bounds[accelerator.process_index], bounds[accelerator.process_index + 1])
+    parts = [{name: rows.cpu() for name, rows in measure(part).items()} for part in own.split(batch) if len(part)]
+    parts = gather_object(parts) if accelerator.num_processes > 1 else parts
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def even(labels: Tensor | None, total: int, count: int) -> Tensor:
+    """Indices [count] of `total` images, evenly spaced; with labels [total], evenly through every class."""
+    order = torch.arange(total) if labels is None else labels.argsort(stable=True)
+    places = (torch.arange(count, dtype=torch.float64) + 0.5) * (total / count)
+    return order[places.long()].sort().values
+
+
+def fidelity(images: Tensor, rebuilt: Tensor, backbone: Backbone) -> Rows:
+    """PSNR, SSIM (of 8-bit pixels) and perceptual distance of every pair of images [B, 3, H, W] in [-1, 1]."""
+    pixels, others = eight_bits(images.cpu()), eight_bits(rebuilt.cpu())
+    return {
+        "psnr": psnr(pixels, others).clamp(max=CEILING),
+        "ssim": ssim(pixels, others),
+        "perceptual": perceptual_distance(backbone, images, rebuilt.clamp(-1, 1)),
+    }
+
+
+def reconstruction_numbers(
+    held_out: Rows, rebuilt: Rows, features: list[Features], perceptual: dict[str, Any], protocol: dict[str, Any]
+) -> Iterator[tuple[str, Number]]:
+    """`held_out` and `rebuilt` hold a row an image under every feature's name; `rebuilt` also what `fidelity` gives.
+
+    `perceptual` describes the backbone of the perceptual distance.
+    """
+    count = len(rebuilt["psnr"])
+    protocol = {"images": f"{count} held-out images and their reconstructions"} | protocol
+    pixels = {"pixels": "rounded to 8 bits", "average": f"over images, each at most {CEILING:g} dB"} | protocol
+    window = {"window": "gaussian 11, sigma 1.5; the largest odd window that fits on smaller images"}
+    meaning = "how far reconstructions are from their images, pixel by pixel"
+    yield "psnr", Number("PSNR", mean(rebuilt["psnr"]), "higher", meaning, pixels, "dB")
+    meaning = "agreement of local brightness, contrast and structure; 1 is equality"
+    yield (
+        "ssim",
+        Number("SSIM", mean(rebuilt["ssim"]), "higher", meaning, {"pixels": pixels["pixels"]} | window | protocol),
+    )
+    kind = perceptual["kind"]
+    meaning = f"how far reconstructions are from their images in the feature maps of the {kind}; 0 is equality"
+    where = {"features": perceptual} | protocol
+    yield (
+        f"perceptual_{kind}",
+        Number(f"Perceptual distance, {kind}", mean(rebuilt["perceptual"]), "lower", meaning, where),
+    )
+    for feature in features:
+        value = frechet_distance(Moments.of(rebuilt[feature.name]), Moments.of(held_out[feature.name]))
+        meaning = "how far reconstructions as a set are from their images as a set"
+        where = {"features": feature.describe()} | protocol
+        title = f"Fréchet distance of reconstructions, {feature.name}"
+        yield f"rfd_{feature.name}", Number(title, value, "lower", meaning, where)
+
+
+def sample_numbers(
+    samples: Rows, held_out: Rows, train: Rows, features: list[Features], neighbours: int, protocol: dict[str, Any]
+) -> Iterator[tuple[str, Number]]:
+    """Distances of the samples to the training split, each beside that of as many held-out images."""
+    count = len(samples[features[0].name])
+    assert all(len(rows[features[0].name]) == count for rows in (samples, held_out))
+    protocol = {
+        "images": f"{count} samples",
+        "held_out": f"{count} real held-out images",
+        "references": f"{len(train[features[0].name])} images of the training split",
+    } | protocol
+    for feature in features:
+        yield from distance_numbers(*(rows[feature.name] for rows in (samples, held_out, train)), feature, protocol)
+        yield from manifold_numbers(
+            *(rows[feature.name] for rows in (samples, held_out, train)), feature, neighbours, protocol
+        )
+
+
+def distance_numbers(
+    samples: Tensor, held_out: Tensor, train: Tensor, feature: Features, protocol: dict[str, Any]
+) -> Iterator[tuple[str, Number]]:
+    where = {"features": feature.describe()} | protocol
+    value, floor = (frechet_distance(Moments.of(rows), Moments.of(train)) for rows in (samples, held_out))
+    meaning = "how far samples as a set are from the training images as a set, in mean and covariance"
+    title = f"Fréchet distance, {feature.name}"
+    ratio = value / floor if floor > 0 else None
+    yield f"fd_{feature.name}", Number(title, value, "lower", meaning, where, held_out=floor, ratio=ratio)
+    value, floor = (kernel_distance(rows, train) for rows in (samples, held_out))
+    meaning = "the same in a cubic polynomial kernel; its mean is 0 for equal distributions, so it can be negative"
+    where = {"kernel": "(x.y / width + 1)^3, unbiased, all images at once"} | where
+    yield (
+        f"kd_{feature.name}",
+        Number(f"Kernel distance, {feature.name}", value, "lower", meaning, where, held_out=floor),
+    )
+
+
+def manifold_numbers(
+    samples: Tensor, held_out: Tensor, train: Tensor, feature: Features, neighbours: int, protocol: dict[str, Any]
+) -> Iterator[tuple[str, Number]]:
+    where = {"neighbours": neighbours, "features": feature.describe()} | protocol
+    both = zip(precision_recall(samples, train, neighbours), precision_recall(held_out, train, neighbours))
+    meanings = {
+        "precision": "share of samples that lie where training images lie",
+        "recall": "share of training images that lie where samples lie",
+    }
+    for (name, meaning), (value, floor) in zip(meanings.items(), both):
+        title = f"{name.capitalize()}, {feature.name}"
+        yield f"{name}_{feature.name}", Number(title, value, "higher", meaning, where, held_out=floor)
+
+
+def copy_numbers(
+    samples: Rows, held_out: Rows, train: Rows, spaces: dict[str, dict[str, Any]], protocol: dict[str, Any]
+) -> Iterator[tuple[str, Number]]:
+    """`spaces` describes the features, by name, in which nearest neighbours are looked for."""
+    meaning = (
+        "share of samples closer to some training image than 99 % of new real images are to any;"
+        " real images themselves show about 1 %"
+    )
+    for name, description in spaces.items():
+        found = near_copies(samples[name], held_out[name], train[name])
+        where = {
+            "images": f"{len(samples[name])} samples",
+            "held_out": f"{len(held_out[name])} real held-out images",
+            "references": f"{len(train[name])} images of the training split",
+            "distance": "root mean square over the features' width, to the nearest reference",
+            "features": description,
+        }
+        details = {key: getattr(found, key) for key in ("threshold", "median", "median_held_out")}
+        number = Number(f"Near copies, {name.removeprefix('near_')}", found.share, "lower", meaning, where | protocol)
+        number.held_out, number.details = found.share_held_out, details
+        yield f"near_copies_{name.removeprefix('near_')}", number
+
+
+def accuracy_numbers(
+    samples: Rows, held_out: Rows, judge: dict[str, Any], protocol: dict[str, Any]
+) -> Iterator[tuple[str, Number]]:
+    """Class accuracy of the samples, and of the judge itself on real images: nothing where there are no classes."""
+    if judge["kind"] != "classifier" or "labels" not in held_out:
+        return
+    real = accuracy(held_out)
+    images = f"{len(held_out['labels'])} real held-out images"
+    meaning = "share of real images that the judge puts into their class: what its verdict on samples is worth"
+    own = {"judge": judge, "images": images} | {key: protocol[key] for key in ("precision", "versions")}
+    yield "judge_accuracy", Number("Accuracy of the judge", real, "higher", meaning, own)
+    if "labels" in samples:
+        where = {"judge": judge, "images": f"{len(samples['labels'])} samples", "held_out": images} | protocol
+        meaning = "share of samples that the judge puts into the class that was asked for"
+        yield "class_accuracy", Number("Class accuracy", accuracy(samples), "higher", meaning, where, held_out=real)
+
+
+def accuracy(rows: Rows) -> float:
+    return mean(rows["guess"] == rows["labels"])
+
+
+def mean(rows: Tensor) -> float:
+    return rows.double().mean().item()
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in VERSIONS}

@@ -1,0 +1,172 @@
+"""The report as one HTML file that holds all it shows."""
+
+import base64
+import json
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pipeline.reporting.style import STYLE
+
+ARTEFACTS = {  # what each finished folder is, in the order of the line
+    "tokenizer": "tokenizer trained",
+    "latents": "latents stored",
+    "generator": "generator trained",
+    "decoder": "decoder tuned",
+    "samples": "images sampled",
+}
+HEADLINES = ("class_accuracy", "fd_classifier", "fd_rotation", "psnr", "near_copies_classifier", "near_copies_rotation")
+
+
+@dataclass
+class Picture:
+    title: str
+    caption: str
+    path: Path
+    pixelated: bool = False  # enlarged images, whose pixels are to stay squares
+    wide: bool = False  # rather scrolled than shrunk on a narrow screen
+
+
+def write_page(
+    out: Path,
+    name: str,
+    summary: str,
+    numbers: dict[str, dict[str, dict[str, Any]]],
+    pictures: list[Picture],
+    notes: dict[str, dict[str, Any] | None],
+    settings: str,
+) -> None:
+    """`numbers` by group and key as metrics.json holds them; `notes` the made_from.json of every artefact, or None."""
+    flat = {key: number for group in numbers.values() for key, number in group.items()}
+    body = [
+        f"<header><p class=kicker>Tessera report</p><h1>{escape(name)}</h1><p>{escape(summary)}</p></header>",
+        headlines(flat),
+        timeline(notes),
+        *(picture(p) for p in pictures if not p.wide),
+        *(table(title, group) for title, group in numbers.items() if group),
+        *(picture(p) for p in pictures if p.wide),
+        section("Settings", f"<details><summary>The whole recipe</summary><pre>{escape(settings)}</pre></details>"),
+        footer(notes),
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    page = f"<!doctype html><html lang=en><head>{head}<title>{escape(name)} · Tessera</title>{STYLE}</head>"
+    out.write_text(f"{page}<body><main>{''.join(body)}</main></body></html>\n", encoding="utf-8")
+
+
+def headlines(numbers: dict[str, dict[str, Any]]) -> str:
+    tiles = []
+    for key in HEADLINES:
+        if number := numbers.get(key):
+            ratio = number["ratio"] is not None
+            large = f"{shown(number['ratio'])} ×" if ratio else shown(number["value"], number["unit"])
+            small = "of real held-out images" if ratio else beside(number)
+            tiles.append(f"<div class=tile><b>{large}</b><span>{escape(number['title'])}</span><i>{small}</i></div>")
+    return f"<div class=tiles>{''.join(tiles)}</div>"
+
+
+def beside(number: dict[str, Any]) -> str:
+    return "" if number["held_out"] is None else f"real held-out images: {shown(number['held_out'], number['unit'])}"
+
+
+def timeline(notes: dict[str, dict[str, Any] | None]) -> str:
+    """The line: what each stage took, where that is known."""
+    seconds = {key: note["seconds"] for key, note in notes.items() if note and "seconds" in note}
+    if not seconds:
+        return ""
+    longest, total = max(seconds.values()), sum(seconds.values())
+    rows = [
+        f"<li><span>{escape(ARTEFACTS.get(key, key))}</span>"
+        f'<em><i style="width:{100 * taken / longest if longest else 0:.1f}%"></i></em><b>{duration(taken)}</b></li>'
+        for key, taken in seconds.items()
+    ]
+    total_row = f"<li class=total><span>together</span><em></em><b>{duration(total)}</b></li>"
+    return section("The line", f"<ul class=line>{''.join(rows)}{total_row}</ul>")
+
+
+def table(title: str, numbers: dict[str, dict[str, Any]]) -> str:
+    """One block a number: value, floor and ratio, the sentence that explains it, and its whole protocol."""
+    compared = any(number["held_out"] is not None for number in numbers.values())
+    head = "<th>real held-out<th>ratio" if compared else ""
+    rows = "".join(row(key, number, compared) for key, number in numbers.items())
+    return section(title, f"<div class=scroll><table><thead><tr><th>number<th>here{head}</thead>{rows}</table></div>")
+
+
+def row(key: str, number: dict[str, Any], compared: bool) -> str:
+    arrow = {"higher": "↑", "lower": "↓"}[number["better"]]
+    floor = f"<td>{value(number['held_out'], number['unit'])}<td>{value(number['ratio'])}" if compared else ""
+    details = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{value(v)}" for k, v in number["details"].items())
+    protocol = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{written(v)}" for k, v in number["protocol"].items())
+    return (
+        f"<tbody id={escape(key)}><tr><th>{escape(number['title'])} <small title='{number['better']} is better'>{arrow}"
+        f"</small><td>{value(number['value'], number['unit'])}{floor}</tr>"
+        f"<tr class=note><td colspan={4 if compared else 2}>{escape(capital(number['meaning']))}. "
+        f"<span class=brief>{escape(brief(number['protocol']))}</span>"
+        f"<details><summary>protocol</summary><dl>{details}{protocol}</dl></details></tr></tbody>"
+    )
+
+
+def brief(protocol: dict[str, Any]) -> str:
+    """What a number was measured on, in one line."""
+    parts = [str(protocol[key]) for key in ("images", "references") if key in protocol]
+    if features := protocol.get("features", protocol.get("judge")):
+        parts.append(f"features: {features['kind']}")
+    if sampling := protocol.get("sampling"):
+        scale = sampling.get("guidance", {}).get("scale")
+        parts.append(f"{sampling['steps']} steps" if "steps" in sampling else "")
+        parts.append(f"guidance {scale:g}" if scale is not None else "")
+    return " · ".join(part for part in parts if part)
+
+
+def written(entry: Any) -> str:
+    """A protocol entry as HTML: mappings as nested lists, anything else as its JSON or text."""
+    if isinstance(entry, dict):
+        return (
+            "<dl>"
+            + "".join(f"<dt>{escape(str(k).replace('_', ' '))}<dd>{written(v)}" for k, v in entry.items())
+            + "</dl>"
+        )
+    return escape(entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False))
+
+
+def picture(item: Picture) -> str:
+    kind = " class=pixelated" if item.pixelated else ""
+    data = base64.b64encode(item.path.read_bytes()).decode()
+    image = f'<img{kind} alt="{escape(item.title)}" src="data:image/png;base64,{data}">'
+    figure = (
+        f"<figure class={'wide' if item.wide else 'fit'}>{image}</figure><p class=caption>{escape(item.caption)}</p>"
+    )
+    return section(item.title, figure)
+
+
+def footer(notes: dict[str, dict[str, Any] | None]) -> str:
+    note = next((note for note in reversed(list(notes.values())) if note), {})
+    facts = [f"{key}: {note[key]}" for key in ("command", "commit", "device", "processes", "python") if note.get(key)]
+    facts += [f"{name} {version}" for name, version in note.get("versions", {}).items()]
+    return f"<footer>{escape(' · '.join(facts))}</footer>"
+
+
+def section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def value(number: float | None, unit: str = "") -> str:
+    """A number as shown, its every digit kept beside it for machines; a dash where there is none."""
+    return "–" if number is None else f'<data value="{number!r}">{shown(number, unit)}</data>'
+
+
+def shown(number: float, unit: str = "") -> str:
+    """Four significant digits, shares as they are."""
+    text = f"{number:.3g}" if 0 < abs(number) < 0.01 else f"{number:.3f}" if abs(number) < 10 else f"{number:.4g}"
+    return f"{text} {unit}".strip()
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

@@ -1,0 +1,72 @@
+"""Grids of images as one picture: originals beside reconstructions, and samples class by class."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+TILE = 64  # pixels a side at least; smaller images are enlarged by whole numbers, each pixel staying a square
+WIDTH = 1280  # pixels of a grid at most, as far as whole images allow
+GAP, PAPER, INK = 2, (255, 255, 255), (70, 70, 70)
+AMPLIFIED = 5  # times the absolute difference, so that it can be seen
+
+
+def columns(size: int) -> int:
+    """How many images of `size` pixels a side go beside each other."""
+    return max(3, min(12, WIDTH // (enlarged(size) + GAP)))
+
+
+def enlarged(size: int) -> int:
+    return size * max(1, -(-TILE // size))
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """[B, 3, H, W] in [-1, 1] as uint8 [B, H, W, 3]."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def reconstructions(images: Tensor, rebuilt: Tensor) -> Image.Image:
+    """Three rows: images [B, 3, H, W] in [-1, 1], what became of them, and the amplified absolute difference."""
+    before, after = to_bytes(images), to_bytes(rebuilt)
+    apart = np.abs(before.astype(np.int16) - after) * AMPLIFIED
+    return grid(
+        [before, after, apart.clip(0, 255).astype(np.uint8)], ["original", "rebuilt", f"difference x{AMPLIFIED}"]
+    )
+
+
+def samples_by_class(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str]) -> Image.Image:
+    """uint8 [N, H, W, 3] in rows by label [N], ten classes at most; without labels in rows as they come."""
+    across = columns(images.shape[1])
+    if labels is None:
+        shown = images[: 8 * across]
+        return grid([shown[i : i + across] for i in range(0, len(shown), across)], [])
+    there = np.unique(labels)
+    chosen = there[np.linspace(0, len(there) - 1, min(10, len(there))).round().astype(int)]
+    rows = [images[labels == label][:across] for label in chosen]
+    return grid(rows, [class_names[label] for label in chosen])
+
+
+def grid(rows: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
+    """Rows of uint8 [n, H, W, 3], each with its name to the left."""
+    height, width = rows[0].shape[1:3]
+    times = enlarged(min(height, width)) // min(height, width)
+    height, width = height * times, width * times
+    font = ImageFont.load_default(14)
+    margin = max((int(font.getlength(short(name))) + 12 for name in names), default=0)
+    across = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (margin + across * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for down, row in enumerate(rows):
+        top = down * (height + GAP)
+        if names:
+            pen.text((margin - 8, top + height // 2), short(names[down]), INK, font, anchor="rm")
+        for i, pixels in enumerate(row):
+            tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(tile, (margin + i * (width + GAP), top))
+    return sheet
+
+
+def short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:17]}…"

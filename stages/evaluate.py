@@ -1,0 +1,239 @@
+"""samples/ + images -> report/: what a run is worth, each number with its protocol, beside that of real images."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.components import find
+from pipeline.draws import mix
+from pipeline.evaluation import (
+    Rows,
+    accuracy_numbers,
+    copy_numbers,
+    even,
+    fidelity,
+    reconstruction_numbers,
+    sample_numbers,
+    spread,
+    versions,
+)
+from pipeline.images import Images
+from pipeline.metrics.base import Features
+from pipeline.metrics.features import KINDS, ClassifierFeatures, PixelFeatures
+from pipeline.nn.feature_distance import Backbone
+from pipeline.recipe import Recipe, settings
+from pipeline.reporting import pictures
+from pipeline.reporting.curves import draw_curves
+from pipeline.reporting.page import ARTEFACTS, Picture, write_page
+from pipeline.teachers.classifier import Classifier, fit
+from pipeline.teachers.lpips_vgg import LpipsVgg
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.weights import digest, locate
+from pipeline.workspace import NOTE, Workspace
+
+READS, WRITES = ("tokenizer", "latents", "generator", "decoder", "samples"), "report"
+JUDGE_VALUES = 2**28  # numbers in the images that train the judge, at most: 1 GiB
+SURROUNDINGS = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
+
+
+def uses(recipe: Recipe) -> Any:
+    return recipe.evaluate, recipe.data, recipe.seed, recipe.weights
+
+
+def run(recipe: Recipe, work: Workspace, out: Path) -> None:
+    train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
+    judge = trained_judge(recipe, work, train, out / "judge")
+    eyes = Eyes.of(recipe, judge, out / "judge")
+    tokenizer = find("tokenizers", recipe.tokenizer.model["kind"]).from_pretrained(work.artefact("decoder"))
+    tokenizer = tokenizer.to(work.accelerator.device).eval()
+    pixels, labels, made = read_samples(work.artefact("samples"))
+    samples = spread(work.accelerator, len(pixels), lambda i: eyes.see(from_bytes(pixels[i.numpy()])))
+    if labels is not None:
+        samples["labels"] = torch.from_numpy(labels)
+    real = spread_images(work, recipe, train, eyes)
+    new = spread_images(work, recipe, held_out, eyes, tokenizer)
+    if not work.accelerator.is_main_process:
+        return
+    numbers = measure(recipe, eyes, samples, new, real, made, {"train": len(train), "held_out": len(held_out)})
+    flat = {key: {"group": group} | number for group, part in numbers.items() for key, number in part.items()}
+    (out / "metrics.json").write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
+    shown = draw(recipe, work, out, held_out, tokenizer, pixels, labels)
+    notes = {name: read_note(work.root / name) for name in ARTEFACTS}
+    summary = describe(recipe, train, held_out)
+    write_page(out / "index.html", recipe.name, summary, numbers, shown, notes, settings(recipe))
+
+
+@dataclass
+class Eyes:
+    """All the networks that look at images here."""
+
+    judge: Classifier
+    features: list[Features]  # what evaluate.features names
+    near: dict[str, Features]  # where near copies are looked for
+    backbone: Backbone  # of the perceptual distance
+    described: dict[str, dict[str, Any]]  # judge and backbone, for protocols
+    device: torch.device
+
+    @classmethod
+    def of(cls, recipe: Recipe, judge: Classifier, folder: Path) -> "Eyes":
+        own = ClassifierFeatures(judge, digest(folder / "diffusion_pytorch_model.safetensors"))
+        kinds = {ClassifierFeatures: own, PixelFeatures: PixelFeatures()}
+        features = [kinds[KINDS[name]] for name in recipe.evaluate.features]
+        near = {"near_pixels": PixelFeatures(32), f"near_{own.name}": own}
+        files = [locate(name, recipe.weights) for name in LpipsVgg.FILES]
+        backbone, described = judge, own.describe() | {"what": "feature maps of the judge, all channels alike"}
+        if all(files) and recipe.data.size >= 16:
+            backbone = LpipsVgg.load(*files).to(judge.device)
+            described = {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}
+        return cls(judge, features, near, backbone, {"judge": own.describe(), "perceptual": described}, judge.device)
+
+    @torch.no_grad()
+    def see(self, images: Tensor) -> Rows:
+        """The rows of images [B, 3, H, W] in [-1, 1] under every name that a number needs."""
+        images = images.to(self.device)
+        named = {feature.name: feature for feature in self.features} | self.near
+        return {name: feature.extract(images) for name, feature in named.items()} | {
+            "guess": self.judge(images).argmax(dim=1)
+        }
+
+
+def trained_judge(recipe: Recipe, work: Workspace, train: Images, folder: Path) -> Classifier:
+    """A classifier of the training split, from a seed that no tokenizer's training uses; kept in `folder`."""
+    if work.accelerator.is_main_process:
+        size = recipe.data.size
+        batch = train.plain(even(None, len(train), min(len(train), JUDGE_VALUES // (3 * size * size))))
+        labels = batch.condition.labels if batch.condition else None
+        images = batch.images.to(work.accelerator.device)
+        fit(images, labels, train.num_classes, seed=mix(recipe.seed, "judge")).save_pretrained(folder)
+    work.accelerator.wait_for_everyone()
+    return Classifier.from_pretrained(folder).requires_grad_(False).eval().to(work.accelerator.device)
+
+
+def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """Pixels uint8 [N, H, W, 3], labels [N] (None where images were not asked for by class), and how they were made."""
+    with np.load(folder / "samples.npz") as archive:
+        pixels = archive["arr_0"]
+        labels = archive.get("arr_1")
+    made = json.loads((folder / "samples.json").read_text())
+    return pixels, None if labels is None or (labels < 0).any() else labels, made
+
+
+def from_bytes(pixels: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] to [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def spread_images(
+    work: Workspace, recipe: Recipe, images: Images, eyes: Eyes, tokenizer: Tokenizer | None = None
+) -> Rows:
+    """What is seen of a split, at most evaluate.images of it; with a tokenizer also of its reconstructions."""
+    chosen = even(None, len(images), min(len(images), recipe.evaluate.images))
+
+    def look(places: Tensor) -> Rows:
+        batch = images.plain(chosen[places])
+        rows = eyes.see(batch.images)
+        if batch.condition:
+            rows["labels"] = batch.condition.labels
+        if tokenizer is not None:
+            pixels = batch.images.to(eyes.device)
+            again = rebuild(tokenizer, pixels)
+            rows |= {f"rebuilt_{name}": seen for name, seen in eyes.see(again).items()}
+            rows |= {f"rebuilt_{name}": value for name, value in fidelity(pixels, again, eyes.backbone).items()}
+        return rows
+
+    return spread(work.accelerator, len(chosen), look)
+
+
+@torch.no_grad()
+def rebuild(tokenizer: Tokenizer, images: Tensor) -> Tensor:
+    """Through the mode of the code and back, as the 8-bit images that people look at."""
+    again = tokenizer.decode(tokenizer.encode(images)).float().clamp(-1, 1)
+    return ((again + 1) * 127.5).round() / 127.5 - 1
+
+
+def measure(
+    recipe: Recipe, eyes: Eyes, samples: Rows, new: Rows, real: Rows, made: dict[str, Any], sizes: dict[str, int]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every number by group and key. `new` are rows of the held-out split, `real` of the training split."""
+    common = {"precision": "networks float32, statistics float64", "versions": versions(), "splits": sizes}
+    sampled = {"sampling": {key: value for key, value in made.items() if key not in SURROUNDINGS}} | common
+    again = {name.removeprefix("rebuilt_"): rows for name, rows in new.items() if name.startswith("rebuilt_")}
+    count = min(len(samples["guess"]), len(new["guess"]))
+    few, floor = (pick(rows, even(rows.get("labels"), len(rows["guess"]), count)) for rows in (samples, new))
+    judge, near = eyes.described["judge"], {name: feature.describe() for name, feature in eyes.near.items()}
+
+    def group(*parts: Iterator) -> dict[str, dict[str, Any]]:
+        return {key: number.plain() for part in parts for key, number in part}
+
+    return {
+        "Samples": group(
+            accuracy_numbers(samples, new, judge, sampled),
+            sample_numbers(few, floor, real, eyes.features, recipe.evaluate.neighbours, sampled),
+            copy_numbers(samples, new, real, near, sampled),
+        ),
+        "Reconstructions": group(
+            reconstruction_numbers(new, again, eyes.features, eyes.described["perceptual"], common)
+        ),
+    }
+
+
+def pick(rows: Rows, chosen: Tensor) -> Rows:
+    return {name: values[chosen] for name, values in rows.items()}
+
+
+def draw(
+    recipe: Recipe,
+    work: Workspace,
+    out: Path,
+    held_out: Images,
+    tokenizer: Tokenizer,
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+) -> list[Picture]:
+    """The pictures of the report, written beside it."""
+    size = pixels.shape[1]
+    images = held_out.plain(even(None, len(held_out), min(len(held_out), pictures.columns(size)))).images
+    again = rebuild(tokenizer, images.to(next(tokenizer.parameters()).device)).cpu()
+    pictures.reconstructions(images, again).save(out / "reconstructions.png")
+    pictures.samples_by_class(pixels, labels, held_out.class_names).save(out / "samples.png")
+    rows = "each row one class that was asked for" if labels is not None else "as they came"
+    shown = [
+        Picture("Samples", f"Samples, {rows}; not chosen.", out / "samples.png", True),
+        Picture(
+            "Reconstructions",
+            f"Held-out images, their reconstructions, and the absolute difference times {pictures.AMPLIFIED}.",
+            out / "reconstructions.png",
+            True,
+        ),
+    ]
+    if draw_curves(logs(recipe, work), out / "curves.png"):
+        shown.append(Picture("Training", "Logged values by optimiser step.", out / "curves.png", wide=True))
+    return shown
+
+
+def logs(recipe: Recipe, work: Workspace) -> dict[str, Path]:
+    """The training logs there are, by what was trained, in order."""
+    tokenizer = work.artefact("tokenizer")
+    found = {f"tokenizer {phase}": tokenizer / "phases" / phase / "metrics.jsonl" for phase in recipe.tokenizer.phases}
+    found["generator"] = work.artefact("generator") / "metrics.jsonl"
+    return {title: path for title, path in found.items() if path.exists()}
+
+
+def read_note(folder: Path) -> dict[str, Any] | None:
+    note = folder / NOTE
+    return json.loads(note.read_text()) if note.exists() else None
+
+
+def describe(recipe: Recipe, train: Images, held_out: Images) -> str:
+    classes = f", {train.num_classes} classes" if train.num_classes else ""
+    kinds = [recipe.tokenizer.model["kind"], recipe.generator.network["kind"], recipe.generator.objective["kind"]]
+    return (
+        f"{len(train)} training and {len(held_out)} held-out images of {recipe.data.size} × {recipe.data.size} pixels"
+        f"{classes} · {' · '.join(kind.replace('_', ' ') for kind in kinds)}"
+    )
