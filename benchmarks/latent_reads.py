@@ -1,0 +1,80 @@
+"""Times random reads of the store of codes, as the training loop makes them.
+
+    python benchmarks/latent_reads.py [--codes 20000] [--shard 8192 500] [--batch 256] [--repeats 200]
+
+Codes of 32 x 16 x 16 in half precision, 16 KiB each, without and with their mirrors, warm. A read is everything that
+`LatentStore.batch` does: which rows, which mirrors, the gather, float32, labels. Beside it the bare gather by which
+such stores are usually measured: one file, rows in half precision, nothing else. Medians; target: 100,000 a second.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.latents import FORMAT, LatentStore, write_manifest, write_shard
+
+TOKENS, DIM, CLASSES = 256, 32, 1000
+
+
+def codes(count: int, views: int, generator: torch.Generator) -> dict[str, Tensor]:
+    z = torch.randn(count, views, TOKENS, DIM, generator=generator).half()
+    return {"z": z, "labels": torch.randint(CLASSES, (count,), generator=generator)}
+
+
+def store(folder: Path, count: int, shard: int, views: int) -> LatentStore:
+    """A store of random codes."""
+    generator = torch.Generator().manual_seed(0)
+    counts = [min(shard, count - first) for first in range(0, count, shard)]
+    manifest = {
+        "format": FORMAT,
+        "flip": views == 2,
+        "spec": {"grid": [16, 16], "dim": DIM},
+        "class_names": [str(number) for number in range(CLASSES)],
+        "shards": counts,
+    }
+    write_manifest(folder, manifest)
+    for number, rows in enumerate(counts):
+        write_shard(folder, manifest, number, codes(rows, views, generator))
+    return LatentStore(folder)
+
+
+def rate(read: Callable[[Tensor, Tensor], object], count: int, batch: int, repeats: int) -> float:
+    """Median codes a second over random batches, after a pass over everything."""
+    for rows in torch.arange(count).split(batch):
+        read(rows, rows)
+    times = []
+    for _ in range(repeats):
+        rows, seeds = torch.randint(count, (batch,)), torch.randint(2**62, (batch,))
+        start = time.perf_counter()
+        read(rows, seeds)
+        times.append(time.perf_counter() - start)
+    return batch / statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codes", type=int, default=20_000)
+    parser.add_argument("--shard", type=int, nargs="+", default=[8192, 500])
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=200)
+    options = parser.parse_args()
+    whole = codes(options.codes, 1, torch.Generator().manual_seed(0))["z"].numpy()
+    bare = rate(lambda rows, seeds: whole[rows.numpy()], options.codes, options.batch, options.repeats)
+    print(f"{'bare gather in memory, half precision':<44}{bare:>10,.0f} codes/s")
+    for shard in options.shard:
+        for views in (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                read = store(Path(folder), options.codes, shard, views).batch
+                found = rate(read, options.codes, options.batch, options.repeats)
+            name = f"store, shards of {shard}" + (", with mirrors" if views == 2 else "")
+            print(f"{name:<44}{found:>10,.0f} codes/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""From images to the store of codes: by any number of processes, going on where it stopped."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.code import LatentSpec
+from pipeline.draws import ImageDraws, mix
+from pipeline.images import Images
+from pipeline.latents import FORMAT, MANIFEST, sha256_of, shard_file, write_manifest, write_shard
+from pipeline.recipe import Latents
+from pipeline.tokenizers.base import Tokenizer
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def encode(
+    tokenizer: Tokenizer,
+    images: Images,
+    latents: Latents,
+    folder: Path,
+    accelerator: Accelerator,
+    seed: int,
+    precision: str,
+) -> None:
+    """Write the codes of `images` at the tokenizer's unit scale to `folder`, every process its share of the shards.
+
+    The code of an image is a function of (tokenizer, image, seed, its index), up to rounding: not of the batch or the
+    number of processes. Finished shards are kept. Raises ValueError when the folder was begun with anything else.
+    """
+    manifest = describe(tokenizer, images, latents, seed, precision)
+    if accelerator.is_main_process and not (folder / MANIFEST).exists():
+        write_manifest(folder, manifest)
+    accelerator.wait_for_everyone()
+    refuse_stale(folder, manifest)
+    mine = range(accelerator.process_index, len(manifest["shards"]), accelerator.num_processes)
+    todo = [number for number in mine if not shard_file(folder, number).exists()]
+    encoder = Encoder(tokenizer, images, latents.posterior, latents.flip, seed, precision, accelerator.device)
+    total = sum(manifest["shards"][number] for number in todo)
+    with tqdm(total=total, desc="encoding", unit="img", disable=not accelerator.is_main_process) as progress:
+        for number in todo:
+            first, parts = number * latents.shard, []
+            for rows in torch.arange(first, first + manifest["shards"][number]).split(latents.batch):
+                parts.append(_stored(encoder(rows), latents, tokenizer.spec, rows))
+                progress.update(len(rows))
+            write_shard(
+                folder, manifest, number, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            )
+    accelerator.wait_for_everyone()
+
+
+class Encoder:
+    """Rows of a collection to their codes, an image and its mirror in one batch, in the given precision."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        images: Images,
+        posterior: str,
+        flip: bool,
+        seed: int,
+        precision: str,
+        device: torch.device,
+    ):
+        self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
+        self.images, self.posterior, self.flip, self.seed, self.device = images, posterior, flip, seed, device
+        self.autocast = {"device_type": device.type, "dtype": DTYPES[precision], "enabled": precision != "fp32"}
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
+        """On the CPU, `z` [B, views, N, C] float32 (with `std` for moments), or `ids`; and `labels` [B]."""
+        batch = self.images.plain(rows)
+        pixels = torch.cat([batch.images, batch.images.flip(-1)]) if self.flip else batch.images
+        pixels = pixels.to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(**self.autocast):
+            if self.tokenizer.spec.vocab:
+                found = {"ids": self.tokenizer.encode(pixels).ids}
+            elif self.posterior == "moments":
+                found = dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
+            else:
+                found = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows)).z.float()}
+        views = len(pixels) // len(rows)
+        found = {name: tensor.cpu().unflatten(0, (views, -1)).transpose(0, 1) for name, tensor in found.items()}
+        return found if batch.condition is None else found | {"labels": batch.condition.labels}
+
+    def _draws(self, rows: Tensor) -> ImageDraws | None:
+        if self.posterior != "sample":
+            return None
+        sides = ("image", "mirror") if self.flip else ("image",)
+        seeds = [mix(self.seed, "posterior", side, row) for side in sides for row in rows.tolist()]
+        return ImageDraws.from_seeds(seeds, self.device)
+
+
+def describe(tokenizer: Tokenizer, images: Images, latents: Latents, seed: int, precision: str) -> dict[str, Any]:
+    """Everything that the codes depend on, and what a reader needs to know, as JSON values."""
+    count, data = len(images), images.data
+    if not count:
+        raise ValueError("there is nothing to encode: the training split is empty")
+    manifest = {
+        "format": FORMAT,
+        "tokenizer": {
+            "kind": type(tokenizer).__name__,
+            "config": {name: value for name, value in tokenizer.config.items() if not name.startswith("_")},
+            "weights": sha256_of(tokenizer.state_dict()),
+        },
+        "data": {
+            "fingerprint": images.fingerprint(),
+            "images": count,
+            "size": data.size,
+            "crop": "center",  # codes are of the image's centre, whatever crop the tokenizer was trained on
+            "resize": data.resize,
+        },
+        "posterior": latents.posterior,
+        "flip": latents.flip,
+        "stored": latents.precision,
+        "computed": precision,
+        "seed": seed,
+        "mean": tokenizer.mean.tolist(),
+        "std": tokenizer.std.tolist(),
+        "spec": asdict(tokenizer.spec),
+        "class_names": images.class_names,
+        "shards": [min(latents.shard, count - first) for first in range(0, count, latents.shard)],
+    }
+    return json.loads(json.dumps(manifest))
+
+
+def refuse_stale(folder: Path, manifest: dict[str, Any]) -> None:
+    """ValueError naming the first difference between a folder's manifest and the one that would be written."""
+    there = _flat(json.loads((folder / MANIFEST).read_text()))
+    wanted = _flat(manifest)
+    for name in [*wanted, *there]:
+        if there.get(name) != wanted.get(name):
+            was, now = _short(there.get(name)), _short(wanted.get(name))
+            raise ValueError(f"{folder} holds codes made with {name} {was}, not {now}; delete it to encode anew")
+
+
+def _stored(found: dict[str, Tensor], latents: Latents, spec: LatentSpec, rows: Tensor) -> dict[str, Tensor]:
+    """The tensors in the types they are stored in; FloatingPointError naming the rows of codes that do not fit."""
+    stored = {}
+    for name, tensor in found.items():
+        if tensor.is_floating_point():
+            stored[name] = tensor.to(DTYPES[latents.precision])
+            if not stored[name].isfinite().all():
+                raise FloatingPointError(f"the codes of images {int(rows[0])} to {int(rows[-1])} are not all finite")
+        elif name == "ids":
+            stored[name] = tensor.to(torch.uint16 if spec.vocab <= 2**16 else torch.int32)
+        else:
+            stored[name] = tensor
+    return stored
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."
