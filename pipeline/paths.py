@@ -71,32 +71,32 @@ class Path(ABC):
 class Linear(Path):
     """alpha = 1 - u, sigma = u: rectified flow (arXiv:2209.03003)."""
 
-    def alpha(self, u):
+    def alpha(self, u: Tensor) -> Tensor:
         return 1 - u
 
-    def sigma(self, u):
+    def sigma(self, u: Tensor) -> Tensor:
         return u
 
-    def alpha_rate(self, u):
+    def alpha_rate(self, u: Tensor) -> Tensor:
         return -torch.ones_like(u)
 
-    def sigma_rate(self, u):
+    def sigma_rate(self, u: Tensor) -> Tensor:
         return torch.ones_like(u)
 
 
 class Trigonometric(Path):
     """alpha = cos(pi u / 2), sigma = sin(pi u / 2); SiT calls it GVP."""
 
-    def alpha(self, u):
+    def alpha(self, u: Tensor) -> Tensor:
         return torch.cos(u * (math.pi / 2))
 
-    def sigma(self, u):
+    def sigma(self, u: Tensor) -> Tensor:
         return torch.sin(u * (math.pi / 2))
 
-    def alpha_rate(self, u):
+    def alpha_rate(self, u: Tensor) -> Tensor:
         return -math.pi / 2 * self.sigma(u)
 
-    def sigma_rate(self, u):
+    def sigma_rate(self, u: Tensor) -> Tensor:
         return math.pi / 2 * self.alpha(u)
 
 
@@ -111,22 +111,22 @@ class VariancePreserving(Path):
     def log_alpha(self, u: Tensor) -> Tensor:
         return -(self.most - self.least) / 4 * u**2 - self.least / 2 * u
 
-    def alpha(self, u):
+    def alpha(self, u: Tensor) -> Tensor:
         return torch.exp(self.log_alpha(u))
 
-    def sigma(self, u):
+    def sigma(self, u: Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(2 * self.log_alpha(u)))
 
-    def alpha_rate(self, u):
+    def alpha_rate(self, u: Tensor) -> Tensor:
         return self.log_alpha_rate(u) * self.alpha(u)
 
-    def sigma_rate(self, u):
+    def sigma_rate(self, u: Tensor) -> Tensor:
         return self.alpha(u) ** 2 * self.beta(u) / (2 * self.sigma(u))
 
-    def log_alpha_rate(self, u):
+    def log_alpha_rate(self, u: Tensor) -> Tensor:
         return -self.beta(u) / 2
 
-    def diffusion(self, u):
+    def diffusion(self, u: Tensor) -> Tensor:
         return self.beta(u) / 2
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.draws import Draws
 from pipeline.paths import Path
 
+Levels = TypeVar("Levels", float, np.ndarray, Tensor)
 Velocity = Callable[[Tensor, float], Tensor]  # (z [B, N, C], u) -> dz/du
 Report = Callable[[int, float, Tensor], Tensor | None]  # (evaluations done - 1, level reached, state)
 
@@ -26,7 +27,7 @@ def ladder(intervals: int, shift: float = 1.0, start: float = 1.0, end: float = 
     return [float(level) for level in shifted((start * falling).astype(np.float32), shift)]
 
 
-def shifted(u, shift: float):
+def shifted(u: Levels, shift: float) -> Levels:
     """s u / (1 + (s - 1) u): above 1 the shift keeps longer to the noise (Esser et al., arXiv:2403.03206, eq. 23)."""
     return shift * u / (1 + (shift - 1) * u)
 

@@ -25,11 +25,18 @@ def flow_solver(kind: str, levels: list[float]) -> SchedulerMixin:
 
 
 def run_flow(
-    scheduler: SchedulerMixin, velocity: Evaluate, z: Tensor, draws: Draws, report: Report | None = None
+    scheduler: SchedulerMixin,
+    velocity: Evaluate,
+    z: Tensor,
+    draws: Draws | None = None,
+    report: Report | None = None,
 ) -> Tensor:
-    """Step through `scheduler.sigmas`, which are noise levels; its timesteps may be rounded and are not used."""
+    """Step through `scheduler.sigmas`, which are noise levels; its timesteps may be rounded and are not used.
+
+    `draws` are for schedulers that add noise of their own.
+    """
     levels = scheduler.sigmas.tolist()
-    extra = _generators(scheduler, draws)
+    extra = _generators(scheduler, draws) if draws else {}
     for i, timestep in enumerate(_begin(scheduler)):
         change = velocity(z, levels[i]).float()
         z = told(report, i, levels[i + 1], scheduler.step(change, timestep, z, **extra).prev_sample)

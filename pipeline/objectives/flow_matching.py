@@ -215,7 +215,7 @@ class FlowMatching(Objective):
         if sampler.solver in ("unipc", "dpmpp_2m"):
             self._only_linear(sampler.solver)
             scheduler = flow_solver(sampler.solver, ladder(steps, sampler.shift, start))
-            return run_flow(scheduler, field, z, draws, report)
+            return run_flow(scheduler, field, z, report=report)
         intervals, corrected = sampler.stochastic_steps(steps)
         end = 0.0 if sampler.last_step == "none" else sampler.last_step_size
         reverse = Reverse(self.route, field, sampler.diffusion, sampler.diffusion_scale)

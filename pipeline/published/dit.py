@@ -19,7 +19,7 @@ def convert(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, 
     rows = state["final_layer.linear.bias"].shape[0]
     outputs = rows // (arguments["patch_size"] ** 2 * arguments["dim"])
     network = build(state, {**arguments, "outputs": outputs, "time_scale": 1000.0, "time_direction": "noise"})
-    variance = "learned_range" if outputs == 2 else "fixed_small"
+    variance = "learned_range" if outputs == 2 else "fixed_large"
     return {
         "network": network,
         "objective": build_component("objectives", {"kind": "gaussian_diffusion", "variance": variance}),

@@ -68,9 +68,8 @@ def chain(case: Case, network, objective: GaussianDiffusion) -> dict[str, Tensor
         "p_variance": log_variance.exp(),
         "p_log_variance": log_variance,
         "p_pred_xstart": expected,
-        "training_vb": terms["vb"],
-        "training_mse": terms["mse"],
-        "training_loss": terms["vb"] + terms["mse"],
+        "training_loss": sum(terms.values()),
+        **{f"training_{name}": value for name, value in terms.items()},
     }
 
 

@@ -82,7 +82,7 @@ def odes(case: Case, network: nn.Module) -> dict[str, Tensor]:
     guidance, linear = guidance_of(case, "Euler ODE", "cfg_scale"), FlowMatching()
     start = sequence(case.inputs["sample_noise"])[None]
     steps = length(case, "ode_euler_trajectory") - 1
-    accurate = guided_trajectory(case, linear, network, 299, guidance, solver="heun")
+    accurate = guided_trajectory(case, linear, network, 200, guidance, solver="unipc")
     plain = trajectory(case, FlowMatching(path="trigonometric"), network, length(case, "ode_gvp_euler_trajectory") - 1)
     return {
         "ode_euler_trajectory": torch.cat([start, guided_trajectory(case, linear, network, steps, guidance)]),
