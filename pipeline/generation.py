@@ -17,6 +17,7 @@ class Generation:
     def __init__(self, network: nn.Module, objective: Objective, weights: dict[str, float]):
         self.players = {"network": network}
         self.network, self.objective, self.weights = network, objective, weights
+        self.metrics: dict[str, Tensor] = {}
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         code = batch.code

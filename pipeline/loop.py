@@ -32,6 +32,7 @@ class Task(Protocol):
     """
 
     players: dict[str, nn.Module]
+    metrics: dict[str, Tensor]  # of the last batch, for the log alone
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield (player, weighted loss terms), one optimiser update each, in order."""
@@ -122,6 +123,8 @@ def step(training: Training, source: Iterator[Any]) -> None:
                     training.journal.add(f"{name}/{term}", value)
                 if final:
                     finite &= update(training, name)
+        for name, value in task.metrics.items():
+            training.journal.add(name, value)
     progress.step += 1
     count(training, finite)
 

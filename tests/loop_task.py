@@ -42,6 +42,7 @@ class Denoise:
         torch.manual_seed(0)
         maker = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 6))
         self.players = {"maker": maker, "judge": nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))}
+        self.metrics: dict[str, Tensor] = {}
         self.pause, self.poison, self.seen = pause, poison, []
 
     def turns(self, batch, draws, step):
