@@ -62,10 +62,20 @@ def _chosen(q: Tensor, k: Tensor, v: Tensor) -> Backend:
     """SDPA, but for short sequences in half precision on a CPU, where its backward takes up to three times as long."""
     if _backend != "auto":
         return _backend
+    if q.device.type != "cpu" or q.dtype not in (torch.bfloat16, torch.float16):
+        return "sdpa"
     gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     short = max(q.shape[-2], k.shape[-2]) <= WRITTEN_OUT_TOKENS
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    return "written_out" if gradients and short and half and q.device.type == "cpu" else "sdpa"
+    return "written_out" if gradients and short and _multiplies(q.dtype) else "sdpa"
+
+
+@torch.compiler.assume_constant_result
+def _multiplies(half: torch.dtype) -> bool:
+    """Whether this CPU has products of this type; without them a written-out product is ten times slower than SDPA."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    return ops._is_mkldnn_bf16_supported() if half == torch.bfloat16 else ops._is_mkldnn_fp16_supported()
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:

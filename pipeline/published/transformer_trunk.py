@@ -106,4 +106,6 @@ def _ratio(state: Mapping[str, Tensor], width: int, swiglu: bool) -> float:
     if not swiglu:
         return state["blocks.0.mlp.fc1.weight"].shape[0] / width
     hidden = state["blocks.0.mlp.w12.weight"].shape[0] // 2
-    return math.ceil(1.5 * hidden) / width
+    widened = math.ceil(1.5 * hidden)
+    exact = int(width * (widened / width)) == widened
+    return (widened if exact else widened + 0.5) / width
