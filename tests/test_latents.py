@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from pipeline.images import Images
 from pipeline.latents import LatentStore
 from pipeline.recipe import Data, Latents
 from pipeline.tokenizers.base import Tokenizer
+from stages import encode_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,6 +81,18 @@ class Process:
 
     def wait_for_everyone(self):
         pass
+
+    def reduce(self, tensor, how):
+        return tensor
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads only wait for each other on tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -261,40 +275,44 @@ def test_codes_that_are_not_finite_stop_the_writing(tmp_path, images):
         write(tmp_path, images, model, precision="fp16")
 
 
-STAGE = """
+def run_stage(root, accelerator):
+    work = SimpleNamespace(accelerator=accelerator, artefact=lambda name: root / name)
+    recipe = SimpleNamespace(
+        data=Data({"kind": "digits"}, size=8),
+        latents=Latents(precision="fp32", shard=300, flip=True),
+        tokenizer=SimpleNamespace(model={"kind": "patches"}),
+        seed=0,
+        precision="fp32",
+    )
+    out = root / f"latents_{accelerator.num_processes}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode_dataset, "find", lambda slot, kind: Patches)
+        encode_dataset.run(recipe, work, out)
+    return out
+
+
+TWO = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, {tests!r})
 import torch
 from accelerate import Accelerator
-from pipeline.recipe import Data, Latents
-from stages import encode_dataset
-from test_latents import Patches
+from test_latents import run_stage
 
 torch.set_num_threads(1)
-encode_dataset.find = lambda slot, kind: Patches
-accelerator = Accelerator(cpu=True)
-work = SimpleNamespace(accelerator=accelerator, artefact=lambda name: Path({root!r}) / name)
-recipe = SimpleNamespace(
-    data=Data({{"kind": "digits"}}, size=8), latents=Latents(precision="fp32", shard=300, flip=True),
-    tokenizer=SimpleNamespace(model={{"kind": "patches"}}), seed=0, precision="fp32",
-)
-encode_dataset.run(recipe, work, Path({root!r}) / f"latents_{{accelerator.num_processes}}")
+run_stage(Path({root!r}), Accelerator(cpu=True))
 """
 
 
-def test_two_processes_write_what_one_does_at_unit_scale(tmp_path):
+def test_the_stage_brings_codes_to_unit_scale_and_two_processes_do_what_one_does(tmp_path):
     Patches().save_pretrained(tmp_path / "tokenizer")
-    script = tmp_path / "stage.py"
-    script.write_text(STAGE.format(tests=str(ROOT / "tests"), root=str(tmp_path)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(tests=str(ROOT / "tests"), root=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for arguments in ([], launcher):
-        command = [sys.executable, *arguments, str(script)]
-        subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True, timeout=120)
-    one, two = (LatentStore(tmp_path / f"latents_{number}") for number in (1, 2))
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True, timeout=300)
+    one, two = LatentStore(run_stage(tmp_path, Process())), LatentStore(tmp_path / "latents_2")
     z = torch.cat([everything(one).code.z, everything(one, flip=True).code.z]).flatten(0, 1)
     torch.testing.assert_close(z.mean(0), torch.zeros(48), atol=1e-3, rtol=0)
     torch.testing.assert_close(z.std(0), torch.ones(48), atol=1e-3, rtol=0)
@@ -302,3 +320,15 @@ def test_two_processes_write_what_one_does_at_unit_scale(tmp_path):
     kept = Patches.from_pretrained(tmp_path / "latents_2/tokenizer")
     assert kept.mean.tolist() == two.manifest["mean"] and kept.std.tolist() == two.manifest["std"]
     assert kept.mean.abs().min() > 0.1
+    run_stage(tmp_path, Process())  # nothing is left to do, and nothing is stale
+
+
+def test_moments_are_brought_to_the_scale_of_their_samples(images):
+    recipe = SimpleNamespace(latents=Latents(posterior="moments"), seed=0, precision="fp32")
+    work = SimpleNamespace(accelerator=Process())
+    model = tokenizer()
+    mean, std = encode_dataset.measure(model, images, recipe, work)
+    recipe.latents.posterior = "sample"
+    sampled = encode_dataset.measure(model, images, recipe, work)
+    torch.testing.assert_close(mean, sampled[0], atol=0.1, rtol=0)
+    torch.testing.assert_close(std, sampled[1], rtol=0.05, atol=0)
