@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.components import NESTED
+from pipeline.components import NESTED, SLOTS, kinds
 from pipeline.name_scopes import module_bindings, references
 from pipeline.pipeline_folder import INDEX
 
@@ -60,7 +60,7 @@ def pack(module: str, class_name: str, config: Mapping[str, Any]) -> str:
     Names that two modules use for different things are told apart by the module's name. Raises ValueError for imports
     that cannot be packed.
     """
-    parts = list(_nested(config))
+    parts = list(dict.fromkeys([*_nested(config), *_named(module)]))
     sources = _in_order([*(f"{ROOT}.{slot}.{kind}" for slot, kind in parts), module])
     names = _final_names(sources, (module, class_name))
     table = {(slot, kind): names[_class_of(sources, f"{ROOT}.{slot}.{kind}")] for slot, kind in parts}
@@ -99,6 +99,14 @@ def _nested(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if name in NESTED and isinstance(value, Mapping):
             yield from _nested(value)
             yield NESTED[name], value["kind"]
+
+
+def _named(module: str) -> Iterator[tuple[str, str]]:
+    """(slot, kind) of the components that a module's own source names beside their slot."""
+    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_bytes())
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for slot in sorted(words.intersection(SLOTS)):
+        yield from ((slot, kind) for kind in kinds(slot) if kind in words)
 
 
 def _in_order(modules: list[str], done: dict[str, Source] | None = None) -> dict[str, Source]:

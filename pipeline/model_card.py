@@ -1,0 +1,181 @@
+"""The model card of a published pipeline: what it is, how it was made, what was measured, how to use it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from pipeline.components import Node
+from pipeline.latent_pipeline import LatentPipeline
+from pipeline.recipe import Recipe
+
+TASK = "unconditional-image-generation"  # the hub's name for images without text
+SNIPPET = """```python
+import torch
+from pipeline import LatentPipeline
+
+pipe = LatentPipeline.from_pretrained("{path}")
+generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+images = pipe({ask}num_inference_steps={steps}, {guidance}generator=generators).images
+images[0].save("sample.png")
+```"""
+ALONE = """With diffusers alone, from the code in `self_contained/`, which runs because you say so; read it first:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{path}/self_contained", trust_remote_code=True)
+image = pipe({ask}).images[0]
+```"""
+LIMITS = """It makes images like those it was trained on, at their size and of their classes only; it has their biases,
+and it may repeat some of them (near copies are counted above). The numbers hold under the protocol beside them; with
+other features, references or numbers of images they are others, and not comparable."""
+
+
+@dataclass
+class Facts:
+    """What the card tells besides the recipe."""
+
+    path: str  # where the folder will lie, as the snippet loads it
+    numbers: dict[str, dict[str, Any]]  # report/metrics.json
+    provenance: dict[str, dict[str, Any]]  # made_from.json of the artefacts it was made of
+    notes: list[str]  # lines about what else is in the folder
+
+
+def model_card(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
+    """README.md of a published pipeline, its YAML header valid on the hub."""
+    sections = {
+        recipe.name: f"{summary(recipe, pipe)}\n\n![samples, not chosen](samples/grid.png)",
+        "Use": usage(pipe, facts.path, recipe.publish.self_contained),
+        "How it was made": making(recipe, pipe, facts),
+        "Measured": measured(facts.numbers),
+        "Limits": LIMITS,
+        "Licence": f"{recipe.publish.license}. The training images have a licence of their own.",
+    }
+    body = "\n\n".join(
+        f"{'#' if i == 0 else '##'} {title}\n\n{text}" for i, (title, text) in enumerate(sections.items())
+    )
+    return f"---\n{header(recipe, facts.numbers).to_yaml()}\n---\n\n{body}\n"
+
+
+def header(recipe: Recipe, numbers: dict[str, dict[str, Any]]) -> ModelCardData:
+    """The card's metadata with every finite number as an evaluation result."""
+    source, data = recipe.data.source, dataset_name(recipe.data.source)
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=source["kind"],
+            dataset_name=data,
+            metric_type=name,
+            metric_name=entry.get("title", name),
+            metric_value=round(entry["value"], 6),
+        )
+        for name, entry in numbers.items()
+        if is_number(entry.get("value"))
+    ]
+    return ModelCardData(
+        license=recipe.publish.license,
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        tags=["tessera", *sorted({part["kind"] for part in line(recipe).values()})],
+        datasets=[data] if source["kind"] == "hub" and not Path(data).exists() else None,
+        model_name=recipe.name,
+        eval_results=results or None,
+    )
+
+
+def summary(recipe: Recipe, pipe: LatentPipeline) -> str:
+    of = f"of {pipe.num_classes} classes, " if pipe.num_classes else "without classes, "
+    spec = pipe.tokenizer.spec
+    grid = "x".join(map(str, spec.grid))
+    kinds = [part["kind"].replace("_", " ") for part in line(recipe).values()]
+    return (
+        f"Makes images of {recipe.data.size}x{recipe.data.size} pixels {of}trained on"
+        f" {dataset_name(recipe.data.source)}."
+        f" A {kinds[0]} turns an image into a {grid} grid of {spec.dim} channels; a {kinds[1]} trained by {kinds[2]}"
+        f" makes such grids from noise."
+    )
+
+
+def usage(pipe: LatentPipeline, path: str, self_contained: bool) -> str:
+    """The snippets; a test runs them as they stand."""
+    last, scale = pipe.num_classes - 1, pipe.defaults.guidance.scale
+    three = f"class_labels=[0, 0, {last}], " if pipe.num_classes else "num_images=3, "
+    guidance = f"guidance_scale={scale:g}, " if pipe.num_classes else ""
+    text = SNIPPET.format(path=path, ask=three, steps=pipe.defaults.steps, guidance=guidance)
+    if pipe.id2label:
+        shown = ", ".join(f"{label} {name}" for label, name in list(pipe.id2label.items())[:10])
+        text += f"\n\nClasses, by number or name: {shown}{', ...' if len(pipe.id2label) > 10 else ''}."
+    if self_contained:
+        text += "\n\n" + ALONE.format(path=path, ask="class_labels=0" if pipe.num_classes else "")
+    return text
+
+
+def making(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
+    defaults = pipe.defaults
+    rows = [f"| {name} | {node_text(node)} |" for name, node in line(recipe).items()]
+    rows += [
+        f"| images | {node_text(recipe.data.source)}, {recipe.data.size} px, {recipe.data.crop} crop |",
+        f"| generator's training | {recipe.generator.loop.steps} steps of {recipe.generator.loop.batch} |",
+        f"| parameters | tokenizer {size(pipe.tokenizer)}, network {size(pipe.network)} |",
+        f"| sampling | {defaults.steps} network evaluations, guidance {defaults.guidance.scale:g} |",
+    ]
+    made = [f"| made | {provenance_text(name, note)} |" for name, note in facts.provenance.items()]
+    again = f"Made by `python run.py all {recipe.name}`; every setting is in `recipe.yaml`, times in `provenance.json`."
+    return "\n".join([again, "", "| part | |", "|---|---|", *rows, *made, *(f"\n{note}" for note in facts.notes)])
+
+
+def measured(numbers: dict[str, dict[str, Any]]) -> str:
+    """The numbers as a table; protocols in full are in eval/metrics.json."""
+    if not numbers:
+        return "Nothing was measured."
+    rows = ["| | value | real held-out images | under |", "|---|---|---|---|"]
+    for name, entry in numbers.items():
+        unit = f" {entry['unit']}" if entry.get("unit") else ""
+        floor = number_text(entry["held_out"]) + unit if is_number(entry.get("held_out")) else ""
+        title = entry.get("title", name)
+        rows.append(f"| {title} | {number_text(entry['value'])}{unit} | {floor} | {protocol_text(entry['protocol'])} |")
+    return "\n".join([*rows, "", "Each protocol in full, with versions: `eval/metrics.json`."])
+
+
+def line(recipe: Recipe) -> dict[str, Node]:
+    return {
+        "tokenizer": recipe.tokenizer.model,
+        "network": recipe.generator.network,
+        "objective": recipe.generator.objective,
+    }
+
+
+def dataset_name(source: Node) -> str:
+    return str(source.get("path", source["kind"]))
+
+
+def node_text(node: Node) -> str:
+    arguments = ", ".join(f"{name} {value}" for name, value in node.items() if name != "kind")
+    return node["kind"] + (f" ({arguments})" if arguments else "")
+
+
+def protocol_text(protocol: dict[str, Any]) -> str:
+    """The part of a protocol that tells two numbers apart at a glance."""
+    features = protocol.get("features", protocol.get("judge"))
+    named = features.get("kind", features.get("name", "")) if isinstance(features, dict) else features
+    return "; ".join(str(part) for part in (protocol.get("images"), named and f"features: {named}") if part)
+
+
+def provenance_text(name: str, note: dict[str, Any]) -> str:
+    spent = f" in {note['seconds']:.0f} s" if is_number(note.get("seconds")) else ""
+    return f"{name}{spent} on {note.get('device', 'an unknown device')}, {note.get('precision', '')}"
+
+
+def size(module: Any) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M"
+
+
+def number_text(value: float) -> str:
+    return f"{value:.4g}" if is_number(value) else "not finite"
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

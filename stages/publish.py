@@ -1,0 +1,109 @@
+"""decoder/ + generator/ + report/ -> pipeline/: the diffusers folder that other people load."""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from pipeline.image_files import make_grid
+from pipeline.latent_pipeline import LatentPipeline
+from pipeline.model_card import Facts, model_card
+from pipeline.pipeline_folder import ordinary_modes
+from pipeline.recipe import Recipe, settings
+from pipeline.sampling import assemble
+from pipeline.self_contained import write_self_contained
+from pipeline.stock_transformer import NOTE as STOCK_NOTE
+from pipeline.stock_transformer import stock_transformer
+from pipeline.workspace import NOTE, Workspace
+
+READS, WRITES = ("decoder", "generator", "report"), "pipeline"
+SHOWN_CLASSES, SHOWN_EACH = 8, 2  # in the card's grid
+
+
+def uses(recipe: Recipe) -> Any:
+    return recipe.publish, recipe.sample, recipe.data
+
+
+def run(recipe: Recipe, work: Workspace, out: Path) -> None:
+    if not work.accelerator.is_main_process:
+        return
+    pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator"))
+    pipe.save_pretrained(out)
+    saved = load_again(pipe, out, work.accelerator.device)
+    write_grid(saved, out / "samples")
+    (out / "recipe.yaml").write_text(settings(recipe))
+    notes = write_extras(recipe, pipe.to("cpu"), out)
+    provenance = {name: json.loads((work.artefact(name) / NOTE).read_text()) for name in READS}
+    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    (out / "eval").mkdir(exist_ok=True)
+    shutil.copyfile(work.artefact("report") / "metrics.json", out / "eval" / "metrics.json")
+    numbers = json.loads((out / "eval" / "metrics.json").read_text())
+    facts = Facts((work.root / WRITES).as_posix(), numbers, provenance, notes)
+    (out / "README.md").write_text(model_card(recipe, pipe, facts))
+    ordinary_modes(out)
+
+
+def load_again(pipe: LatentPipeline, folder: Path, device: torch.device) -> LatentPipeline:
+    """The pipeline as it was saved; an error unless it makes the image of the one in memory."""
+    saved = LatentPipeline.from_pretrained(folder)
+    for one in (pipe, saved):
+        one.to(device).set_progress_bar_config(disable=True)
+    if not torch.allclose(first_image(pipe), first_image(saved), atol=1e-3):
+        raise RuntimeError(f"{folder} does not make the images of the pipeline that was saved in it")
+    return saved
+
+
+def first_image(pipe: LatentPipeline) -> Tensor:
+    labels = 0 if pipe.num_classes else None
+    return pipe(labels, generator=Generator().manual_seed(0), output_type="pt").images
+
+
+def write_grid(pipe: LatentPipeline, folder: Path) -> None:
+    """A few images of evenly chosen classes, of seeds 0, 1, ...; none is chosen by eye."""
+    classes = min(pipe.num_classes or 1, SHOWN_CLASSES)
+    columns = [i * pipe.num_classes // classes for i in range(classes)] if pipe.num_classes else [None] * SHOWN_CLASSES
+    seeds = list(range(len(columns) * SHOWN_EACH))
+    labels = columns * SHOWN_EACH if pipe.num_classes else None
+    generators = [Generator().manual_seed(seed) for seed in seeds]
+    images = pipe(labels, num_images=len(seeds), generator=generators).images
+    folder.mkdir(exist_ok=True)
+    make_grid(images, len(columns)).save(folder / "grid.png")
+    (folder / "seeds.json").write_text(json.dumps({"labels": labels, "seeds": seeds}) + "\n")
+
+
+def write_extras(recipe: Recipe, pipe: LatentPipeline, out: Path) -> list[str]:
+    """The folders that the recipe asks for besides; returns what the card says of them."""
+    notes = []
+    if recipe.publish.self_contained:
+        write_self_contained(out, out / "self_contained")
+        notes.append("`self_contained/` loads with diffusers alone, from the code that lies in it.")
+    if recipe.publish.stock:
+        notes += write_stock(pipe, out / "stock")
+    return notes
+
+
+def write_stock(pipe: LatentPipeline, folder: Path) -> list[str]:
+    """Folders of stock diffusers classes for the parts that have one; ValueError with one line when none has."""
+    notes, refusals = [], []
+    try:
+        stock_transformer(pipe.network).save_pretrained(folder / "transformer")
+        (folder / "transformer" / "README.md").write_text(f"{STOCK_NOTE}\n")
+        notes.append("`stock/transformer/` is a `DiTTransformer2DModel`; its README says how to call it.")
+    except ValueError as refusal:
+        refusals.append(str(refusal))
+    try:
+        if not inspect.isfunction(getattr(type(pipe.tokenizer), "stock", None)):
+            raise ValueError(f"{type(pipe.tokenizer).__name__} has no stock class in diffusers")
+        pipe.tokenizer.stock().save_pretrained(folder / "vae")
+        notes.append("`stock/vae/` is an `AutoencoderKL` whose latents are at unit scale (scaling_factor 1).")
+    except ValueError as refusal:
+        refusals.append(str(refusal))
+    if not notes:
+        raise ValueError(f"publish.stock: {'; '.join(refusals)}; set publish.stock=false")
+    for refusal in refusals:
+        print(f"publish.stock leaves out one part: {refusal}")
+    return notes
