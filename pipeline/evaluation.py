@@ -148,7 +148,7 @@ def manifold_numbers(
     }
     for (name, meaning), (value, floor) in zip(meanings.items(), both):
         title = f"{name.capitalize()}, {feature.name}"
-        yield f"{name}_{feature.name}", Number(title, value, "higher", meaning, where, held_out=floor)
+        yield f"{name}_{feature.name}", Number(title, value, "higher", meaning, where, "share", floor)
 
 
 def copy_numbers(
@@ -169,7 +169,9 @@ def copy_numbers(
             "features": description,
         }
         details = {key: getattr(found, key) for key in ("threshold", "median", "median_held_out")}
-        number = Number(f"Near copies, {name.removeprefix('near_')}", found.share, "lower", meaning, where | protocol)
+        number = Number(
+            f"Near copies, {name.removeprefix('near_')}", found.share, "lower", meaning, where | protocol, "share"
+        )
         number.held_out, number.details = found.share_held_out, details
         yield f"near_copies_{name.removeprefix('near_')}", number
 
@@ -182,13 +184,13 @@ def accuracy_numbers(
         return
     real = accuracy(held_out)
     images = f"{len(held_out['labels'])} real held-out images"
-    meaning = "share of real images that the judge puts into their class: what its verdict on samples is worth"
-    own = {"judge": judge, "images": images} | {key: protocol[key] for key in ("precision", "versions")}
-    yield "judge_accuracy", Number("Accuracy of the judge", real, "higher", meaning, own)
     if "labels" in samples:
         where = {"judge": judge, "images": f"{len(samples['labels'])} samples", "held_out": images} | protocol
         meaning = "share of samples that the judge puts into the class that was asked for"
-        yield "class_accuracy", Number("Class accuracy", accuracy(samples), "higher", meaning, where, held_out=real)
+        yield "class_accuracy", Number("Class accuracy", accuracy(samples), "higher", meaning, where, "share", real)
+    meaning = "share of real images that the judge puts into their class: what its verdict on samples is worth"
+    own = {"judge": judge, "images": images} | {key: protocol[key] for key in ("precision", "versions")}
+    yield "judge_accuracy", Number("Accuracy of the judge", real, "higher", meaning, own, "share")
 
 
 def accuracy(rows: Rows) -> float:

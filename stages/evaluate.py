@@ -91,7 +91,14 @@ class Eyes:
         if all(files) and recipe.data.size >= 16:
             backbone = LpipsVgg.load(*files).to(judge.device)
             described = {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}
-        return cls(judge, features, near, backbone, {"judge": own.describe(), "perceptual": described}, judge.device)
+        return cls(
+            judge,
+            features,
+            near,
+            backbone,
+            {"judge": own.describe() | {"seed": judge_seed(recipe)}, "perceptual": described},
+            judge.device,
+        )
 
     @torch.no_grad()
     def see(self, images: Tensor) -> Rows:
@@ -110,9 +117,13 @@ def trained_judge(recipe: Recipe, work: Workspace, train: Images, folder: Path) 
         batch = train.plain(even(None, len(train), min(len(train), JUDGE_VALUES // (3 * size * size))))
         labels = batch.condition.labels if batch.condition else None
         images = batch.images.to(work.accelerator.device)
-        fit(images, labels, train.num_classes, seed=mix(recipe.seed, "judge")).save_pretrained(folder)
+        fit(images, labels, train.num_classes, seed=judge_seed(recipe)).save_pretrained(folder)
     work.accelerator.wait_for_everyone()
     return Classifier.from_pretrained(folder).requires_grad_(False).eval().to(work.accelerator.device)
+
+
+def judge_seed(recipe: Recipe) -> int:
+    return mix(recipe.seed, "judge")
 
 
 def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
@@ -154,6 +165,8 @@ def spread_images(
 def rebuild(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     """Through the mode of the code and back, as the 8-bit images that people look at."""
     again = tokenizer.decode(tokenizer.encode(images)).float().clamp(-1, 1)
+    if not again.isfinite().all():
+        raise ValueError("the decoder makes images that are not finite; train the tokenizer again, with a lower rate")
     return ((again + 1) * 127.5).round() / 127.5 - 1
 
 
@@ -178,7 +191,9 @@ def measure(
             copy_numbers(samples, new, real, near, sampled),
         ),
         "Reconstructions": group(
-            reconstruction_numbers(new, again, eyes.features, eyes.described["perceptual"], common)
+            reconstruction_numbers(
+                new, again, eyes.features, eyes.described["perceptual"], {"code": "the mode of the posterior"} | common
+            )
         ),
     }
 

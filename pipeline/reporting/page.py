@@ -9,13 +9,7 @@ from typing import Any
 
 from pipeline.reporting.style import STYLE
 
-ARTEFACTS = {  # what each finished folder is, in the order of the line
-    "tokenizer": "tokenizer trained",
-    "latents": "latents stored",
-    "generator": "generator trained",
-    "decoder": "decoder tuned",
-    "samples": "images sampled",
-}
+ARTEFACTS = ("tokenizer", "latents", "generator", "decoder", "samples")  # in the order of the line
 HEADLINES = ("class_accuracy", "fd_classifier", "fd_rotation", "psnr", "near_copies_classifier", "near_copies_rotation")
 
 
@@ -39,14 +33,13 @@ def write_page(
 ) -> None:
     """`numbers` by group and key as metrics.json holds them; `notes` the made_from.json of every artefact, or None."""
     flat = {key: number for group in numbers.values() for key, number in group.items()}
+    titles = dict.fromkeys([*(p.title for p in pictures if p.title in numbers), *numbers, *(p.title for p in pictures)])
     body = [
         f"<header><p class=kicker>Tessera report</p><h1>{escape(name)}</h1><p>{escape(summary)}</p></header>",
         headlines(flat),
         timeline(notes),
-        *(picture(p) for p in pictures if not p.wide),
-        *(table(title, group) for title, group in numbers.items() if group),
-        *(picture(p) for p in pictures if p.wide),
-        section("Settings", f"<details><summary>The whole recipe</summary><pre>{escape(settings)}</pre></details>"),
+        *(part(title, [p for p in pictures if p.title == title], numbers.get(title, {})) for title in titles),
+        section("Settings", f"<details><summary>the whole recipe</summary><pre>{escape(settings)}</pre></details>"),
         footer(notes),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -59,7 +52,7 @@ def headlines(numbers: dict[str, dict[str, Any]]) -> str:
     for key in HEADLINES:
         if number := numbers.get(key):
             ratio = number["ratio"] is not None
-            large = f"{shown(number['ratio'])} ×" if ratio else shown(number["value"], number["unit"])
+            large = shown(number["ratio"], "×") if ratio else shown(number["value"], number["unit"])
             small = "of real held-out images" if ratio else beside(number)
             tiles.append(f"<div class=tile><b>{large}</b><span>{escape(number['title'])}</span><i>{small}</i></div>")
     return f"<div class=tiles>{''.join(tiles)}</div>"
@@ -76,33 +69,38 @@ def timeline(notes: dict[str, dict[str, Any] | None]) -> str:
         return ""
     longest, total = max(seconds.values()), sum(seconds.values())
     rows = [
-        f"<li><span>{escape(ARTEFACTS.get(key, key))}</span>"
+        f"<li><span>{escape(key)}</span>"
         f'<em><i style="width:{100 * taken / longest if longest else 0:.1f}%"></i></em><b>{duration(taken)}</b></li>'
         for key, taken in seconds.items()
     ]
-    total_row = f"<li class=total><span>together</span><em></em><b>{duration(total)}</b></li>"
+    total_row = f"<li class=total><span>all of these</span><em></em><b>{duration(total)}</b></li>"
     return section("The line", f"<ul class=line>{''.join(rows)}{total_row}</ul>")
 
 
-def table(title: str, numbers: dict[str, dict[str, Any]]) -> str:
+def part(title: str, pictures: list[Picture], numbers: dict[str, dict[str, Any]]) -> str:
+    """What belongs together under one title: the pictures, then the numbers."""
+    return section(title, "".join([*map(picture, pictures), table(numbers) if numbers else ""]))
+
+
+def table(numbers: dict[str, dict[str, Any]]) -> str:
     """One block a number: value, floor and ratio, the sentence that explains it, and its whole protocol."""
     compared = any(number["held_out"] is not None for number in numbers.values())
     head = "<th>real held-out<th>ratio" if compared else ""
     rows = "".join(row(key, number, compared) for key, number in numbers.items())
-    return section(title, f"<div class=scroll><table><thead><tr><th>number<th>here{head}</thead>{rows}</table></div>")
+    return f"<div class=scroll><table><thead><tr><th>number<th>here{head}</thead>{rows}</table></div>"
 
 
 def row(key: str, number: dict[str, Any], compared: bool) -> str:
     arrow = {"higher": "↑", "lower": "↓"}[number["better"]]
-    floor = f"<td>{value(number['held_out'], number['unit'])}<td>{value(number['ratio'])}" if compared else ""
+    floor = f"<td>{value(number['held_out'], number['unit'])}<td>{value(number['ratio'], '×')}" if compared else ""
     details = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{value(v)}" for k, v in number["details"].items())
     protocol = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{written(v)}" for k, v in number["protocol"].items())
     return (
         f"<tbody id={escape(key)}><tr><th>{escape(number['title'])} <small title='{number['better']} is better'>{arrow}"
         f"</small><td>{value(number['value'], number['unit'])}{floor}</tr>"
-        f"<tr class=note><td colspan={4 if compared else 2}>{escape(capital(number['meaning']))}. "
-        f"<span class=brief>{escape(brief(number['protocol']))}</span>"
-        f"<details><summary>protocol</summary><dl>{details}{protocol}</dl></details></tr></tbody>"
+        f"<tr class=note><td colspan={4 if compared else 2}>{escape(capital(number['meaning']))}."
+        f"<details><summary>{escape(brief(number['protocol']))}</summary><dl>{details}{protocol}</dl></details>"
+        "</tr></tbody>"
     )
 
 
@@ -133,17 +131,15 @@ def picture(item: Picture) -> str:
     kind = " class=pixelated" if item.pixelated else ""
     data = base64.b64encode(item.path.read_bytes()).decode()
     image = f'<img{kind} alt="{escape(item.title)}" src="data:image/png;base64,{data}">'
-    figure = (
-        f"<figure class={'wide' if item.wide else 'fit'}>{image}</figure><p class=caption>{escape(item.caption)}</p>"
-    )
-    return section(item.title, figure)
+    return f"<figure class={'wide' if item.wide else 'fit'}>{image}</figure><p class=caption>{escape(item.caption)}</p>"
 
 
 def footer(notes: dict[str, dict[str, Any] | None]) -> str:
     note = next((note for note in reversed(list(notes.values())) if note), {})
     facts = [f"{key}: {note[key]}" for key in ("command", "commit", "device", "processes", "python") if note.get(key)]
     facts += [f"{name} {version}" for name, version in note.get("versions", {}).items()]
-    return f"<footer>{escape(' · '.join(facts))}</footer>"
+    where = "Every number in full, with its protocol, is in metrics.json beside this page."
+    return f"<footer>{where}<br>{escape(' · '.join(facts))}</footer>"
 
 
 def section(title: str, content: str) -> str:
@@ -156,16 +152,20 @@ def value(number: float | None, unit: str = "") -> str:
 
 
 def shown(number: float, unit: str = "") -> str:
-    """Four significant digits, shares as they are."""
+    """Some four significant digits; shares in per cent."""
+    if unit == "share":
+        return f"{100 * number:.1f}\N{NO-BREAK SPACE}%"
+    if unit == "×":
+        return f"{number:.2f}\N{NO-BREAK SPACE}×"
     text = f"{number:.3g}" if 0 < abs(number) < 0.01 else f"{number:.3f}" if abs(number) < 10 else f"{number:.4g}"
-    return f"{text} {unit}".strip()
+    return f"{text}\N{NO-BREAK SPACE}{unit}".rstrip("\N{NO-BREAK SPACE}")
 
 
 def duration(seconds: float) -> str:
-    if seconds < 100:
+    if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def capital(sentence: str) -> str:

@@ -19,8 +19,8 @@ header .kicker { color: var(--accent); font-weight: 600; font-size: .85rem; }
 .tile b { font-size: 1.6rem; font-weight: 650; font-variant-numeric: tabular-nums; }
 .tile i, .caption, .note, footer { color: var(--soft); font-size: .85rem; font-style: normal; }
 .line { list-style: none; margin: 0; padding: 0; }
-.line li { display: grid; grid-template-columns: 10rem 1fr 5rem; gap: 1rem; align-items: center; padding: .15rem 0; }
-.line b { text-align: right; font-weight: 500; font-variant-numeric: tabular-nums; }
+.line li { display: grid; grid-template-columns: 7rem 1fr 6rem; gap: 1rem; align-items: center; padding: .15rem 0; }
+.line b { text-align: right; white-space: nowrap; font-weight: 500; font-variant-numeric: tabular-nums; }
 .line em i { display: block; height: .55rem; min-width: 2px; background: var(--accent); border-radius: 2px; }
 .line .total { border-top: 1px solid var(--rule); margin-top: .3rem; padding-top: .35rem; }
 .scroll { overflow-x: auto; }
@@ -33,8 +33,7 @@ tbody { border-top: 1px solid var(--rule); }
 tbody tr:first-child > * { padding-top: .55rem; }
 .note td { padding-bottom: .55rem; }
 small { color: var(--soft); font-weight: 400; }
-.brief { display: block; }
-details summary { cursor: pointer; color: var(--accent); width: fit-content; }
+details summary { cursor: pointer; width: fit-content; } details summary:hover { color: var(--accent); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem; margin: .3rem 0; }
 dl dl { margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; color: var(--ink); }
@@ -42,12 +41,12 @@ figure { margin: 0; overflow-x: auto; }
 figure img { display: block; max-width: 100%; height: auto; }
 .pixelated { image-rendering: pixelated; }
 .wide img { width: 100%; min-width: 44rem; }
-.caption { margin: .5rem 0 0; }
+.caption { margin: .5rem 0 1.2rem; }
 pre { overflow-x: auto; background: var(--tint); padding: 1rem; border-radius: 6px; font-size: .82rem;
   line-height: 1.4; }
 footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .8rem; overflow-wrap: anywhere; }
 @media (max-width: 34rem) {
-  .line li { grid-template-columns: 8.5rem 1fr 4rem; gap: .5rem; }
+  .line li { grid-template-columns: 5.5rem 1fr 6rem; gap: .5rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
   .tile b { font-size: 1.3rem; }
   th, td { padding-inline: .3rem; }
@@ -57,7 +56,6 @@ footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .8rem
   :root { --paper: #fff; --ink: #000; --soft: #444; --rule: #bbb; --accent: #234; --tint: #f4f4f4; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   section, tbody, .tile, .line { break-inside: avoid; } section:has(table), section:has(pre) { break-inside: auto; }
-  details::details-content { content-visibility: visible; display: block; height: auto; }
-  summary { display: none; } .wide img { min-width: 0; } * { print-color-adjust: exact; }
+  .wide img { min-width: 0; } * { print-color-adjust: exact; }
 }
 </style>"""

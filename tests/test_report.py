@@ -1,0 +1,128 @@
+"""A report holds every number of its run, each with its protocol, and asks nobody else for anything."""
+
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from pipeline.evaluation import Rows, even, sample_numbers, spread
+from pipeline.line import build_tokenizer
+from pipeline.metrics.features import PixelFeatures
+from pipeline.recipe import load
+from pipeline.reporting import pictures
+from pipeline.reporting.curves import draw_curves, read_log
+from pipeline.reporting.page import shown
+from pipeline.workspace import Workspace
+from stages import evaluate
+
+SMALL = [
+    "tokenizer.model.width=8",
+    "tokenizer.model.groups=4",
+    "tokenizer.model.middle_attention=false",
+    "evaluate.images=60",
+]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A finished run of 40 samples, made without training, and a judge that is trained for a moment only."""
+    recipe = load("digits", SMALL)
+    monkeypatch.setattr(evaluate, "fit", partial(evaluate.fit, steps=4, batch=16))
+    for name in evaluate.READS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "made_from.json").write_text("{}")  # seconds and versions may be missing
+    build_tokenizer(recipe).save_pretrained(tmp_path / "decoder")
+    log = [{"step": step, "network/flow": 1 / step, "lr/network": 1e-3} for step in range(1, 9)]
+    (tmp_path / "generator" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (tmp_path / "samples" / "samples.json").write_text('{"steps": 7, "guidance": {"scale": 1.5}, "seeds": "3 + i"}')
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+
+    def finish(labels: np.ndarray) -> tuple[dict, str]:
+        np.savez(tmp_path / "samples" / "samples.npz", arr_0=pixels, arr_1=labels)
+        out = tmp_path / "report"
+        out.mkdir()
+        evaluate.run(recipe, Workspace(tmp_path, Accelerator(cpu=True)), out)
+        for name in ("reconstructions.png", "samples.png", "curves.png"):
+            assert Image.open(out / name).size[0] > 100
+        return json.loads((out / "metrics.json").read_text()), (out / "index.html").read_text()
+
+    return finish
+
+
+def test_every_number_has_its_protocol_and_is_on_the_page(run):
+    numbers, page = run(np.arange(40) % 10)
+    expected = {
+        f"{kind}_{name}" for kind in ("fd", "kd", "precision", "recall", "rfd") for name in ("classifier", "pixels")
+    }
+    expected |= {"near_copies_classifier", "near_copies_pixels", "class_accuracy", "judge_accuracy"}
+    assert set(numbers) == expected | {"psnr", "ssim", "perceptual_classifier"}
+    for key, number in numbers.items():
+        assert number["protocol"]["versions"]["torch"] and number["protocol"]["images"], key
+        assert f'<data value="{number["value"]!r}">{shown(number["value"], number["unit"])}</data>' in page, key
+        assert number["held_out"] is None or f'<data value="{number["held_out"]!r}">' in page, key
+    distance = numbers["fd_classifier"]
+    assert distance["ratio"] == pytest.approx(distance["value"] / distance["held_out"])
+    assert distance["protocol"]["sampling"] == {"steps": 7, "guidance": {"scale": 1.5}, "seeds": "3 + i"}
+    assert len(distance["protocol"]["features"]["weights_sha256"]) == 64
+    assert distance["protocol"]["images"].startswith("40 ") and distance["protocol"]["held_out"].startswith("40 ")
+    assert numbers["near_copies_pixels"]["value"] == 0  # noise is no copy
+
+
+def test_the_page_asks_nobody_for_anything(run):
+    _, page = run(np.arange(40) % 10)
+    assert page.count('src="data:image/png;base64,') == 3
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:)[^"'\s>]+""", page)
+    assert not re.search(r"https?://|@import|url\(|<script|<link", page)
+
+
+def test_samples_without_classes_have_no_class_accuracy(run):
+    numbers, _ = run(np.full(40, -1))
+    assert "class_accuracy" not in numbers and "judge_accuracy" in numbers and "fd_classifier" in numbers
+
+
+def rows(*shape: int, seed: int, shift: float = 0.0) -> Rows:
+    return {"pixels": torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + shift}
+
+
+def test_the_floor_is_what_new_real_images_get():
+    train, held_out = rows(400, 6, seed=0), rows(100, 6, seed=1)
+    same = dict(sample_numbers(rows(100, 6, seed=2), held_out, train, [PixelFeatures()], 3, {}))
+    other = dict(sample_numbers(rows(100, 6, seed=2, shift=1.0), held_out, train, [PixelFeatures()], 3, {}))
+    assert 0.5 < same["fd_pixels"].ratio < 2 < other["fd_pixels"].ratio
+    assert same["fd_pixels"].held_out == other["fd_pixels"].held_out
+    assert other["precision_pixels"].value < same["precision_pixels"].value
+    assert same["recall_pixels"].held_out > 0.8
+
+
+def test_even_choices_keep_the_shares_of_classes():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)[torch.randperm(100)]
+    chosen = even(labels, 100, 20)
+    assert len(set(chosen.tolist())) == 20 and labels[chosen].bincount().tolist() == [12, 6, 2]
+    assert even(None, 10, 5).tolist() == [1, 3, 5, 7, 9] and even(None, 7, 7).tolist() == list(range(7))
+
+
+def test_spread_keeps_the_order():
+    accelerator = Accelerator(cpu=True)
+    found = spread(accelerator, 11, lambda i: {"square": i**2, "self": i}, batch=4)
+    assert found["self"].tolist() == list(range(11)) and found["square"].tolist() == [i**2 for i in range(11)]
+
+
+def test_grids_hold_the_images():
+    images = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8).repeat(4, 1, 1, 1)
+    sheet = np.asarray(pictures.reconstructions(images, images))
+    tile = pictures.enlarged(8)
+    assert sheet.shape[0] == 3 * tile + 2 * pictures.GAP
+    first = sheet[:tile, -tile:][:: tile // 8, :: tile // 8]
+    assert np.array_equal(first, pictures.to_bytes(images)[0])
+    assert (sheet[-tile:, -tile:] == 0).all()  # no difference
+
+
+def test_a_term_that_is_not_on_every_line_keeps_its_steps(tmp_path):
+    (tmp_path / "log").write_text('{"step": 1, "a": 2.0}\n{"step": 3, "a": 1.0, "b": 5.0}\n')
+    assert read_log(tmp_path / "log") == {"a": ([1, 3], [2.0, 1.0]), "b": ([3], [5.0])}
+    assert not draw_curves({}, tmp_path / "none.png") and not (tmp_path / "none.png").exists()
