@@ -17,5 +17,5 @@ def convert(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, 
     Raises ValueError for keys or shapes that are not LightningDiT's.
     """
     arguments = {**shapes(state, "LightningDiT", heads), "outputs": 1, "time_scale": 1.0, "time_direction": "data"}
-    objective = build_component("objectives", {"kind": "flow_matching", "path": "linear", "prediction": "velocity"})
+    objective = build_component("objectives", {"kind": "flow_matching", "time": "logit_normal", "cosine": True})
     return {"network": negate(build(state, arguments)), "objective": objective}
