@@ -153,7 +153,8 @@ def dataset_name(source: Node) -> str:
 
 
 def node_text(node: Node) -> str:
-    arguments = ", ".join(f"{name} {value}" for name, value in node.items() if name != "kind")
+    texts = {n: node_text(value) if isinstance(value, dict) and "kind" in value else value for n, value in node.items()}
+    arguments = ", ".join(f"{name} {value}" for name, value in texts.items() if name != "kind")
     return node["kind"] + (f" ({arguments})" if arguments else "")
 
 
