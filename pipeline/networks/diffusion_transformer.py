@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  diffusers looks for it in the component's own module when loading
 from diffusers.configuration_utils import register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
@@ -60,7 +61,16 @@ class DiffusionTransformer(Network, AttentionMixin, CacheMixin, PeftAdapterMixin
         time_direction: Literal["noise", "data"] = "noise",
     ):
         super().__init__()
-        self.validate(grid, width=width, heads=heads, patch_size=patch_size, position=position)
+        self.validate(
+            grid,
+            depth=depth,
+            width=width,
+            heads=heads,
+            num_classes=num_classes,
+            patch_size=patch_size,
+            position=position,
+            class_drop=class_drop,
+        )
         self.gradient_checkpointing = False
         self.patch_embedding = nn.Linear(patch_size ** len(grid) * dim, width)
         self.time_embedding = TimeEmbedding(width)
@@ -76,13 +86,21 @@ class DiffusionTransformer(Network, AttentionMixin, CacheMixin, PeftAdapterMixin
         cls,
         grid: Sequence[int],
         *,
+        depth: int,
         width: int,
         heads: int,
+        num_classes: int = 0,
         patch_size: int = 1,
         position: Position = "fixed",
+        class_drop: float = 0.1,
         **_: object,
     ) -> None:
-        """Raises ValueError with one line when these constructor arguments do not fit `grid`; builds nothing."""
+        """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
+        counts = {"depth": depth, "width": width, "heads": heads, "patch_size": patch_size}
+        if wrong := [name for name, count in counts.items() if count < 1]:
+            raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
+        if num_classes < 0 or not 0 <= class_drop <= 1:
+            raise ValueError(f"num_classes is 0 or more and class_drop a share, not {num_classes} and {class_drop}")
         if len(grid) not in (1, 2):
             raise ValueError(f"diffusion_transformer works on grids of one or two axes, not on {list(grid)}")
         if any(size % patch_size for size in grid):
@@ -117,6 +135,11 @@ class DiffusionTransformer(Network, AttentionMixin, CacheMixin, PeftAdapterMixin
             else:
                 h = block(h, c, rotary)
         return unpatchify(self.head(h, c), grid, patch)
+
+    def enable_cache(self, config: object) -> None:
+        """diffusers' caches (`FirstBlockCacheConfig`, ...), once their registry knows this network's block."""
+        TransformerBlockRegistry.register(ModulatedBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+        super().enable_cache(config)
 
     def _request(self, time: Tensor, condition: Condition | None) -> Tensor:
         """What every block is told, [B, width]: the time's vector plus the class's."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
-    state = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    state = _load(path)
     while inner := next((state[name] for name in CONTAINERS if isinstance(state.get(name), Mapping)), None):
         state = inner
     state = {_strip(key): value for key, value in state.items() if isinstance(value, Tensor)}
@@ -74,11 +75,13 @@ def need(state: Mapping[str, Tensor], key: str, what: str) -> Tensor:
     return state[key]
 
 
-def _unpickle(path: Path) -> Mapping[str, Any]:
+def _load(path: Path) -> Mapping[str, Any]:
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training files keep their arguments
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read as plain weights ({reason}); convert it to safetensors first"

@@ -1,0 +1,109 @@
+"""Every kernel behind the one door is the same function, and the right one is chosen."""
+
+import pytest
+import torch
+
+from pipeline.nn import attention as door
+from pipeline.nn.attention import attention, backend, set_backend
+
+
+def inputs(dtype=torch.float32, tokens=17, keys=None, gradients=False):
+    q, k, v = (torch.randn(2, 3, n, 8).to(dtype) for n in (tokens, keys or tokens, keys or tokens))
+    return q.requires_grad_(gradients), k, v
+
+
+MASK = torch.rand(2, 1, 17, 17, generator=torch.Generator().manual_seed(0)) > 0.3
+CASES = {
+    "plain": {},
+    "causal": {"causal": True},
+    "bool_mask": {"mask": MASK},
+    "additive_mask": {"mask": MASK.float() * 2},
+    "scale": {"scale": 0.2},
+}
+
+
+@pytest.mark.parametrize("arguments", CASES.values(), ids=CASES)
+def test_written_out_is_sdpa(arguments):
+    q, k, v = inputs()
+    results = {}
+    for name in ("sdpa", "written_out"):
+        with backend(name):
+            leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+            out = attention(*leaves, **arguments)
+            results[name] = [out, *torch.autograd.grad(out.square().sum(), leaves)]
+    for one, other in zip(*results.values()):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_it_is_a_softmax_over_keys():
+    q, k, v = inputs(tokens=3, keys=5)
+    weights = torch.exp(torch.einsum("bhnd,bhmd->bhnm", q, k) / 8**0.5)
+    expected = torch.einsum("bhnm,bhmd->bhnd", weights / weights.sum(-1, keepdim=True), v)
+    assert torch.allclose(attention(q, k, v), expected, atol=1e-5)
+
+
+def test_no_later_token_is_seen():
+    q, k, v = inputs()
+    before = attention(q, k, v, causal=True)
+    k[:, :, 9:], v[:, :, 9:] = 0, 0
+    after = attention(q, k, v, causal=True)
+    assert torch.equal(before[:, :, :9], after[:, :, :9]) and not torch.allclose(before[:, :, 9:], after[:, :, 9:])
+
+
+@pytest.mark.parametrize(
+    "native, dtype, tokens, gradients, expected",
+    [
+        (True, torch.bfloat16, 64, True, "written_out"),
+        (True, torch.bfloat16, 64, False, "sdpa"),
+        (True, torch.bfloat16, 1024, True, "sdpa"),
+        (True, torch.float32, 64, True, "sdpa"),
+        (False, torch.bfloat16, 64, True, "sdpa"),
+    ],
+)
+def test_choice(monkeypatch, native, dtype, tokens, gradients, expected):
+    monkeypatch.setattr(door, "_multiplies", lambda half: native)
+    q, k, v = inputs(dtype, tokens, gradients=gradients)
+    assert door._chosen(q, k, v) == expected
+    with torch.no_grad():
+        assert door._chosen(q, k, v) == "sdpa"
+
+
+def test_a_stated_backend_holds_for_its_block():
+    q, k, v = inputs()
+    with backend("written_out"):
+        assert door._chosen(q, k, v) == "written_out"
+    assert door._chosen(q, k, v) == "sdpa"
+
+
+def test_mistakes_are_one_line(monkeypatch):
+    q, k, v = inputs()
+    with pytest.raises(ValueError, match="there are: auto, sdpa"):
+        set_backend("flash")
+    with pytest.raises(ValueError, match="not both"):
+        attention(q, k, v, mask=MASK, causal=True)
+    monkeypatch.setitem(__import__("sys").modules, "xformers.ops", None)
+    with pytest.raises(ValueError, match="xformers is not installed"):
+        set_backend("xformers")
+    assert door._backend == "auto"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="xformers has kernels for CUDA only")
+@pytest.mark.parametrize("arguments", CASES.values(), ids=CASES)
+def test_xformers_is_sdpa(arguments):
+    pytest.importorskip("xformers.ops")
+    q, k, v = (t.cuda() for t in inputs())
+    arguments = {n: a.cuda() if isinstance(a, torch.Tensor) else a for n, a in arguments.items()}
+    expected = attention(q, k, v, **arguments)
+    with backend("xformers"):
+        assert torch.allclose(attention(q, k, v, **arguments), expected, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("native", [True, False])
+def test_compiled_is_eager(monkeypatch, native):
+    monkeypatch.setattr(door, "_multiplies", torch.compiler.assume_constant_result(lambda half: native))
+    q, k, v = inputs(torch.bfloat16, gradients=True)
+    compiled = torch.compile(attention, fullgraph=True)
+    assert torch.allclose(compiled(q, k, v), attention(q, k, v), atol=2e-2)
+    with torch.no_grad():
+        assert torch.allclose(compiled(q, k, v), attention(q, k, v), atol=2e-2)
