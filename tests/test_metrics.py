@@ -83,6 +83,8 @@ def test_precision_and_recall_of_plain_cases():
     assert precision_recall(real + 100, real) == (0, 0)
     precision, recall = precision_recall(real[:1].repeat(50, 1), real)  # one good image over and over
     assert precision == 1 and recall == 1 / 50
+    line = torch.tensor([[0.0], [1.0], [3.0], [7.0]])  # second neighbours at 3, 2, 3, 6
+    assert precision_recall(torch.tensor([[-2.5], [-3.5], [12.5]]), line, 2)[0] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="neighbours"):
         precision_recall(real, real[:3], neighbours=3)
 
@@ -111,6 +113,11 @@ def test_ssim_of_an_image_with_itself_is_one_and_falls_with_noise(size):
     torch.testing.assert_close(ssim(images, images), torch.ones(2).double())
     little, much = (ssim(images, images + scale * normal(2, 3, size, size, seed=1)) for scale in (10, 60))
     assert (much < little).all() and (little < 1).all()
+
+
+def test_ssim_of_small_images_uses_the_largest_odd_window():
+    a, b = (normal(1, 3, 8, 9, seed=i) * 40 + 100 for i in range(2))
+    assert torch.equal(ssim(a, b), ssim(a, b, window=7)) and not torch.equal(ssim(a, b), ssim(a, b, window=5))
 
 
 def test_ssim_in_one_window_is_the_formula():
