@@ -155,24 +155,24 @@ def copy_numbers(
     samples: Rows, held_out: Rows, train: Rows, spaces: dict[str, dict[str, Any]], protocol: dict[str, Any]
 ) -> Iterator[tuple[str, Number]]:
     """`spaces` describes the features, by name, in which nearest neighbours are looked for."""
-    meaning = (
-        "share of samples closer to some training image than 99 % of new real images are to any;"
-        " real images themselves show about 1 %"
-    )
+    meaning = "share of samples less than half as far from their nearest training image as from the second nearest"
     for name, description in spaces.items():
         found = near_copies(samples[name], held_out[name], train[name])
         where = {
             "images": f"{len(samples[name])} samples",
             "held_out": f"{len(held_out[name])} real held-out images",
             "references": f"{len(train[name])} images of the training split",
-            "distance": "root mean square over the features' width, to the nearest reference",
+            "distance": "root mean square over the features' width",
             "features": description,
         }
-        details = {key: getattr(found, key) for key in ("threshold", "median", "median_held_out")}
-        number = Number(
-            f"Near copies, {name.removeprefix('near_')}", found.share, "lower", meaning, where | protocol, "share"
-        )
-        number.held_out, number.details = found.share_held_out, details
+        details = {
+            "share_closer_than_99_percent_of_held_out": found.closer,
+            "median_distance": found.median,
+            "median_distance_of_held_out": found.median_held_out,
+        }
+        own, floor = found.share, found.share_held_out
+        title = f"Near copies, {name.removeprefix('near_')}"
+        number = Number(title, own, "lower", meaning, where | protocol, "share", floor, details=details)
         yield f"near_copies_{name.removeprefix('near_')}", number
 
 

@@ -27,6 +27,7 @@ from pipeline.images import Images
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import KINDS, ClassifierFeatures, PixelFeatures
 from pipeline.nn.feature_distance import Backbone
+from pipeline.pipeline_folder import load_component
 from pipeline.recipe import Recipe, settings
 from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves
@@ -50,7 +51,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
     judge = trained_judge(recipe, work, train, out / "judge")
     eyes = Eyes.of(recipe, judge, out / "judge")
-    tokenizer = find("tokenizers", recipe.tokenizer.model["kind"]).from_pretrained(work.artefact("decoder"))
+    tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), work.artefact("decoder"))
     tokenizer = tokenizer.to(work.accelerator.device).eval()
     pixels, labels, made = read_samples(work.artefact("samples"))
     samples = spread(work.accelerator, len(pixels), lambda i: eyes.see(from_bytes(pixels[i.numpy()])))
