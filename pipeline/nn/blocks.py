@@ -19,16 +19,14 @@ EPSILON = 1e-6  # of every norm here, as in DiT, SiT and LightningDiT
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * weight over the last axis, computed in float32 (arXiv:1910.07467)."""
+    """x / sqrt(mean(x^2) + 1e-6) * weight over the last axis, in x's type (Zhang and Sennrich, arXiv:1910.07467)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.float()
-        h = h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True) + EPSILON)
-        return h.to(x.dtype) * self.weight.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), EPSILON).to(x.dtype)
 
 
 def make_norm(kind: Norm, width: int) -> nn.Module:
