@@ -25,6 +25,7 @@ from tiny_pipeline import (
     randomised,
 )
 
+import pipeline
 from pipeline import LatentPipeline
 from pipeline.code import Code, Condition
 from pipeline.components import find, kinds
@@ -233,3 +234,69 @@ def test_a_pipeline_that_does_not_come_back_is_not_published(tmp_path):
     other.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="does not make the images"):
         stage.load_again(pipe, tmp_path, torch.device("cpu"))
+
+
+CLASHING = {
+    "first_part": '''
+"""First."""
+
+from pathlib import Path
+
+count = 0
+scale = 2
+
+
+def double(value: int, by: int = scale) -> int:
+    return value * by
+
+
+def name() -> str:
+    return Path("a").name
+''',
+    "second_part": '''
+"""Second."""
+
+import pathlib as Path
+
+from pipeline import first_part
+from pipeline.first_part import double as twice
+from pipeline.first_part import name
+
+count = 10
+scale = 5
+
+
+def double(value: int, scale: int = scale) -> int:
+    """A parameter, a class's own name and a variable of a comprehension hide what is at the top."""
+    return twice(value) + scale + sum(count for count in range(3))
+
+
+def counted() -> int:
+    global count
+    count += 1
+    return count
+
+
+class SecondPart:
+    count = 100
+
+    def double(self) -> list[int]:
+        from pipeline.first_part import scale as other
+
+        return [double(1), self.count, count, scale, other, first_part.double(4), counted()]
+
+    def where(self) -> list[str]:
+        return [name(), Path.PurePath("b").name]
+''',
+}
+
+
+def test_names_that_two_modules_use_are_told_apart(tmp_path, monkeypatch):
+    for module, text in CLASHING.items():
+        (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.setattr(pipeline, "__path__", [*pipeline.__path__, str(tmp_path)])
+    namespace = {"__name__": "packed"}
+    exec(compile(packed := pack("pipeline.second_part", "SecondPart", {}), "packed", "exec"), namespace)
+    second = namespace["SecondPart"]()
+    assert second.double() == [2 + 5 + 3, 100, 10, 5, 2, 8, 11] and second.where() == ["a", "b"]
+    assert "First." in packed and "from pipeline" not in packed
