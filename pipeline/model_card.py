@@ -106,7 +106,8 @@ def usage(pipe: LatentPipeline, path: str, self_contained: bool) -> str:
     guidance = f"guidance_scale={scale:g}, " if pipe.num_classes else ""
     text = SNIPPET.format(path=path, ask=three, steps=pipe.defaults.steps, guidance=guidance)
     if pipe.id2label:
-        shown = ", ".join(f"{label} {name}" for label, name in list(pipe.id2label.items())[:10])
+        first = list(pipe.id2label.items())[:10]
+        shown = ", ".join(name if name == str(label) else f"{label} {name}" for label, name in first)
         text += f"\n\nClasses, by number or name: {shown}{', ...' if len(pipe.id2label) > 10 else ''}."
     if self_contained:
         text += "\n\n" + ALONE.format(path=path, ask="class_labels=0" if pipe.num_classes else "")

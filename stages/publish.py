@@ -21,6 +21,7 @@ from pipeline.stock_transformer import stock_transformer
 from pipeline.workspace import NOTE, Workspace
 
 READS, WRITES = ("decoder", "generator", "report"), "pipeline"
+MADE = ("tokenizer", "latents", "generator", "decoder", "samples", "report")  # what the folder comes from, in order
 SHOWN_CLASSES, SHOWN_EACH = 8, 2  # in the card's grid
 
 
@@ -37,7 +38,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     write_grid(saved, out / "samples")
     (out / "recipe.yaml").write_text(settings(recipe))
     notes = write_extras(recipe, pipe.to("cpu"), out)
-    provenance = {name: json.loads((work.artefact(name) / NOTE).read_text()) for name in READS}
+    made = {name: work.root / name / NOTE for name in MADE}
+    provenance = {name: json.loads(note.read_text()) for name, note in made.items() if note.exists()}
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     (out / "eval").mkdir(exist_ok=True)
     shutil.copyfile(work.artefact("report") / "metrics.json", out / "eval" / "metrics.json")
