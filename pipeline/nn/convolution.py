@@ -144,9 +144,10 @@ class _Tower(nn.Module):
 
 
 class Encoder(_Tower):
-    """Images [B, 3, H, W] to features [B, outputs, H / s, W / s] with s = 2 ** (levels - 1).
+    """Images [B, 3, H, W] to features [B, outputs, H / s, W / s] with s = patch * 2 ** (levels - 1).
 
-    Rombach et al., arXiv:2112.10752; parameters are named as in diffusers' AutoencoderKL.
+    A patch above 1 folds patch x patch pixels into channels before the first convolution. Rombach et al.,
+    arXiv:2112.10752; parameters are named as in diffusers' AutoencoderKL.
     """
 
     def __init__(
@@ -157,9 +158,11 @@ class Encoder(_Tower):
         attention_levels: Sequence[int],
         middle_attention: bool,
         groups: int,
+        patch: int = 1,
     ):
         super().__init__()
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.patch = patch
+        self.conv_in = nn.Conv2d(3 * patch**2, widths[0], 3, padding=1)
         last = len(widths) - 1
         self.down_blocks = nn.ModuleList(
             DownLevel([low, *[width] * blocks], i in attention_levels, groups, resample=i < last)
@@ -170,7 +173,7 @@ class Encoder(_Tower):
         self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        h = self.conv_in(images)
+        h = self.conv_in(F.pixel_unshuffle(images, self.patch) if self.patch > 1 else images)
         for block in self.down_blocks:
             h = self.run(block, h)
         h = self.run(self.mid_block, h)
@@ -188,8 +191,10 @@ class Decoder(_Tower):
         attention_levels: Sequence[int],
         middle_attention: bool,
         groups: int,
+        patch: int = 1,
     ):
         super().__init__()
+        self.patch = patch
         self.conv_in = nn.Conv2d(inputs, widths[-1], 3, padding=1)
         self.mid_block = Middle(widths[-1], middle_attention, groups)
         coarse_to_fine = widths[::-1]
@@ -199,14 +204,15 @@ class Decoder(_Tower):
             for i, (low, width) in enumerate(pairwise([coarse_to_fine[0], *coarse_to_fine]))
         )
         self.conv_norm_out = group_norm(widths[0], groups)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], 3 * patch**2, 3, padding=1)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         h = self.conv_in(hidden_states)
         h = self.run(self.mid_block, h)
         for block in self.up_blocks:
             h = self.run(block, h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        pixels = self.conv_out(F.silu(self.conv_norm_out(h)))
+        return F.pixel_shuffle(pixels, self.patch) if self.patch > 1 else pixels
 
 
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: tuple[int, int], unit: int = 1) -> Tensor:

@@ -20,9 +20,10 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
 
     `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks a level in the
     encoder and one more in the decoder, attention at the levels listed in `attention` and in the middle. The stride is
-    2 ** (levels - 1). `z_channels` is the decoder's entry width where it differs from the bottleneck's dim. Images of
-    any sides divisible by the stride pass through `forward`; a code of another grid than `spec.grid` needs it stated
-    to `render` and `decode`.
+    patch_size * 2 ** (levels - 1): with patch_size 2, a quarter of the pixels in four times the channels enter the
+    first convolution, which saves the costliest level. `z_channels` is the decoder's entry width where it differs from
+    the bottleneck's dim. Images of any sides divisible by the stride pass through `forward`; a code of another grid
+    than `spec.grid` needs it stated to `render` and `decode`.
 
     Parameters are named as in diffusers' `AutoencoderKL`; `stock` makes one.
     """
@@ -43,19 +44,20 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         groups: int = 32,
         decoder_width: int | None = None,
         z_channels: int | None = None,
+        patch_size: int = 1,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        self.spec = self.geometry(image_size, bottleneck, multipliers=multipliers, attention=attention)
+        self.spec = self.geometry(image_size, bottleneck, multipliers, attention, patch_size)
         inner = z_channels or neck.dim
         encoded = inner * max(1, neck.inputs // neck.dim)  # mean and log variance for a Gaussian
         widths = [[base * m for m in multipliers] for base in (width, decoder_width or width)]
-        self.encoder = Encoder(encoded, widths[0], blocks, attention, middle_attention, groups)
+        self.encoder = Encoder(encoded, widths[0], blocks, attention, middle_attention, groups, patch_size)
         self.quant_conv = nn.Conv2d(encoded, neck.inputs, 1)
         self.neck = neck
         self.post_quant_conv = nn.Conv2d(neck.dim, inner, 1)
-        self.decoder = Decoder(inner, widths[1], blocks, attention, middle_attention, groups)
-        self.stride = 2 ** (len(multipliers) - 1)
+        self.decoder = Decoder(inner, widths[1], blocks, attention, middle_attention, groups, patch_size)
+        self.stride = patch_size * 2 ** (len(multipliers) - 1)
         self.use_slicing = self.use_tiling = False
 
     @classmethod
@@ -65,11 +67,12 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         bottleneck: Node,
         multipliers: list[int] = [1, 2, 4, 4],  # noqa: B006
         attention: list[int] = [],  # noqa: B006
+        patch_size: int = 1,
         **arguments,
     ) -> LatentSpec:
         if not multipliers:
             raise ValueError("multipliers is empty; conv_autoencoder needs one entry a level, for example [1,2,4,4]")
-        stride = 2 ** (len(multipliers) - 1)
+        stride = patch_size * 2 ** (len(multipliers) - 1)
         if image_size % stride:
             near = round(image_size / stride) * stride or stride
             raise ValueError(
@@ -139,8 +142,11 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         """
         c, dim = self.config, self.neck.dim
         inner = self.post_quant_conv.out_channels
-        if c.bottleneck["kind"] != "gaussian" or inner != dim or (c.decoder_width or c.width) != c.width:
-            raise ValueError("AutoencoderKL has a Gaussian bottleneck, one width and no z_channels; not this tokenizer")
+        same = inner == dim and (c.decoder_width or c.width) == c.width and c.patch_size == 1
+        if c.bottleneck["kind"] != "gaussian" or not same:
+            raise ValueError(
+                "AutoencoderKL has a Gaussian bottleneck, one width, no z_channels and no patches; not this tokenizer"
+            )
         widths = [c.width * m for m in c.multipliers]
         if any(width % c.groups for width in widths):
             raise ValueError(f"AutoencoderKL needs widths that {c.groups} groups divide; these are {widths}")
