@@ -30,8 +30,8 @@ pipe = DiffusionPipeline.from_pretrained("{path}/self_contained", trust_remote_c
 image = pipe({ask}).images[0]
 ```"""
 LIMITS = """It makes images like those it was trained on, at their size and of their classes only; it has their biases,
-and it may repeat some of them (see near copies, where they are counted). The numbers hold under the protocol beside them; with
-other features, references or numbers of images they are others, and not comparable."""
+and it may repeat some of them (see near copies, where they are counted). The numbers hold under the protocol beside
+them; with other features, references or numbers of images they are others, and not comparable."""
 
 
 @dataclass
