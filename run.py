@@ -3,8 +3,12 @@
 import sys
 import time
 import warnings
+from typing import TYPE_CHECKING
 
 from stages import ORDER
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
 
 USAGE = """Tessera trains image tokenizers and the generators on their latents, and publishes diffusers pipelines.
 
@@ -84,9 +88,9 @@ def dispatch(command: str, rest: list[str]) -> int | None:
     if command not in known:
         raise ValueError(f"there is no command {command!r}{suggestion(command, list(known))}")
     if command == "recipes":
-        from pipeline.catalogue import print_recipes
+        from pipeline.recipe import catalogue
 
-        return print_recipes()
+        return print(catalogue())
     if command == "doctor":
         from pipeline.doctor import examine
 
@@ -109,13 +113,13 @@ def with_recipe(command: str, name: str, overrides: list[str]) -> int | None:
         return sample_from_command_line(name, overrides)
     recipe = load(name, overrides)
     if command == "check":
-        from pipeline.catalogue import print_check
+        from pipeline.check import print_check
 
         return print_check(recipe)
     return run_stages(recipe, name, overrides, ORDER if command == "all" else (command,))
 
 
-def run_stages(recipe, name: str, overrides: list[str], chosen: tuple[str, ...]) -> None:
+def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[str, ...]) -> None:
     """Run the chosen stages that are missing or out of date; a single stage needs those before it to be current."""
     import stages
     from pipeline.line import check_line

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -131,6 +131,17 @@ def structure(cls: type, values: Any, where: str = "") -> Any:
         if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{dot}{f.name} is missing; state it in the recipe or as {dot}{f.name}=VALUE")
     return cls(**{name: conform(value, hints[name], f"{dot}{name}") for name, value in values.items()})
+
+
+def match_names(stated: Iterable[str], needed: Iterable[str], where: str, what: str) -> None:
+    """ValueError unless `stated` names exactly `needed`."""
+    stated, needed = list(stated), sorted(needed)
+    for name in stated:
+        if name not in needed:
+            raise ValueError(f"{where}.{name}: there is no {what} {name!r}{suggestion(name, needed)}")
+    for name in needed:
+        if name not in stated:
+            raise ValueError(f"{where}.{name} is missing: every {what} needs a value")
 
 
 def suggestion(name: str, known: list[str]) -> str:

@@ -1,18 +1,18 @@
 """Whether the parts of a recipe fit together, and building them from what earlier stages determine."""
 
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
 from pipeline.code import LatentSpec
-from pipeline.components import build, check, conform, find, suggestion
+from pipeline.components import build, check, conform, find, match_names, suggestion
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipe import Phase, Recipe
+from pipeline.reconstruction import expected_terms
 from pipeline.tokenizers.base import Tokenizer
 
 DERIVED = {  # what a recipe may not state, by slot
@@ -53,26 +53,28 @@ def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
     part = recipe.tokenizer
     cls, arguments = check("tokenizers", part.model, DERIVED["tokenizers"], "tokenizer.model")
     spec = cls.geometry(image_size=recipe.data.size, **arguments)
-    own = cls.terms(**arguments)
     for name, phase in part.phases.items():
-        check_phase(phase, own, f"tokenizer.phases.{name}")
+        check_phase(phase, cls, arguments, recipe.data.size, f"tokenizer.phases.{name}")
     if not part.phases and not getattr(cls, "frozen", False):
         raise ValueError("tokenizer.phases is empty: a tokenizer of our own needs a phase that trains it")
     return cls, spec
 
 
-def check_phase(phase: Phase, own: Iterable[str], where: str) -> None:
-    terms = list(own)
+def check_phase(
+    phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, Any], image_size: int, where: str
+) -> None:
     for name, node in phase.losses.items():
-        cls, arguments = check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
-        terms += cls.terms(**arguments)
+        check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
     players = ["tokenizer"]
     if phase.adversary:
-        check("critics", phase.adversary.critic, DERIVED["critics"], f"{where}.adversary.critic")
-        terms.append("adversarial")
+        critic, values = check("critics", phase.adversary.critic, DERIVED["critics"], f"{where}.adversary.critic")
+        if image_size < (smallest := critic.smallest(**values)):
+            raise ValueError(
+                f"{where}.adversary.critic judges images of {smallest} px or more, data.size is {image_size}"
+            )
         players.append("critic")
-    same(phase.weights, terms, f"{where}.weights", "loss term")
-    same(phase.loop.lr, players, f"{where}.loop.lr", "player")
+    match_names(phase.weights, expected_terms(tokenizer, arguments, phase), f"{where}.weights", "loss term")
+    match_names(phase.loop.lr, players, f"{where}.loop.lr", "player")
 
 
 def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
@@ -81,8 +83,8 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     objective = build("objectives", part.objective)
     network, values = check("networks", part.network, DERIVED["networks"], "generator.network")
     network.validate(spec.grid, **values)
-    same(part.weights, cls.terms(**arguments), "generator.weights", "loss term")
-    same(part.loop.lr, ["network"], "generator.loop.lr", "player")
+    match_names(part.weights, cls.terms(**arguments), "generator.weights", "loss term")
+    match_names(part.loop.lr, ["network"], "generator.loop.lr", "player")
     return objective
 
 
@@ -101,17 +103,6 @@ def check_sampling(recipe: Recipe, objective: Objective) -> None:
             f"sample.guidance is {recipe.sample.guidance:g}, but generator.network.class_drop is 0: the network never"
             " learns the unconditional prediction; set class_drop=0.1 or guidance=1"
         )
-
-
-def same(stated: Iterable[str], needed: Iterable[str], where: str, what: str) -> None:
-    """ValueError unless `stated` names exactly `needed`."""
-    stated, needed = list(stated), list(needed)
-    for name in stated:
-        if name not in needed:
-            raise ValueError(f"{where}.{name}: there is no {what} {name!r}{suggestion(name, needed)}")
-    for name in needed:
-        if name not in stated:
-            raise ValueError(f"{where}.{name} is missing: every {what} needs a value")
 
 
 def find_features(kind: str) -> None:

@@ -1,5 +1,6 @@
 """The typed schema of a recipe: load() accepts or rejects it whole, before anything runs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -190,6 +191,16 @@ def settings(recipe: Recipe) -> str:
 def names() -> list[str]:
     """Recipes in configs/; fragments, which others include, lie in folders below it."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def catalogue() -> str:
+    """Every recipe with the first sentence of its comment block, a line each."""
+    return "\n".join(f"{name:<24}{headline(CONFIGS / f'{name}.yaml')}" for name in names())
+
+
+def headline(path: Path) -> str:
+    comment = " ".join(line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("#"))
+    return re.split(r"(?<=[.:])\s", comment, maxsplit=1)[0]
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class Reconstruction:
     """
 
     def __init__(self, tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss], critic: Critic | None = None):
-        check_terms(expected_terms(type(tokenizer), dict(tokenizer.config), phase), phase.weights, "weights")
+        terms = expected_terms(type(tokenizer), dict(tokenizer.config), phase)
+        components.match_names(phase.weights, terms, "weights", "loss term")
         check_adversary(tokenizer, phase, losses, critic)
         trained = {id(parameter) for parameter in tokenizer.trainable(phase.train)}
         for parameter in tokenizer.parameters():
@@ -160,12 +161,3 @@ def expected_terms(tokenizer: type[Tokenizer], arguments: dict[str, Any], phase:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two losses give the term {twice[0]!r}; leave one of them out of losses")
     return set(names)
-
-
-def check_terms(expected: set[str], weights: dict[str, float], where: str) -> None:
-    """Every term has a weight and every weight a term, or ValueError that names both."""
-    missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
-    if missing or extra:
-        faults = [f"no weight for the terms {', '.join(missing)}"] if missing else []
-        faults += [f"no term for the weights {', '.join(extra)}"] if extra else []
-        raise ValueError(f"{where}: {' and '.join(faults)}; the terms are {', '.join(sorted(expected))}")

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.latents import LatentStore
-
 from pipeline.components import build
 from pipeline.generation import Generation
+from pipeline.latents import LatentStore
 from pipeline.line import build_network, seeded
 from pipeline.loop import train
 from pipeline.recipe import Recipe

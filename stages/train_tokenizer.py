@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pipeline.images import Images
-from pipeline.reconstruction import Reconstruction
 
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
+from pipeline.images import Images
 from pipeline.line import build_tokenizer, seeded
 from pipeline.loop import train
 from pipeline.losses.base import Loss
 from pipeline.perceptual_backbone import perceptual_backbone
 from pipeline.recipe import Phase, Recipe
+from pipeline.reconstruction import Reconstruction
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.workspace import Workspace
 

@@ -1,32 +1,20 @@
-"""What can be said of recipes without training: the list of them, and the check of one."""
+"""The check of a recipe: everything that can be said of it before training."""
 
 import math
-import re
-from pathlib import Path
 
 import torch
+from torch import nn
 
-from pipeline.recipe import CONFIGS, Recipe, names
+from pipeline.code import LatentSpec
+from pipeline.line import build_network, build_tokenizer, check_line, parameters
+from pipeline.recipe import Recipe
 
 BYTES_TRAINED = 20  # a trained fp32 parameter: itself, gradient, two moments of AdamW, average
 BYTES_SAVED = 16  # the same in a checkpoint, without the gradient
 
 
-def print_recipes() -> None:
-    """Each recipe with the first sentence of its comment block."""
-    for name in names():
-        print(f"{name:<28}{headline(CONFIGS / f'{name}.yaml')}")
-
-
-def headline(path: Path) -> str:
-    comment = " ".join(line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("#"))
-    return re.split(r"(?<=[.])\s", comment, maxsplit=1)[0]
-
-
 def print_check(recipe: Recipe) -> None:
-    """Everything that can be known before training; builds on the meta device and writes nothing."""
-    from pipeline.line import build_network, build_tokenizer, check_line, parameters
-
+    """Print parameters, shapes, memory and disk; builds on the meta device and writes nothing."""
     line = check_line(recipe)
     images, classes, note = data_summary(recipe)
     conditional = recipe.generator.condition == "class"
@@ -65,7 +53,7 @@ def data_summary(recipe: Recipe) -> tuple[int, int, str]:
     return len(images), images.num_classes, f"{len(images):,} of {recipe.data.size} px, {images.num_classes} classes"
 
 
-def codebook(spec) -> str:
+def codebook(spec: LatentSpec) -> str:
     return f", {spec.codebooks} x {spec.vocab:,} codes" if spec.vocab else ""
 
 
@@ -73,15 +61,13 @@ def million(count: int | None) -> str:
     return "frozen" if count is None else f"{count / 1e6:.2f} M parameters"
 
 
-def memory(tokenizer, network) -> str:
-    from pipeline.line import parameters
-
+def memory(tokenizer: nn.Module | None, network: nn.Module) -> str:
     parts = {"tokenizer": tokenizer, "generator": network}
     text = [f"{name} {size(parameters(m) * BYTES_TRAINED)}" for name, m in parts.items() if m is not None]
     return f"{', '.join(text)} to train in fp32, without activations"
 
 
-def disk(recipe: Recipe, spec, images: int, weights: int) -> str:
+def disk(recipe: Recipe, spec: LatentSpec, images: int, weights: int) -> str:
     width = 1 if recipe.latents.posterior != "moments" else 2
     scalar = 4 if recipe.latents.precision == "fp32" else 2
     code = spec.tokens * (spec.codebooks * scalar if spec.vocab else spec.dim * width * scalar)
