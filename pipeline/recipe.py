@@ -200,7 +200,7 @@ def catalogue() -> str:
 
 def headline(path: Path) -> str:
     comment = " ".join(line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("#"))
-    return re.split(r"(?<=[.:])\s", comment, maxsplit=1)[0]
+    return re.split(r"(?<=[.])\s", comment, maxsplit=1)[0]
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

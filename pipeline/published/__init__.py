@@ -24,9 +24,11 @@ def import_checkpoint(arguments: list[str]) -> None:
     from pipeline.components import suggestion
     from pipeline.published.checkpoint import read
 
+    if not arguments:
+        print("\n".join(f"{name:<14}{what}" for name, what in formats().items()))
+        return
     if len(arguments) != 3:
-        lines = [f"{name} ({what})" for name, what in formats().items()]
-        raise ValueError(f"import needs FORMAT FILE OUT; the formats: {'; '.join(lines)}")
+        raise ValueError(f"import needs FORMAT FILE OUT; the formats: {', '.join(formats())}")
     name, file, out = arguments[0], Path(arguments[1]), Path(arguments[2])
     if name not in formats():
         raise ValueError(f"there is no format {name!r}{suggestion(name, list(formats()))}")
