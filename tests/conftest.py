@@ -1,6 +1,9 @@
 """Options and fixtures that all tests share."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: two threads wait for each other more than they work
 
 import pytest
 import torch

@@ -1,0 +1,92 @@
+"""All stages of the digits recipe, with short trainings: what is made again when, and by how many processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import run
+from stages import ORDER
+
+ROOT = Path(__file__).parents[1]
+SHORT = [
+    "tokenizer.phases.main.loop.steps=4",
+    "tokenizer.phases.main.losses={pixel: {kind: pixel}, perceptual: {kind: perceptual}}",
+    "generator.loop.steps=4",
+    "generator.network.depth=1",
+    "sample.images=10",
+    "sample.steps=2",
+    "evaluate.images=40",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which `run.py all digits` has gone through."""
+    place = tmp_path_factory.mktemp("line")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert run.main(["all", "digits", *SHORT]) == 0
+    return place
+
+
+def lines(capsys: pytest.CaptureFixture) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_every_artefact_is_there_with_its_provenance(finished):
+    runs = finished / "runs" / "digits"
+    for name in ("tokenizer", "latents", "generator", "decoder", "samples", "report", "pipeline"):
+        note = json.loads((runs / name / "made_from.json").read_text())
+        assert note["seconds"] >= 0 and note["versions"]["torch"] and len(note["hash"]) == 16
+    assert not [path for path in runs.iterdir() if path.name.startswith(".")], "no drafts are left"
+    assert not list(runs.rglob("*.bin")) and not list(runs.rglob("*.pkl")) and not list(runs.rglob("checkpoints"))
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in runs.rglob("*.safetensors")), "others may read"
+    archive = np.load(runs / "samples" / "samples.npz")
+    assert archive["arr_0"].shape == (10, 16, 16, 3) and archive["arr_1"].tolist() == list(range(10))
+    assert (runs / "report" / "index.html").exists() and (runs / "pipeline" / "model_index.json").exists()
+
+
+def test_the_same_command_does_nothing_and_a_changed_value_what_follows(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["all", "digits", *SHORT]) == 0
+    assert sum("is up to date" in line for line in lines(capsys)) == len(ORDER)
+    assert run.main(["all", "digits", *SHORT, "sample.batch=3"]) == 0, "only the speed"
+    assert sum("is up to date" in line for line in lines(capsys)) == len(ORDER)
+    assert run.main(["all", "digits", *SHORT, "sample.guidance=1.5"]) == 0
+    made = [line.split(":")[0] for line in lines(capsys) if ": done in" in line]
+    assert made == ["sample", "evaluate", "publish"]
+
+
+def test_a_stage_needs_those_before_it(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    assert run.main(["train-generator", "digits", *SHORT, "tokenizer.phases.main.loop.steps=5"]) == 2
+    message = capsys.readouterr().err
+    assert "latents is missing or out of date; run: python run.py all digits" in message
+
+
+def test_another_recipe_does_not_take_the_folder(finished, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(finished)
+    assert run.main(["all", "digits_ddpm", "name=digits"]) == 2
+    assert "holds a run of configs/digits.yaml" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    (tmp_path / "runs" / "digits" / "holiday.jpg").touch()
+    assert run.main(["all", "digits"]) == 2
+    assert "is not a run" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_same_samples(finished, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(ROOT / "run.py"), "all", "digits", *SHORT]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = (np.load(place / "runs/digits/samples/samples.npz")["arr_0"] for place in (finished, tmp_path))
+    assert np.abs(one.astype(int) - two.astype(int)).max() <= 2
