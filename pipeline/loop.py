@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from pipeline import checkpoints
@@ -99,11 +100,19 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
         options = {"betas": loop.betas, "weight_decay": loop.weight_decay, "fused": True}
         optimizers.append(torch.optim.AdamW(trained, loop.lr[name], **options))
         if loop.compile:
-            player.compile()
+            compile_in_place(player)
     ready = accelerator.prepare(*task.players.values(), *optimizers)
     task.players.update(zip(names, ready))
     accelerator.register_for_checkpointing(progress)
     return dict(zip(names, ready[len(names) :]))
+
+
+def compile_in_place(player: nn.Module) -> None:
+    """One compilation for all of a model's repeated blocks where it names them, else of the whole module."""
+    if isinstance(player, ModelMixin) and player._repeated_blocks:
+        player.compile_repeated_blocks()
+    else:
+        player.compile()
 
 
 def step(training: Training, source: Iterator[Any]) -> None:
