@@ -1,10 +1,11 @@
 """images -> tokenizer/: phase after phase, each going on from the last one's average weights."""
 
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
@@ -34,6 +35,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
             tokenizer = train_phase(recipe, work, out / "phases" / name, tokenizer, phase, images, number)
     if work.accelerator.is_main_process:
         tokenizer.save_pretrained(out)
+        for copy in out.glob("phases/*/tokenizer"):
+            shutil.rmtree(copy)  # the last is `out` itself; were the stage to be stopped here, checkpoints remain
 
 
 def train_phase(
@@ -46,7 +49,7 @@ def train_phase(
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
-    losses = build_losses(recipe, accelerator.device, phase, images, folder)
+    losses = build_losses(recipe, accelerator, phase, images, folder)
     critic = build_critic(phase, recipe.seed + number)
     task = Reconstruction(tokenizer, phase, losses, critic)
     averages = train(task, images, phase.loop, folder, recipe.seed + number, accelerator, recipe.data.workers)
@@ -57,13 +60,15 @@ def train_phase(
     return averages["tokenizer"].requires_grad_(True)
 
 
-def build_losses(recipe: Recipe, device: torch.device, phase: Phase, images: Images, folder: Path) -> dict[str, Loss]:
+def build_losses(
+    recipe: Recipe, accelerator: Accelerator, phase: Phase, images: Images, folder: Path
+) -> dict[str, Loss]:
     """The phase's losses; the frozen network that some compare features of is made once, when one asks for it."""
     losses, derived = {}, {}
     for name, node in phase.losses.items():
         if "backbone" in inspect.signature(find("losses", node["kind"]).__init__).parameters and not derived:
-            derived = {"backbone": perceptual_backbone(recipe, images, folder, device)}
-        losses[name] = build("losses", node, **derived).to(device)
+            derived = {"backbone": perceptual_backbone(recipe, images, folder, accelerator)}
+        losses[name] = build("losses", node, **derived).to(accelerator.device)
     return losses
 
 
