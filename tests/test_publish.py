@@ -35,9 +35,14 @@ from stages import publish as stage
 
 ROOT = Path(__file__).parents[1]
 ALONE = """
-import importlib.util, sys, torch
+import sys, torch
 torch.set_num_threads(1)
-assert importlib.util.find_spec("pipeline") is None, "our package is importable"
+class Hidden:
+    # our package is not installed, as far as this process can tell
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("pipeline", "stages", "run"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
