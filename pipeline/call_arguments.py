@@ -13,6 +13,7 @@ from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective
 
 PIPELINES_OWN = ("on_step", "scheduler")  # keyword arguments of Objective.sample that a caller does not set
+GUIDANCE = ("interval", "channels", "schedule", "power", "rescale")  # settings besides the scale
 ClassLabels = int | str | list[int | str] | Tensor | None
 
 
@@ -20,7 +21,7 @@ ClassLabels = int | str | list[int | str] | Tensor | None
 class Defaults:
     """How a pipeline samples when a call does not say; saved in model_index.json as `sampling`."""
 
-    steps: int = 50  # network evaluations
+    steps: int | None = None  # network evaluations; None: as many as the objective says
     guidance: Guidance = Guidance()
     sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
 

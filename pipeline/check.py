@@ -33,7 +33,8 @@ def print_check(recipe: Recipe) -> None:
         ("disk", disk(recipe, line.spec, images, parameters(network))),
         (
             "sampling",
-            f"{recipe.sample.images} images, {recipe.sample.steps} evaluations each, at guidance "
+            f"{recipe.sample.images} images, {recipe.sample.steps or line.objective.default_steps(line.spec)}"
+            " evaluations each, at guidance "
             f"{recipe.sample.guidance:g}",
         ),
         ("output", f"runs/{recipe.name}/"),

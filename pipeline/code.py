@@ -60,6 +60,16 @@ class Code(Batched):
     ids: Tensor | None = None  # [B, N] or [B, N, codebooks]  what a discrete generator models
 
 
+def stack_ids(ids: Tensor) -> Tensor:
+    """Ids [B, N] or [B, N, codebooks] as [B, N, codebooks], the form in which networks and objectives treat them."""
+    return ids[..., None] if ids.ndim == 2 else ids
+
+
+def plain_ids(ids: Tensor) -> Tensor:
+    """The inverse of `stack_ids`: [B, N, 1] as [B, N], the form in which a `Code` holds ids of a single codebook."""
+    return ids[..., 0] if ids.shape[-1] == 1 else ids
+
+
 @dataclass
 class Condition(Batched):
     """What a generator is asked for; a network knows its own null."""

@@ -1,6 +1,7 @@
 """Where random numbers come from: by step and place while training, by image while sampling, or given."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -18,6 +19,10 @@ class Draws(ABC):
     @abstractmethod
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform in [0, 1), [B, *shape], float32."""
+
+    def kept(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
+        """Which entries dropout leaves, [B, *shape] bool: each with probability 1 - `share`."""
+        return self.uniform(name, shape) >= share
 
 
 class StepDraws(Draws):
@@ -37,6 +42,13 @@ class StepDraws(Draws):
     @torch.compiler.disable
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         return torch.rand(self.batch, *shape, generator=self._generator(name), device=self.device)[self.places]
+
+    def kept(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
+        """As in the base, by hashing (seed, step, name, place, entry): a process computes its own rows alone."""
+        places = torch.arange(self.places.start, self.places.stop, device=self.device)
+        entries = torch.arange(math.prod(shape), device=self.device)
+        rows = scrambled(places ^ (mix(self.seed, self.step, name) & 0xFFFFFFFF))
+        return (scrambled(rows[:, None] ^ entries) >= share * 2**32).unflatten(1, shape)
 
     def _generator(self, name: str) -> Generator:
         return Generator(self.device).manual_seed(mix(self.seed, self.step, name))
@@ -87,6 +99,13 @@ class GivenDraws(Draws):
         if self.otherwise is None:
             raise KeyError(f"no draw named {name!r} was given; there are {', '.join(self.given)}")
         return self.otherwise
+
+
+def scrambled(x: Tensor) -> Tensor:
+    """A bijection of [0, 2^32) whose values look random; int64 in and out (Wellons' lowbias32, public domain)."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ (x >> 15)) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ (x >> 16)
 
 
 def mix(*parts: object) -> int:

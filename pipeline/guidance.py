@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 
+NOTHING_TO_GUIDE = "an unconditional generator has nothing to guide away from; leave the guidance scale at 1"
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -17,14 +19,18 @@ class Guidance:
 
     Ho and Salimans, arXiv:2207.12598. `interval` bounds the noise levels u at which guidance acts (Kynkäänniemi et
     al., arXiv:2404.07724); `channels` guides the first few channels only, as the published numbers of DiT, SiT and
-    LightningDiT did; `schedule` scales (scale - 1) over u; `rescale` matches the guided prediction's std to the
-    conditional one's (Lin et al., arXiv:2305.08891, section 3.4).
+    LightningDiT did; `schedule` scales (scale - 1) by x = (1 - u)^power, or by (1 - cos(pi x)) / 2; `rescale` matches
+    the guided prediction's std to the conditional one's (Lin et al., arXiv:2305.08891, section 3.4).
+
+    For ids, u is the share of the sampling steps still to come: an interval of (0, 0.82) is a schedule that steps up
+    after 18 % of the tokens, and `cosine` with a power is RAR's and MaskGIT's power-cosine.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     channels: int | None = None
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    power: float = 1.0
     rescale: float = 0.0
 
     def at(self, time: float) -> float:
@@ -32,7 +38,8 @@ class Guidance:
         low, high = self.interval
         if not low - 1e-6 <= time <= high + 1e-6:  # a level on the edge may have been rounded over it
             return 1.0
-        share = {"constant": 1.0, "linear": 1 - time, "cosine": (1 + math.cos(math.pi * time)) / 2}[self.schedule]
+        x = max(0.0, 1 - time) ** self.power
+        share = {"constant": 1.0, "linear": x, "cosine": (1 - math.cos(math.pi * x)) / 2}[self.schedule]
         return 1 + (self.scale - 1) * share
 
 
@@ -49,7 +56,7 @@ def guided(
     its answer comes back in the state's. Raises ValueError when guidance is asked of an unconditional network.
     """
     if guidance.scale != 1 and weak is None and (condition is None or condition.labels is None):
-        raise ValueError("an unconditional generator has nothing to guide away from; leave the guidance scale at 1")
+        raise ValueError(NOTHING_TO_GUIDE)
 
     def predict(z: Tensor, time: float) -> Tensor:
         scale = guidance.at(time)
@@ -84,6 +91,26 @@ def combine(conditional: Tensor, unconditional: Tensor, scale: float, channels: 
         matched = result * (aim.std(dim=(1, 2), keepdim=True) / result.std(dim=(1, 2), keepdim=True))
         result = rescale * matched + (1 - rescale) * result
     return torch.cat([result, conditional[..., channels:]], dim=-1)
+
+
+def guided_logits(logits: Tensor, scale: float) -> Tensor:
+    """Logits [2B, ...], the conditional half first, to guided ones [B, ...]; a scale of 1 is the conditional half."""
+    conditional, unconditional = logits.chunk(2)
+    return conditional if scale == 1 else unconditional + scale * (conditional - unconditional)
+
+
+def both_halves(network: nn.Module, condition: Condition | None, guidance: Guidance) -> Condition | None:
+    """The condition and the null one in a batch of twice the size, for networks of ids; as it is when unguided.
+
+    Raises ValueError when guidance is asked of an unconditional network, or of a kind that is for continuous codes.
+    """
+    if guidance.channels is not None or guidance.rescale:
+        raise ValueError("guidance_channels and guidance_rescale are for continuous codes; leave them out for ids")
+    if guidance.scale == 1:
+        return condition
+    if condition is None or condition.labels is None:
+        raise ValueError(NOTHING_TO_GUIDE)
+    return Condition.cat([condition, network.null(condition)])
 
 
 def drop(network: nn.Module, condition: Condition | None, uniform: Tensor) -> Condition | None:

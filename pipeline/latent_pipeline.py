@@ -15,6 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Generator, Tensor
 
 from pipeline.call_arguments import (
+    GUIDANCE,
     ClassLabels,
     Defaults,
     check_settings,
@@ -112,6 +113,11 @@ class LatentPipeline(DiffusionPipeline):
         return self.config.id2label
 
     @property
+    def steps(self) -> int:
+        """Network evaluations of a call that states no number."""
+        return self.objective.default_steps(self.tokenizer.spec) if self.defaults.steps is None else self.defaults.steps
+
+    @property
     def num_classes(self) -> int:
         """How many classes the network knows; 0 when it is unconditional."""
         return self.network.config.get("num_classes", 0)
@@ -138,17 +144,18 @@ class LatentPipeline(DiffusionPipeline):
         a single label. `num_inference_steps` counts network evaluations. `guidance_interval`: noise levels at which
         guidance acts. `generator`: one an image, or one for all, drawn from image by image. `latents`: the noise to
         start from, [B, N, C] or [B, C, H, W]. `output_type`: `pil`, `np` [B, H, W, 3] or `pt` [B, 3, H, W] in [0, 1],
-        or `latent` (codes at unit scale, [B, N, C]). The callback is called as callback(pipe, step, noise level,
-        {"latents": [B, N, C]}) and may return {"latents": ...} to go on from. `settings`: guidance_channels,
-        guidance_schedule, guidance_rescale, and what else the objective's `sample` takes. What is not stated is as
-        `defaults` says. Raises ValueError with one line for labels, counts and settings that do not fit.
+        or `latent` (codes at unit scale, [B, N, C], or ids). The callback is called as callback(pipe, step, noise
+        level, {"latents": [B, N, C] or ids}) and may return {"latents": ...} to go on from. `settings`:
+        guidance_channels, guidance_schedule, guidance_power, guidance_rescale, and what else the objective's `sample`
+        takes. What is not stated is as `defaults` says. Raises ValueError with one line for labels, counts and settings
+        that do not fit.
         """
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
         labels, condition = find_labels(class_labels, num_images, self.id2label, self.num_classes), None
         if labels is not None:
             condition = Condition(labels=torch.tensor(labels, device=self._execution_device))
-        steps = conform(self.defaults.steps if num_inference_steps is None else num_inference_steps, int, "steps")
+        steps = self.steps if num_inference_steps is None else conform(num_inference_steps, int, "num_inference_steps")
         guidance = self._guidance(guidance_scale, guidance_interval, settings)
         sampler = self._sampler(steps, settings)
         draws = self._draws(count_images(labels, num_images, generator, latents), generator, latents)
@@ -180,7 +187,7 @@ class LatentPipeline(DiffusionPipeline):
 
     def _guidance(self, scale: float | None, interval: tuple | None, settings: dict[str, Any]) -> Guidance:
         """The guidance asked for; takes its entries out of `settings`."""
-        rest = {name: settings.pop(f"guidance_{name}", None) for name in ("channels", "schedule", "rescale")}
+        rest = {name: settings.pop(f"guidance_{name}", None) for name in GUIDANCE if name != "interval"}
         return resolve_guidance(self.defaults.guidance, scale=scale, interval=interval, **rest)
 
     def _sampler(self, steps: int, stated: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +197,7 @@ class LatentPipeline(DiffusionPipeline):
         if self.scheduler is not None:
             return stated | {"scheduler": self.scheduler}
         sampler = self.defaults.sampler | stated
-        self.objective.check_sampler(steps, **sampler)
+        self.objective.check_sampler(steps, self.tokenizer.spec, **sampler)
         return sampler
 
     def _draws(self, count: int, generator: Generator | list[Generator] | None, latents: Tensor | None) -> Draws:
@@ -202,6 +209,8 @@ class LatentPipeline(DiffusionPipeline):
         draws = ImageDraws(generators, self._execution_device)
         if latents is None:
             return draws
+        if self.objective.discrete:
+            raise ValueError("latents are the noise that continuous codes start from; this generator makes ids")
         start = starting_noise(latents, count, self.tokenizer.spec)
         return GivenDraws({"start": start.to(self._execution_device)}, draws)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.code import LatentSpec
-from pipeline.components import build, check, conform, find, match_names, suggestion
+from pipeline.components import build, check, conform, find, kinds, match_names, suggestion
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipe import Phase, Recipe
@@ -41,7 +41,7 @@ def check_line(recipe: Recipe) -> Line:
     check("datasets", recipe.data.source, DERIVED["datasets"], "data.source")
     tokenizer, spec = check_tokenizer(recipe)
     objective = check_generator(recipe, spec)
-    check_sampling(recipe, objective)
+    check_sampling(recipe, spec, objective)
     if recipe.posttrain is not None:
         raise ValueError("posttrain can only be null")
     for kind in recipe.evaluate.features:
@@ -82,13 +82,33 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     cls, arguments = check("objectives", part.objective, DERIVED["objectives"], "generator.objective")
     objective = build("objectives", part.objective)
     network, values = check("networks", part.network, DERIVED["networks"], "generator.network")
+    check_pair(recipe, spec, network, cls)
     network.validate(spec.grid, **values)
+    objective.check_network(**values)
     match_names(part.weights, cls.terms(**arguments), "generator.weights", "loss term")
     match_names(part.loop.lr, ["network"], "generator.loop.lr", "player")
     return objective
 
 
-def check_sampling(recipe: Recipe, objective: Objective) -> None:
+def check_pair(recipe: Recipe, spec: LatentSpec, network: type[Network], objective: type[Objective]) -> None:
+    """ValueError unless the objective models the codes there are, and trains this kind of network."""
+    kind = recipe.generator.objective["kind"]
+    if objective.discrete != bool(spec.vocab):
+        wants, has = ("ids", "continuous codes") if objective.discrete else ("continuous codes", f"ids of {spec.vocab}")
+        others = [name for name in kinds("objectives") if find("objectives", name).discrete != objective.discrete]
+        raise ValueError(
+            f"generator.objective {kind} models {wants}, but the tokenizer gives {has}; take another bottleneck, or an"
+            f" objective of {', '.join(others)}"
+        )
+    if network.role != objective.role:
+        fitting = [name for name in kinds("networks") if find("networks", name).role == objective.role]
+        raise ValueError(
+            f"generator.network {recipe.generator.network['kind']} is a {network.role} network, but {kind} trains a"
+            f" {objective.role} one; set generator.network.kind={' or '.join(fitting)}"
+        )
+
+
+def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> None:
     signature = inspect.signature(type(objective).sample)
     hints = get_type_hints(type(objective).sample)
     keywords = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and n not in SAMPLER_OWN]
@@ -96,7 +116,8 @@ def check_sampling(recipe: Recipe, objective: Objective) -> None:
         if name not in keywords:
             raise ValueError(f"sample.sampler.{name}: there is no such setting{suggestion(name, keywords)}")
         conform(value, hints[name], f"sample.sampler.{name}")
-    objective.check_sampler(recipe.sample.steps, **recipe.sample.sampler)
+    steps = recipe.sample.steps or objective.default_steps(spec)
+    objective.check_sampler(steps, spec, **recipe.sample.sampler)
     dropped = recipe.generator.network.get("class_drop")
     if recipe.sample.guidance != 1 and dropped == 0:
         raise ValueError(

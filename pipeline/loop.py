@@ -97,8 +97,12 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
         player.to(accelerator.device).train()
         progress.averages[name].module.to(accelerator.device)
         trained = [p for p in player.parameters() if p.requires_grad]
-        options = {"betas": loop.betas, "weight_decay": loop.weight_decay, "fused": True}
-        optimizers.append(torch.optim.AdamW(trained, loop.lr[name], **options))
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": loop.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizers.append(torch.optim.AdamW(groups, loop.lr[name], betas=loop.betas, fused=True))
         if loop.compile:
             compile_in_place(player)
     ready = accelerator.prepare(*task.players.values(), *optimizers)
@@ -142,7 +146,8 @@ def update(training: Training, name: str) -> bool:
     """Clip and step one player; a non-finite gradient leaves it as it is. Whether the gradient was finite."""
     loop, optimizer = training.loop, training.optimizers[name]
     training.accelerator.unscale_gradients(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], loop.clip or math.inf)
+    moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(moved, loop.clip or math.inf)
     finite = bool(norm.isfinite())
     training.journal.add(f"{name}/gradient_norm", norm if finite else torch.zeros_like(norm))
     for group in optimizer.param_groups:

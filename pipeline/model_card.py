@@ -104,7 +104,7 @@ def usage(pipe: LatentPipeline, path: str, self_contained: bool) -> str:
     last, scale = pipe.num_classes - 1, pipe.defaults.guidance.scale
     three = f"class_labels=[0, 0, {last}], " if pipe.num_classes else "num_images=3, "
     guidance = f"guidance_scale={scale:g}, " if pipe.num_classes else ""
-    text = SNIPPET.format(path=path, ask=three, steps=pipe.defaults.steps, guidance=guidance)
+    text = SNIPPET.format(path=path, ask=three, steps=pipe.steps, guidance=guidance)
     if pipe.id2label:
         first = list(pipe.id2label.items())[:10]
         shown = ", ".join(name if name == str(label) else f"{label} {name}" for label, name in first)
@@ -121,7 +121,7 @@ def making(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
         f"| images | {node_text(recipe.data.source)}, {recipe.data.size} px, {recipe.data.crop} crop |",
         f"| generator's training | {recipe.generator.loop.steps} steps of {recipe.generator.loop.batch} |",
         f"| parameters | tokenizer {size(pipe.tokenizer)}, network {size(pipe.network)} |",
-        f"| sampling | {defaults.steps} network evaluations, guidance {defaults.guidance.scale:g} |",
+        f"| sampling | {pipe.steps} network evaluations, guidance {defaults.guidance.scale:g} |",
     ]
     made = [f"| made | {provenance_text(name, note)} |" for name, note in facts.provenance.items()]
     again = f"Made by `python run.py all {recipe.name}`; every setting is in `recipe.yaml`, times in `provenance.json`."

@@ -40,7 +40,7 @@ class Loop:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     final: float = 0.0  # share of the rate that cosine and linear end at
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of matrices and kernels; norms and biases have none
     clip: float = 1.0  # largest norm of a player's gradient; 0 leaves it
     ema: float = 0.999
     skip: int = 10  # consecutive non-finite steps that are left out before the run stops
@@ -82,7 +82,8 @@ class Latents:
     """What encode_dataset stores."""
 
     posterior: Literal["sample", "mode", "moments"] = "sample"
-    flip: bool = False  # a second code an image, of its mirror
+    crops: tuple[float, ...] = ()  # 1.1: also the four corners and the centre of the image at 1.1 times the size; so on
+    flip: bool = False  # of every view a second code, of its mirror
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     batch: int = field(default=64, metadata=ONLY_SPEED)
     shard: int = field(default=8192, metadata=ONLY_SPEED)  # codes a file
@@ -102,11 +103,12 @@ class Sampling:
     """What is asked of the finished line. `sampler` holds the objective's own settings (solver, ...)."""
 
     images: int = 64
-    steps: int = 50  # network evaluations
+    steps: int | None = None  # network evaluations; null: 50 for continuous codes, what the objective says for ids
     guidance: float = 1.0  # 1 is the unguided path
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance acts
     guidance_channels: int | None = None  # guide the first few channels only, as DiT's published numbers did
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    guidance_power: float = 1.0  # of the schedule
     guidance_rescale: float = 0.0
     labels: Literal["balanced", "random"] = "balanced"
     sampler: dict[str, Any] = field(default_factory=dict)

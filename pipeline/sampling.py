@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Generator, nn
 from tqdm import tqdm
 
-from pipeline.call_arguments import check_settings, find_labels, resolve_guidance
+from pipeline.call_arguments import GUIDANCE, check_settings, find_labels, resolve_guidance
 from pipeline.components import find, structure
 from pipeline.draws import mix
 from pipeline.image_files import image_file, write_archive, write_grid
@@ -39,6 +39,7 @@ class FolderSettings:
     guidance_interval: tuple[float, float] | None = None
     guidance_channels: int | None = None
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None
+    guidance_power: float | None = None
     guidance_rescale: float | None = None
     sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
     seed: int = 0  # image i has seed + i
@@ -81,7 +82,7 @@ def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerato
     with accelerator.main_process_first():
         folder = fetch(source, {})
     pipe = LatentPipeline.from_pretrained(folder, variant=asked.variant)
-    stated = {name: getattr(asked, f"guidance_{name}") for name in ("interval", "channels", "schedule", "rescale")}
+    stated = {name: getattr(asked, f"guidance_{name}") for name in GUIDANCE}
     guidance = resolve_guidance(pipe.defaults.guidance, scale=asked.guidance, **stated)
     sampler = pipe.defaults.sampler | check_settings(pipe.objective, asked.sampler)
     pipe.defaults = replace(pipe.defaults, steps=asked.steps or pipe.defaults.steps, guidance=guidance, sampler=sampler)
@@ -135,6 +136,7 @@ def sampling_record(recipe: Recipe) -> dict[str, Any]:
         "interval": list(part.guidance_interval),
         "channels": part.guidance_channels,
         "schedule": part.guidance_schedule,
+        "power": part.guidance_power,
         "rescale": part.guidance_rescale,
     }
     return {"steps": part.steps, "guidance": guidance, "sampler": part.sampler}
@@ -201,7 +203,7 @@ def describe(pipe: LatentPipeline, plan: Plan) -> dict[str, Any]:
     """How images are made, as JSON values."""
     return {
         "images": len(plan.seeds),
-        "steps": pipe.defaults.steps,
+        "steps": pipe.steps,
         "guidance": asdict(pipe.defaults.guidance) | {"interval": list(pipe.defaults.guidance.interval)},
         "sampler": pipe.defaults.sampler,
         "scheduler": None if pipe.scheduler is None else type(pipe.scheduler).__name__,

@@ -265,7 +265,7 @@ def test_settings_of_the_sampler_are_declared_and_checked():
         own = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
         assert "solver" in own and "scheduler" not in own and set(own) <= set(hints)
         for solver in get_args(hints["solver"]):
-            objective.check_sampler(20, solver=solver)
+            objective.check_sampler(20, SPEC, solver=solver)
     wrong = [
         (FlowMatching(), 0, {}),
         (FlowMatching(), 20, {"shift": -1.0}),
@@ -280,7 +280,7 @@ def test_settings_of_the_sampler_are_declared_and_checked():
     ]
     for objective, steps, settings in wrong:
         with pytest.raises(ValueError) as error:
-            objective.check_sampler(steps, **settings)
+            objective.check_sampler(steps, SPEC, **settings)
         assert "\n" not in str(error.value)
 
 

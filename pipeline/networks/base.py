@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -9,12 +10,19 @@ from torch import Tensor
 
 from pipeline.code import Condition
 
+Role = Literal["denoiser", "causal", "masked"]  # see Network.role
+
 
 class Network(ModelMixin, ConfigMixin):
     """A generator's network. Its shape (grid, dim, vocab, codebooks, num_classes, outputs) is derived, never stated.
 
     A constructor takes those of the derived values that it needs, under these names.
+
+    `role` says how it is asked, and so which objectives can train it: a `denoiser` predicts from a noisy code, a
+    `causal` network the next id from those before it, a `masked` one all ids from those that are known.
     """
+
+    role: Role = "denoiser"
 
     @classmethod
     def validate(cls, grid: Sequence[int], **arguments) -> None:
@@ -24,7 +32,7 @@ class Network(ModelMixin, ConfigMixin):
     def forward(self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
         """hidden_states [B, N, dim] at noise levels `time` [B] (float32, 1 is pure noise) to [B, N, outputs * dim].
 
-        Networks of ids take [B, N] int64 and no time, and say so in their own docstring.
+        Networks of ids take ids and no time; what they are asked and answer is in their own docstring.
         """
 
     def null(self, condition: Condition) -> Condition:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from diffusers import ConfigMixin, SchedulerMixin
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ class Objective(SchedulerMixin, ConfigMixin):
     """
 
     order: int = 1  # diffusers asks schedulers for it
+    role: str = "denoiser"  # of the networks it trains, see Network.role
+    discrete: bool = False  # whether it models ids, and not z
 
     @property
     def outputs(self) -> int:
@@ -33,15 +36,22 @@ class Objective(SchedulerMixin, ConfigMixin):
         """Names of the loss terms, known without building."""
         raise NotImplementedError
 
-    def check_sampler(self, steps: int, **sampler) -> None:
-        """ValueError where these sampler settings, or this number of steps, do not fit the objective."""
+    def default_steps(self, spec: LatentSpec) -> int:
+        """Network evaluations where nobody states a number."""
+        return 50
+
+    def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
+        """ValueError where these sampler settings, or this number of steps, do not fit the objective and the codes."""
+
+    def check_network(self, **arguments: Any) -> None:
+        """ValueError where a network with these stated constructor arguments cannot be trained by this objective."""
 
     @abstractmethod
-    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
-        """The random arguments of `loss` for this batch (times, noise, orders, masks)."""
+    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor | Draws]:
+        """The random arguments of `loss` for this batch (times, noise, orders, masks, where dropout draws from)."""
 
     @abstractmethod
-    def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Tensor) -> dict[str, Tensor]:
+    def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Any) -> dict[str, Tensor]:
         """Unweighted terms, means over the batch."""
 
     @abstractmethod

@@ -183,7 +183,7 @@ class FlowMatching(Objective):
         predict = guided(network, condition, guidance)
         return Code(z=self._descend(predict, start, level, draws, steps, Sampler(**sampler)))
 
-    def check_sampler(self, steps: int, **sampler) -> None:
+    def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
         """ValueError where these settings, or this number of steps, do not fit the path."""
         settings = Sampler(**sampler)
         settings.validate(steps)

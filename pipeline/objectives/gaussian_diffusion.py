@@ -177,7 +177,13 @@ class GaussianDiffusion(Objective):
         return Code(z=self._descend(chain, guided(network, condition, guidance), start, draws, step))
 
     def check_sampler(
-        self, steps: int, solver: str = "ddpm", eta: float = 0.0, clip: bool = False, spacing: str = "even"
+        self,
+        steps: int,
+        spec: LatentSpec,
+        solver: str = "ddpm",
+        eta: float = 0.0,
+        clip: bool = False,
+        spacing: str = "even",
     ) -> None:
         """ValueError where these settings, or this number of steps, do not fit the chain."""
         self.chain.spaced(steps, spacing)

@@ -1,0 +1,49 @@
+"""Choosing ids from logits: temperature, top-k, top-p, and one uniform number a choice."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an id is chosen. A temperature of 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave all ids in.
+
+    `top_p` keeps the likeliest ids whose probabilities add up to at least that (Holtzman et al., arXiv:1904.09751).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def validate(self, vocab: int) -> None:
+        """ValueError with one line for settings out of range."""
+        if self.temperature < 0:
+            raise ValueError(f"temperature {self.temperature:g} is below 0; 0 takes the likeliest id, 1 is as trained")
+        if not 0 <= self.top_k <= vocab:
+            raise ValueError(f"top_k {self.top_k} is not within the codebook of {vocab}; 0 leaves all ids in")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p:g} is not a share above 0 and up to 1; 1 leaves all ids in")
+
+    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Ids [...] of logits [..., vocab], each by inverting the distribution at `uniform` [...] in [0, 1)."""
+        if self.temperature == 0 or self.top_k == 1:
+            return logits.argmax(dim=-1)
+        logits = logits.float() / self.temperature
+        if not self.top_k and self.top_p == 1:
+            return invert(logits.softmax(dim=-1), uniform)
+        logits, ids = logits.topk(self.top_k or logits.shape[-1], dim=-1)  # from the likeliest down
+        shares = logits.softmax(dim=-1)
+        if self.top_p < 1:
+            before = shares.cumsum(dim=-1) - shares
+            shares = shares * (before < self.top_p)
+        return ids.gather(-1, invert(shares, uniform)[..., None])[..., 0]
+
+
+def invert(shares: Tensor, uniform: Tensor) -> Tensor:
+    """The index whose part of [0, sum) holds uniform * sum: shares [..., n] need not add up to one."""
+    ends = shares.cumsum(dim=-1)
+    place = uniform[..., None] * ends[..., -1:]
+    last = torch.searchsorted(ends, ends[..., -1:])  # where rounding took `place` up to the sum
+    return torch.minimum(torch.searchsorted(ends, place, right=True), last)[..., 0]

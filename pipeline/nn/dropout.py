@@ -1,0 +1,15 @@
+"""Dropout whose masks are an argument: functions of seed, step, place and name, like every other draw of training."""
+
+from torch import Tensor
+
+from pipeline.draws import Draws
+
+
+def dropout(x: Tensor, share: float, draws: Draws | None, name: str) -> Tensor:
+    """x [B, ...] with each entry zero with probability `share`, and the others scaled up; x itself without draws.
+
+    `name` tells the layers of a network apart.
+    """
+    if draws is None or share == 0:
+        return x
+    return x * draws.kept(name, tuple(x.shape[1:]), share) / (1 - share)

@@ -1,0 +1,66 @@
+"""How ids enter a transformer and leave it: one design for any number of codebooks a token."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Choose = Callable[[Tensor, int], Tensor]  # logits [B, N, vocab] of a codebook's number -> ids [B, N]
+
+
+class TokenEmbedding(nn.Module):
+    """Ids [B, N, codebooks] to [B, N, width]: the sum of one row a codebook.
+
+    With `mask`, row number `vocab` stands for an id that is not known.
+    """
+
+    def __init__(self, vocab: int, codebooks: int, width: int, mask: bool = False):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(vocab + mask, width) for _ in range(codebooks))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return sum(table(ids[..., k]) for k, table in enumerate(self.tables))
+
+
+class Told(nn.Module):
+    """What a token's state becomes when one of its ids is known: h + MLP(norm(h + row of the id))."""
+
+    def __init__(self, vocab: int, width: int):
+        super().__init__()
+        self.table = nn.Embedding(vocab, width)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, h: Tensor, ids: Tensor) -> Tensor:
+        return h + self.down(F.gelu(self.up(self.norm(h + self.table(ids)))))
+
+
+class TokenHead(nn.Module):
+    """States [B, N, width] to the logits of a token's ids, one codebook after another.
+
+    The first is predicted by a linear layer from the state alone; each later one from a state that was told the id
+    before it, so that the ids of a token need not be independent. With a single codebook it is that linear layer.
+    """
+
+    def __init__(self, vocab: int, codebooks: int, width: int, bias: bool = False):
+        super().__init__()
+        self.outputs = nn.ModuleList(nn.Linear(width, vocab, bias=bias) for _ in range(codebooks))
+        self.told = nn.ModuleList(Told(vocab, width) for _ in range(codebooks - 1))
+
+    def forward(self, h: Tensor, ids: Tensor) -> Tensor:
+        """Logits [B, N, codebooks, vocab], each codebook's given the ids [B, N, codebooks] of those before it."""
+        logits = [self.outputs[0](h)]
+        for k, told in enumerate(self.told):
+            h = told(h, ids[..., k])
+            logits.append(self.outputs[k + 1](h))
+        return torch.stack(logits, dim=-2)
+
+    def choose(self, h: Tensor, choose: Choose) -> Tensor:
+        """Ids [B, N, codebooks], codebook by codebook as `choose(logits, number)` says."""
+        chosen = [choose(self.outputs[0](h), 0)]
+        for k, told in enumerate(self.told):
+            h = told(h, chosen[k])
+            chosen.append(choose(self.outputs[k + 1](h), k + 1))
+        return torch.stack(chosen, dim=-1)
