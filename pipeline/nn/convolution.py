@@ -134,7 +134,7 @@ class Middle(nn.Module):
         return self.resnets[1](hidden_states)
 
 
-class _Tower(nn.Module):
+class Tower(nn.Module):
     gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing sets it, and the function beside it
 
     def run(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class _Tower(nn.Module):
         return block(hidden_states)
 
 
-class Encoder(_Tower):
+class Encoder(Tower):
     """Images [B, 3, H, W] to features [B, outputs, H / s, W / s] with s = patch * 2 ** (levels - 1).
 
     A patch above 1 folds patch x patch pixels into channels before the first convolution. Rombach et al.,
@@ -180,7 +180,7 @@ class Encoder(_Tower):
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
 
-class Decoder(_Tower):
+class Decoder(Tower):
     """Features [B, inputs, h, w] to images [B, 3, s h, s w]; the mirror of `Encoder`, with one more block a level."""
 
     def __init__(
