@@ -71,8 +71,9 @@ def memory(tokenizer: nn.Module | None, network: nn.Module) -> str:
 def disk(recipe: Recipe, spec: LatentSpec, images: int, weights: int) -> str:
     width = 1 if recipe.latents.posterior != "moments" else 2
     scalar = 4 if recipe.latents.precision == "fp32" else 2
-    code = spec.tokens * (spec.codebooks * scalar if spec.vocab else spec.dim * width * scalar)
-    code *= 2 if recipe.latents.flip else 1
+    entry = 2 if spec.vocab <= 2**16 else 4  # an id as pipeline.encoding stores it
+    code = spec.tokens * (spec.codebooks * entry if spec.vocab else spec.dim * width * scalar)
+    code *= (5 * len(recipe.latents.crops) or 1) * (2 if recipe.latents.flip else 1)
     saved = size(recipe.generator.loop.keep * weights * BYTES_SAVED)
     latents = f"latents {size(images * code)}" if images else f"latents {size(code)} an image"
     return f"{latents}, generator checkpoints {saved} while it trains"

@@ -36,6 +36,7 @@ class Number:
     held_out: float | None = None
     ratio: float | None = None  # value / held_out, where that says something
     details: dict[str, float] = field(default_factory=dict)
+    headline: bool = False  # shown at the head of the report
 
     def plain(self) -> dict[str, Any]:
         """As metrics.json holds it."""
@@ -80,7 +81,7 @@ def reconstruction_numbers(
     pixels = {"pixels": "rounded to 8 bits", "average": f"over images, each at most {CEILING:g} dB"} | protocol
     window = {"window": "gaussian 11, sigma 1.5; the largest odd window that fits on smaller images"}
     meaning = "how far reconstructions are from their images, pixel by pixel"
-    yield "psnr", Number("PSNR", mean(rebuilt["psnr"]), "higher", meaning, pixels, "dB")
+    yield "psnr", Number("PSNR", mean(rebuilt["psnr"]), "higher", meaning, pixels, "dB", headline=True)
     meaning = "agreement of local brightness, contrast and structure; 1 is equality"
     yield (
         "ssim",
@@ -113,21 +114,28 @@ def sample_numbers(
         "references": f"{len(train[features[0].name])} images of the training split",
     } | protocol
     for feature in features:
-        yield from distance_numbers(*(rows[feature.name] for rows in (samples, held_out, train)), feature, protocol)
-        yield from manifold_numbers(
-            *(rows[feature.name] for rows in (samples, held_out, train)), feature, neighbours, protocol
-        )
+        sets = [rows[feature.name] for rows in (samples, held_out, train)]
+        yield from distance_numbers(*sets, feature, protocol, headline=feature is features[0])
+        yield from manifold_numbers(*sets, feature, neighbours, protocol)
 
 
 def distance_numbers(
-    samples: Tensor, held_out: Tensor, train: Tensor, feature: Features, protocol: dict[str, Any]
+    samples: Tensor,
+    held_out: Tensor,
+    train: Tensor,
+    feature: Features,
+    protocol: dict[str, Any],
+    headline: bool = False,
 ) -> Iterator[tuple[str, Number]]:
     where = {"features": feature.describe()} | protocol
     value, floor = (frechet_distance(Moments.of(rows), Moments.of(train)) for rows in (samples, held_out))
     meaning = "how far samples as a set are from the training images as a set, in mean and covariance"
     title = f"Fréchet distance, {feature.name}"
     ratio = value / floor if floor > 0 else None
-    yield f"fd_{feature.name}", Number(title, value, "lower", meaning, where, held_out=floor, ratio=ratio)
+    yield (
+        f"fd_{feature.name}",
+        Number(title, value, "lower", meaning, where, held_out=floor, ratio=ratio, headline=headline),
+    )
     value, floor = (kernel_distance(rows, train) for rows in (samples, held_out))
     meaning = "the same in a cubic polynomial kernel; its mean is 0 for equal distributions, so it can be negative"
     where = {"kernel": "(x.y / width + 1)^3, unbiased, all images at once"} | where
@@ -156,7 +164,7 @@ def copy_numbers(
 ) -> Iterator[tuple[str, Number]]:
     """`spaces` describes the features, by name, in which nearest neighbours are looked for."""
     meaning = "share of samples less than half as far from their nearest training image as from the second nearest"
-    for name, description in spaces.items():
+    for place, (name, description) in enumerate(spaces.items()):
         found = near_copies(samples[name], held_out[name], train[name])
         where = {
             "images": f"{len(samples[name])} samples",
@@ -172,7 +180,9 @@ def copy_numbers(
         }
         own, floor = found.share, found.share_held_out
         title = f"Near copies, {name.removeprefix('near_')}"
-        number = Number(title, own, "lower", meaning, where | protocol, "share", floor, details=details)
+        number = Number(
+            title, own, "lower", meaning, where | protocol, "share", floor, None, details, place == len(spaces) - 1
+        )
         yield f"near_copies_{name.removeprefix('near_')}", number
 
 
@@ -187,7 +197,8 @@ def accuracy_numbers(
     if "labels" in samples:
         where = {"judge": judge, "images": f"{len(samples['labels'])} samples", "held_out": images} | protocol
         meaning = "share of samples that the judge puts into the class that was asked for"
-        yield "class_accuracy", Number("Class accuracy", accuracy(samples), "higher", meaning, where, "share", real)
+        number = Number("Class accuracy", accuracy(samples), "higher", meaning, where, "share", real, headline=True)
+        yield "class_accuracy", number
     meaning = "share of real images that the judge puts into their class: what its verdict on samples is worth"
     own = {"judge": judge, "images": images} | {key: protocol[key] for key in ("precision", "versions")}
     yield "judge_accuracy", Number("Accuracy of the judge", real, "higher", meaning, own, "share")

@@ -27,13 +27,13 @@ from pipeline.call_arguments import (
 from pipeline.code import Code, Condition
 from pipeline.components import conform, structure, suggestion
 from pipeline.draws import Draws, GivenDraws, ImageDraws
+from pipeline.file_modes import ordinary_modes
 from pipeline.guidance import Guidance
 from pipeline.objectives.base import OnStep
 from pipeline.pipeline_folder import (
     fetch,
     import_components,
     keep_code,
-    ordinary_modes,
     refuse_empty,
     refuse_missing_keys,
 )

@@ -55,8 +55,10 @@ def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
     spec = cls.geometry(image_size=recipe.data.size, **arguments)
     for name, phase in part.phases.items():
         check_phase(phase, cls, arguments, recipe.data.size, f"tokenizer.phases.{name}")
-    if not part.phases and not getattr(cls, "frozen", False):
-        raise ValueError("tokenizer.phases is empty: a tokenizer of our own needs a phase that trains it")
+    if not part.phases and not cls.frozen and part.start is None:
+        raise ValueError(
+            "tokenizer.phases is empty: a tokenizer of our own needs a phase that trains it, or tokenizer.start=FOLDER"
+        )
     return cls, spec
 
 
@@ -135,6 +137,7 @@ def find_features(kind: str) -> None:
 
 
 def build_tokenizer(recipe: Recipe) -> Tokenizer:
+    """The tokenizer before its training; its weights are drawn by torch's global generator, see `seeded`."""
     return build("tokenizers", recipe.tokenizer.model, image_size=recipe.data.size)
 
 

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from pipeline.components import Node
 from pipeline.latent_pipeline import LatentPipeline
+from pipeline.number_text import shown
 from pipeline.recipe import Recipe
 
 TASK = "unconditional-image-generation"  # the hub's name for images without text
@@ -91,11 +92,12 @@ def summary(recipe: Recipe, pipe: LatentPipeline) -> str:
     spec = pipe.tokenizer.spec
     grid = "x".join(map(str, spec.grid))
     kinds = [part["kind"].replace("_", " ") for part in line(recipe).values()]
+    entries = f"{spec.codebooks} x ids of {spec.vocab}" if spec.codebooks > 1 else f"ids of {spec.vocab}"
+    tokens = f"{grid} tokens, {entries if spec.vocab else f'{spec.dim} channels each'}"
     return (
         f"Makes images of {recipe.data.size}x{recipe.data.size} pixels {of}trained on"
         f" {dataset_name(recipe.data.source)}."
-        f" A {kinds[0]} turns an image into a {grid} grid of {spec.dim} channels; a {kinds[1]} trained by {kinds[2]}"
-        f" makes such grids from noise."
+        f" A {kinds[0]} turns an image into {tokens}; a {kinds[1]} trained by {kinds[2]} makes such tokens anew."
     )
 
 
@@ -134,10 +136,10 @@ def measured(numbers: dict[str, dict[str, Any]]) -> str:
         return "Nothing was measured."
     rows = ["| | value | real held-out images | under |", "|---|---|---|---|"]
     for name, entry in numbers.items():
-        unit = f" {entry['unit']}" if entry.get("unit") else ""
-        floor = number_text(entry["held_out"]) + unit if is_number(entry.get("held_out")) else ""
+        unit = entry.get("unit", "")
+        floor = number_text(entry["held_out"], unit) if is_number(entry.get("held_out")) else ""
         title = entry.get("title", name)
-        rows.append(f"| {title} | {number_text(entry['value'])}{unit} | {floor} | {protocol_text(entry['protocol'])} |")
+        rows.append(f"| {title} | {number_text(entry['value'], unit)} | {floor} | {protocol_text(entry['protocol'])} |")
     return "\n".join([*rows, "", "Each protocol in full, with versions: `eval/metrics.json`."])
 
 
@@ -175,8 +177,8 @@ def size(module: Any) -> str:
     return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M"
 
 
-def number_text(value: float) -> str:
-    return f"{value:.4g}" if is_number(value) else "not finite"
+def number_text(value: float, unit: str) -> str:
+    return shown(value, unit) if is_number(value) else "not finite"
 
 
 def is_number(value: Any) -> bool:

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import re
 import shutil
 import sys
@@ -102,15 +101,6 @@ def _copy_code(cls: type, folder: Path) -> str:
     file = Path(inspect.getsourcefile(sys.modules[cls.__module__]))
     shutil.copyfile(file, folder / file.name)
     return file.stem
-
-
-def ordinary_modes(folder: Path) -> None:
-    """safetensors writes files that only their owner may read; give all files the modes that open() would."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
 
 
 def fingerprint_files(folder: Path) -> str:

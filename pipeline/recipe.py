@@ -74,7 +74,8 @@ class Phase:
 @dataclass
 class TokenizerTraining:
     model: Node  # slot tokenizers
-    phases: dict[str, Phase] = field(default_factory=dict)  # in order; empty for a frozen tokenizer
+    start: str | None = None  # folder of a tokenizer whose weights the first phase goes on from
+    phases: dict[str, Phase] = field(default_factory=dict)  # in order; empty for one that is frozen, or used as it is
 
 
 @dataclass
@@ -95,6 +96,7 @@ class GeneratorTraining:
     objective: Node  # slot objectives
     weights: dict[str, float]  # loss term -> weight
     loop: Loop
+    start: str | None = None  # folder of a network whose weights training goes on from; with loop.steps=0 as it is
     condition: Literal["class", "none"] = "class"
 
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+
+from pipeline.file_modes import ordinary_modes
 
 NOTE = "made_from.json"
 OWNER = "recipe.yaml"
@@ -85,7 +86,7 @@ class Workspace:
         for folder in draft.rglob("checkpoints"):
             shutil.rmtree(folder)
         (draft / NOTE).write_text(json.dumps(note, indent=2) + "\n")
-        _ordinary_modes(draft)
+        ordinary_modes(draft)
         _rename(draft, final)
         for stale in final.parent.glob(f".{final.name}-*"):  # drafts of recipes that have changed since
             shutil.rmtree(stale)
@@ -147,11 +148,3 @@ def _spent(draft: Path, seconds: float) -> float:
     total = seconds + (float(file.read_text()) if file.exists() else 0.0)
     file.write_text(str(total))
     return total
-
-
-def _ordinary_modes(folder: Path) -> None:
-    """safetensors writes files that only their owner may read; give all files the modes that open() would."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 from pipeline.image_files import make_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.model_card import Facts, model_card
-from pipeline.pipeline_folder import ordinary_modes
 from pipeline.recipe import Recipe, settings
 from pipeline.sampling import assemble
 from pipeline.self_contained import write_self_contained
@@ -46,7 +45,6 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     numbers = json.loads((out / "eval" / "metrics.json").read_text())
     facts = Facts((work.root / WRITES).as_posix(), numbers, provenance, notes)
     (out / "README.md").write_text(model_card(recipe, pipe, facts))
-    ordinary_modes(out)
 
 
 def load_again(pipe: LatentPipeline, folder: Path, device: torch.device) -> LatentPipeline:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline import starting_weights
 from pipeline.components import build
 from pipeline.generation import Generation
 from pipeline.latents import LatentStore
@@ -16,7 +17,7 @@ READS, WRITES = ("latents",), "generator"
 
 
 def uses(recipe: Recipe) -> Any:
-    return recipe.generator, recipe.seed, recipe.precision
+    return recipe.generator, starting_weights.fingerprint(recipe.generator.start), recipe.seed, recipe.precision
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -27,6 +28,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     objective = build("objectives", part.objective)
     seeded(recipe.seed)
     network = build_network(recipe, store.spec, store.num_classes if conditional else 0, objective)
+    network = starting_weights.loaded(network, part.start, "generator.start")
     task = Generation(network, objective, part.weights)
     averages = train(task, store, part.loop, out, recipe.seed, work.accelerator)
     if work.accelerator.is_main_process:

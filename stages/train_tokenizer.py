@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pipeline import starting_weights
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
 from pipeline.images import Images
@@ -23,12 +24,13 @@ READS, WRITES = (), "tokenizer"
 
 
 def uses(recipe: Recipe) -> Any:
-    return recipe.tokenizer, recipe.data, recipe.seed, recipe.precision, recipe.weights
+    start = starting_weights.fingerprint(recipe.tokenizer.start)
+    return recipe.tokenizer, start, recipe.data, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     seeded(recipe.seed)
-    tokenizer = build_tokenizer(recipe)
+    tokenizer = starting_weights.loaded(build_tokenizer(recipe), recipe.tokenizer.start, "tokenizer.start")
     if recipe.tokenizer.phases:
         images = Images(recipe.data, "train")
         for number, (name, phase) in enumerate(recipe.tokenizer.phases.items()):

@@ -13,10 +13,10 @@ from PIL import Image
 from pipeline.evaluation import Rows, even, sample_numbers, spread
 from pipeline.line import build_tokenizer
 from pipeline.metrics.features import PixelFeatures
+from pipeline.number_text import shown
 from pipeline.recipe import load
 from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves, read_log
-from pipeline.reporting.page import shown
 from pipeline.workspace import Workspace
 from stages import evaluate
 

@@ -23,6 +23,7 @@ class Network(ModelMixin, ConfigMixin):
     """
 
     role: Role = "denoiser"
+    of_the_run: tuple[str, ...] = ("class_drop",)  # arguments that may differ from a folder's that training starts from
 
     @classmethod
     def validate(cls, grid: Sequence[int], **arguments) -> None:

@@ -1,8 +1,10 @@
 """Checkpoints of other projects, turned into our folders: one file a format."""
 
 import importlib
+import json
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 
 def formats() -> dict[str, str]:
@@ -42,3 +44,17 @@ def import_checkpoint(arguments: list[str]) -> None:
         out.rmdir()
     draft.rename(out)
     print(f"{name}: {file} -> {out} ({', '.join(parts)})")
+    for part, component in parts.items():
+        print(in_a_recipe(part, component, out))
+
+
+def in_a_recipe(part: str, component: Any, out: Path) -> str:
+    """The lines of a recipe that use a converted component, as they would stand on the command line."""
+    from pipeline.line import DERIVED
+
+    slot = {"tokenizer": "tokenizers", "network": "networks", "objective": "objectives"}[part]
+    values = {n: v for n, v in component.config.items() if n not in DERIVED[slot] and not n.startswith("_")}
+    node = json.dumps({"kind": type(component).__module__.rpartition(".")[2]} | values)
+    where = {"tokenizer": "tokenizer.model", "network": "generator.network", "objective": "generator.objective"}[part]
+    start = {"tokenizer": f" tokenizer.start={out}", "network": f" generator.start={out / part}"}.get(part, "")
+    return f"  '{where}={node}'{start}"

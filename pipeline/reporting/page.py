@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.number_text import shown
 from pipeline.reporting.style import STYLE
 
 ARTEFACTS = ("tokenizer", "latents", "generator", "decoder", "samples")  # in the order of the line
-HEADLINES = ("class_accuracy", "fd_classifier", "fd_rotation", "psnr", "near_copies_classifier", "near_copies_rotation")
 
 
 @dataclass
@@ -49,8 +49,8 @@ def write_page(
 
 def headlines(numbers: dict[str, dict[str, Any]]) -> str:
     tiles = []
-    for key in HEADLINES:
-        if number := numbers.get(key):
+    for number in numbers.values():
+        if number["headline"]:
             ratio = number["ratio"] is not None
             large = shown(number["ratio"], "×") if ratio else shown(number["value"], number["unit"])
             small = "of real held-out images" if ratio else beside(number)
@@ -149,16 +149,6 @@ def section(title: str, content: str) -> str:
 def value(number: float | None, unit: str = "") -> str:
     """A number as shown, its every digit kept beside it for machines; a dash where there is none."""
     return "–" if number is None else f'<data value="{number!r}">{shown(number, unit)}</data>'
-
-
-def shown(number: float, unit: str = "") -> str:
-    """Some four significant digits; shares in per cent."""
-    if unit == "share":
-        return f"{100 * number:.1f}\N{NO-BREAK SPACE}%"
-    if unit == "×":
-        return f"{number:.2f}\N{NO-BREAK SPACE}×"
-    text = f"{number:.3g}" if 0 < abs(number) < 0.01 else f"{number:.3f}" if abs(number) < 10 else f"{number:.4g}"
-    return f"{text}\N{NO-BREAK SPACE}{unit}".rstrip("\N{NO-BREAK SPACE}")
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
     neck: Bottleneck
     spec: LatentSpec
     frozen: bool = False  # it comes trained, and a recipe may leave out its phases
+    of_the_run: tuple[str, ...] = ("image_size",)  # arguments that may differ from a folder's that training starts from
 
     def __init__(self, dim: int):
         super().__init__()

@@ -1,0 +1,49 @@
+"""Weights that a training starts from: the folder of an imported, or of an earlier trained, component."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusers import ModelMixin
+
+from pipeline.pipeline_folder import fingerprint_files, load_component
+
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+def loaded(model: Model, folder: str | None, where: str) -> Model:
+    """`model` itself, or with a folder the model in it, which must be of the same class and make.
+
+    Raises ValueError with one line that names the place in the recipe (`where`) and what differs.
+    """
+    if folder is None:
+        return model
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{where}: {folder} holds no config.json; name the folder of a saved {type(model).__name__}")
+    stored = json.loads((path / "config.json").read_text())
+    if stored["_class_name"] != type(model).__name__:
+        raise ValueError(f"{where}: {folder} holds a {stored['_class_name']}, the recipe a {type(model).__name__}")
+    own = json.loads(model.to_json_string())
+    for name in sorted(set(own) & set(stored) - set(model.of_the_run)):
+        if not name.startswith("_") and differ(own[name], stored[name]):
+            raise ValueError(f"{where}: {folder} was made with {name} {stored[name]}, the recipe has {own[name]}")
+    weights, needed = load_component(type(model), path).state_dict(), model.state_dict()
+    for name in needed:
+        if weights[name].shape != needed[name].shape:
+            sizes = [list(values[name].shape) for values in (weights, needed)]
+            raise ValueError(f"{where}: {name} is {sizes[0]} in {folder} and {sizes[1]} under this recipe")
+    model.load_state_dict(weights)
+    return model
+
+
+def differ(own: Any, stored: Any) -> bool:
+    """Whether two values of an argument differ; of nested nodes, where both state one."""
+    if isinstance(own, dict) and isinstance(stored, dict):
+        return any(differ(own[name], stored[name]) for name in set(own) & set(stored))
+    return own != stored
+
+
+def fingerprint(folder: str | None) -> str | None:
+    """What a result that starts from this folder depends on."""
+    return None if folder is None or not Path(folder).is_dir() else fingerprint_files(Path(folder))
