@@ -87,7 +87,7 @@ def test_the_card_is_valid_and_holds_the_numbers(published):
     assert results == {"fd_pixels": 1.25, "psnr": 33.5}
     assert yaml.safe_load(text.split("---")[1])["model-index"][0]["name"] == "tiny"
     assert "| Fréchet distance, pixels | 1.250 | 1.000 | 7 samples; features: pixels |" in text
-    assert "| PSNR | 33.5 dB |" in text and "1 great white shark" in text
+    assert "| PSNR | 33.5\N{NO-BREAK SPACE}dB |" in text and "1 great white shark" in text
     assert json.loads((published / "eval" / "metrics.json").read_text())["psnr"]["value"] == 33.5
     assert json.loads((published / "provenance.json").read_text())["generator"]["seconds"] == 1.5
     assert "name: tiny" in (published / "recipe.yaml").read_text()
