@@ -65,8 +65,9 @@ def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
 def check_phase(
     phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, Any], image_size: int, where: str
 ) -> None:
-    for name, node in phase.losses.items():
-        check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
+    if phase.train not in (parts := list(tokenizer.trained_parts)):
+        raise ValueError(f"{where}.train: this tokenizer has no part {phase.train!r}{suggestion(phase.train, parts)}")
+    check_losses(phase, tokenizer, arguments, where)
     players = ["tokenizer"]
     if phase.adversary:
         critic, values = check("critics", phase.adversary.critic, DERIVED["critics"], f"{where}.adversary.critic")
@@ -77,6 +78,21 @@ def check_phase(
         players.append("critic")
     match_names(phase.weights, expected_terms(tokenizer, arguments, phase), f"{where}.weights", "loss term")
     match_names(phase.loop.lr, players, f"{where}.loop.lr", "player")
+
+
+def check_losses(phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, Any], where: str) -> None:
+    """ValueError where a loss reads what the tokenizer does not make, or none of them reaches what is trained."""
+    of_pixels = phase.adversary is not None
+    for name, node in phase.losses.items():
+        loss, _ = check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
+        of_pixels |= loss.of_pixels
+        if missing := [read for read in loss.reads if read not in tokenizer.feature_names(**arguments)]:
+            raise ValueError(f"{where}.losses.{name} reads {missing[0]}, which this tokenizer does not make")
+    if not of_pixels and phase.train not in tokenizer.without_pixels:
+        able = "".join(f", or set train={part}" for part in tokenizer.without_pixels)
+        raise ValueError(
+            f"{where}.losses: none is of pixels, so what makes them would be trained by nothing; add one{able}"
+        )
 
 
 def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:

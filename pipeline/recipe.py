@@ -67,7 +67,7 @@ class Phase:
     loop: Loop
     weights: dict[str, float]  # loss term -> weight
     losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}})  # slot losses
-    train: Literal["all", "encoder", "decoder"] = "all"
+    train: str = "all"  # or "encoder", "decoder", or what else the tokenizer has among its trained_parts
     adversary: Adversary | None = None
 
 

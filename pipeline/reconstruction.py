@@ -38,6 +38,8 @@ class Reconstruction:
         if critic is not None:
             self.players["critic"] = critic
         self.last_layer = tokenizer.last_layer
+        pixels = critic is not None or any(loss.of_pixels for loss in losses.values())
+        self.asked = {} if pixels else {"pixels": False}
         self.phase, self.losses = phase, losses
         self.metrics: dict[str, Tensor] = {}  # of the last turn, besides its terms
 
@@ -45,7 +47,7 @@ class Reconstruction:
         """The tokenizer's turn, then the critic's from its start on. `batch` holds `images` and `condition`."""
         images, adversary = batch.images, self.phase.adversary
         contested = adversary is not None and step >= adversary.start
-        rebuilt = self.players["tokenizer"](images, batch.condition, draws)
+        rebuilt = self.players["tokenizer"](images, batch.condition, draws, **self.asked)
         yield "tokenizer", self.tokenizer_terms(images, rebuilt, contested)
         if contested:
             both = torch.cat([images.float(), rebuilt.images.detach().float()])
@@ -64,6 +66,8 @@ class Reconstruction:
         for loss in self.losses.values():
             if not loss.of_pixels:
                 terms |= {name: weights[name] * value for name, value in loss(images, rebuilt).items()}
+        if rebuilt.images is None:
+            return terms
         leaf = rebuilt.images.detach().float().requires_grad_()
         pixel_terms = self.pixel_terms(images, replace(rebuilt, images=leaf))
         uphill = gradient(sum(pixel_terms.values()), leaf) if pixel_terms else torch.zeros_like(leaf)
@@ -120,7 +124,7 @@ def check_adversary(tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss],
     size, least = tokenizer.config.image_size, critic.smallest(**critic.config)
     if size < least:
         raise ValueError(f"the critic needs images of {least} pixels a side or more, not {size}; give it fewer layers")
-    if phase.adversary.adaptive and phase.train == "encoder":
+    if phase.adversary.adaptive and all(p is not tokenizer.last_layer for p in tokenizer.trainable(phase.train)):
         raise ValueError("the adaptive weight is taken at the decoder, which is frozen; set adversary.adaptive=false")
     if phase.adversary.adaptive and not any(loss.of_pixels for loss in losses.values()):
         raise ValueError("the adaptive weight balances the pixel losses, and there are none; set adaptive=false")

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -17,9 +17,10 @@ from pipeline.draws import Draws
 class Rebuilt:
     """One pass through a tokenizer in training."""
 
-    images: Tensor  # [B, 3, H, W], nominally in [-1, 1]
+    images: Tensor | None  # [B, 3, H, W], nominally in [-1, 1]; None after forward(..., pixels=False)
     code: Code  # at the bottleneck's own scale
     terms: dict[str, Tensor]  # the tokenizer's own loss terms, unweighted
+    features: dict[str, Tensor] = field(default_factory=dict)  # what inner layers made, for losses that `read` it
 
 
 class Tokenizer(ModelMixin, ConfigMixin):
@@ -32,6 +33,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
     neck: Bottleneck
     spec: LatentSpec
     frozen: bool = False  # it comes trained, and a recipe may leave out its phases
+    trained_parts: tuple[str, ...] = ("all", "encoder", "decoder")  # what a phase can train
+    without_pixels: tuple[str, ...] = ()  # those that train when no loss is of pixels; forward then gets pixels=False
     of_the_run: tuple[str, ...] = ("image_size",)  # arguments that may differ from a folder's that training starts from
 
     def __init__(self, dim: int):
@@ -49,6 +52,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """Names of the loss terms that `forward` returns, known without building."""
         return ()
 
+    @classmethod
+    def feature_names(cls, **arguments) -> tuple[str, ...]:
+        """Names of the `features` of what `forward` returns, known without building."""
+        return ()
+
     @abstractmethod
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         """Images to what the bottleneck squeezes, [B, N, neck.inputs]."""
@@ -64,7 +72,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     @abstractmethod
     def parts(self) -> dict[str, list[nn.Module]]:
-        """The modules of `encoder` (all before the bottleneck, and it) and `decoder` (all after), for phases."""
+        """The modules of `encoder` (all before the bottleneck, and it), `decoder` (all after) and further parts."""
 
     def encode(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Code:
         """The code at unit scale: a posterior sample when draws are given, else the mode."""
@@ -92,6 +100,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
         return z * self.std + self.mean
 
     def trainable(self, part: str) -> Iterator[nn.Parameter]:
-        """The parameters of a part: `all`, `encoder` or `decoder`."""
+        """The parameters of one of `trained_parts`; ValueError for another name."""
+        if part not in self.trained_parts:
+            raise ValueError(f"{type(self).__name__} has no part {part!r}; its parts: {', '.join(self.trained_parts)}")
         for module in [self] if part == "all" else self.parts()[part]:
             yield from module.parameters()

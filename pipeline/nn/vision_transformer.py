@@ -1,0 +1,134 @@
+"""Vision transformers that carry latent tokens beside the image's: from an image to a sequence of tokens, and back."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.nn.blocks import SelfAttention
+from pipeline.nn.convolution import Tower
+from pipeline.nn.embeddings import unpatchify
+
+
+class PreNormBlock(nn.Module):
+    """x + attention(norm(x)), then the same with linear, exact GELU, linear at four times the width: [B, N, width]."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Trunk(Tower):
+    """The sequence [class token | places of the image | latent tokens] through pre-norm blocks.
+
+    Every member has a learned position. Yu et al., arXiv:2406.07550, in the form of bytedance/1d-tokenizer.
+    """
+
+    def __init__(self, places: int, tokens: int, width: int, depth: int, heads: int):
+        super().__init__()
+        self.class_token = learned(1, width)
+        self.place_positions = learned(1 + places, width)  # the class token's is the first
+        self.token_positions = learned(tokens, width)
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(PreNormBlock(width, heads) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width)
+
+    def mix(self, places: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """places [B, P, width] and latents [B, N, width] after all blocks, before the last norm."""
+        class_token = self.class_token.expand(len(places), 1, -1)
+        image = torch.cat([class_token, places], dim=1) + self.place_positions
+        h = self.norm_in(torch.cat([image, latents + self.token_positions], dim=1))
+        for block in self.blocks:
+            h = self.run(block, h)
+        return h[:, 1 : image.shape[1]], h[:, image.shape[1] :]
+
+
+class LatentEncoder(Trunk):
+    """Images [B, 3, S, S] to what `tokens` learned tokens have seen of them, [B, tokens, outputs].
+
+    With `interleaved` the latents' memory [tokens, width] is read as [width, tokens] before the last projection, so
+    that every output mixes a share of the channels of all tokens; some released weights were trained so.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        tokens: int,
+        width: int,
+        depth: int,
+        heads: int,
+        outputs: int,
+        interleaved: bool = False,
+    ):
+        super().__init__((image_size // patch_size) ** 2, tokens, width, depth, heads)
+        self.interleaved = interleaved
+        self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.tokens = learned(tokens, width)
+        self.projection = nn.Linear(width, outputs)
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        places = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        _, latents = self.mix(places, self.tokens.expand(len(images), -1, -1))
+        latents = self.norm_out(latents)
+        if self.interleaved:
+            latents = latents.flatten(1).unflatten(1, (latents.shape[2], latents.shape[1])).transpose(1, 2)
+        return self.projection(latents)
+
+
+class LatentDecoder(Trunk):
+    """Latents [B, tokens, inputs] to the states of the image's places, [B, places, width], row by row.
+
+    Each place begins as one and the same mask token, told from the others by its position.
+    """
+
+    def __init__(self, inputs: int, places: int, tokens: int, width: int, depth: int, heads: int):
+        super().__init__(places, tokens, width, depth, heads)
+        self.embedding = nn.Linear(inputs, width)
+        self.mask_token = learned(1, width)
+        initialise(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        masks = self.mask_token.expand(len(z), len(self.place_positions) - 1, -1)
+        places, _ = self.mix(masks, self.embedding(z))
+        return self.norm_out(places)
+
+
+class PatchHead(nn.Module):
+    """States [B, places, width] to images [B, 3, S, S]: a patch of pixels a place, then a 3x3 convolution."""
+
+    def __init__(self, image_size: int, patch_size: int, width: int):
+        super().__init__()
+        self.image_size, self.patch_size = image_size, patch_size
+        self.patches = nn.Linear(width, 3 * patch_size**2)  # row in the patch, column, colour
+        self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
+        initialise(self)
+
+    def forward(self, h: Tensor) -> Tensor:
+        size = (self.image_size, self.image_size)
+        pixels = unpatchify(self.patches(h), size, self.patch_size)  # [B, S * S, 3]
+        return self.conv_out(pixels.transpose(1, 2).unflatten(2, size))
+
+
+def learned(count: int, width: int) -> nn.Parameter:
+    """`count` learned vectors [count, width], normal with a standard deviation of width^-0.5."""
+    return nn.Parameter(width**-0.5 * torch.randn(count, width))
+
+
+def initialise(module: nn.Module) -> None:
+    """As published: truncated normal matrices and kernels, Xavier queries, keys and values, biases at zero."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    for layer in module.modules():
+        if isinstance(layer, SelfAttention):
+            nn.init.xavier_uniform_(layer.qkv.weight)

@@ -1,0 +1,115 @@
+"""TiTok checkpoints (bytedance/1d-tokenizer, arXiv:2406.07550)."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pipeline.components import build as build_component
+from pipeline.published.checkpoint import fill, need, rename
+from pipeline.published.maskgit_vqgan import decoder_names
+from pipeline.published.maskgit_vqgan import shapes as pixel_shapes
+
+WHAT = "TiTok, with codes or continuous tokens (yucornetto/tokenizer_titok_*_imagenet: model.safetensors)"
+HEADS = {512: 8, 768: 12, 1024: 16}  # by width: small, base, large
+NAMES = {
+    r"latent_tokens": "encoder.tokens",
+    r"(encoder|decoder)\.class_embedding": r"\1.class_token",
+    r"(encoder|decoder)\.positional_embedding": r"\1.place_positions",
+    r"(encoder|decoder)\.latent_token_positional_embedding": r"\1.token_positions",
+    r"(encoder|decoder)\.ln_pre\.(weight|bias)": r"\1.norm_in.\2",
+    r"(encoder|decoder)\.ln_post\.(weight|bias)": r"\1.norm_out.\2",
+    r"(encoder|decoder)\.transformer\.(\d+)\.ln_([12])\.(weight|bias)": r"\1.blocks.\2.norm\3.\4",
+    r"(encoder|decoder)\.transformer\.(\d+)\.attn\.in_proj_(weight|bias)": r"\1.blocks.\2.attention.qkv.\3",
+    r"(encoder|decoder)\.transformer\.(\d+)\.attn\.out_proj\.(weight|bias)": r"\1.blocks.\2.attention.proj.\3",
+    r"(encoder|decoder)\.transformer\.(\d+)\.mlp\.c_fc\.(weight|bias)": r"\1.blocks.\2.up.\3",
+    r"(encoder|decoder)\.transformer\.(\d+)\.mlp\.c_proj\.(weight|bias)": r"\1.blocks.\2.down.\3",
+    r"encoder\.patch_embed\.(weight|bias)": r"encoder.patch_embedding.\1",
+    r"encoder\.conv_out\.(weight|bias)": r"encoder.projection.\1",
+    r"decoder\.decoder_embed\.(weight|bias)": r"decoder.embedding.\1",
+    r"decoder\.mask_token": "decoder.mask_token",
+    r"quantize\.embedding\.weight": "neck.codebook",
+}
+OF_PIXELS = {
+    r"decoder\.ffn\.0\.(weight|bias)": r"output.patches.\1",
+    r"decoder\.conv_out\.(weight|bias)": r"output.conv_out.\1",
+}
+OF_PROXY = {
+    r"decoder\.ffn\.([02])\.(weight|bias)": r"output.logits.\1.\2",
+    r"pixel_quantize\.embedding\.weight": "output.codebook",
+}
+MATRICES = ("encoder.projection.weight", "output.patches.weight", "output.logits.0.weight", "output.logits.2.weight")
+
+
+def convert(
+    state: Mapping[str, Tensor], heads: int | None = None, decoder_heads: int | None = None
+) -> dict[str, object]:
+    """{"tokenizer"} of a TiTok state; which of its three forms it is, the keys tell.
+
+    Two-stage forms have unit-norm codes and interleaved latents, single-stage forms neither; both as released.
+    `heads` and `decoder_heads` are told by the widths for the published sizes. Raises ValueError for keys or shapes
+    that are not TiTok's, and for a first stage alone, which has no pixel decoder yet.
+    """
+    two_stage = "decoder.ffn.2.weight" in state
+    arguments = shapes(state, heads, decoder_heads, two_stage)
+    names = NAMES | (OF_PROXY if two_stage else OF_PIXELS)
+    if two_stage:
+        need(state, "pixel_quantize.embedding.weight", "two-stage TiTok")
+        proxy = pixel_shapes(state, "pixel_decoder")
+        arguments |= {f"proxy_{name}": value for name, value in proxy.items()}
+        names |= decoder_names("pixel_decoder", "output.decoder", len(proxy["multipliers"]), proxy["blocks"])
+    image_size = arguments["patch_size"] * math.isqrt(len(state["encoder.positional_embedding"]) - 1)
+    tokenizer = build_component("tokenizers", {"kind": "titok", **arguments}, image_size=image_size)
+    renamed = rename(state, names)
+    renamed = {name: value[:, :, 0, 0] if name in MATRICES else value for name, value in renamed.items()}
+    renamed["decoder.mask_token"] = renamed["decoder.mask_token"][0]
+    return {"tokenizer": fill(tokenizer, renamed | {"mean": tokenizer.mean, "std": tokenizer.std})}
+
+
+def shapes(
+    state: Mapping[str, Tensor], heads: int | None, decoder_heads: int | None, two_stage: bool
+) -> dict[str, object]:
+    """The constructor arguments of TiTok that the shapes imply, the pixel decoder's widths left out."""
+    width, _, patch, _ = need(state, "encoder.patch_embed.weight", "TiTok").shape
+    decoder_width, dim = need(state, "decoder.decoder_embed.weight", "TiTok").shape
+    places = [len(need(state, f"{half}.positional_embedding", "TiTok")) - 1 for half in ("encoder", "decoder")]
+    arguments = {
+        "bottleneck": bottleneck(state, dim, two_stage),
+        "tokens": len(need(state, "latent_tokens", "TiTok")),
+        "width": width,
+        "depth": depth(state, "encoder"),
+        "heads": heads or heads_of(width, "heads"),
+        "patch_size": patch,
+        "decoder_width": decoder_width,
+        "decoder_depth": depth(state, "decoder"),
+        "decoder_heads": decoder_heads or heads_of(decoder_width, "decoder_heads"),
+        "decoder_patch_size": patch * math.isqrt(places[0]) // math.isqrt(places[1]),
+        "head": "proxy" if two_stage else "pixels",
+        "interleaved": two_stage,
+    }
+    if two_stage:
+        vocab, channels = need(state, "pixel_quantize.embedding.weight", "two-stage TiTok").shape
+        arguments |= {"proxy_vocab": vocab, "proxy_dim": channels}
+    return arguments
+
+
+def bottleneck(state: Mapping[str, Tensor], dim: int, two_stage: bool) -> dict[str, object]:
+    outputs = len(need(state, "encoder.conv_out.weight", "TiTok"))
+    if "quantize.embedding.weight" in state:
+        vocab = len(state["quantize.embedding.weight"])
+        return {"kind": "vector_quantize", "dim": dim, "vocab": vocab, "unit_norm": two_stage}
+    if outputs != 2 * dim:
+        raise ValueError(f"a TiTok without codebook has mean and log variance, {2 * dim} channels; here are {outputs}")
+    return {"kind": "gaussian", "dim": dim}
+
+
+def depth(state: Mapping[str, Tensor], half: str) -> int:
+    need(state, f"{half}.transformer.0.ln_1.weight", "TiTok")
+    return 1 + max(int(key.split(".")[2]) for key in state if key.startswith(f"{half}.transformer."))
+
+
+def heads_of(width: int, name: str) -> int:
+    if width not in HEADS:
+        known = ", ".join(map(str, HEADS))
+        raise ValueError(f"the heads of width {width} cannot be told from the weights (known: {known}); state {name}=")
+    return HEADS[width]

@@ -1,0 +1,26 @@
+"""A tokenizer of any kind from its saved folder, for components that look up to another, frozen tokenizer."""
+
+import json
+from pathlib import Path
+
+from pipeline.components import find, kinds
+from pipeline.pipeline_folder import load_component
+from pipeline.tokenizers.base import Tokenizer
+
+
+def load_tokenizer(folder: str, where: str) -> Tokenizer:
+    """The tokenizer in `folder`, frozen and in evaluation mode.
+
+    Raises ValueError, naming the argument `where` it was stated, when the folder holds none or lacks weights.
+    """
+    config = Path(folder).expanduser() / "config.json"
+    if not config.is_file():
+        raise ValueError(
+            f"{where}: {folder} holds no config.json; name the folder of a trained tokenizer, or of an imported one"
+            " (python run.py import)"
+        )
+    name = json.loads(config.read_text()).get("_class_name")
+    classes = {cls.__name__: cls for cls in (find("tokenizers", kind) for kind in kinds("tokenizers"))}
+    if name not in classes:
+        raise ValueError(f"{where}: {folder} holds a {name}, which is not a tokenizer; there are: {', '.join(classes)}")
+    return load_component(classes[name], config.parent).requires_grad_(False).eval()

@@ -1,0 +1,210 @@
+"""The 1-D tokenizer: an image as a short sequence of tokens that belong to no place."""
+
+from typing import Literal
+
+import torch
+from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up in this module
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from pipeline import components
+from pipeline.code import Condition, LatentSpec
+from pipeline.components import Node
+from pipeline.draws import Draws
+from pipeline.nn.maskgit_convolution import Decoder
+from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, PatchHead, initialise
+from pipeline.tokenizer_folder import load_tokenizer
+from pipeline.tokenizers.base import Rebuilt, Tokenizer
+
+
+class ProxyHead(nn.Module):
+    """States [B, places, width] to logits over a codebook of pixels, and to the image that the logits mean.
+
+    The image is the convolutional decoder's of the codebook's rows, weighted by the softmax of the logits.
+    """
+
+    def __init__(self, width: int, side: int, vocab: int, dim: int, widths: list[int], blocks: int):
+        super().__init__()
+        self.side = side
+        self.logits = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, vocab))
+        initialise(self.logits)
+        self.codebook = nn.Parameter(torch.randn(vocab, dim) / vocab)
+        self.decoder = Decoder(dim, widths, blocks)
+
+    def paint(self, logits: Tensor) -> Tensor:
+        """Logits [B, places, vocab] to images [B, 3, S, S]."""
+        rows = logits.softmax(dim=-1) @ self.codebook  # [B, places, dim]
+        return self.decoder(rows.transpose(1, 2).unflatten(2, (self.side, self.side)))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.paint(self.logits(h))
+
+
+class TiTok(Tokenizer):
+    """Yu et al., arXiv:2406.07550: `tokens` learned tokens read the image beside its patches, and are the code.
+
+    Encoder and decoder are vision transformers of `width`, `depth` and `heads`, the decoder's alike where nothing else
+    is stated; so are its patches. `head` says how it makes pixels: "pixels" by a linear layer a patch, "proxy" by the
+    logits of another tokenizer's codes, the features `proxy_logits`, and a convolutional decoder of them. The sizes of
+    that codebook and decoder are those of the `maskgit_vqgan` that both can start from: its folder is `proxy_start`,
+    which is read when a tokenizer is built anew and forgotten afterwards.
+
+    A phase with train=transformers moves all but pixel codebook and pixel decoder. `interleaved` is how released
+    two-stage weights read their latents, see `LatentEncoder`. Inside, pixels are [0, 1], as the released weights
+    expect; outside they are [-1, 1], and nothing is clamped.
+    """
+
+    trained_parts = ("all", "encoder", "decoder", "transformers")
+    without_pixels = ("encoder", "transformers")
+    of_the_run = ()
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["PreNormBlock"]
+    _repeated_blocks = ["PreNormBlock"]
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int,
+        bottleneck: Node,
+        tokens: int,
+        width: int,
+        depth: int,
+        heads: int,
+        patch_size: int = 16,
+        decoder_width: int | None = None,
+        decoder_depth: int | None = None,
+        decoder_heads: int | None = None,
+        decoder_patch_size: int | None = None,
+        head: Literal["pixels", "proxy"] = "pixels",
+        interleaved: bool = False,
+        proxy_vocab: int = 1024,
+        proxy_dim: int = 256,
+        proxy_width: int = 128,
+        proxy_multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
+        proxy_blocks: int = 2,
+        proxy_start: str | None = None,
+    ):
+        neck = components.build("bottlenecks", bottleneck)
+        super().__init__(neck.dim)
+        arguments = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        self.spec = self.geometry(**arguments)
+        wide, deep, many = decoder_width or width, decoder_depth or depth, decoder_heads or heads
+        side = image_size // (decoder_patch_size or patch_size)
+        self.encoder = LatentEncoder(image_size, patch_size, tokens, width, depth, heads, neck.inputs, interleaved)
+        self.neck = neck
+        self.decoder = LatentDecoder(neck.dim, side**2, tokens, wide, deep, many)
+        if head == "proxy":
+            widths = [proxy_width * multiplier for multiplier in proxy_multipliers]
+            self.output = ProxyHead(wide, side, proxy_vocab, proxy_dim, widths, proxy_blocks)
+        else:
+            self.output = PatchHead(image_size, image_size // side, wide)
+        if proxy_start is not None and torch.empty(0).device.type != "meta":
+            self.start_from(proxy_start)
+            self.register_to_config(proxy_start=None)  # a saved folder is whole without it
+
+    @classmethod
+    def geometry(
+        cls,
+        image_size: int,
+        bottleneck: Node,
+        tokens: int,
+        width: int,
+        depth: int,
+        heads: int,
+        patch_size: int = 16,
+        decoder_width: int | None = None,
+        decoder_depth: int | None = None,
+        decoder_heads: int | None = None,
+        decoder_patch_size: int | None = None,
+        head: Literal["pixels", "proxy"] = "pixels",
+        proxy_multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
+        proxy_start: str | None = None,
+        **arguments,
+    ) -> LatentSpec:
+        decoder = {"decoder_width": decoder_width, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
+        sizes = {"tokens": tokens, "width": width, "depth": depth, "heads": heads, "patch_size": patch_size}
+        sizes |= decoder | {"decoder_patch_size": decoder_patch_size}
+        if wrong := [name for name, size in sizes.items() if size is not None and size < 1]:
+            raise ValueError(f"titok: {wrong[0]} must be at least 1, not {sizes[wrong[0]]}")
+        for wide, many in ((width, heads), (decoder_width or width, decoder_heads or heads)):
+            if wide % many:
+                raise ValueError(f"titok: a width of {wide} is not divisible by {many} heads; choose a multiple")
+        for name, patch in (("patch_size", patch_size), ("decoder_patch_size", decoder_patch_size or patch_size)):
+            if image_size % patch:
+                raise ValueError(f"titok: images of {image_size} pixels do not divide by {name} {patch}; change one")
+        stride = 2 ** (len(proxy_multipliers) - 1)
+        if head == "proxy" and stride != (decoder_patch_size or patch_size):
+            raise ValueError(
+                f"titok: the pixel decoder of {len(proxy_multipliers)} levels makes {stride}x{stride} pixels a place;"
+                f" set decoder_patch_size={stride}, or give proxy_multipliers another length"
+            )
+        if head != "proxy" and proxy_start is not None:
+            raise ValueError("titok: proxy_start is for the pixel decoder of head=proxy; set that, or leave it out")
+        neck = components.build("bottlenecks", bottleneck)
+        return LatentSpec((tokens,), neck.dim, neck.vocab, neck.codebooks)
+
+    @classmethod
+    def terms(cls, bottleneck: Node, **arguments) -> tuple[str, ...]:
+        neck, values = components.check("bottlenecks", bottleneck)
+        return neck.terms(**values)
+
+    @classmethod
+    def feature_names(cls, head: Literal["pixels", "proxy"] = "pixels", **arguments) -> tuple[str, ...]:
+        return ("proxy_logits",) if head == "proxy" else ()
+
+    def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
+        size = self.config.image_size
+        if images.shape[2:] != (size, size):
+            given = "x".join(map(str, images.shape[2:]))
+            raise ValueError(f"this tokenizer reads images of {size}x{size} pixels, not {given}; resize them")
+        return self.encoder((images + 1) / 2)
+
+    def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
+        return self.output(self.states(z)) * 2 - 1
+
+    def forward(
+        self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None, pixels: bool = True
+    ) -> Rebuilt:
+        code, terms = self.neck(self.features(images, condition), draws)
+        h = self.states(code.z)
+        if self.config.head == "pixels":
+            return Rebuilt(self.output(h) * 2 - 1 if pixels else None, code, terms)
+        logits = self.output.logits(h)
+        return Rebuilt(self.output.paint(logits) * 2 - 1 if pixels else None, code, terms, {"proxy_logits": logits})
+
+    def states(self, z: Tensor) -> Tensor:
+        """z [B, tokens, dim] at the bottleneck's own scale to what the head reads, [B, places, width]."""
+        if z.shape[1] != self.config.tokens:
+            raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.config.tokens}")
+        return self.decoder(z)
+
+    def start_from(self, folder: str) -> None:
+        """Take pixel codebook and decoder from the `maskgit_vqgan` in `folder`; ValueError where they do not fit."""
+        other = load_tokenizer(folder, "proxy_start")
+        if not other.spec.vocab or not isinstance(getattr(other, "decoder", None), Decoder):
+            raise ValueError(f"proxy_start: {folder} holds a {type(other).__name__}; name one of a maskgit_vqgan")
+        rows = other.neck.lookup(torch.arange(other.spec.vocab))
+        theirs = {"codebook": rows} | {f"decoder.{name}": value for name, value in other.decoder.state_dict().items()}
+        own = {name: value for name, value in self.output.state_dict().items() if not name.startswith("logits.")}
+        shapes = [{name: list(value.shape) for name, value in state.items()} for state in (theirs, own)]
+        if shapes[0] != shapes[1]:
+            name = next(n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
+            raise ValueError(
+                f"proxy_start: {name} is {shapes[0].get(name)} in {folder} and {shapes[1].get(name)} here; set"
+                " proxy_vocab, proxy_dim, proxy_width, proxy_multipliers and proxy_blocks to the folder's"
+            )
+        self.output.load_state_dict(theirs | {f"logits.{n}": v for n, v in self.output.logits.state_dict().items()})
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.output.conv_out.weight if self.config.head == "pixels" else self.output.decoder.conv_out.weight
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        encoder = [self.encoder, self.neck]
+        logits = [self.output.logits] if self.config.head == "proxy" else [self.output]
+        return {
+            "encoder": encoder,
+            "decoder": [self.decoder, self.output],
+            "transformers": [*encoder, self.decoder, *logits],
+        }
