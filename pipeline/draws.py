@@ -12,6 +12,8 @@ from torch import Generator, Tensor
 class Draws(ABC):
     """Random tensors by name, one row an image of the batch at hand."""
 
+    batch: int | None = None  # images of the global batch, where the one at hand is a part of it
+
     @abstractmethod
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal [B, *shape], float32."""
@@ -19,6 +21,10 @@ class Draws(ABC):
     @abstractmethod
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform in [0, 1), [B, *shape], float32."""
+
+    def uniform_of_all(self, name: str) -> Tensor:
+        """`uniform(name)` of all images of the step, other processes' and micro-batches' too, for what they share."""
+        return self.uniform(name)
 
     def kept(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
         """Which entries dropout leaves, [B, *shape] bool: each with probability 1 - `share`."""
@@ -42,6 +48,9 @@ class StepDraws(Draws):
     @torch.compiler.disable
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         return torch.rand(self.batch, *shape, generator=self._generator(name), device=self.device)[self.places]
+
+    def uniform_of_all(self, name: str) -> Tensor:
+        return torch.rand(self.batch, generator=self._generator(name), device=self.device)
 
     def kept(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
         """As in the base, by hashing (seed, step, name, place, entry): a process computes its own rows alone."""
@@ -82,6 +91,7 @@ class GivenDraws(Draws):
 
     def __init__(self, given: dict[str, Tensor], otherwise: Draws | None = None):
         self.given, self.otherwise = given, otherwise
+        self.batch = otherwise.batch if otherwise is not None else None
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._take(name, shape) if name in self.given else self._pass_on(name).normal(name, shape)
@@ -99,6 +109,22 @@ class GivenDraws(Draws):
         if self.otherwise is None:
             raise KeyError(f"no draw named {name!r} was given; there are {', '.join(self.given)}")
         return self.otherwise
+
+
+class PartDraws(Draws):
+    """The draws of one of several parts of a model that are alike: another's, under names of the part's own."""
+
+    def __init__(self, draws: Draws, part: str):
+        self.draws, self.part, self.batch = draws, part, draws.batch
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.draws.normal(f"{self.part}.{name}", shape)
+
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        return self.draws.uniform(f"{self.part}.{name}", shape)
+
+    def kept(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
+        return self.draws.kept(f"{self.part}.{name}", shape, share)
 
 
 def scrambled(x: Tensor) -> Tensor:

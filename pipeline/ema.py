@@ -10,7 +10,9 @@ class Average:
     """`module` is the average; `update` moves it towards the trained weights by 1 - decay.
 
     Early on the decay is (1 + step) / (10 + step), so that the first steps are not remembered for long. Buffers are
-    averaged when they are floating point and copied when they are not.
+    averaged when they are floating point and copied when they are not. What jumps instead of moving (the rows of a
+    codebook that are placed anew) would be averaged with what it has left: a submodule that has such a thing has a
+    method `leap(trained)`, which is called on the average before it moves and copies it.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -20,11 +22,14 @@ class Average:
             if tensor.is_floating_point():
                 tensor.data = tensor.data.float()
         self._ours = [*self.module.parameters(), *self.module.buffers()]
+        self._leaping = {name: part for name, part in self.module.named_modules() if hasattr(part, "leap")}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """After optimiser step number `step` (1 is the first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        for name, part in self._leaping.items():
+            part.leap(module.get_submodule(name))
         floating: tuple[list[Tensor], list[Tensor]] = ([], [])
         for ours, theirs in zip(self._ours, [*module.parameters(), *module.buffers()], strict=True):
             if ours.is_floating_point():

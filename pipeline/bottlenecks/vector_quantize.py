@@ -1,53 +1,218 @@
 """Every token becomes the nearest row of a codebook."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.bottlenecks.base import Bottleneck
+from pipeline.bottlenecks.base import Quantizer
+from pipeline.choice import Choice
 from pipeline.code import Code
 from pipeline.draws import Draws
+from pipeline.nn.candidates import candidates, chosen
+from pipeline.nn.clusters import cluster_sums, distances, k_means, nearest
+from pipeline.nn.entropy import entropy_gap, tokens_at_once
+from pipeline.nn.processes import from_first, processes, summed
+from pipeline.nn.straight_through import rotated
+
+ROUNDS = 10  # of k-means
+POINTS = 64  # latents a row that k-means sees at most
+SMOOTHING = 1e-5  # Laplace, in latents a row
+RESTARTS = 256  # rows at most that are placed anew after one batch
 
 
-class VectorQuantize(Bottleneck):
+class VectorQuantize(Quantizer):
     """Features h [B, N, dim] to the nearest of `vocab` rows, the first one on ties.
 
     van den Oord et al., arXiv:1711.00937. With `unit_norm`, latents and rows have length one before they are compared
-    and z is the row at length one (Yu et al., arXiv:2110.04627). The terms are means per element, unweighted: `vq`
-    pulls the row to the latent and `commit` the latent to its row (a weight of 0.25 is usual for `commit`).
+    and z is the row at length one (Yu et al., arXiv:2110.04627).
+
+    The codebook learns by `gradient`, or by `ema`: each row is the running mean of the latents that took it, with
+    `decay` and Laplace smoothing (appendix A.1 there). It starts at `random`, or at the centres that `kmeans` finds in
+    the first batch. With `restart` above 0, a row whose running use falls below that share of the average row's is
+    placed at a latent of the batch. All of this happens in training alone, once a global batch and while the latents
+    themselves are trained, alike in every process; the k-means sees the first micro-batch. `sampling_temperature`
+    above 0 draws the row in training, from softmax(-|z - row|^2 / temperature).
+
+    Terms, means per element: `vq` pulls the row to the latent (where it learns by gradient), `commit` the latent to
+    its row (0.25 is a usual weight). With `entropy_temperature` also `entropy` (`pipeline.nn.entropy`) of
+    softmax(-|z - row|^2 / temperature). The gradient of z goes `straight_through` to h, or by the `rotation` trick.
     """
 
-    def __init__(self, dim: int, vocab: int, unit_norm: bool = True):
+    def __init__(
+        self,
+        dim: int,
+        vocab: int,
+        unit_norm: bool = True,
+        learn: Literal["gradient", "ema"] = "gradient",
+        decay: float = 0.99,
+        start: Literal["random", "kmeans"] = "random",
+        restart: float = 0.0,
+        gradient: Literal["straight_through", "rotation"] = "straight_through",
+        entropy_temperature: float | None = None,
+        sampling_temperature: float = 0.0,
+    ):
         super().__init__()
+        check(vocab, decay, restart, entropy_temperature, sampling_temperature)
         self.dim = self.inputs = dim
-        self.vocab, self.unit_norm = vocab, unit_norm
+        self.vocab, self.unit_norm, self.learn, self.decay, self.start = vocab, unit_norm, learn, decay, start
+        self.restart, self.gradient, self.entropy_temperature = restart, gradient, entropy_temperature
+        self.sampling = Choice(sampling_temperature) if sampling_temperature else None
         rows = torch.randn(vocab, dim)
-        self.codebook = nn.Parameter(F.normalize(rows, dim=-1) if unit_norm else rows / vocab)
+        rows = F.normalize(rows, dim=-1) if unit_norm else rows / vocab
+        if learn == "gradient":
+            self.codebook = nn.Parameter(rows)
+        else:
+            self.register_buffer("codebook", rows)
+            self.register_buffer("sums", torch.zeros(vocab, dim))  # running sums of the latents that took each row
+        self.watches = learn == "ema" or restart > 0
+        if self.watches or start == "kmeans":
+            self.register_buffer("counts", torch.zeros(vocab))  # running counts of them
+            self.register_buffer("placed", torch.zeros(vocab, dtype=torch.int64))  # times that a row was placed anew
+            self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self._going = not self.watches and start == "random"  # `started`, once it has been read
+        self._seen: list[tuple[Tensor, Tensor]] = []  # counts and sums of the global batch so far
+        self._candidates: list[tuple[Tensor, Tensor]] = []  # latents of it that dead rows may be placed at
+        self._images = 0  # in it
 
     @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("vq", "commit")
+    def terms(cls, learn: str = "gradient", entropy_temperature: float | None = None, **arguments) -> tuple[str, ...]:
+        vq = ("vq",) if learn == "gradient" else ()
+        return (*vq, "commit", *(() if entropy_temperature is None else ("entropy",)))
 
-    def forward(self, h: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
-        with torch.autocast(h.device.type, enabled=False):
-            latents = self.normalized(h.float())
-            ids = self.nearest(h)
-            rows = self.lookup(ids)
-            terms = {"vq": F.mse_loss(rows, latents.detach()), "commit": F.mse_loss(latents, rows.detach())}
-            z = latents + (rows - latents).detach()
-        return Code(z=z.to(h.dtype), ids=ids), terms
+    def latents(self, h: Tensor) -> Tensor:
+        return F.normalize(h, dim=-1) if self.unit_norm else h
+
+    def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
+        learning = self.training and draws is not None and latents.requires_grad
+        if learning and not self._going:
+            self.begin(latents, draws)
+        rows = self.rows()
+        ids = self.assign(latents.detach(), rows.detach(), draws if self.training else None)
+        taken = F.embedding(ids, rows)
+        terms = {"vq": F.mse_loss(taken, latents.detach())} if self.learn == "gradient" else {}
+        terms["commit"] = F.mse_loss(latents, taken.detach())
+        if self.entropy_temperature is not None:
+            terms["entropy"] = entropy_gap(latents.flatten(0, 1), self.logits(rows), self.vocab)
+        if learning and self.watches:
+            self.watch(latents, ids, draws)
+        return Code(z=self.carry(taken, latents), ids=ids), terms
+
+    def carry(self, value: Tensor, latents: Tensor) -> Tensor:
+        return rotated(value, latents) if self.gradient == "rotation" else super().carry(value, latents)
+
+    def rows(self) -> Tensor:
+        """The code vectors [vocab, dim] in float32; a copy, for the codebook may change before a backward pass."""
+        rows = self.codebook.float().clone()
+        return F.normalize(rows, dim=-1) if self.unit_norm else rows
+
+    def logits(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """Points [T, dim] to the logits [T, vocab] whose entropy is a term."""
+        return lambda points: distances(points, rows) / -self.entropy_temperature
+
+    def assign(self, latents: Tensor, rows: Tensor, draws: Draws | None = None) -> Tensor:
+        """Ids [B, N] of latents [B, N, dim] among `rows`: the nearest, or drawn where sampling is on."""
+        points = latents.flatten(0, 1)
+        if self.sampling is None or draws is None:
+            return nearest(points, rows).unflatten(0, latents.shape[:2])
+        uniform = draws.uniform("assignment", tuple(latents.shape[1:2])).to(points).flatten()
+        parts = zip(points.split(tokens_at_once(self.vocab)), uniform.split(tokens_at_once(self.vocab)))
+        return torch.cat([self.sampling(-distances(p, rows), u) for p, u in parts]).unflatten(0, latents.shape[:2])
 
     @torch.no_grad()
     def nearest(self, h: Tensor) -> Tensor:
         """Ids [B, N] of the rows nearest to h [B, N, dim]."""
         with torch.autocast(h.device.type, enabled=False):
-            latents, rows = self.normalized(h.float()), self.normalized(self.codebook.float())
-            distance = torch.addmm(rows.square().sum(-1), latents.flatten(0, -2), rows.T, alpha=-2)
-            return distance.argmin(-1).unflatten(0, h.shape[:-1])
+            return self.assign(self.latents(h.float()), self.rows())
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return self.normalized(F.embedding(ids, self.codebook))
+        rows = F.embedding(ids, self.codebook).float()
+        return (F.normalize(rows, dim=-1) if self.unit_norm else rows).to(self.codebook.dtype)
 
-    def normalized(self, vectors: Tensor) -> Tensor:
-        """Vectors [..., dim] as they are compared: at length one, or as they are."""
-        return F.normalize(vectors, dim=-1) if self.unit_norm else vectors
+    @torch.compiler.disable
+    @torch.no_grad()
+    def begin(self, latents: Tensor, draws: Draws) -> None:
+        """Before the first batch: the rows at their start, each as if it had had an equal share of the latents."""
+        if not self.started:
+            if self.start == "kmeans":
+                points = chosen([candidates(latents, draws, "start", POINTS * self.vocab)])
+                rows = torch.cat([points[: self.vocab], self.rows()[len(points) :]])
+                self.codebook.copy_(from_first(k_means(points, rows, ROUNDS, self.unit_norm)))
+                self.placed += 1
+            self.counts.fill_(self.global_batch(latents, draws) * latents.shape[1] / self.vocab)
+            if self.learn == "ema":
+                self.sums.copy_(self.codebook * self.counts[:, None])
+            self.started.fill_(True)
+        self._going = True
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def watch(self, latents: Tensor, ids: Tensor, draws: Draws) -> None:
+        """Note what a micro-batch uses of the codebook; once the global batch is whole, move the codebook."""
+        self._seen.append(cluster_sums(latents.flatten(0, 1), ids.flatten(), self.vocab))
+        if self.restart:
+            self._candidates.append(candidates(latents, draws, "restart", min(RESTARTS, self.vocab)))
+        self._images += len(latents) * processes()
+        if self._images < self.global_batch(latents, draws):
+            return
+        counts, sums = (summed(torch.stack(column).sum(dim=0)) for column in zip(*self._seen))
+        self.move(counts, sums)
+        if self.restart:
+            self.place(chosen(self._candidates))
+        self._seen, self._candidates, self._images = [], [], 0
+
+    def global_batch(self, latents: Tensor, draws: Draws) -> int:
+        """Images of a global batch, each counted as often as it comes here."""
+        return self.calls * (draws.batch or len(latents) * processes())
+
+    def move(self, counts: Tensor, sums: Tensor) -> None:
+        """The running means after a batch whose rows had `counts` [vocab] latents, together `sums` [vocab, dim].
+
+        A batch that is not finite changes nothing.
+        """
+        finite = sums.isfinite().all()
+        self.counts.lerp_(torch.where(finite, counts, self.counts), 1 - self.decay)
+        if self.learn == "ema":
+            self.sums.lerp_(torch.where(finite, sums, self.sums), 1 - self.decay)
+            total = self.counts.sum()
+            smoothed = (self.counts + SMOOTHING) / (total + self.vocab * SMOOTHING) * total
+            self.codebook.copy_(self.sums / smoothed[:, None])
+            self.codebook.copy_(self.rows())
+
+    def place(self, points: Tensor) -> None:
+        """Put the least used rows, where they are used too little, at the points [k, dim]."""
+        share = self.counts.mean()
+        counts, rows = (column[: len(points)] for column in self.counts.sort(stable=True))
+        dead = (counts < self.restart * share) & points.isfinite().all(dim=-1)
+        self.codebook[rows] = torch.where(dead[:, None], points, self.codebook[rows])
+        self.counts[rows] = torch.where(dead, share, counts)
+        if self.learn == "ema":
+            self.sums[rows] = torch.where(dead[:, None], points * share, self.sums[rows])
+        self.placed[rows] += dead
+
+    @torch.no_grad()
+    def leap(self, trained: "VectorQuantize") -> None:
+        """As an average of `trained` (`pipeline.ema`): take over the rows that were placed anew there."""
+        if not hasattr(self, "placed"):
+            return
+        anew = self.placed != trained.placed
+        self.counts.copy_(torch.where(anew, trained.counts, self.counts))
+        for name in ("codebook", "sums") if self.learn == "ema" else ("codebook",):
+            ours = getattr(self, name)
+            ours.copy_(torch.where(anew[:, None], getattr(trained, name), ours))
+
+
+def check(vocab: int, decay: float, restart: float, entropy: float | None, sampling: float) -> None:
+    """ValueError with one line for a setting out of range."""
+    if vocab < 2:
+        raise ValueError(f"a codebook of {vocab} rows tells nothing apart; set vocab to 2 or more")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay {decay:g} is not a share from 0 up to below 1; 0.99 is usual")
+    if not 0 <= restart < 1:
+        raise ValueError(f"restart {restart:g} is not a share of the mean use, from 0 (never) up to below 1; try 0.03")
+    if entropy is not None and entropy <= 0:
+        raise ValueError(f"entropy_temperature {entropy:g} is not above 0; 0.01 is usual, null leaves the term out")
+    if sampling < 0:
+        raise ValueError(f"sampling_temperature {sampling:g} is below 0; 0 takes the nearest row")

@@ -1,0 +1,71 @@
+"""Every channel becomes one bit: the id is the bits' number, and there is no codebook to learn."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.bottlenecks.base import Quantizer
+from pipeline.code import Code
+from pipeline.draws import Draws
+from pipeline.nn.entropy import entropy_gap
+
+
+class Binary(Quantizer):
+    """Features h [B, N, bits] to their signs (0 counts as negative), the first channel the highest bit of the id.
+
+    Lookup-free: z is +-1 (Yu et al., arXiv:2310.05737). `spherical`: h is brought to length one first and z is
+    +-1 / sqrt(bits), of length one as well (Zhao et al., arXiv:2406.07548).
+
+    Terms: `commit`, mean (h - z)^2; and, unless `entropy_temperature` is null, `entropy`: mean entropy of the tokens'
+    shares of the codes c, softmax(2 h . c / temperature), less the entropy of their mean share. The bits of a token
+    are independent in it, so that its entropy is a sum over groups of them; the entropy of the mean is computed over
+    all codes of at most `group` bits and added up (the second paper, equation 12), exact for bits <= group. Published
+    temperatures: 0.01 lookup-free; 1 spherical.
+    """
+
+    def __init__(self, bits: int, spherical: bool = False, entropy_temperature: float | None = 1.0, group: int = 9):
+        super().__init__()
+        if not 1 <= bits <= 62:
+            raise ValueError(f"{bits} bits cannot be numbered in an id; set bits from 1 to 62")
+        if not 1 <= group <= 20:
+            raise ValueError(f"the entropy over all codes of {group} bits cannot be computed; set group from 1 to 20")
+        if entropy_temperature is not None and entropy_temperature <= 0:
+            raise ValueError(f"entropy_temperature {entropy_temperature:g} is not above 0; null leaves the term out")
+        self.dim = self.inputs = bits
+        self.vocab = 2**bits
+        self.spherical, self.entropy_temperature, self.group = spherical, entropy_temperature, min(group, bits)
+        self.size = bits**-0.5 if spherical else 1.0  # |z| of each channel
+
+    @classmethod
+    def terms(cls, entropy_temperature: float | None = 1.0, **arguments) -> tuple[str, ...]:
+        return ("commit",) if entropy_temperature is None else ("commit", "entropy")
+
+    def latents(self, h: Tensor) -> Tensor:
+        return F.normalize(h, dim=-1) if self.spherical else h
+
+    def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
+        ids = self.nearest_code(latents)
+        codes = self.lookup(ids)
+        terms = {"commit": F.mse_loss(latents, codes)}
+        if self.entropy_temperature is not None:
+            terms["entropy"] = sum(self.entropy(part) for part in latents.flatten(0, 1).split(self.group, dim=-1))
+        return Code(z=self.carry(codes, latents), ids=ids), terms
+
+    def entropy(self, bits: Tensor) -> Tensor:
+        """The term for a group of channels [T, at most `group`]."""
+        count = bits.shape[-1]
+        codes = self.signs(torch.arange(2**count, device=bits.device), count) * self.size
+        return entropy_gap(bits, lambda points: 2 * points @ codes.T / self.entropy_temperature, 2**count)
+
+    def nearest_code(self, z: Tensor) -> Tensor:
+        """Ids [B, N] of the code vectors nearest to z [B, N, bits]."""
+        return ((z > 0) << torch.arange(self.dim - 1, -1, -1, device=z.device)).sum(dim=-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return self.signs(ids, self.dim) * self.size
+
+    @staticmethod
+    def signs(ids: Tensor, count: int) -> Tensor:
+        """The `count` bits of ids [...] as -1 and 1, [..., count]."""
+        places = torch.arange(count - 1, -1, -1, device=ids.device)
+        return 2.0 * (ids[..., None] >> places & 1) - 1

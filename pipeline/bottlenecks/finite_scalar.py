@@ -1,0 +1,68 @@
+"""Every channel rounded to one of a few levels: a codebook that is a grid, and never learned."""
+
+import math
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from pipeline.bottlenecks.base import Quantizer
+from pipeline.code import Code
+from pipeline.draws import Draws
+
+MARGIN = 1e-3  # by which the bound stays inside the outermost levels' halves
+
+
+class FiniteScalar(Quantizer):
+    """Features h [B, N, channels] to z on a grid in [-1, 1], `levels[i]` values in channel i. No terms.
+
+    Mentzer et al., arXiv:2309.15505, appendix A.1: with L levels, h is bounded by tanh(h + s) l - o, where
+    l = (L - 1)(1 - 0.001) / 2, o = 1/2 and s = tan(o / l) for even L and both 0 for odd L (as published: tan, not
+    artanh), rounded with a straight-through gradient, and divided by floor(L / 2). The id is a number of mixed radix,
+    the first channel its lowest digit. The paper's grid of about 2^10 codes is [8, 5, 5, 5], that of 2^16
+    [8, 8, 8, 5, 5, 5].
+    """
+
+    def __init__(self, levels: list[int]):
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(f"levels {levels} need one entry a channel, each 2 or more, for example [8,5,5,5]")
+        if math.prod(levels) >= 2**63:
+            raise ValueError(f"levels {levels} give more than 2^63 codes, too many to number; give fewer channels")
+        self.levels = tuple(levels)
+        self.dim = self.inputs = len(levels)
+        self.vocab = math.prod(levels)
+
+    def latents(self, h: Tensor) -> Tensor:
+        """h bounded to where its levels are, unrounded, in units of z."""
+        levels = self.row(self.levels, h)
+        reach = (levels - 1) * (1 - MARGIN) / 2
+        offset = 0.5 * (levels % 2 == 0)
+        return (torch.tanh(h + torch.tan(offset / reach)) * reach - offset) / self.halves(h)
+
+    def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
+        ids = self.nearest_code(latents.detach())
+        return Code(z=self.carry(self.lookup(ids), latents), ids=ids), {}
+
+    def nearest_code(self, z: Tensor) -> Tensor:
+        """Ids [B, N] of the code vectors nearest to z [B, N, dim]."""
+        digits = torch.round(z.float() * self.halves(z)).long() + self.halves(z).long()
+        digits = torch.minimum(digits.clamp_min(0), self.row(self.levels, z).long() - 1)
+        return (digits * self.places(z)).sum(dim=-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        digits = ids[..., None] // self.places(ids) % torch.tensor(self.levels, device=ids.device)
+        halves = self.halves(ids)
+        return (digits - halves) / halves
+
+    def places(self, like: Tensor) -> Tensor:
+        """What one step of each channel adds to the id, [dim] int64."""
+        return torch.tensor([1, *accumulate(self.levels[:-1], lambda a, b: a * b)], device=like.device)
+
+    def halves(self, like: Tensor) -> Tensor:
+        """floor(L / 2), [dim]: steps of a channel between -1 and 0."""
+        return self.row([level // 2 for level in self.levels], like)
+
+    @staticmethod
+    def row(values: list[int] | tuple[int, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=like.device)

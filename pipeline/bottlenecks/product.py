@@ -1,0 +1,38 @@
+"""Quantisers side by side: each takes its share of the channels."""
+
+import torch
+from torch import Tensor
+
+from pipeline.bottlenecks.base import Composite
+from pipeline.code import Code
+from pipeline.components import Node
+from pipeline.draws import Draws
+
+
+class Product(Composite):
+    """`codebooks` quantisers of one kind, which each read and write channels of their own; z is theirs in a row.
+
+    Jegou et al., product quantisation, TPAMI 2011. The inner `dim` is that of one part: two vector quantisers of dim 8
+    make 16 channels.
+    """
+
+    def __init__(self, bottleneck: Node, codebooks: int):
+        super().__init__(bottleneck, codebooks)
+        self.inputs = sum(part.inputs for part in self.parts)
+        self.dim = sum(part.dim for part in self.parts)
+
+    def latents(self, h: Tensor) -> Tensor:
+        return torch.cat([part.latents(own) for part, own in zip(self.parts, h.chunk(len(self.parts), -1))], dim=-1)
+
+    def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
+        shares = latents.chunk(len(self.parts), dim=-1)
+        found = [part.quantize(own, self.draws_of(k, draws)) for k, (part, own) in enumerate(zip(self.parts, shares))]
+        ids, terms = self.together(found)
+        return Code(z=torch.cat([code.z for code, _ in found], dim=-1), ids=ids), terms
+
+    def carry(self, value: Tensor, latents: Tensor) -> Tensor:
+        pairs = zip(value.chunk(len(self.parts), -1), latents.chunk(len(self.parts), -1))
+        return torch.cat([part.carry(*pair) for part, pair in zip(self.parts, pairs)], dim=-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return torch.cat([part.lookup(own) for part, own in zip(self.parts, self.apart(ids))], dim=-1)

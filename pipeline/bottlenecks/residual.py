@@ -1,0 +1,43 @@
+"""A quantiser after a quantiser: each takes what those before it left over."""
+
+from torch import Tensor
+
+from pipeline.bottlenecks.base import Composite
+from pipeline.code import Code
+from pipeline.components import Node
+from pipeline.draws import Draws
+
+
+class Residual(Composite):
+    """`codebooks` quantisers of one kind; z is the sum of theirs, and the ids go from coarse to fine.
+
+    Lee et al., arXiv:2203.01941. Number k works at `scale`^k of the first one's scale: 1 suits Euclidean codebooks,
+    which learn their own; fixed or unit-norm vectors need steps that get finer (0.5 for `binary`, 1 / (L - 1) for
+    L levels of `finite_scalar`). With `shared` they are one and the same. The gradient of z goes to h once.
+    """
+
+    def __init__(self, bottleneck: Node, codebooks: int, shared: bool = False, scale: float = 1.0):
+        if not 0 < scale <= 1:
+            raise ValueError(f"residual works at scale^k of the first scale; {scale:g} is not above 0 and up to 1")
+        super().__init__(bottleneck, codebooks, shared)
+        self.inputs, self.dim, self.scale = self.parts[0].inputs, self.parts[0].dim, scale
+
+    def latents(self, h: Tensor) -> Tensor:
+        return self.parts[0].latents(h)
+
+    def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
+        rest, total, found = latents, 0.0, []
+        for k, part in enumerate(self.each()):
+            code, terms = part.quantize(rest / self.scale**k, self.draws_of(k, draws))
+            found.append((code, terms))
+            step = self.scale**k * code.z.detach()
+            rest, total = rest - step, total + step
+        ids, terms = self.together(found)
+        return Code(z=self.carry(total, latents), ids=ids), terms
+
+    def carry(self, value: Tensor, latents: Tensor) -> Tensor:
+        return self.parts[0].carry(value, latents)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        parts = zip(self.each(), self.apart(ids))
+        return sum(self.scale**k * part.lookup(own) for k, (part, own) in enumerate(parts))

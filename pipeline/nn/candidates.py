@@ -1,0 +1,21 @@
+"""A random choice of latents out of a batch that lies spread over processes and micro-batches."""
+
+import torch
+from torch import Tensor
+
+from pipeline.draws import Draws
+from pipeline.nn.processes import gathered
+
+
+def candidates(latents: Tensor, draws: Draws, name: str, most: int) -> tuple[Tensor, Tensor]:
+    """The `most` latents of [B, N, C] that draw the highest numbers: the numbers [k], falling, and latents [k, C]."""
+    drawn = draws.uniform(name, tuple(latents.shape[1:2])).to(latents.device).flatten()
+    scores, order = drawn.sort(descending=True, stable=True)
+    return scores[:most], latents.flatten(0, 1)[order[:most]]
+
+
+def chosen(of_parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The best [k, C] of all processes' candidates, k of each micro-batch: the same however the batch is spread."""
+    scores, latents = (gathered(torch.stack(column)) for column in zip(*of_parts))  # [processes, micro-batches, k, ...]
+    scores, latents = scores.transpose(0, 1).flatten(), latents.transpose(0, 1).flatten(0, 2)  # in order of places
+    return latents[scores.argsort(descending=True, stable=True)[: len(of_parts[0][0])]]

@@ -1,0 +1,42 @@
+"""What the processes of a training tell each other inside a module; with one process, nothing."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over processes, in a new tensor without a gradient; the same bits in each."""
+    total = tensor.detach().clone()
+    if processes() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """[processes, *shape]: every process's `tensor`, in the order of ranks, without a gradient."""
+    if processes() == 1:
+        return tensor.detach()[None]
+    copies = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(processes())]
+    dist.all_gather(copies, tensor.detach().contiguous())
+    return torch.stack(copies)
+
+
+def from_first(tensor: Tensor) -> Tensor:
+    """The first process's `tensor`, which the others' is overwritten with."""
+    if processes() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def global_mean(mean: Tensor) -> Tensor:
+    """The mean over processes of equally many things each, with the gradient that is right for a function of it.
+
+    The value is every process's, the gradient that of its own mean alone: gradients are averaged over processes
+    afterwards, which makes it that of the whole.
+    """
+    return mean + (summed(mean) / processes() - mean).detach()
