@@ -1,9 +1,9 @@
 """Times random reads of the store of codes, as the training loop makes them.
 
-    python benchmarks/latent_reads.py [--codes 20000] [--shard 8192 500] [--batch 256] [--repeats 200]
+    python benchmarks/latent_reads.py [--codes 20000] [--shard 8192 500] [--views 1 2] [--batch 256] [--repeats 200]
 
 Codes of 32 x 16 x 16 in half precision, 16 KiB each, without and with their mirrors, warm. A read is everything that
-`LatentStore.batch` does: which rows, which mirrors, the gather, float32, labels. Beside it the bare gather by which
+`LatentStore.batch` does: which rows, which views, the gather, float32, labels. Beside it the bare gather by which
 such stores are usually measured: one file, rows in half precision, nothing else. Target: 100,000 a second in
 the median; the fastest tenth tells what the machine does while nothing else runs on it.
 """
@@ -35,6 +35,7 @@ def store(folder: Path, count: int, shard: int, views: int) -> LatentStore:
     manifest = {
         "format": FORMAT,
         "flip": views == 2,
+        "views": views,
         "spec": {"grid": [16, 16], "dim": DIM},
         "class_names": [str(number) for number in range(CLASSES)],
         "shards": counts,
@@ -62,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codes", type=int, default=20_000)
     parser.add_argument("--shard", type=int, nargs="+", default=[8192, 500])
+    parser.add_argument("--views", type=int, nargs="+", default=[1, 2], help="codes an image: 20 for two crop factors")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=200)
     options = parser.parse_args()
@@ -70,11 +72,11 @@ def main() -> None:
     print(f"{'codes a second':<40}{'median':>12}{'fastest tenth':>16}")
     print(f"{'bare gather in memory, half precision':<40}{bare}")
     for shard in options.shard:
-        for views in (1, 2):
+        for views in options.views:
             with tempfile.TemporaryDirectory() as folder:
                 read = store(Path(folder), options.codes, shard, views).batch
                 found = rate(read, options.codes, options.batch, options.repeats)
-            name = f"store, shards of {shard}" + (", with mirrors" if views == 2 else "")
+            name = f"store, shards of {shard}, {views} view{'s' if views > 1 else ''}"
             print(f"{name:<40}{found}")
 
 

@@ -42,7 +42,7 @@ def encode(
     refuse_stale(folder, manifest)
     mine = range(accelerator.process_index, len(manifest["shards"]), accelerator.num_processes)
     todo = [number for number in mine if not shard_file(folder, number).exists()]
-    encoder = Encoder(tokenizer, images, latents.posterior, latents.flip, seed, precision, accelerator.device)
+    encoder = Encoder(tokenizer, images, latents, seed, precision, accelerator.device)
     total = sum(manifest["shards"][number] for number in todo)
     with tqdm(total=total, desc="encoding", unit="img", disable=not accelerator.is_main_process) as progress:
         for number in todo:
@@ -57,45 +57,47 @@ def encode(
 
 
 class Encoder:
-    """Rows of a collection to their codes, an image and its mirror in one batch, in the given precision."""
+    """Rows of a collection to the codes of their views, a view of all rows at a time, in the given precision."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         images: Images,
-        posterior: str,
-        flip: bool,
+        latents: Latents,
         seed: int,
         precision: str,
         device: torch.device,
     ):
         self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
-        self.images, self.posterior, self.flip, self.seed, self.device = images, posterior, flip, seed, device
+        self.images, self.latents, self.seed, self.device = images, latents, seed, device
         self.autocast = {"device_type": device.type, "dtype": DTYPES[precision], "enabled": precision != "fp32"}
 
     @torch.no_grad()
     def __call__(self, rows: Tensor) -> dict[str, Tensor]:
         """On the CPU, `z` [B, views, N, C] float32 (with `std` for moments), or `ids`; and `labels` [B]."""
-        batch = self.images.plain(rows)
-        pixels = torch.cat([batch.images, batch.images.flip(-1)]) if self.flip else batch.images
+        views = []
+        for number, batch in enumerate(self.images.views(rows, self.latents.crops, self.latents.flip)):
+            views.append(self._codes(batch.images, rows, number))
+        found = {name: torch.stack([view[name] for view in views], dim=1) for name in views[0]}
+        return found if batch.condition is None else found | {"labels": batch.condition.labels}
+
+    def _codes(self, pixels: Tensor, rows: Tensor, view: int) -> dict[str, Tensor]:
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(**self.autocast):
             if self.tokenizer.spec.vocab:
                 found = {"ids": self.tokenizer.encode(pixels).ids}
-            elif self.posterior == "moments":
+            elif self.latents.posterior == "moments":
                 found = dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
             else:
-                found = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows)).z.float()}
-        views = len(pixels) // len(rows)
-        found = {name: tensor.cpu().unflatten(0, (views, -1)).transpose(0, 1) for name, tensor in found.items()}
-        return found if batch.condition is None else found | {"labels": batch.condition.labels}
+                found = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows, view)).z.float()}
+        return {name: tensor.cpu() for name, tensor in found.items()}
 
-    def _draws(self, rows: Tensor) -> ImageDraws | None:
-        if self.posterior != "sample":
+    def _draws(self, rows: Tensor, view: int) -> ImageDraws | None:
+        if self.latents.posterior != "sample":
             return None
-        sides = ("image", "mirror") if self.flip else ("image",)
-        seeds = [mix(self.seed, "posterior", side, row) for side in sides for row in rows.tolist()]
-        return ImageDraws.from_seeds(seeds, self.device)
+        place, mirrored = divmod(view, 2) if self.latents.flip else (view, 0)
+        name = ("mirror" if mirrored else "image") + (f" {place}" if place else "")
+        return ImageDraws.from_seeds([mix(self.seed, "posterior", name, row) for row in rows.tolist()], self.device)
 
 
 def describe(tokenizer: Tokenizer, images: Images, latents: Latents, seed: int, precision: str) -> dict[str, Any]:
@@ -114,11 +116,13 @@ def describe(tokenizer: Tokenizer, images: Images, latents: Latents, seed: int, 
             "fingerprint": images.fingerprint(),
             "images": count,
             "size": data.size,
-            "crop": "center",  # codes are of the image's centre, whatever crop the tokenizer was trained on
+            "crop": "center",  # codes are not of random crops, whatever the tokenizer was trained on
             "resize": data.resize,
         },
         "posterior": latents.posterior,
+        "crops": list(latents.crops),
         "flip": latents.flip,
+        "views": latents.views,
         "stored": latents.precision,
         "computed": precision,
         "seed": seed,

@@ -1,7 +1,9 @@
 """Images as the line reads them: RGB, square, in [-1, 1], with labels, by index."""
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from pipeline.draws import mix, uniform_by_seed
 from pipeline.recipe import Data
 
 RESIZE = {name: Image.Resampling[name.upper()] for name in ("bicubic", "lanczos", "bilinear", "box", "nearest")}
+FIVE = (None, (0, 0), (1, 0), (0, 1), (1, 1))  # places that `crop` takes: the centre and the corners
 IN_MEMORY = 2**30  # bytes of decoded pixels that a split may keep
 SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 log = logging.getLogger(__name__)
@@ -35,6 +38,14 @@ class ImageBatch:
         return len(self.images)
 
 
+@dataclass
+class Row:
+    """One image in memory."""
+
+    pixels: list[np.ndarray]  # [h, w, 3] uint8, one a size
+    label: int | None
+
+
 class Images:
     """One split of a recipe's images. Its length is the source's; a row is decoded when it is first read.
 
@@ -48,7 +59,7 @@ class Images:
         self.source = build("datasets", data.source, split=split)
         self.in_memory = len(self.source) * 3 * data.size**2 <= IN_MEMORY
         self.broken: list[str] = []
-        self._kept: dict[int, tuple[np.ndarray, int | None]] = {}
+        self._kept: dict[int, Row] = {}
         self._next: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -84,6 +95,18 @@ class Images:
         batch = self._read(indices)
         return ImageBatch(batch.images.flip(-1), batch.condition) if flip else batch
 
+    def views(self, indices: Tensor, crops: Sequence[float] = (), flip: bool = False) -> Iterator[ImageBatch]:
+        """Rows `indices` [B] without augmentation, a batch a view; each is followed by its mirror with `flip`.
+
+        Without `crops` there is one, `plain`. With them, every factor gives five: the image is resized until the
+        shorter side is round(factor * size), and of the square at its centre the centre is taken and the four corners.
+        With flips this is the ten-crop of LlamaGen (arXiv:2406.06525, extract_codes_c2i.py).
+        """
+        for batch in self._crops(indices, crops) if crops else [self.plain(indices)]:
+            yield batch
+            if flip:
+                yield ImageBatch(batch.images.flip(-1), batch.condition)
+
     def fingerprint(self) -> str:
         """A hash of what `plain` returns: the source's records and how they are made ready."""
         return f"{mix(self.source.fingerprint(), self.split, self.data.size, self.data.resize):016x}"
@@ -94,19 +117,28 @@ class Images:
     def _read(self, indices: Tensor, draws: Tensor | None = None) -> ImageBatch:
         rows = [self._row(index) for index in indices.tolist()]
         places = [None] * len(rows) if draws is None else draws.tolist()
-        pixels = np.stack([crop(array, self.data.size, place) for (array, _), place in zip(rows, places)])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        labels = torch.tensor([label for _, label in rows]) if self.num_classes else None
-        return ImageBatch(images.div_(127.5).sub_(1), None if labels is None else Condition(labels))
+        return self._ready([crop(row.pixels[0], self.data.size, place) for row, place in zip(rows, places)], rows)
 
-    def _row(self, index: int) -> tuple[np.ndarray, int | None]:
-        """Pixels [h, w, 3] uint8 and label of a row, or of the next one that can be read."""
+    def _crops(self, indices: Tensor, factors: Sequence[float]) -> Iterator[ImageBatch]:
+        sides = tuple(round(factor * self.data.size) for factor in factors)
+        rows = [self._row(index, sides) for index in indices.tolist()]
+        for number, place in product(range(len(sides)), FIVE):
+            yield self._ready([crop(row.pixels[number], self.data.size, place) for row in rows], rows)
+
+    def _ready(self, pixels: list[np.ndarray], rows: list[Row]) -> ImageBatch:
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        images = images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+        labels = torch.tensor([row.label for row in rows]) if self.num_classes else None
+        return ImageBatch(images, None if labels is None else Condition(labels))
+
+    def _row(self, index: int, sides: tuple[int, ...] = ()) -> Row:
+        """A row as `_decode` makes it, or the next one that can be read; kept where no `sides` are asked for."""
         index = self._next.get(index, index)
-        if index in self._kept:
+        if index in self._kept and not sides:
             return self._kept[index]
         for following in range(index, index + len(self)):
             try:
-                row = self._decode(following % len(self))
+                row = self._decode(following % len(self), sides)
             except BrokenImage as error:
                 self._leave_out(str(error))
                 continue
@@ -115,19 +147,20 @@ class Images:
             return row
         raise ValueError("data.source: not one image can be read")
 
-    def _decode(self, index: int) -> tuple[np.ndarray, int | None]:
+    def _decode(self, index: int, sides: tuple[int, ...]) -> Row:
+        """The whole image, or its central square unless crops are random; with `sides`, central squares of these."""
         record = self.source.read(index)
         try:
-            image = fit(to_rgb(record.image), self.data.size, self.data.resize)
+            image = to_rgb(record.image)
+            pixels = [np.asarray(fit(image, side, self.data.resize)) for side in sides or (self.data.size,)]
         except BrokenImage:
             raise
         except DAMAGED as error:
             raise BrokenImage(f"{record.name}: {' '.join(str(error).split())}") from error
-        pixels = np.asarray(image)
-        if self.data.crop == "center":
-            pixels = crop(pixels, self.data.size)
-        row = np.ascontiguousarray(pixels), record.label
-        if self.in_memory:
+        if sides or self.data.crop == "center":
+            pixels = [crop(array, min(array.shape[:2])) for array in pixels]
+        row = Row([np.ascontiguousarray(array) for array in pixels], record.label)
+        if self.in_memory and not sides:
             self._kept[index] = row
         return row
 
@@ -184,9 +217,10 @@ def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
 
 
 def crop(pixels: np.ndarray, size: int, place: tuple[float, float] | list[float] | None = None) -> np.ndarray:
-    """A view [size, size, 3] of [h, w, 3]: the centre, or at `place` (across, down), each uniform in [0, 1)."""
+    """A view [size, size, 3] of [h, w, 3]: the centre, or at `place` (across, down), each in [0, 1]."""
     across, down = pixels.shape[1] - size, pixels.shape[0] - size
     left, top = (
         (across // 2, down // 2) if place is None else (int(place[0] * (across + 1)), int(place[1] * (down + 1)))
     )
+    left, top = min(left, across), min(top, down)  # where the place is 1
     return pixels[top : top + size, left : left + size]

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import uniform_by_seed
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -37,7 +37,7 @@ class CodeBatch:
 
 
 class LatentStore:
-    """What `pipeline.encoding` wrote: shards of [rows, views, ...], the views an image and, with flips, its mirror.
+    """What `pipeline.encoding` wrote: shards of [rows, views, ...], the views of a row as in `Images.views`.
 
     Raises ValueError for a folder that holds no store, or one that is not finished. Shards are mapped when they are
     first read, once a process; a pickled store maps them anew.
@@ -57,7 +57,7 @@ class LatentStore:
         stated = {name: tuple(v) if isinstance(v, list) else v for name, v in self.manifest["spec"].items()}
         self.spec = LatentSpec(**stated)
         self.class_names: list[str] = self.manifest["class_names"]
-        self.views = 2 if self.manifest["flip"] else 1
+        self.views: int = self.manifest["views"]
         self._shards: tuple[list[dict[str, Tensor]], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -68,14 +68,17 @@ class LatentStore:
         return len(self.class_names)
 
     def batch(self, indices: Tensor, seeds: Tensor) -> CodeBatch:
-        """Rows `indices` [B]; where flips are stored, which of the two views row i is depends on `seeds[i]` alone."""
+        """Rows `indices` [B]; which of its views row i is, all equally likely, depends on `seeds[i]` alone."""
         if self.views == 1:
             return self._read(indices, torch.zeros_like(indices))
-        return self._read(indices, (uniform_by_seed(seeds, "flip") < 0.5).long())
+        return self._read(indices, (uniform_by_seed(seeds, "view").double() * self.views).long())
 
     def plain(self, indices: Tensor, flip: bool = False) -> CodeBatch:
-        """Rows `indices` [B] of the images as they are, or of their mirrors; ValueError where those are not stored."""
-        if flip and self.views == 1:
+        """Rows `indices` [B], the first view of each, or its mirror; ValueError where mirrors are not stored.
+
+        The first view is the image as it is; where crops are stored it is the centre of the first factor's.
+        """
+        if flip and not self.manifest["flip"]:
             raise ValueError("no flips are stored; set latents.flip=true and encode again")
         return self._read(indices, torch.full_like(indices, int(flip)))
 

@@ -1,5 +1,6 @@
 """The typed schema of a recipe: load() accepts or rejects it whole, before anything runs."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -83,11 +84,20 @@ class Latents:
     """What encode_dataset stores."""
 
     posterior: Literal["sample", "mode", "moments"] = "sample"
-    crops: tuple[float, ...] = ()  # 1.1: also the four corners and the centre of the image at 1.1 times the size; so on
+    crops: tuple[float, ...] = ()  # 1.1: not the image but five crops, of its central square at 1.1 times the size
     flip: bool = False  # of every view a second code, of its mirror
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     batch: int = field(default=64, metadata=ONLY_SPEED)
-    shard: int = field(default=8192, metadata=ONLY_SPEED)  # codes a file
+    shard: int = field(default=8192, metadata=ONLY_SPEED)  # images a file
+
+    def __post_init__(self) -> None:
+        if small := [factor for factor in self.crops if not 1 <= factor < math.inf]:
+            raise ValueError(f"latents.crops names {small[0]:g}; crops are of the enlarged image: use 1 or more")
+
+    @property
+    def views(self) -> int:
+        """Codes that are stored of an image."""
+        return (5 * len(self.crops) or 1) * (2 if self.flip else 1)
 
 
 @dataclass

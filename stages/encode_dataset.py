@@ -53,9 +53,7 @@ def measure(tokenizer: Tokenizer, images: Images, recipe: Recipe, work: Workspac
     latents, accelerator = recipe.latents, work.accelerator
     rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED), dtype=torch.float64).long()
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    encoder = Encoder(
-        tokenizer, images, latents.posterior, latents.flip, recipe.seed, recipe.precision, accelerator.device
-    )
+    encoder = Encoder(tokenizer, images, latents, recipe.seed, recipe.precision, accelerator.device)
     sums = torch.zeros(3, tokenizer.spec.dim, dtype=torch.float64)  # count, z, z^2
     for part in mine.split(latents.batch):
         sums += power_sums(**encoder(part))

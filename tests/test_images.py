@@ -146,6 +146,35 @@ def test_held_out_images_and_unflipped_ones_are_never_augmented():
     assert torch.equal(images.batch(ROWS, SEEDS).images, images.plain(ROWS).images)
 
 
+def test_views_are_the_image_or_five_crops_a_factor_each_with_its_mirror(tmp_path):
+    ramp_folder(tmp_path)
+    across, down = np.meshgrid(np.arange(24), np.arange(40))
+    Image.fromarray(np.stack([across, down, across * 0], -1).astype(np.uint8)).save(tmp_path / "tall.png")
+    images = Images(Data({"kind": "image_folder", "path": str(tmp_path), "held_out": 0.0}, size=16), "train")
+    rows = torch.tensor([6, 0])
+    plain = images.plain(rows).images
+    whole = [batch.images for batch in images.views(rows, flip=True)]
+    assert len(whole) == 2 and torch.equal(whole[0], plain) and torch.equal(whole[1], plain.flip(-1))
+
+    views = [batch.images for batch in images.views(rows, crops=(1.5, 1.0), flip=True)]
+    assert len(views) == 20 and all(view.shape == (2, 3, 16, 16) for view in views)
+    corner = lambda view: ((view[0, :2, 0, 0] + 1) * 127.5).round().int().tolist()  # noqa: E731
+    # at 1.5 times 16 pixels the file is as large as it is: the square begins in row 8
+    assert [corner(view) for view in views[:10:2]] == [[4, 12], [0, 8], [8, 8], [0, 16], [8, 16]]
+    assert all(torch.equal(mirror, view.flip(-1)) for view, mirror in zip(views[::2], views[1::2]))
+    assert all(torch.equal(view, plain) for view in views[10::2])  # nothing is left of a square of its own size
+    assert torch.equal(images.plain(rows).images, plain)
+
+
+def test_crops_are_of_the_next_readable_image_and_no_random_crop_reaches_them(tmp_path):
+    images = Images(Data(ramp_folder(tmp_path, broken=[3]), size=8, crop="random", tolerate=1), "train")
+    found, expected = (list(images.views(torch.tensor([row]), (1.25,))) for row in (3, 4))
+    assert len(found) == 5 and all(torch.equal(a.images, b.images) for a, b in zip(found, expected))
+    centred = Images(Data(ramp_folder(tmp_path), size=8), "train")
+    again = centred.views(torch.tensor([4]), (1.25,))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(again, expected))
+
+
 def test_a_pickled_copy_reads_the_same():
     images = digits(flip=True)
     batch = images.batch(ROWS, SEEDS)

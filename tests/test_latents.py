@@ -18,7 +18,7 @@ from pipeline.code import Code, LatentSpec
 from pipeline.encoding import encode
 from pipeline.images import Images
 from pipeline.latents import LatentStore
-from pipeline.recipe import Data, Latents
+from pipeline.recipe import Data, Latents, load
 from pipeline.tokenizers.base import Tokenizer
 from stages import encode_dataset
 
@@ -163,6 +163,48 @@ def test_flips_are_the_codes_of_mirrors_and_seeds_choose_them(tmp_path, images):
         write(tmp_path / "plain", images).plain(rows, flip=True)
 
 
+def test_crops_are_stored_and_seeds_choose_among_the_views(tmp_path, images):
+    store = write(tmp_path, images, posterior="mode", crops=(1.5, 1.25), flip=True)
+    assert store.views == 20
+    rows = torch.arange(40)
+    views = torch.stack([batch.images for batch in images.views(rows, (1.5, 1.25), True)], 1)  # [B, 20, 3, 8, 8]
+    torch.testing.assert_close(tokenizer().decode(store.plain(rows).code), views[:, 0])
+    torch.testing.assert_close(tokenizer().decode(store.plain(rows, flip=True).code), views[:, 1])
+
+    many = rows.repeat(50)
+    batch = store.batch(many, torch.arange(2000) + 2**40)
+    found = tokenizer().decode(batch.code)
+    same_as = (found[:, None] - views[many]).abs().flatten(2).amax(2) < 1e-3  # [2000, 20]
+    assert same_as.any(1).all()
+    alone = same_as[same_as.sum(1) == 1].sum(0)
+    assert len(same_as) - alone.sum() < 500 and alone.min() > 50 and alone.max() < 150
+    turned = store.batch(many.flip(0)[:300], torch.arange(2000).flip(0)[:300] + 2**40)
+    assert torch.equal(turned.code.z, batch.code.z.flip(0)[:300])
+    with pytest.raises(ValueError, match="latents.flip=true"):
+        write(tmp_path / "unflipped", images, crops=(1.5,)).plain(rows, flip=True)
+
+
+def test_every_view_has_noise_of_its_own(tmp_path, images):
+    moments, sample = (write(tmp_path / kind, images, posterior=kind, crops=(1.0,)) for kind in ("moments", "sample"))
+    z, std, noisy = (
+        store._opened()[0][0][name].unflatten(0, (-1, 5))[:20]
+        for store, name in ((moments, "z"), (moments, "std"), (sample, "z"))
+    )
+    assert torch.equal(z[:, 0], z[:, 4])  # a factor of 1 gives one square five times
+    noise = ((noisy - z) / std).flatten(2)
+    likeness = torch.einsum("bvn,bwn->bvw", noise, noise) / noise.shape[2]
+    torch.testing.assert_close(likeness, torch.eye(5).expand(20, 5, 5), atol=0.5, rtol=0)
+    first = everything(write(tmp_path / "plain", images)).code.z[:20]
+    torch.testing.assert_close(first, noisy[:, 0])
+
+
+def test_factors_below_one_are_refused_in_one_line():
+    for overrides in (["latents.crops=[1.1,0.9]"], ["latents.crops=[.nan]"]):
+        with pytest.raises(ValueError, match="^latents.crops names (0.9|nan); .*use 1 or more$"):
+            load("digits", overrides)
+    assert load("digits", ["latents.crops=[1.1,1.05]", "latents.flip=true"]).latents.views == 20
+
+
 def test_samples_are_moments_and_noise_that_belongs_to_the_image(tmp_path, images):
     moments = everything(write(tmp_path / "moments", images, posterior="moments"))
     sample = everything(write(tmp_path / "sample", images, posterior="sample"))
@@ -184,14 +226,16 @@ def test_half_precisions_are_stored_as_stated(tmp_path, images, precision, error
     assert sizes[1] < 0.55 * sizes[0]
 
 
+@pytest.mark.parametrize("crops", [(), (1.25,)])
 @pytest.mark.parametrize("vocab, stored", [(60000, torch.uint16), (100000, torch.int32)])
-def test_ids_fit_the_same_store(tmp_path, images, vocab, stored):
+def test_ids_fit_the_same_store(tmp_path, images, vocab, stored, crops):
     model = tokenizer(vocab=vocab)
-    store = write(tmp_path, images, model, flip=True)
+    store = write(tmp_path, images, model, flip=True, crops=crops)
     batch = store.batch(torch.arange(359), torch.arange(359))
     assert batch.code.z is None and batch.code.ids.dtype == torch.int64 and batch.code.ids.max() > 32768
     assert store._opened()[0][0]["ids"].dtype == stored
-    assert torch.equal(everything(store).code.ids, model.encode(images.plain(torch.arange(359)).images).ids)
+    first = next(images.views(torch.arange(359), crops))
+    assert torch.equal(everything(store).code.ids, model.encode(first.images).ids)
     store.verify()
 
 
@@ -237,6 +281,7 @@ def other_weights():
     [
         ("posterior", {"posterior": "mode"}),
         ("flip", {"flip": True}),
+        ("crops", {"crops": (1.5,)}),
         ("stored", {"precision": "bf16"}),
         ("computed", {"computed": "bf16"}),
         ("seed", {"seed": 3}),
@@ -332,3 +377,13 @@ def test_moments_are_brought_to_the_scale_of_their_samples(images):
     sampled = encode_dataset.measure(model, images, recipe, work)
     torch.testing.assert_close(mean, sampled[0], atol=0.1, rtol=0)
     torch.testing.assert_close(std, sampled[1], rtol=0.05, atol=0)
+
+
+def test_statistics_are_of_all_stored_views(images):
+    latents = Latents(posterior="mode", crops=(1.5,), flip=True)
+    recipe = SimpleNamespace(latents=latents, seed=0, precision="fp32")
+    mean, std = encode_dataset.measure(tokenizer(), images, recipe, SimpleNamespace(accelerator=Process()))
+    views = torch.cat([batch.images for batch in images.views(torch.arange(359), (1.5,), True)])
+    z = 3 * Patches().features(views).flatten(0, 1) + 5
+    torch.testing.assert_close(mean, z.mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(std, z.std(0), atol=1e-3, rtol=1e-3)
