@@ -45,5 +45,5 @@ def invert(shares: Tensor, uniform: Tensor) -> Tensor:
     """The index whose part of [0, sum) holds uniform * sum: shares [..., n] need not add up to one."""
     ends = shares.cumsum(dim=-1)
     place = uniform[..., None] * ends[..., -1:]
-    last = torch.searchsorted(ends, ends[..., -1:])  # where rounding took `place` up to the sum
+    last = torch.searchsorted(ends, ends[..., -1:].contiguous())  # where rounding took `place` up to the sum
     return torch.minimum(torch.searchsorted(ends, place, right=True), last)[..., 0]

@@ -1,0 +1,182 @@
+"""The transformer that predicts masked ids from those that are known, as MaskGIT and its descendants use it."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from diffusers import ModelMixin  # noqa: F401  diffusers looks for it in the component's own module when loading
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from torch import Tensor, nn
+
+from pipeline.code import Condition, stack_ids
+from pipeline.draws import Draws
+from pipeline.networks.base import Network
+from pipeline.nn.bidirectional import BlockShape, LongSkipBlock, PostNormBlock
+from pipeline.nn.dropout import dropout as drop
+from pipeline.nn.embeddings import LabelEmbedding
+from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
+
+
+class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
+    """A class token and a code's tokens, some of them masked, through blocks without an order of reading.
+
+    `bert` (MaskGIT, Chang et al., arXiv:2202.04200): post-norm blocks after a norm of the embeddings. `uvit` (U-ViT,
+    Bao et al., arXiv:2209.12152): pre-norm blocks, the later half of which also read the outputs of the earlier half,
+    the last stored first, and a norm at the end. Both as the generators of TiTok (bytedance/1d-tokenizer,
+    arXiv:2406.07550), with BERT's token types left out.
+
+    `grid`, `vocab`, `codebooks` and `num_classes` are derived; class `num_classes` is the null one, and the only one
+    of an unconditional network (0). `depth` counts blocks: U-ViT-L has 21. A token's codebooks are masked together.
+
+    Raises ValueError, as `validate` does, when sizes do not fit together.
+    """
+
+    role = "masked"
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["PostNormBlock", "LongSkipBlock"]
+    _repeated_blocks = ["PostNormBlock", "LongSkipBlock"]
+    _skip_layerwise_casting_patterns = ["embedding", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        grid: list[int],
+        vocab: int,
+        num_classes: int,
+        depth: int,
+        width: int,
+        heads: int,
+        codebooks: int = 1,
+        body: Literal["bert", "uvit"] = "bert",
+        feed_forward_ratio: float = 4.0,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        class_drop: float = 0.1,
+    ):
+        super().__init__()
+        stated = {
+            "depth": depth,
+            "width": width,
+            "heads": heads,
+            "body": body,
+            "feed_forward_ratio": feed_forward_ratio,
+        }
+        shares = {"dropout": dropout, "attention_dropout": attention_dropout, "class_drop": class_drop}
+        self.validate(grid, **stated, **shares, num_classes=num_classes)
+        self.gradient_checkpointing = False
+        self.token_embedding = TokenEmbedding(vocab, codebooks, width, mask=True)
+        self.label_embedding = LabelEmbedding(num_classes, width)
+        self.positions = nn.Parameter(torch.empty(1 + math.prod(grid), width))  # the first is the class token's
+        shape = BlockShape(width, heads, round(width * feed_forward_ratio), dropout, attention_dropout)
+        self.half = depth // 2 if body == "uvit" else 0  # blocks that store, and as many at the end that take
+        later = depth - self.half
+        make = {"bert": lambda i: PostNormBlock(shape), "uvit": lambda i: LongSkipBlock(shape, skip=i >= later)}[body]
+        self.blocks = nn.ModuleList(make(i) for i in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-12 if body == "bert" else 1e-5)
+        self.head = TokenHead(vocab, codebooks, width, bias=True)
+        self._initialise()
+
+    @classmethod
+    def validate(
+        cls,
+        grid: Sequence[int],
+        *,
+        depth: int,
+        width: int,
+        heads: int,
+        num_classes: int = 0,
+        body: Literal["bert", "uvit"] = "bert",
+        feed_forward_ratio: float = 4.0,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        class_drop: float = 0.1,
+        **_: object,
+    ) -> None:
+        """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
+        counts = {
+            "depth": depth,
+            "width": width,
+            "heads": heads,
+            "width * feed_forward_ratio": width * feed_forward_ratio,
+        }
+        if wrong := [name for name, count in counts.items() if count < 1]:
+            raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
+        if num_classes < 0 or not 0 <= class_drop <= 1:
+            raise ValueError(f"num_classes is 0 or more and class_drop a share, not {num_classes} and {class_drop}")
+        for name, share in {"dropout": dropout, "attention_dropout": attention_dropout}.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} is a share from 0 to below 1, not {share}")
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
+        if body == "uvit" and depth % 2 == 0:
+            raise ValueError(f"body=uvit has as many blocks before its middle one as after it; depth {depth} is even")
+
+    def forward(
+        self,
+        ids: Tensor,
+        masked: Tensor,
+        condition: Condition | None = None,
+        choose: Choose | None = None,
+        dropout: Draws | None = None,
+    ) -> Tensor:
+        """ids [B, N, codebooks] int64, of which the network sees those of tokens that are not `masked` [B, N] bool.
+
+        Returns logits [B, N, codebooks, vocab]. A masked token's ids reach nothing but its own logits, each codebook's
+        those of the codebooks after it (see TokenHead): nothing with one codebook, teacher forcing with more. With
+        `choose`, which is for sampling, returns ids [B, N, codebooks] in place of logits, chosen codebook by codebook,
+        and what `ids` hold at masked places does not matter. `dropout` is where training draws its dropout from.
+        Without a condition a network of classes answers for its null class. Ids [B, N] will do for one codebook.
+
+        Raises ValueError when an unconditional network is given labels, and when N is not the grid's.
+        """
+        ids = stack_ids(ids)
+        h = self._embed(ids.masked_fill(masked[..., None], self.config.vocab), condition)
+        if self.config.body == "bert":
+            h = self.norm(h)
+        h = drop(h, self.config.dropout, dropout, "embedding")
+        stored = []
+        for i in range(len(self.blocks)):
+            taken = stored.pop() if stored and i >= len(self.blocks) - self.half else None
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                h = self._gradient_checkpointing_func(self._block, i, h, taken, dropout)
+            else:
+                h = self._block(i, h, taken, dropout)
+            if i < self.half:
+                stored.append(h)
+        if self.config.body == "uvit":
+            h = self.norm(h)
+        h = h[:, 1:]
+        return self.head(h, ids) if choose is None else self.head.choose(h, choose)
+
+    def _block(self, i: int, h: Tensor, stored: Tensor | None, dropout: Draws | None) -> Tensor:
+        """Block `i` with its dropout, which a checkpointed pass draws again, the same, in place of keeping it."""
+        block = self.blocks[i]
+        return block(h, stored, block.masks(dropout, h.shape[1], f"blocks.{i}"))
+
+    def _embed(self, ids: Tensor, condition: Condition | None) -> Tensor:
+        """The class token, then the code's, each at its place: [B, 1 + N, width]."""
+        tokens, classes = math.prod(self.config.grid), self.config.num_classes
+        if ids.shape[1:] != (tokens, self.config.codebooks):
+            raise ValueError(
+                f"ids {list(ids.shape)} do not fit the network's grid {list(self.config.grid)} of"
+                f" {self.config.codebooks} codebooks; they are [B, {tokens}, {self.config.codebooks}]"
+            )
+        labels = None if condition is None else condition.labels
+        if labels is None:
+            labels = torch.full(ids.shape[:1], classes, dtype=torch.int64, device=ids.device)
+        elif not classes:
+            raise ValueError("this network was built without classes (num_classes=0); call it without labels")
+        h = torch.cat([self.label_embedding(labels)[:, None], self.token_embedding(ids)], dim=1)
+        return h + self.positions
+
+    def _initialise(self) -> None:
+        """Every matrix and table from N(0, 0.02^2), cut at 2, as BERT and U-ViT are; biases at zero."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.positions, std=0.02)

@@ -1,0 +1,125 @@
+"""Transformer blocks in which every token sees every other: BERT's, normed after each branch, and U-ViT's, before."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from torch import Tensor, nn
+
+from pipeline.draws import Draws
+from pipeline.nn.blocks import AttentionProcessor
+from pipeline.nn.dropout import dropped
+
+
+class BlockShape(NamedTuple):
+    """What the blocks of one network have in common."""
+
+    width: int
+    heads: int
+    hidden: int  # width inside the feed-forward layer
+    dropout: float  # of what attention and feed-forward layer add to the stream
+    attention_dropout: float  # of the attention weights
+
+
+class Masks(NamedTuple):
+    """What dropout leaves in one block, bool tensors, or None where it leaves all."""
+
+    weights: Tensor | None = None  # [B, heads, N, N]
+    attention: Tensor | None = None  # [B, N, width]
+    feed_forward: Tensor | None = None  # [B, N, width]
+
+
+EVERYTHING = Masks()
+
+
+class DroppingAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head self-attention on [B, N, width] whose weights can be dropped; then they are written out."""
+
+    _default_processor_cls = AttentionProcessor
+    _available_processors = [AttentionProcessor]
+    _supports_qkv_fusion = False  # one projection makes all three already
+
+    def __init__(self, shape: BlockShape, bias: bool):
+        super().__init__()
+        self.heads, self.dropout = shape.heads, shape.attention_dropout
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=bias)
+        self.proj = nn.Linear(shape.width, shape.width)
+        self.set_processor(AttentionProcessor())
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, heads, D]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D]
+        if kept is None:
+            mixed = self.processor(q, k, v)
+        else:
+            weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # [B, heads, N, N]
+            mixed = dropped(weights, kept, self.dropout).to(v.dtype) @ v
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, shape: BlockShape):
+        super().__init__()
+        self.up = nn.Linear(shape.width, shape.hidden)
+        self.down = nn.Linear(shape.hidden, shape.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class BidirectionalBlock(nn.Module):
+    """What both kinds of block have: attention, feed-forward layer, two norms, and the masks of their dropout."""
+
+    def __init__(self, shape: BlockShape, epsilon: float, bias: bool):
+        super().__init__()
+        self.shape = shape
+        self.norm1 = nn.LayerNorm(shape.width, eps=epsilon)
+        self.attention = DroppingAttention(shape, bias)
+        self.norm2 = nn.LayerNorm(shape.width, eps=epsilon)
+        self.feed_forward = FeedForward(shape)
+
+    def masks(self, draws: Draws | None, places: int, name: str) -> Masks:
+        """This block's dropout in one step. Drawn outside `forward`, which so stays a function of tensors."""
+        if draws is None:
+            return EVERYTHING
+        width, heads, _, share, of_weights = self.shape
+        return Masks(
+            draws.kept(f"{name}.weights", (heads, places, places), of_weights) if of_weights else None,
+            draws.kept(f"{name}.attention", (places, width), share) if share else None,
+            draws.kept(f"{name}.feed_forward", (places, width), share) if share else None,
+        )
+
+
+class PostNormBlock(BidirectionalBlock):
+    """norm(h + attention(h)), then norm(h + feed_forward(h)): BERT (Devlin et al., arXiv:1810.04805)."""
+
+    def __init__(self, shape: BlockShape):
+        super().__init__(shape, epsilon=1e-12, bias=True)
+
+    def forward(self, hidden_states: Tensor, stored: Tensor | None = None, masks: Masks = EVERYTHING) -> Tensor:
+        """hidden_states [B, N, width] to the same shape; it takes nothing that an earlier block stored."""
+        h, share = hidden_states, self.shape.dropout
+        h = self.norm1(h + dropped(self.attention(h, masks.weights), masks.attention, share))
+        return self.norm2(h + dropped(self.feed_forward(h), masks.feed_forward, share))
+
+
+class LongSkipBlock(BidirectionalBlock):
+    """h + attention(norm(h)), then h + feed_forward(norm(h)): U-ViT (Bao et al., arXiv:2209.12152).
+
+    With `skip`, a linear layer first brings h and the output of an earlier block, side by side, back to the width.
+    """
+
+    def __init__(self, shape: BlockShape, skip: bool):
+        super().__init__(shape, epsilon=1e-5, bias=False)
+        self.skip = nn.Linear(2 * shape.width, shape.width) if skip else None
+
+    def forward(self, hidden_states: Tensor, stored: Tensor | None = None, masks: Masks = EVERYTHING) -> Tensor:
+        """hidden_states, and with `skip` what an earlier block stored, [B, N, width] to the same shape."""
+        h, share = hidden_states, self.shape.dropout
+        if self.skip is not None:
+            h = self.skip(torch.cat([h, stored], dim=-1))
+        h = h + dropped(self.attention(self.norm1(h), masks.weights), masks.attention, share)
+        return h + dropped(self.feed_forward(self.norm2(h)), masks.feed_forward, share)

@@ -1,0 +1,137 @@
+"""How a masked code is filled in: how many tokens are settled in each step, which ones, and by what choice."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.choice import Choice
+from pipeline.code import LatentSpec
+from pipeline.guidance import guided_logits
+
+Schedule = Literal["arccos", "cosine", "linear"]
+Order = Literal["confidence", "halton", "random"]
+Confidence = Literal["probability", "logit"]
+
+BASES = (2, 3, 5)  # of the Halton sequence, an axis each
+
+
+def mask_rate(schedule: Schedule, x: Tensor) -> Tensor:
+    """The share of tokens that is masked: 1 at x = 0, 0 at x = 1, concave between.
+
+    x is uniform in training, and the share of the steps that are done in sampling. `cosine` is MaskGIT's
+    (arXiv:2202.04200, section 3.3), `arccos` that of TiTok (arXiv:2406.07550) and Halton-MaskGIT (arXiv:2503.17076).
+    """
+    laws = {
+        "arccos": lambda: torch.arccos(x) / (math.pi / 2),
+        "cosine": lambda: torch.cos(math.pi / 2 * x),
+        "linear": lambda: 1 - x,
+    }
+    return laws[schedule]()
+
+
+def masked_counts(schedule: Schedule, tokens: int, steps: int) -> list[int]:
+    """How many of `tokens` are still masked after each of `steps` <= `tokens` steps: fewer every time, 0 at the end.
+
+    floor(tokens * rate), at most one less than before. The schedules being concave, that leaves one at least for every
+    step to come.
+    """
+    counts, masked = [], tokens
+    for step in range(1, steps + 1):
+        rate = mask_rate(schedule, torch.tensor(step / steps, dtype=torch.float64)).item()
+        masked = 0 if step == steps else min(masked - 1, math.floor(tokens * rate + 1e-9))
+        counts.append(masked)
+    return counts
+
+
+@cache
+def halton_order(grid: tuple[int, ...]) -> Tensor:
+    """The tokens of a grid, [N] int64, in the order in which a Halton sequence first meets their cells.
+
+    Every beginning of it is spread evenly. Bases 2, 3 and 5 for rows, columns and depth, from the sequence's first
+    point (1/2, 1/3) on, as in Halton-MaskGIT (Besnier et al., arXiv:2503.17076).
+    """
+    met: dict[int, None] = {}
+    index = 1
+    while len(met) < math.prod(grid):
+        place = 0
+        for size, base in zip(grid, BASES):
+            place = place * size + cell(index, base, size)
+        met.setdefault(place)
+        index += 1
+    return torch.tensor(list(met))
+
+
+def cell(index: int, base: int, size: int) -> int:
+    """Which of `size` equal parts of [0, 1) holds the digits of `index` in `base`, mirrored at the point."""
+    mirrored, scale = 0, 1
+    while index:
+        index, digit = divmod(index, base)
+        mirrored, scale = mirrored * base + digit, scale * base
+    return mirrored * size // scale
+
+
+@dataclass(frozen=True)
+class Unmasking:
+    """The settings of a masked sampler; `MaskedToken.sample` says what each is."""
+
+    schedule: Schedule | None = None
+    order: Order = "confidence"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    anneal: bool = False
+    soften: bool = False
+    confidence: Confidence = "probability"
+    noise: float = 4.5
+
+    def validate(self, steps: int, spec: LatentSpec) -> None:
+        """ValueError with one line where these settings, or this number of steps, do not fit the codes."""
+        if not 1 <= steps <= spec.tokens:
+            raise ValueError(
+                f"{steps} sampling steps for {spec.tokens} tokens: every step settles one token at least, so take"
+                f" 1 to {spec.tokens}"
+            )
+        Choice(self.temperature, self.top_k, self.top_p).validate(spec.vocab)
+        if self.noise < 0:
+            raise ValueError(f"noise {self.noise:g} is below 0; 0 settles the surest tokens first, 4.5 is MaskGIT's")
+        if self.order == "halton" and len(spec.grid) > len(BASES):
+            raise ValueError(f"order=halton is for grids of up to {len(BASES)} axes; take order=confidence or random")
+
+    def chooser(self, rest: float, scale: float, uniform: Tensor) -> "Chooser":
+        """The choice of a step after which the share `rest` of the steps is to come, guided by `scale`."""
+        choice = Choice(self.temperature * (rest if self.anneal else 1), self.top_k, self.top_p)
+        return Chooser(choice, 0.5 + 0.8 * rest if self.soften else 1.0, self.confidence, scale, uniform)
+
+    def lateness(self, sureness: Tensor, uniform: Tensor, rest: float, grid: tuple[int, ...]) -> Tensor:
+        """What orders the tokens, [B, N], those to be settled last first; `uniform` [B, N] is the step's noise."""
+        if self.order == "random":
+            return uniform
+        if self.order == "halton":
+            return -halton_order(grid).argsort().to(uniform).expand_as(uniform)
+        gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-20)))
+        return sureness + self.noise * rest * gumbel
+
+
+class Chooser:
+    """Chooses the ids of one step from logits [B or 2B, N, vocab] of one codebook after another, as TokenHead asks.
+
+    With a scale other than 1 the logits come in two halves, conditional and unconditional. `sureness` [B, N] then holds
+    the sum over the codebooks of the chosen ids' log-probabilities or logits.
+    """
+
+    def __init__(self, choice: Choice, divisor: float, confidence: Confidence, scale: float, uniform: Tensor):
+        self.choice, self.divisor, self.confidence, self.scale = choice, divisor, confidence, scale
+        self.uniform = uniform  # [B, N, codebooks]
+        self.sureness = torch.zeros_like(uniform[..., 0])
+
+    def __call__(self, logits: Tensor, number: int) -> Tensor:
+        logits = logits.float()
+        logits = (logits if self.scale == 1 else guided_logits(logits, self.scale)) / self.divisor
+        ids = self.choice(logits, self.uniform[..., number])
+        scores = logits if self.confidence == "logit" else logits.log_softmax(dim=-1)
+        self.sureness += scores.gather(-1, ids[..., None])[..., 0]
+        return ids if self.scale == 1 else torch.cat([ids, ids])
