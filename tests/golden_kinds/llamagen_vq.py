@@ -1,5 +1,7 @@
 """LlamaGen's VQ tokenizer through the import of its checkpoint."""
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -8,9 +10,6 @@ from pipeline.code import Code
 from pipeline.published.llamagen_vq import convert
 
 MATCHES = "tokenizer.tokenizer_image.vq_model.VQModel"
-NOT_OURS = {
-    "entropy_loss": "the entropy term, of weight 0 in LlamaGen's own training, is not part of vector_quantize yet"
-}
 
 
 @torch.no_grad()
@@ -19,8 +18,9 @@ def outputs(case: Case) -> dict[str, Tensor]:
     images, codes = case.inputs["image"], case.inputs["codes"]
     shape = tokenizer.grid(images)
     h = tokenizer.features(images)
+    tokenizer.neck.entropy_temperature = temperature(case)
     code, terms = tokenizer.neck(h)
-    commit = case.number("commit", "losses")  # the weights that the stored losses hold
+    weights = {name: case.number(name, "losses") for name in ("commit", "entropy")}  # which the stored losses hold
     return {
         "pre_quant": grid(h, *shape),
         "indices": code.ids.flatten(),
@@ -29,5 +29,10 @@ def outputs(case: Case) -> dict[str, Tensor]:
         "decoded_codes": tokenizer.decode(Code(z=None, ids=codes), grid=shape),
         "code_vectors": tokenizer.neck.lookup(codes).flatten(0, 1),
         "vq_loss": terms["vq"],
-        "commit_loss": commit * terms["commit"],
+        "commit_loss": weights["commit"] * terms["commit"],
+        "entropy_loss": weights["entropy"] * terms["entropy"],
     }
+
+
+def temperature(case: Case) -> float:
+    return float(re.search(r"softmax\(-distance / ([0-9.]+)\)", case.call("losses"))[1])
