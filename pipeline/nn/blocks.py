@@ -19,14 +19,15 @@ EPSILON = 1e-6  # of every norm here, as in DiT, SiT and LightningDiT
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * weight over the last axis, in x's type (Zhang and Sennrich, arXiv:1910.07467)."""
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, in x's type (Zhang and Sennrich, arXiv:1910.07467)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, epsilon: float = EPSILON):
         super().__init__()
+        self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), EPSILON).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon).to(x.dtype)
 
 
 def make_norm(kind: Norm, width: int) -> nn.Module:
@@ -79,12 +80,12 @@ class AttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v [B, heads, N, D] to [B, heads, N, D]."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+        """q [B, heads, N, D], k and v [B, heads, M, D] to [B, heads, N, D]; `causal` where N = M."""
         if self._attention_backend is None:
-            return attention(q, k, v)
+            return attention(q, k, v, causal=causal)
         swapped = [t.transpose(1, 2) for t in (q, k, v)]  # diffusers dispatches on [B, N, heads, D]
-        return dispatch_attention_fn(*swapped, backend=self._attention_backend).transpose(1, 2)
+        return dispatch_attention_fn(*swapped, is_causal=causal, backend=self._attention_backend).transpose(1, 2)
 
 
 class SelfAttention(nn.Module, AttentionModuleMixin):

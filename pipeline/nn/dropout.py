@@ -12,4 +12,9 @@ def dropout(x: Tensor, share: float, draws: Draws | None, name: str) -> Tensor:
     """
     if draws is None or share == 0:
         return x
-    return x * draws.kept(name, tuple(x.shape[1:]), share) / (1 - share)
+    return dropped(x, draws.kept(name, tuple(x.shape[1:]), share), share)
+
+
+def dropped(x: Tensor, kept: Tensor | None, share: float) -> Tensor:
+    """x [B, ...] where `kept` (bool, of x's shape) is true, scaled up by 1 / (1 - share); x itself for None."""
+    return x if kept is None else x * kept / (1 - share)

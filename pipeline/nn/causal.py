@@ -1,0 +1,194 @@
+"""Causal transformer blocks: each place sees those before it, in one pass, or one place after another with a cache."""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from torch import Tensor, nn
+
+from pipeline.draws import Draws
+from pipeline.nn.blocks import AttentionProcessor, Norm, RMSNorm, Rotary, modulate
+from pipeline.nn.dropout import dropped
+from pipeline.nn.embeddings import rotate
+
+FeedForward = Literal["swiglu", "gelu"]
+
+
+class BlockShape(NamedTuple):
+    """What the blocks of one network have in common."""
+
+    width: int
+    heads: int
+    norm: Norm
+    epsilon: float  # of every norm
+    feed_forward: FeedForward
+    hidden: int  # width inside the feed-forward layer
+    bias: bool  # of every linear layer
+    query_key_norm: bool
+    residual_dropout: float  # of what attention and feed-forward layer add to the stream
+    feed_forward_dropout: float  # of the activations inside the feed-forward layer
+
+
+class Masks(NamedTuple):
+    """Which activations dropout leaves in one block, each bool [B, S, channels], or None where it leaves all."""
+
+    attention: Tensor | None = None
+    hidden: Tensor | None = None
+    feed_forward: Tensor | None = None
+
+
+EVERYTHING = Masks()
+
+
+class Cache:
+    """Keys and values of one layer: allocated once, of a fixed size, and read as views of the part that is filled."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0
+        self.keys: Tensor | None = None  # [rows, heads, capacity, D]
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values [rows, heads, n, D] of the next n places; views [rows, heads, length, D] of all."""
+        if self.keys is None:
+            rows, heads, _, width = keys.shape
+            self.keys, self.values = (t.new_empty(rows, heads, self.capacity, width) for t in (keys, values))
+        first, self.length = self.length, self.length + keys.shape[2]
+        self.keys[:, :, first : self.length] = keys
+        self.values[:, :, first : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def narrow(self, rows: int) -> None:
+        """Keep the first `rows` of the batch."""
+        self.keys, self.values = self.keys[:rows], self.values[:rows]
+
+
+def learned_norm(kind: Norm, width: int, epsilon: float) -> nn.Module:
+    """A norm with weights of its own; LayerNorm with a bias too."""
+    return RMSNorm(width, epsilon) if kind == "rms" else nn.LayerNorm(width, eps=epsilon)
+
+
+class CausalAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head self-attention on [B, N, width] in which a place sees itself and those before it."""
+
+    _default_processor_cls = AttentionProcessor
+    _available_processors = [AttentionProcessor]
+    _supports_qkv_fusion = False  # one projection makes all three already
+
+    def __init__(self, shape: BlockShape):
+        super().__init__()
+        self.heads, head_width = shape.heads, shape.width // shape.heads
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.bias)
+        normed = shape.query_key_norm
+        self.query_norm = learned_norm(shape.norm, head_width, shape.epsilon) if normed else nn.Identity()
+        self.key_norm = learned_norm(shape.norm, head_width, shape.epsilon) if normed else nn.Identity()
+        self.proj = nn.Linear(shape.width, shape.width, bias=shape.bias)
+        self.set_processor(AttentionProcessor())
+
+    def forward(self, x: Tensor, rotary: Rotary | None = None, cache: Cache | None = None) -> Tensor:
+        """With a cache, x are the next places after those in it: one place, or any number while it is empty."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, heads, D]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D]
+        q, k = self.query_norm(q), self.key_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm answers in float32
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.proj(self.processor(q, k, v, causal=q.shape[2] > 1).transpose(1, 2).flatten(2))
+
+
+class CausalFeedForward(nn.Module):
+    """Linear, activation, linear: silu(a) * b of the first layer's two halves (Shazeer, arXiv:2002.05202), or GELU."""
+
+    def __init__(self, shape: BlockShape):
+        super().__init__()
+        self.gated, self.dropout = shape.feed_forward == "swiglu", shape.feed_forward_dropout
+        self.up = nn.Linear(shape.width, shape.hidden * (1 + self.gated), bias=shape.bias)
+        self.down = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        h = self.up(x)
+        if self.gated:
+            gate, value = h.chunk(2, dim=-1)
+            h = F.silu(gate) * value
+        else:
+            h = F.gelu(h)
+        return self.down(dropped(h, kept, self.dropout))
+
+
+class CausalBlock(nn.Module):
+    """A pre-norm block: h + attention(norm(h)), then h + feed_forward(norm(h)), as in Llama (arXiv:2302.13971)."""
+
+    def __init__(self, shape: BlockShape):
+        super().__init__()
+        self.shape = shape
+        self.norm1 = learned_norm(shape.norm, shape.width, shape.epsilon)
+        self.attention = CausalAttention(shape)
+        self.norm2 = learned_norm(shape.norm, shape.width, shape.epsilon)
+        self.feed_forward = CausalFeedForward(shape)
+
+    def masks(self, draws: Draws | None, places: int, name: str) -> Masks:
+        """This block's dropout in one step. Drawn outside `forward`, which so stays a function of tensors."""
+        if draws is None:
+            return EVERYTHING
+        width, residual, inner = self.shape.width, self.shape.residual_dropout, self.shape.feed_forward_dropout
+        return Masks(
+            draws.kept(f"{name}.attention", (places, width), residual) if residual else None,
+            draws.kept(f"{name}.hidden", (places, self.shape.hidden), inner) if inner else None,
+            draws.kept(f"{name}.feed_forward", (places, width), residual) if residual else None,
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary | None = None,
+        masks: Masks = EVERYTHING,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """hidden_states [B, N, width] to the same shape."""
+        h, share = hidden_states, self.shape.residual_dropout
+        h = h + dropped(self.attention(self.norm1(h), rotary, cache), masks.attention, share)
+        return h + dropped(self.feed_forward(self.norm2(h), masks.hidden), masks.feed_forward, share)
+
+
+class ModulatedCausalBlock(CausalBlock):
+    """The block with its norms and branches shifted, scaled and gated by a condition (adaLN-Zero), place by place.
+
+    As in RAR (arXiv:2411.00776); with gates at zero it is the identity.
+    """
+
+    def __init__(self, shape: BlockShape):
+        super().__init__(shape)
+        self.modulation = nn.Linear(shape.width, 6 * shape.width)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        condition: Tensor,
+        rotary: Rotary | None = None,
+        masks: Masks = EVERYTHING,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """hidden_states and condition (after its SiLU) [B, N, width] to [B, N, width]."""
+        h, share = hidden_states, self.shape.residual_dropout
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
+        branch = self.attention(modulate(self.norm1(h), shift1, scale1), rotary, cache)
+        h = torch.addcmul(h, gate1, dropped(branch, masks.attention, share))
+        branch = self.feed_forward(modulate(self.norm2(h), shift2, scale2), masks.hidden)
+        return torch.addcmul(h, gate2, dropped(branch, masks.feed_forward, share))
+
+
+class ModulatedNorm(nn.Module):
+    """A norm that is shifted and scaled by a condition [B, N, width] (after its SiLU)."""
+
+    def __init__(self, kind: Norm, width: int, epsilon: float):
+        super().__init__()
+        layer = nn.LayerNorm(width, eps=epsilon, elementwise_affine=False)
+        self.norm = RMSNorm(width, epsilon) if kind == "rms" else layer
+        self.modulation = nn.Linear(width, 2 * width)
+
+    def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        return modulate(self.norm(hidden_states), shift, scale)
