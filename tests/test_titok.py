@@ -177,7 +177,12 @@ def test_every_trained_parameter_of_a_phase_has_a_gradient_and_no_other(make, pr
     else:
         part = "encoder" if make == "encoder" else "all"
         task = Reconstruction(tokenizer, phase(part, pixel=1.0, vq=1.0, commit=0.25), {"pixel": Pixel()})
+    painted = []
+    tokenizer.output.register_forward_hook(lambda *_: painted.append("patches"))
+    if make != "one stage":
+        tokenizer.output.decoder.register_forward_hook(lambda *_: painted.append("pixels"))
     turn(task, pictures())
+    assert bool(painted) == (make != "first"), "pixels are made where a loss looks at them"
     trained = {id(p) for p in tokenizer.trainable(part)}
     for name, parameter in tokenizer.named_parameters():
         moved = parameter.grad is not None and bool((parameter.grad != 0).any())
