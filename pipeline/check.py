@@ -73,7 +73,7 @@ def disk(recipe: Recipe, spec: LatentSpec, images: int, weights: int) -> str:
     scalar = 4 if recipe.latents.precision == "fp32" else 2
     entry = 2 if spec.vocab <= 2**16 else 4  # an id as pipeline.encoding stores it
     code = spec.tokens * (spec.codebooks * entry if spec.vocab else spec.dim * width * scalar)
-    code *= (5 * len(recipe.latents.crops) or 1) * (2 if recipe.latents.flip else 1)
+    code *= recipe.latents.views
     saved = size(recipe.generator.loop.keep * weights * BYTES_SAVED)
     latents = f"latents {size(images * code)}" if images else f"latents {size(code)} an image"
     return f"{latents}, generator checkpoints {saved} while it trains"

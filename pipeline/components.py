@@ -110,6 +110,8 @@ def conform(value: Any, hint: Any, where: str) -> Any:
     if origin in (list, tuple):
         return _sequence(value, origin, inner, where)
     if origin is dict or hint is dict:
+        if value is None:  # as a recipe empties what it includes
+            return {}
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: {value!r} is not a mapping")
         of = inner[1] if inner else Any

@@ -24,6 +24,7 @@ def import_checkpoint(arguments: list[str]) -> None:
     Raises ValueError for an unknown format, an unreadable file, unexpected keys, or an OUT that is not empty.
     """
     from pipeline.components import suggestion
+    from pipeline.file_modes import ordinary_modes
     from pipeline.published.checkpoint import read
 
     if not arguments:
@@ -40,6 +41,7 @@ def import_checkpoint(arguments: list[str]) -> None:
     draft = out.with_name(f".{out.name}-draft")
     for part, component in parts.items():
         component.save_pretrained(draft if part == "tokenizer" else draft / part)
+    ordinary_modes(draft)
     if out.exists():
         out.rmdir()
     draft.rename(out)
