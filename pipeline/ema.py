@@ -18,10 +18,9 @@ class Average:
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
         self.module = deepcopy(module).requires_grad_(False).eval()
-        for tensor in [*self.module.parameters(), *self.module.buffers()]:
+        for tensor in state_of(self.module):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.float()
-        self._ours = [*self.module.parameters(), *self.module.buffers()]
         self._leaping = {name: part for name, part in self.module.named_modules() if hasattr(part, "leap")}
 
     @torch.no_grad()
@@ -31,7 +30,7 @@ class Average:
         for name, part in self._leaping.items():
             part.leap(module.get_submodule(name))
         floating: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for ours, theirs in zip(self._ours, [*module.parameters(), *module.buffers()], strict=True):
+        for ours, theirs in zip(state_of(self.module), state_of(module), strict=True):
             if ours.is_floating_point():
                 floating[0].append(ours)
                 floating[1].append(theirs.to(ours.dtype))
@@ -39,3 +38,8 @@ class Average:
                 ours.copy_(theirs)
         if floating[0]:
             torch._foreach_lerp_(*floating, 1 - decay)
+
+
+def state_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, as they are now: moving a module to a device replaces its buffers."""
+    return [*module.parameters(), *module.buffers()]

@@ -119,7 +119,8 @@ class VectorQuantize(Quantizer):
             return nearest(points, rows).unflatten(0, latents.shape[:2])
         uniform = draws.uniform("assignment", tuple(latents.shape[1:2])).to(points).flatten()
         parts = zip(points.split(tokens_at_once(self.vocab)), uniform.split(tokens_at_once(self.vocab)))
-        return torch.cat([self.sampling(-distances(p, rows), u) for p, u in parts]).unflatten(0, latents.shape[:2])
+        ids = torch.cat([self.sampling(-distances(part, rows), at) for part, at in parts])
+        return ids.clamp_max(self.vocab - 1).unflatten(0, latents.shape[:2])  # past the end where latents are nan
 
     @torch.no_grad()
     def nearest(self, h: Tensor) -> Tensor:
@@ -137,7 +138,8 @@ class VectorQuantize(Quantizer):
         """Before the first batch: the rows at their start, each as if it had had an equal share of the latents."""
         if not self.started:
             if self.start == "kmeans":
-                points = chosen([candidates(latents, draws, "start", POINTS * self.vocab)])
+                most = POINTS * self.vocab
+                points = chosen([candidates(latents, draws, "start", most)], most)
                 rows = torch.cat([points[: self.vocab], self.rows()[len(points) :]])
                 self.codebook.copy_(from_first(k_means(points, rows, ROUNDS, self.unit_norm)))
                 self.placed += 1
@@ -153,14 +155,14 @@ class VectorQuantize(Quantizer):
         """Note what a micro-batch uses of the codebook; once the global batch is whole, move the codebook."""
         self._seen.append(cluster_sums(latents.flatten(0, 1), ids.flatten(), self.vocab))
         if self.restart:
-            self._candidates.append(candidates(latents, draws, "restart", min(RESTARTS, self.vocab)))
+            self._candidates.append(candidates(latents, draws, "restart", RESTARTS))
         self._images += len(latents) * processes()
         if self._images < self.global_batch(latents, draws):
             return
         counts, sums = (summed(torch.stack(column).sum(dim=0)) for column in zip(*self._seen))
         self.move(counts, sums)
         if self.restart:
-            self.place(chosen(self._candidates))
+            self.place(chosen(self._candidates, min(RESTARTS, self.vocab)))
         self._seen, self._candidates, self._images = [], [], 0
 
     def global_batch(self, latents: Tensor, draws: Draws) -> int:

@@ -14,8 +14,8 @@ def candidates(latents: Tensor, draws: Draws, name: str, most: int) -> tuple[Ten
     return scores[:most], latents.flatten(0, 1)[order[:most]]
 
 
-def chosen(of_parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The best [k, C] of all processes' candidates, k of each micro-batch: the same however the batch is spread."""
+def chosen(of_parts: list[tuple[Tensor, Tensor]], most: int) -> Tensor:
+    """The best [`most`, C] of all processes' and micro-batches' candidates: the same however the batch is spread."""
     scores, latents = (gathered(torch.stack(column)) for column in zip(*of_parts))  # [processes, micro-batches, k, ...]
     scores, latents = scores.transpose(0, 1).flatten(), latents.transpose(0, 1).flatten(0, 2)  # in order of places
-    return latents[scores.argsort(descending=True, stable=True)[: len(of_parts[0][0])]]
+    return latents[scores.argsort(descending=True, stable=True)[:most]]
