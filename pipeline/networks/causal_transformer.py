@@ -1,0 +1,333 @@
+"""The transformer that predicts ids one after another, as LlamaGen and RAR do; its switches tell them apart."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin  # noqa: F401  diffusers looks for it in the component's own module when loading
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from torch import Tensor, nn
+
+from pipeline.code import Condition
+from pipeline.draws import Draws
+from pipeline.networks.base import Network
+from pipeline.nn.blocks import Norm, Rotary
+from pipeline.nn.causal import (
+    BlockShape,
+    Cache,
+    CausalBlock,
+    FeedForward,
+    ModulatedCausalBlock,
+    ModulatedNorm,
+    learned_norm,
+)
+from pipeline.nn.dropout import dropout as drop_out
+from pipeline.nn.embeddings import LabelEmbedding, rotary_tables
+from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
+
+Position = Literal["rotary", "rotary_sequence", "learned"]
+
+
+@dataclass
+class Places:
+    """Where the places of a sequence stand, the prefix first; B is 1, or axes are missing, where all images agree."""
+
+    added: Tensor | None  # [B, S, width]  joins the embedding
+    rotary: Rotary | None  # each [B, 1, S, D]  turns queries and keys
+
+    def at(self, span: slice) -> tuple[Tensor | None, Rotary | None]:
+        added = None if self.added is None else self.added[..., span, :]
+        return added, None if self.rotary is None else tuple(table[..., span, :] for table in self.rotary)
+
+
+@dataclass
+class Memory:
+    """What a network keeps between the tokens of one sampling; made by `CausalTransformer.begin`."""
+
+    batch: int
+    condition: Condition | None
+    order: Tensor | None
+    caches: list[Cache]
+    length: int = 0  # places told so far, the prefix counted
+    classes: Tensor | None = None  # [B, width]  the embedded condition
+    places: Places | None = None
+
+    def narrow(self, rows: int) -> None:
+        """Go on with the first `rows` of the batch alone."""
+        self.batch, self.classes = rows, self.classes[:rows]
+        if self.order is not None:
+            added, rotary = self.places.added, self.places.rotary
+            added = None if added is None else added[:rows]
+            self.places = Places(added, None if rotary is None else tuple(table[:rows] for table in rotary))
+        for cache in self.caches:
+            cache.narrow(rows)
+
+
+class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
+    """Ids of a code, each predicted from the class and the ids before it.
+
+    LlamaGen (Sun et al., arXiv:2406.06525): the defaults. RAR (Yu et al., arXiv:2411.00776): learned positions, a start
+    token before the class, blocks modulated by class and place, and a target position, which tells each place where the
+    token that it predicts stands, so that tokens may come in any order. `grid`, `vocab`, `codebooks` and `num_classes`
+    (0: unconditional) are derived; class `num_classes` is the null one, and all there is without classes.
+
+    Args:
+        position: `rotary` along the axes of the grid, `rotary_sequence` along the row of tokens, or a learned vector a
+            place, the prefix counted.
+        prefix_rotary: what rotary positions do to the prefix: leave it as it is, or set its queries and keys to zero,
+            as LlamaGen's table does and its released weights need.
+        feed_forward_ratio: the hidden width over the width; SwiGLU takes two thirds of it, since it has three matrices.
+        feed_forward_multiple: the hidden width is rounded up to a multiple of it.
+        token_dropout: of the embedded sequence. residual_dropout: of what each branch adds. feed_forward_dropout: of
+            the activations inside the feed-forward layer.
+
+    Raises ValueError, as `validate` does, when sizes do not fit together.
+    """
+
+    role = "causal"
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["CausalBlock", "ModulatedCausalBlock"]
+    _repeated_blocks = ["CausalBlock", "ModulatedCausalBlock"]
+    _skip_layerwise_casting_patterns = ["embedding", "norm", "modulation", "positions", "targets", "steps", "start"]
+
+    @register_to_config
+    def __init__(
+        self,
+        grid: list[int],
+        vocab: int,
+        num_classes: int,
+        depth: int,
+        width: int,
+        heads: int,
+        codebooks: int = 1,
+        position: Position = "rotary",
+        prefix_rotary: Literal["none", "zero"] = "none",
+        start_token: bool = False,
+        target_positions: bool = False,
+        modulated: bool = False,
+        norm: Norm = "rms",
+        norm_epsilon: float = 1e-5,
+        query_key_norm: bool = False,
+        feed_forward: FeedForward = "swiglu",
+        feed_forward_ratio: float = 4.0,
+        feed_forward_multiple: int = 1,
+        bias: bool = False,
+        class_drop: float = 0.1,
+        token_dropout: float = 0.0,
+        residual_dropout: float = 0.0,
+        feed_forward_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.validate(**self.config)
+        self.gradient_checkpointing = False
+        self.tokens, self.prefix = math.prod(grid), 1 + start_token
+        self.class_embedding = LabelEmbedding(num_classes, width)
+        self.token_embedding = TokenEmbedding(vocab, codebooks, width)
+        self._place(list(grid), position, prefix_rotary, width, heads)
+        length = self.prefix + self.tokens
+        self.start = nn.Parameter(torch.zeros(width)) if start_token else None
+        self.targets = nn.Parameter(torch.zeros(self.tokens, width)) if target_positions else None
+        self.steps = nn.Parameter(torch.zeros(length, width)) if modulated else None  # a vector a place, for adaLN
+        hidden = int(feed_forward_ratio * width)
+        hidden = int(2 * hidden / 3) if feed_forward == "swiglu" else hidden
+        hidden = feed_forward_multiple * math.ceil(hidden / feed_forward_multiple)
+        sizes = (width, heads, norm, norm_epsilon, feed_forward, hidden, bias, query_key_norm)
+        shape = BlockShape(*sizes, residual_dropout, feed_forward_dropout)
+        self.blocks = nn.ModuleList((ModulatedCausalBlock if modulated else CausalBlock)(shape) for _ in range(depth))
+        self.last_norm = (ModulatedNorm if modulated else learned_norm)(norm, width, norm_epsilon)
+        self.head = TokenHead(vocab, codebooks, width, bias=bias)
+        self._initialise()
+
+    @classmethod
+    def validate(
+        cls,
+        grid: Sequence[int],
+        *,
+        depth: int,
+        width: int,
+        heads: int,
+        vocab: int = 1,
+        codebooks: int = 1,
+        num_classes: int = 0,
+        position: Position = "rotary",
+        feed_forward_multiple: int = 1,
+        **others: object,
+    ) -> None:
+        """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
+        counts = {"depth": depth, "width": width, "heads": heads, "vocab": vocab, "codebooks": codebooks}
+        counts["feed_forward_multiple"] = feed_forward_multiple
+        if wrong := [name for name, count in counts.items() if count < 1]:
+            raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
+        if num_classes < 0:
+            raise ValueError(f"num_classes is 0 or more, not {num_classes}")
+        shares = ("class_drop", "token_dropout", "residual_dropout", "feed_forward_dropout")
+        for name in shares:
+            if not 0 <= others.get(name, 0) <= (1 if name == "class_drop" else 0.99):
+                raise ValueError(f"{name} is a share, and a dropout is below 1; it is {others[name]}")
+        if len(grid) not in (1, 2):
+            raise ValueError(f"causal_transformer works on grids of one or two axes, not on {list(grid)}")
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
+        share = 2 * len(grid) if position == "rotary" else 2
+        if "rotary" in position and width // heads % share:
+            raise ValueError(f"position={position} needs width / heads divisible by {share}, not {width // heads}")
+
+    def forward(
+        self,
+        ids: Tensor | None,
+        condition: Condition | None = None,
+        order: Tensor | None = None,
+        dropout: Draws | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """Logits [B, N, codebooks, vocab] of ids [B, N] or [B, N, codebooks], each given those before it.
+
+        Ids are in the order in which they are generated, and so are the logits: entry j is about ids[:, j], whatever
+        its place. `order` [B, N] int64 says where on the grid, counted row by row, ids[:, j] stands; None is row by
+        row. Without a condition a network of classes answers for its null class. `dropout` is where its masks come
+        from; None leaves everything. `memory` is for `advance`.
+
+        Raises ValueError when an unconditional network is given labels, and when N is not the grid's.
+        """
+        if memory is not None:
+            return self._next(ids, memory)
+        ids = ids[..., None] if ids.ndim == 2 else ids
+        if ids.shape[1] != self.tokens:
+            raise ValueError(
+                f"a code of {ids.shape[1]} tokens does not fit the network's grid {list(self.config.grid)}"
+            )
+        return self.head(self.states(ids[:, :-1], condition, order, dropout), ids)
+
+    def states(
+        self,
+        ids: Tensor,
+        condition: Condition | None = None,
+        order: Tensor | None = None,
+        dropout: Draws | None = None,
+    ) -> Tensor:
+        """States [B, n + 1, width] after the first 0, 1, ..., n of ids [B, n, codebooks]; the head reads them."""
+        classes, places = self._classes(condition, len(ids), ids.device), self._places(order, ids.device)
+        h = torch.cat([self._prefix(classes), self.token_embedding(ids)], dim=1)
+        return self._run(h, slice(0, h.shape[1]), classes, places, dropout)[:, self.prefix - 1 :]
+
+    def begin(self, batch: int, condition: Condition | None = None, order: Tensor | None = None) -> Memory:
+        """The memory of a new sampling of `batch` images, for `advance`; see `forward` on condition and order."""
+        capacity = self.prefix + self.tokens - 1  # the last token is never told
+        return Memory(batch, condition, order, [Cache(capacity) for _ in self.blocks])
+
+    def advance(self, memory: Memory, ids: Tensor | None, choose: Choose) -> Tensor:
+        """The ids [B, codebooks] of the next token, one network evaluation; `choose` as for `TokenHead.choose`.
+
+        `ids` [B, codebooks] are those of the token before, as the sequence goes on from it; None before the first.
+        """
+        return self.head.choose(self(ids, memory=memory), choose)[:, 0]
+
+    def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
+        """The state [B, 1, width] that the next token is chosen from, after the memory was told the last one."""
+        if ids is None:
+            device = self.class_embedding.weight.device
+            memory.classes = self._classes(memory.condition, memory.batch, device)
+            memory.places = self._places(memory.order, device)
+            h = self._prefix(memory.classes)
+        else:
+            h = self.token_embedding(ids[:, None])
+        span = slice(memory.length, memory.length + h.shape[1])
+        memory.length = span.stop
+        return self._run(h, span, memory.classes, memory.places, caches=memory.caches)[:, -1:]
+
+    def _run(
+        self,
+        h: Tensor,
+        span: slice,
+        classes: Tensor,
+        places: Places,
+        dropout: Draws | None = None,
+        caches: list[Cache] | None = None,
+    ) -> Tensor:
+        """Embedded places [B, S, width], which are `span` of the sequence, through the blocks and the last norm."""
+        added, rotary = places.at(span)
+        h = h if added is None else h + added
+        h = drop_out(h, self.config.token_dropout, dropout, "tokens")
+        c = () if self.steps is None else (F.silu(classes[:, None] + self.steps[span]),)  # modulations begin with it
+        for i in range(len(self.blocks)):
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                h = self._gradient_checkpointing_func(self._block, i, h, c, rotary, dropout)
+            else:
+                h = self._block(i, h, c, rotary, dropout, caches)
+        return self.last_norm(h, *c)
+
+    def _block(
+        self,
+        i: int,
+        h: Tensor,
+        c: tuple[Tensor, ...],
+        rotary: Rotary | None,
+        dropout: Draws | None,
+        caches: list[Cache] | None = None,
+    ) -> Tensor:
+        """Block `i` with its dropout, which a checkpointed pass draws again, the same, in place of keeping it."""
+        block, cache = self.blocks[i], None if caches is None else caches[i]
+        return block(h, *c, rotary, block.masks(dropout, h.shape[1], f"blocks.{i}"), cache)
+
+    def _classes(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
+        """The class of every image, embedded, [B, width]."""
+        labels = None if condition is None else condition.labels
+        if labels is None:
+            labels = torch.full((batch,), self.config.num_classes, dtype=torch.int64, device=device)
+        elif not self.config.num_classes:
+            raise ValueError("this network was built without classes (num_classes=0); call it without labels")
+        return self.class_embedding(labels)
+
+    def _prefix(self, classes: Tensor) -> Tensor:
+        """What stands before the tokens, [B, 1 or 2, width]: the class, after the start token if there is one."""
+        if self.start is None:
+            return classes[:, None]
+        return torch.stack([self.start.to(classes.dtype).expand_as(classes), classes], dim=1)
+
+    def _places(self, order: Tensor | None, device: torch.device) -> Places:
+        """The places of the prefix and of all tokens, in this order."""
+        index = added = rotary = None
+        if order is not None:
+            first = torch.arange(self.prefix, device=device).expand(len(order), -1)
+            index = torch.cat([first, self.prefix + order], dim=1)  # [B, prefix + N]
+        if self.positions is not None:
+            added = self.positions if index is None else self.positions[index]
+        if self.targets is not None:
+            targets = self.targets if order is None else self.targets[order]
+            targets = F.pad(targets, (0, 0, self.prefix - 1, 1))  # told one place before; the last has nothing to come
+            added = targets if added is None else added + targets
+        if self.cosines is not None:
+            tables = (self.cosines, self.sines)
+            rotary = tables if index is None else tuple(table[index][:, None] for table in tables)
+        return Places(added, rotary)
+
+    def _place(self, grid: list[int], position: Position, prefix_rotary: str, width: int, heads: int) -> None:
+        """Rotary tables or learned positions, [prefix + N, ...]."""
+        cosines = sines = None
+        if position != "learned":
+            tables = rotary_tables(grid if position == "rotary" else [self.tokens], width // heads)
+            cosines, sines = (F.pad(table, (0, 0, self.prefix, 0)) for table in tables)
+            cosines[: self.prefix] = prefix_rotary == "none"
+        self.register_buffer("cosines", cosines, persistent=False)
+        self.register_buffer("sines", sines, persistent=False)
+        learned = position == "learned"
+        self.positions = nn.Parameter(torch.zeros(self.prefix + self.tokens, width)) if learned else None
+
+    def _initialise(self) -> None:
+        """As published: normal weights, modulations at zero; with the head at zero every id is as likely at first."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for table in (self.positions, self.targets, self.steps):
+            if table is not None:
+                nn.init.normal_(table, std=0.02)
+        modulations = [m.modulation for m in self.modules() if isinstance(m, (ModulatedCausalBlock, ModulatedNorm))]
+        for layer in [*modulations, *self.head.outputs]:
+            nn.init.zeros_(layer.weight)
