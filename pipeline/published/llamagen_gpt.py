@@ -1,0 +1,64 @@
+"""LlamaGen's class-conditional generators (FoundationVision/LlamaGen, arXiv:2406.06525)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pipeline.components import build as build_component
+from pipeline.published.checkpoint import fill, need, rename
+
+WHAT = "LlamaGen generators, class-conditional (FoundationVision/LlamaGen: c2i_B_256.pt, c2i_L_384.pt, ...)"
+NAMES = {
+    r"tok_embeddings\.weight": r"token_embedding.tables.0.weight",
+    r"cls_embedding\.embedding_table\.weight": r"class_embedding.weight",
+    r"layers\.(\d+)\.attention_norm\.weight": r"blocks.\1.norm1.weight",
+    r"layers\.(\d+)\.attention\.wqkv\.weight": r"blocks.\1.attention.qkv.weight",
+    r"layers\.(\d+)\.attention\.wo\.weight": r"blocks.\1.attention.proj.weight",
+    r"layers\.(\d+)\.ffn_norm\.weight": r"blocks.\1.norm2.weight",
+    r"layers\.(\d+)\.feed_forward\.w([13])\.weight": r"blocks.\1.feed_forward.w\2",  # joined below
+    r"layers\.(\d+)\.feed_forward\.w2\.weight": r"blocks.\1.feed_forward.down.weight",
+    r"norm\.weight": r"last_norm.weight",
+    r"output\.weight": r"head.outputs.0.weight",
+}
+TABLES = (r"freqs_cis", r"causal_mask")  # computed from the sizes here
+HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 3200: 32}  # by width, of every published size
+DROPOUT = {"class_drop": 0.1, "token_dropout": 0.1, "residual_dropout": 0.1}
+TOKENS = 256  # of an image of 256 px
+
+
+def convert(
+    state: Mapping[str, Tensor], heads: int | None = None, tokens: int = TOKENS, multiple: int = 256
+) -> dict[str, object]:
+    """{"network", "objective"} of a LlamaGen state. No weight tells the number of tokens: a model of 384 px has 576.
+
+    `heads` is told by the width for the published sizes; `multiple` is what they round the feed-forward width up to.
+    Rotary tables and masks stay behind. Raises ValueError for keys or shapes that are not LlamaGen's.
+    """
+    what = "LlamaGen generator"
+    vocab, width = need(state, "tok_embeddings.weight", what).shape
+    if len(need(state, "layers.0.attention.wqkv.weight", what)) != 3 * width:
+        raise ValueError("this LlamaGen generator shares keys and values between heads; none that was published does")
+    if heads is None and width not in HEADS:
+        known = ", ".join(map(str, HEADS))
+        raise ValueError(f"the number of heads of width {width} cannot be told from the weights (known: {known})")
+    arguments = {
+        "position": "rotary",
+        "prefix_rotary": "zero",
+        "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
+        "width": width,
+        "heads": heads or HEADS[width],
+        "feed_forward_multiple": multiple,
+    }
+    derived = {
+        "grid": [math.isqrt(tokens)] * 2,
+        "vocab": vocab,
+        "num_classes": len(need(state, "cls_embedding.embedding_table.weight", what)) - 1,
+    }
+    network = build_component("networks", {"kind": "causal_transformer", **arguments, **DROPOUT}, **derived)
+    weights = rename(state, NAMES, TABLES)
+    for i in range(len(network.blocks)):
+        gate, value = (weights.pop(f"blocks.{i}.feed_forward.w{j}") for j in (1, 3))
+        weights[f"blocks.{i}.feed_forward.up.weight"] = torch.cat([gate, value])
+    return {"network": fill(network, weights), "objective": build_component("objectives", {"kind": "next_token"})}

@@ -1,0 +1,47 @@
+"""RAR: logits and losses in raster and in given orders, greedy generation under power-cosine guidance."""
+
+import re
+
+import torch
+from autoregressive_sampling import greedy
+from torch import Tensor, nn
+
+from golden_kinds import Case, bare
+from pipeline.code import Code, Condition
+from pipeline.guidance import Guidance
+from pipeline.objectives.base import Objective
+from pipeline.published.rar import condition_ids, convert
+
+MATCHES = "modeling.rar.RAR"
+
+
+@torch.no_grad()
+def outputs(case: Case) -> dict[str, Tensor]:
+    parts = convert(case.state)
+    network, inputs = bare(parts["network"]), case.inputs
+    vocab, condition = network.config.vocab, Condition(labels=inputs["labels"])
+    raster = torch.arange(network.tokens).expand_as(inputs["tokens"])
+    found = {
+        "condition_ids": condition_ids(inputs["labels"], vocab),
+        "none_condition_ids": condition_ids(network.null(condition).labels, vocab),
+    }
+    for name, order in (("raster", raster), ("permuted", inputs["orders"])):
+        terms = parts["objective"].loss(network, Code(ids=inputs["tokens"]), condition, order)
+        ids = inputs["tokens"].gather(1, order)
+        states = network.states(ids[..., None], condition, order)  # theirs go on after the last token
+        logits = network.head(states, states[..., :0].long())[:, :, 0]
+        found |= {f"loss_{name}": terms["random_order"], f"logits_{name}": logits, f"labels_{name}": ids}
+        found[f"correct_{name}"] = (logits[:, :-1].argmax(-1) == ids).float().mean()
+    return found | generated(case, parts["objective"], network)
+
+
+def generated(case: Case, objective: Objective, network: nn.Module) -> dict[str, Tensor]:
+    """`generated_NAME` and `guided_logits_NAME` of every call of generate; their scale 0 is no guidance."""
+    found = {}
+    for call in (call for call in case.meta["calls"] if call["call"].startswith("generate(")):
+        scale, power = (float(re.search(rf"{k}=([\d.]+)", call["call"]).group(1)) for k in ("scale", "scale_pow"))
+        guidance = Guidance(scale or 1.0, schedule="cosine", power=power)
+        ids, logits = greedy(network, objective, Condition(labels=case.inputs["gen_labels"]), guidance)
+        name = call["outputs"][0].removeprefix("generated_")
+        found |= {f"generated_{name}": ids, f"guided_logits_{name}": logits}
+    return found
