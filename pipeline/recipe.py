@@ -70,6 +70,7 @@ class Phase:
     losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}})  # slot losses
     train: str = "all"  # or "encoder", "decoder", or what else the tokenizer has among its trained_parts
     adversary: Adversary | None = None
+    least_usage: float = field(default=0.5, metadata=ONLY_SPEED)  # share of the codes below which a warning is logged
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import components
+from pipeline.code_usage import CodeUsage
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
@@ -24,10 +25,17 @@ class Reconstruction:
 
     The terms are those of the tokenizer, of the losses and `adversarial`; each has a weight in `phase.weights`, and
     each weight a term, or it is a ValueError. Until `phase.adversary.start` the critic is neither run nor trained.
-    With accumulation the adaptive weight is that of each micro-batch.
+    With accumulation the adaptive weight is that of each micro-batch. `usage` counts the ids of discrete codes.
     """
 
-    def __init__(self, tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss], critic: Critic | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        phase: Phase,
+        losses: dict[str, Loss],
+        critic: Critic | None = None,
+        usage: CodeUsage | None = None,
+    ):
         terms = expected_terms(type(tokenizer), dict(tokenizer.config), phase)
         components.match_names(phase.weights, terms, "weights", "loss term")
         check_adversary(tokenizer, phase, losses, critic)
@@ -40,7 +48,7 @@ class Reconstruction:
         self.last_layer = tokenizer.last_layer
         pixels = critic is not None or any(loss.of_pixels for loss in losses.values())
         self.asked = {} if pixels else {"pixels": False}
-        self.phase, self.losses = phase, losses
+        self.phase, self.losses, self.usage = phase, losses, usage
         self.metrics: dict[str, Tensor] = {}  # of the last turn, besides its terms
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -48,6 +56,9 @@ class Reconstruction:
         images, adversary = batch.images, self.phase.adversary
         contested = adversary is not None and step >= adversary.start
         rebuilt = self.players["tokenizer"](images, batch.condition, draws, **self.asked)
+        if self.usage is not None:
+            self.usage.add(rebuilt.code.ids)
+            self.metrics |= self.usage.values
         yield "tokenizer", self.tokenizer_terms(images, rebuilt, contested)
         if contested:
             both = torch.cat([images.float(), rebuilt.images.detach().float()])

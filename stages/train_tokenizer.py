@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipeline import starting_weights
+from pipeline.code_usage import usage_of_training
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
 from pipeline.images import Images
@@ -53,7 +54,9 @@ def train_phase(
     accelerator.wait_for_everyone()
     losses = build_losses(recipe, accelerator, phase, images, folder)
     critic = build_critic(phase, recipe.seed + number)
-    task = Reconstruction(tokenizer, phase, losses, critic)
+    epoch = min(len(images), phase.loop.steps * phase.loop.batch)
+    usage = usage_of_training(tokenizer.spec, epoch, phase.least_usage)
+    task = Reconstruction(tokenizer, phase, losses, critic, usage)
     averages = train(task, images, phase.loop, folder, recipe.seed + number, accelerator, recipe.data.workers)
     if accelerator.is_main_process:
         averages["tokenizer"].save_pretrained(folder / "draft")

@@ -9,6 +9,10 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_first() -> bool:
+    return processes() == 1 or dist.get_rank() == 0
+
+
 def summed(tensor: Tensor) -> Tensor:
     """The sum over processes, in a new tensor without a gradient; the same bits in each."""
     total = tensor.detach().clone()

@@ -1,0 +1,80 @@
+"""How much of a codebook is used, over an epoch of training and over stored ids."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from pipeline.code import LatentSpec, stack_ids
+from pipeline.nn.processes import is_first, processes, summed
+
+LARGEST = 2**20  # codes that are counted one by one
+
+log = logging.getLogger(__name__)
+
+
+class CodeUsage:
+    """Counts the ids of training batches; `values` are those of the last whole epoch, and empty before.
+
+    An epoch is as many images as the training set has, or the whole training where that is shorter. `code_usage` is
+    the share of the codes that were taken at all and `code_perplexity` exp of the entropy of how often, both means over
+    codebooks. Below a usage of `least` it warns, once.
+    """
+
+    def __init__(self, spec: LatentSpec, images: int, least: float):
+        self.spec, self.least = spec, least
+        self.images = max(1, images // processes())  # of this process in an epoch
+        self.counts: Tensor | None = None
+        self.seen, self.warned = 0, False
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, ids: Tensor) -> None:
+        """Count the ids [B, N] or [B, N, codebooks] of a batch; at the epoch's end, over all processes."""
+        counts = counts_of(stack_ids(ids), self.spec.vocab)
+        self.counts = counts if self.counts is None else self.counts + counts
+        self.seen += len(ids)
+        if self.seen >= self.images:
+            usage, perplexity = shares(summed(self.counts))
+            self.values = {"code_usage": usage, "code_perplexity": perplexity}
+            self.counts, self.seen = None, 0
+            self.warn(float(usage), float(perplexity))
+
+    def warn(self, usage: float, perplexity: float) -> None:
+        if usage >= self.least or self.warned or not is_first():
+            return
+        self.warned = True
+        log.warning(
+            "an epoch used %.1f %% of the %d codes (perplexity %.0f); try start: kmeans, restart: 0.03, an entropy term"
+            " (entropy_temperature) or more weight for it, a smaller vocab, or fewer channels (dim)",
+            100 * usage,
+            self.spec.vocab,
+            perplexity,
+        )
+
+
+def usage_of_training(spec: LatentSpec, images: int, least: float) -> CodeUsage | None:
+    """What counts the ids of a training with epochs of `images`; None where there are none, or too many codes."""
+    if spec.vocab > LARGEST and is_first():
+        log.warning("the use of %d codes is not counted; up to %d are", spec.vocab, LARGEST)
+    return CodeUsage(spec, images, least) if 0 < spec.vocab <= LARGEST else None
+
+
+def usage_of(ids: Tensor, vocab: int) -> tuple[float, float]:
+    """Usage and perplexity of ids [..., codebooks], as in `CodeUsage`."""
+    usage, perplexity = shares(counts_of(ids, vocab))
+    return float(usage), float(perplexity)
+
+
+def counts_of(ids: Tensor, vocab: int) -> Tensor:
+    """How often each code of each codebook is taken: ids [..., codebooks] to [codebooks, vocab] int64."""
+    codebooks = ids.shape[-1]
+    flat = (ids.long() + vocab * torch.arange(codebooks, device=ids.device)).flatten()
+    counts = torch.zeros(codebooks * vocab, dtype=torch.int64, device=ids.device)
+    return counts.index_add_(0, flat, torch.ones_like(flat)).unflatten(0, (codebooks, vocab))
+
+
+def shares(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Usage and perplexity of counts [codebooks, vocab], each the mean over codebooks, [] float32."""
+    p = counts.double() / counts.sum(dim=1, keepdim=True)
+    perplexity = torch.special.entr(p).sum(dim=1).exp()
+    return (counts > 0).double().mean().float(), perplexity.mean().float()
