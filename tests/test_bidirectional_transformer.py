@@ -129,6 +129,11 @@ def test_dropout_is_a_function_of_its_draws(body):
     ids, masked, condition = request(model)
     whole, first, again, other = (model(ids, masked, condition, dropout=d) for d in (None, draws(), draws(), draws(1)))
     assert torch.equal(first, again) and not torch.equal(first, whole) and not torch.equal(first, other)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.append(inputs[2].attention))
+    model(ids, masked, condition, dropout=draws())
+    assert len(seen) == 3 and not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
     still = network(body=body, dropout=0.0)
     assert torch.equal(still(ids, masked, condition, dropout=draws()), still(ids, masked, condition))
 

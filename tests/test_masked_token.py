@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from scipy.stats import kstest
 from torch import Tensor, nn
 
+from pipeline import LatentPipeline
 from pipeline.code import Code, Condition, LatentSpec, stack_ids
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.guidance import Guidance
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
 from pipeline.objectives.masked_token import MaskedToken
+from pipeline.sampling import counted
+from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.unmasking import Unmasking, halton_order, mask_rate, masked_counts
 
 SCHEDULES = ["arccos", "cosine", "linear"]
@@ -287,6 +290,14 @@ def test_the_surest_tokens_are_settled_first_and_noise_loosens_that():
     assert order(order="halton") == [12 - int(place) for place in halton]
 
 
+def test_noise_falls_to_nothing():
+    uniform = torch.rand(2, 12)
+    late = [Unmasking(noise=4.5).lateness(torch.zeros(2, 12), uniform, rest, (3, 4)) for rest in (1.0, 0.25, 0.0)]
+    torch.testing.assert_close(late[0], -4.5 * torch.log(-torch.log(uniform)))
+    torch.testing.assert_close(late[1], late[0] / 4)
+    assert not late[2].any()
+
+
 def test_ids_follow_the_networks_distribution():
     shares = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0, 0.0, 0.0])
     model = Fixed(shares.log().expand(300, 12, 1, 7))
@@ -294,6 +305,9 @@ def test_ids_follow_the_networks_distribution():
         ids = MaskedToken().sample(model, None, SPEC, ImageDraws.from_seeds(list(range(300))), steps, order=order).ids
         found = ids.flatten().bincount(minlength=7) / ids.numel()
         assert (found - shares).abs().max() < 0.03
+    draws = ImageDraws.from_seeds(list(range(300)))
+    again = MaskedToken().sample(model, None, SPEC, draws, 3, noise=0.0).ids  # unlikely ids are chosen anew
+    assert (again == 0).float().mean() > 0.53
     annealed = {"temperature": 1.0, "anneal": True}
     ids = MaskedToken().sample(model, None, SPEC, ImageDraws.from_seeds(list(range(300))), 1, **annealed).ids
     assert (ids == 0).all()  # a temperature of 0 at the last step, which is the only one
@@ -334,6 +348,15 @@ def test_a_watcher_sees_every_step_and_may_change_the_state():
 
     ids = MaskedToken().sample(model, labels(2), SPEC, ImageDraws.from_seeds([1, 2]), 4, on_step=settle).ids
     assert (ids[:, 0] == 6).all() and ids.max() < 7 and not torch.equal(ids, plain.ids)
+    given = torch.arange(24).view(2, 12) % 7
+
+    def fill(step: int, rest: float, ids: Tensor) -> Tensor | None:
+        return torch.where(torch.arange(12) < 10, given, 7) if step == 0 else None
+
+    ids = MaskedToken().sample(model, labels(2), SPEC, ImageDraws.from_seeds([1, 2]), 4, on_step=fill).ids
+    assert torch.equal(
+        ids[:, :10], given[:, :10]
+    )  # what is settled is not masked again, however many the step may mask
 
 
 @pytest.mark.parametrize("spec", [SPEC, DOUBLE], ids=["one", "two"])
@@ -373,6 +396,26 @@ def test_settings_that_do_not_fit_are_one_line(steps, settings, message):
     with pytest.raises(ValueError, match=message) as error:
         MaskedToken().check_sampler(steps, SPEC, **settings)
     assert "\n" not in str(error.value)
+
+
+def test_a_pipeline_samples_and_survives_its_folder(tmp_path):
+    bottleneck = {"kind": "vector_quantize", "vocab": 7, "dim": 4}
+    tokenizer = ConvAutoencoder(8, bottleneck, width=4, multipliers=[1, 2], blocks=1, groups=2).eval()
+    spec, names = tokenizer.spec, dict(enumerate("abc"))
+    pipe = LatentPipeline(tokenizer, network(spec), MaskedToken(), id2label=names)
+
+    def images(pipe: LatentPipeline) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        settings = {"guidance_scale": 3.0, "guidance_schedule": "linear", "order": "halton"}
+        return pipe([0, 2], generator=generators, output_type="pt", **settings).images
+
+    with counted(pipe.network) as calls:
+        first = images(pipe)
+    assert first.shape == (2, 3, 8, 8) and len(calls) == pipe.steps == 8
+    pipe.save_pretrained(tmp_path)
+    assert torch.equal(images(LatentPipeline.from_pretrained(tmp_path)), first)
+    with pytest.raises(ValueError, match="17 sampling steps for 16 tokens"):
+        pipe(0, num_inference_steps=17)
 
 
 def test_defaults_fit_and_survive_their_folder(tmp_path):

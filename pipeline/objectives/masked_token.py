@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers import SchedulerMixin  # noqa: F401  diffusers looks for it in the component's own module when loading
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
