@@ -97,6 +97,15 @@ def test_distances_are_taken_in_float32_under_autocast(name):
     assert all(terms[key].dtype == torch.float32 and terms[key] == expected[key] for key in terms)
 
 
+@every
+def test_a_module_in_half_precision_gives_codes_in_it(name):
+    quantizer = build(NODES[name]).half().eval()
+    code, _ = quantizer(features(quantizer).detach().half())
+    rows = quantizer.lookup(code.ids)
+    assert code.z.dtype == rows.dtype == torch.float16
+    torch.testing.assert_close(code.z, rows, atol=5e-3, rtol=0)
+
+
 BAD = {
     "vocab to 2": UNIT | {"vocab": 1},
     "decay 1 is not": UNIT | {"decay": 1.0},

@@ -34,7 +34,8 @@ class Binary(Quantizer):
         self.dim = self.inputs = bits
         self.vocab = 2**bits
         self.spherical, self.entropy_temperature, self.group = spherical, entropy_temperature, min(group, bits)
-        self.size = bits**-0.5 if spherical else 1.0  # |z| of each channel
+        size = bits**-0.5 if spherical else 1.0
+        self.register_buffer("size", torch.tensor(size), persistent=False)  # |z| of each channel
 
     @classmethod
     def terms(cls, entropy_temperature: float | None = 1.0, **arguments) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ class Binary(Quantizer):
 
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         ids = self.nearest_code(latents)
-        codes = self.lookup(ids)
+        codes = self.signs(ids, self.dim) * self.size.float()
         terms = {"commit": F.mse_loss(latents, codes)}
         if self.entropy_temperature is not None:
             terms["entropy"] = sum(self.entropy(part) for part in latents.flatten(0, 1).split(self.group, dim=-1))
@@ -54,7 +55,7 @@ class Binary(Quantizer):
     def entropy(self, bits: Tensor) -> Tensor:
         """The term for a group of channels [T, at most `group`]."""
         count = bits.shape[-1]
-        codes = self.signs(torch.arange(2**count, device=bits.device), count) * self.size
+        codes = self.signs(torch.arange(2**count, device=bits.device), count) * self.size.float()
         return entropy_gap(bits, lambda points: 2 * points @ codes.T / self.entropy_temperature, 2**count)
 
     def nearest_code(self, z: Tensor) -> Tensor:
@@ -62,10 +63,10 @@ class Binary(Quantizer):
         return ((z > 0) << torch.arange(self.dim - 1, -1, -1, device=z.device)).sum(dim=-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return self.signs(ids, self.dim) * self.size
+        return self.signs(ids, self.dim).to(self.size.dtype) * self.size
 
     @staticmethod
     def signs(ids: Tensor, count: int) -> Tensor:
         """The `count` bits of ids [...] as -1 and 1, [..., count]."""
         places = torch.arange(count - 1, -1, -1, device=ids.device)
-        return 2.0 * (ids[..., None] >> places & 1) - 1
+        return (2 * (ids[..., None] >> places & 1) - 1).float()

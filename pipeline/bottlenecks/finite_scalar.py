@@ -29,40 +29,28 @@ class FiniteScalar(Quantizer):
             raise ValueError(f"levels {levels} need one entry a channel, each 2 or more, for example [8,5,5,5]")
         if math.prod(levels) >= 2**63:
             raise ValueError(f"levels {levels} give more than 2^63 codes, too many to number; give fewer channels")
-        self.levels = tuple(levels)
         self.dim = self.inputs = len(levels)
         self.vocab = math.prod(levels)
+        places = [1, *accumulate(levels[:-1], lambda a, b: a * b)]
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)  # what a step adds to the id
+        self.register_buffer("halves", torch.tensor(levels) // 2 * 1.0, persistent=False)  # steps between -1 and 0
 
     def latents(self, h: Tensor) -> Tensor:
         """h bounded to where its levels are, unrounded, in units of z."""
-        levels = self.row(self.levels, h)
-        reach = (levels - 1) * (1 - MARGIN) / 2
-        offset = 0.5 * (levels % 2 == 0)
-        return (torch.tanh(h + torch.tan(offset / reach)) * reach - offset) / self.halves(h)
+        reach = (self.levels - 1) * (1 - MARGIN) / 2
+        offset = 0.5 * (self.levels % 2 == 0)
+        return (torch.tanh(h + torch.tan(offset / reach)) * reach - offset) / self.halves.float()
 
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         ids = self.nearest_code(latents.detach())
-        return Code(z=self.carry(self.lookup(ids), latents), ids=ids), {}
+        return Code(z=self.carry(self.lookup(ids).float(), latents), ids=ids), {}
 
     def nearest_code(self, z: Tensor) -> Tensor:
         """Ids [B, N] of the code vectors nearest to z [B, N, dim]."""
-        digits = torch.round(z.float() * self.halves(z)).long() + self.halves(z).long()
-        digits = torch.minimum(digits.clamp_min(0), self.row(self.levels, z).long() - 1)
-        return (digits * self.places(z)).sum(dim=-1)
+        digits = (torch.round(z * self.halves.float()) + self.halves).long()
+        return (torch.minimum(digits.clamp_min(0), self.levels - 1) * self.places).sum(dim=-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        digits = ids[..., None] // self.places(ids) % torch.tensor(self.levels, device=ids.device)
-        halves = self.halves(ids)
-        return (digits - halves) / halves
-
-    def places(self, like: Tensor) -> Tensor:
-        """What one step of each channel adds to the id, [dim] int64."""
-        return torch.tensor([1, *accumulate(self.levels[:-1], lambda a, b: a * b)], device=like.device)
-
-    def halves(self, like: Tensor) -> Tensor:
-        """floor(L / 2), [dim]: steps of a channel between -1 and 0."""
-        return self.row([level // 2 for level in self.levels], like)
-
-    @staticmethod
-    def row(values: list[int] | tuple[int, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=like.device)
+        digits = ids[..., None] // self.places % self.levels
+        return (digits - self.halves) / self.halves
