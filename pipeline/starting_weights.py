@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from diffusers import ModelMixin
 
-from pipeline.pipeline_folder import fingerprint_files, load_component
+from pipeline.pipeline_folder import INDEX, fingerprint_files, load_component
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -44,6 +44,10 @@ def differ(own: Any, stored: Any) -> bool:
     return own != stored
 
 
-def fingerprint(folder: str | None) -> str | None:
-    """What a result that starts from this folder depends on."""
-    return None if folder is None or not Path(folder).is_dir() else fingerprint_files(Path(folder))
+def fingerprints(part: Any) -> dict[str, str]:
+    """A hash of every folder of weights that a part of a recipe names, wherever it does: results depend on them."""
+    if isinstance(part, str):
+        known = [name for name in ("config.json", INDEX) if Path(part, name).is_file()]
+        return {part: fingerprint_files(Path(part))} if known else {}
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+    return {folder: value for one in inner for folder, value in fingerprints(one).items()}

@@ -11,13 +11,13 @@ from pipeline.latents import LatentStore
 from pipeline.line import build_network, seeded
 from pipeline.loop import train
 from pipeline.recipe import Recipe
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, plain
 
 READS, WRITES = ("latents",), "generator"
 
 
 def uses(recipe: Recipe) -> Any:
-    return recipe.generator, starting_weights.fingerprint(recipe.generator.start), recipe.seed, recipe.precision
+    return recipe.generator, starting_weights.fingerprints(plain(recipe.generator)), recipe.seed, recipe.precision
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

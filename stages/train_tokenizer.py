@@ -19,14 +19,14 @@ from pipeline.perceptual_backbone import perceptual_backbone
 from pipeline.recipe import Phase, Recipe
 from pipeline.reconstruction import Reconstruction
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, plain
 
 READS, WRITES = (), "tokenizer"
 
 
 def uses(recipe: Recipe) -> Any:
-    start = starting_weights.fingerprint(recipe.tokenizer.start)
-    return recipe.tokenizer, start, recipe.data, recipe.seed, recipe.precision, recipe.weights
+    folders = starting_weights.fingerprints(plain(recipe.tokenizer))
+    return recipe.tokenizer, folders, recipe.data, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

@@ -6,7 +6,7 @@ from tiny_pipeline import make_network, make_recipe, make_tokenizer
 
 from pipeline.line import build_network, build_tokenizer, check_line
 from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.starting_weights import fingerprint, loaded
+from pipeline.starting_weights import fingerprints, loaded
 from stages import train_tokenizer
 
 
@@ -54,4 +54,9 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
     wider = build_network(recipe, spec, 7, FlowMatching())
     with pytest.raises(ValueError, match="num_classes 4, the recipe has 7"):
         loaded(wider, str(tmp_path / "network"), "generator.start")
-    assert fingerprint(None) is None
+
+
+def test_every_folder_that_a_recipe_names_counts(folder):
+    part = {"start": str(folder), "losses": [{"path": str(folder)}], "size": 3, "nothing": None, "other": "nowhere"}
+    found = fingerprints(part)
+    assert list(found) == [str(folder)] and fingerprints(str(folder)) == found
