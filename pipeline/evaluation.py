@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from pipeline.code import stack_ids
+from pipeline.code_usage import usage_of
 from pipeline.metrics.base import Features
 from pipeline.metrics.copies import near_copies
 from pipeline.metrics.fidelity import eight_bits, psnr, ssim
@@ -202,6 +204,18 @@ def accuracy_numbers(
     meaning = "share of real images that the judge puts into their class: what its verdict on samples is worth"
     own = {"judge": judge, "images": images} | {key: protocol[key] for key in ("precision", "versions")}
     yield "judge_accuracy", Number("Accuracy of the judge", real, "higher", meaning, own, "share")
+
+
+def code_numbers(ids: Tensor | None, vocab: int) -> Iterator[tuple[str, Number]]:
+    """How much of the codebook the stored ids [B, N] or [B, N, codebooks] use; nothing for continuous codes."""
+    if ids is None:
+        return
+    usage, perplexity = usage_of(stack_ids(ids), vocab)
+    protocol = {"images": f"{len(ids)} of the training split, as they are", "codes": vocab}
+    meaning = "share of the codes that occur at all, in the mean over codebooks"
+    yield "code_usage", Number("Codebook usage", usage, "higher", meaning, protocol, "share", headline=True)
+    meaning = "exp of the entropy of how often each code occurs: as many codes, used evenly, would be as rich"
+    yield "code_perplexity", Number("Codebook perplexity", perplexity, "higher", meaning, protocol)
 
 
 def accuracy(rows: Rows) -> float:

@@ -15,6 +15,7 @@ from pipeline.draws import mix
 from pipeline.evaluation import (
     Rows,
     accuracy_numbers,
+    code_numbers,
     copy_numbers,
     even,
     fidelity,
@@ -24,6 +25,7 @@ from pipeline.evaluation import (
     versions,
 )
 from pipeline.images import Images
+from pipeline.latents import LatentStore
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import KINDS, ClassifierFeatures, PixelFeatures
 from pipeline.nn.feature_distance import Backbone
@@ -40,6 +42,7 @@ from pipeline.workspace import NOTE, Workspace
 
 READS, WRITES = ("tokenizer", "latents", "generator", "decoder", "samples"), "report"
 JUDGE_VALUES = 2**28  # numbers in the images that train the judge, at most: 1 GiB
+CODES = 50_000  # stored codes at most that their use is counted on
 SURROUNDINGS = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
 
 
@@ -62,6 +65,10 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if not work.accelerator.is_main_process:
         return
     numbers = measure(recipe, eyes, samples, new, real, made, {"train": len(train), "held_out": len(held_out)})
+    store = LatentStore(work.artefact("latents"))
+    codes = store.plain(torch.arange(min(len(store), CODES))).code
+    if found := {key: number.plain() for key, number in code_numbers(codes.ids, store.spec.vocab)}:
+        numbers["Codes"] = found
     flat = {key: {"group": group} | number for group, part in numbers.items() for key, number in part.items()}
     (out / "metrics.json").write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
     shown = draw(recipe, work, out, held_out, tokenizer, pixels, labels)

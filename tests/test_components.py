@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
 from pipeline.components import SLOTS, build, check, conform, find, kinds
 
@@ -26,8 +26,10 @@ def test_every_argument_is_annotated_and_documented(slot, kind):
 @pytest.mark.parametrize("slot, kind", EVERY)
 def test_diffusers_can_load_it_again(slot, kind):
     cls = find(slot, kind)
-    if issubclass(cls, ModelMixin):
-        assert hasattr(inspect.getmodule(cls), "ModelMixin"), "diffusers seeks its base in the component's own module"
+    for base in (ModelMixin, SchedulerMixin):
+        if issubclass(cls, base):
+            module = inspect.getmodule(cls)
+            assert hasattr(module, base.__name__), "diffusers seeks its base in the component's own module"
     if issubclass(cls, ConfigMixin):
         assert hasattr(cls.__init__, "__wrapped__"), "register_to_config is missing"
 

@@ -10,7 +10,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from pipeline.evaluation import Rows, even, sample_numbers, spread
+from pipeline.encoding import encode
+from pipeline.evaluation import Rows, code_numbers, even, sample_numbers, spread
+from pipeline.images import Images
 from pipeline.line import build_tokenizer
 from pipeline.metrics.features import PixelFeatures
 from pipeline.number_text import shown
@@ -36,7 +38,9 @@ def run(tmp_path, monkeypatch):
     for name in evaluate.READS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "made_from.json").write_text("{}")  # seconds and versions may be missing
-    build_tokenizer(recipe).save_pretrained(tmp_path / "decoder")
+    tokenizer, accelerator = build_tokenizer(recipe), Accelerator(cpu=True)
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    encode(tokenizer, Images(recipe.data, "train"), recipe.latents, tmp_path / "latents", accelerator, 0, "fp32")
     log = [{"step": step, "network/flow": 1 / step, "lr/network": 1e-3} for step in range(1, 9)]
     (tmp_path / "generator" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     (tmp_path / "samples" / "samples.json").write_text('{"steps": 7, "guidance": {"scale": 1.5}, "seeds": "3 + i"}')
@@ -46,7 +50,7 @@ def run(tmp_path, monkeypatch):
         np.savez(tmp_path / "samples" / "samples.npz", arr_0=pixels, arr_1=labels)
         out = tmp_path / "report"
         out.mkdir()
-        evaluate.run(recipe, Workspace(tmp_path, Accelerator(cpu=True)), out)
+        evaluate.run(recipe, Workspace(tmp_path, accelerator), out)
         for name in ("reconstructions.png", "samples.png", "curves.png"):
             assert Image.open(out / name).size[0] > 100
         return json.loads((out / "metrics.json").read_text()), (out / "index.html").read_text()
@@ -97,6 +101,13 @@ def test_the_floor_is_what_new_real_images_get():
     assert same["fd_pixels"].held_out == other["fd_pixels"].held_out
     assert other["precision_pixels"].value < same["precision_pixels"].value
     assert same["recall_pixels"].held_out > 0.8
+
+
+def test_the_use_of_a_codebook_is_counted():
+    ids = torch.tensor([[0, 1], [1, 0]])
+    found = dict(code_numbers(ids, 4))
+    assert found["code_usage"].value == 0.5 and found["code_perplexity"].value == pytest.approx(2)
+    assert not dict(code_numbers(None, 0)), "continuous codes have no codebook"
 
 
 def test_even_choices_keep_the_shares_of_classes():
