@@ -141,6 +141,33 @@ def test_the_gradient_of_the_code_goes_to_the_features_once(name):
     torch.testing.assert_close(torch.autograd.grad((quantizer(h)[0].z * g).sum(), h)[0], g)
 
 
+def test_every_level_of_a_residual_pulls_the_features_to_its_sum():
+    quantizer = build(NODES["residual"])
+    h = features(quantizer)
+    code, terms = quantizer(h)
+    sums = torch.stack([part.lookup(code.ids[..., k]) for k, part in enumerate(quantizer.parts)]).cumsum(0).detach()
+    expected = torch.stack([(h - z).square().mean() for z in sums]).mean()
+    torch.testing.assert_close(terms["commit"], expected)
+    torch.testing.assert_close(torch.autograd.grad(terms["commit"], h), torch.autograd.grad(expected, h))
+
+
+def test_the_parts_of_a_product_draw_apart():
+    quantizer = build(NODES["product"], bottleneck=UNIT | {"sampling_temperature": 1.0})
+    quantizer.parts[1].load_state_dict(quantizer.parts[0].state_dict())
+    h = features(quantizer)[..., :4].repeat(1, 1, 2)
+    ids = quantizer(h, draws())[0].ids
+    assert (ids[..., 0] == ids[..., 1]).float().mean() < 0.4
+
+
+def test_a_bit_of_zero_is_negative_and_the_first_bit_the_highest():
+    quantizer = build(BITS, bits=40)
+    h = torch.zeros(1, 2, 40)
+    h[0, 1, 0] = h[0, 1, 39] = 1.0
+    code, _ = quantizer(h)
+    assert code.ids.tolist() == [[0, 2**39 + 1]] and code.z[0, 0].eq(-1).all()
+    assert torch.equal(quantizer.lookup(code.ids), code.z)
+
+
 def test_levels_lie_where_the_paper_puts_them():
     grid = build(GRID, levels=[3, 4])
     h = torch.tensor([-9.0, 0.0, 9.0])[None, :, None].expand(1, 3, 2)
@@ -247,12 +274,17 @@ def test_k_means_starts_from_the_batch_whatever_the_codebook_was(unit_norm):
 
 
 def test_dead_rows_are_placed_at_latents_of_the_batch_chosen_by_the_draws():
-    def restarted(step: int) -> VectorQuantize:
+    def restarted(step: int, batches: int = 4) -> VectorQuantize:
         quantizer = build(EUCLID, restart=0.2, decay=0.5)
         quantizer.codebook.data[8:] += 100  # far from everything
-        for number in range(4):
+        for number in range(batches):
             quantizer(features(quantizer, seed=number), draws(step + number))
         return quantizer
+
+    young = restarted(0, 2)
+    assert not young.placed.any()  # a row has time to be found
+    young(features(young, seed=2), draws(2))
+    assert young.placed[8:].all() and (young.counts[8:] == 6 * 20 / 24).all()
 
     quantizer = restarted(0)
     dead = quantizer.placed > 0
