@@ -208,6 +208,16 @@ def test_each_dropout_acts_alone(name):
     assert not torch.allclose(dropped, model(ids, condition), atol=1e-3)
 
 
+def test_every_layer_has_masks_of_its_own():
+    model, seen = network(**DROPOUTS), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
+    ids, condition = request(model)
+    model(ids, condition, dropout=StepDraws(0, 0, slice(0, 3), 3))
+    masks = [mask[..., :16] for each in seen for mask in each]
+    assert len(masks) == 6 and not any(torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
+
+
 @pytest.mark.parametrize("arguments", [{}, RAR], ids=["llamagen", "rar"])
 def test_gradient_checkpointing_changes_nothing(arguments):
     model = network(**arguments, **DROPOUTS)

@@ -17,12 +17,12 @@ NAMES = {
     r"layers\.(\d+)\.attention\.wqkv\.weight": r"blocks.\1.attention.qkv.weight",
     r"layers\.(\d+)\.attention\.wo\.weight": r"blocks.\1.attention.proj.weight",
     r"layers\.(\d+)\.ffn_norm\.weight": r"blocks.\1.norm2.weight",
-    r"layers\.(\d+)\.feed_forward\.w([13])\.weight": r"blocks.\1.feed_forward.w\2",  # joined below
     r"layers\.(\d+)\.feed_forward\.w2\.weight": r"blocks.\1.feed_forward.down.weight",
     r"norm\.weight": r"last_norm.weight",
     r"output\.weight": r"head.outputs.0.weight",
 }
 TABLES = (r"freqs_cis", r"causal_mask")  # computed from the sizes here
+HALVES = r"layers\.\d+\.feed_forward\.w[13]\.weight"  # of one matrix here: what is gated, and by what
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 3200: 32}  # by width, of every published size
 DROPOUT = {"class_drop": 0.1, "token_dropout": 0.1, "residual_dropout": 0.1}
 TOKENS = 256  # of an image of 256 px
@@ -43,6 +43,8 @@ def convert(
     if heads is None and width not in HEADS:
         known = ", ".join(map(str, HEADS))
         raise ValueError(f"the number of heads of width {width} cannot be told from the weights (known: {known})")
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"{tokens} tokens are not a square of them; LlamaGen's codes have 256, 576 or 1024")
     arguments = {
         "position": "rotary",
         "prefix_rotary": "zero",
@@ -57,8 +59,8 @@ def convert(
         "num_classes": len(need(state, "cls_embedding.embedding_table.weight", what)) - 1,
     }
     network = build_component("networks", {"kind": "causal_transformer", **arguments, **DROPOUT}, **derived)
-    weights = rename(state, NAMES, TABLES)
+    weights = rename(state, NAMES, (*TABLES, HALVES))
     for i in range(len(network.blocks)):
-        gate, value = (weights.pop(f"blocks.{i}.feed_forward.w{j}") for j in (1, 3))
+        gate, value = (need(state, f"layers.{i}.feed_forward.w{j}.weight", what) for j in (1, 3))
         weights[f"blocks.{i}.feed_forward.up.weight"] = torch.cat([gate, value])
     return {"network": fill(network, weights), "objective": build_component("objectives", {"kind": "next_token"})}
