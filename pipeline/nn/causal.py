@@ -53,7 +53,8 @@ class Cache:
         """Store keys and values [rows, heads, n, D] of the next n places; views [rows, heads, length, D] of all."""
         if self.keys is None:
             rows, heads, _, width = keys.shape
-            self.keys, self.values = (t.new_empty(rows, heads, self.capacity, width) for t in (keys, values))
+            room = [t.new_empty(rows, heads, self.capacity, width) for t in (keys, values)]
+            self.keys, self.values = (t.zero_() for t in room)  # written to, so that memory is claimed here and now
         first, self.length = self.length, self.length + keys.shape[2]
         self.keys[:, :, first : self.length] = keys
         self.values[:, :, first : self.length] = values
@@ -78,21 +79,21 @@ class CausalAttention(nn.Module, AttentionModuleMixin):
 
     def __init__(self, shape: BlockShape):
         super().__init__()
-        self.heads, head_width = shape.heads, shape.width // shape.heads
+        self.heads, self.normed, head_width = shape.heads, shape.query_key_norm, shape.width // shape.heads
         self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.bias)
-        normed = shape.query_key_norm
-        self.query_norm = learned_norm(shape.norm, head_width, shape.epsilon) if normed else nn.Identity()
-        self.key_norm = learned_norm(shape.norm, head_width, shape.epsilon) if normed else nn.Identity()
+        self.query_norm = learned_norm(shape.norm, head_width, shape.epsilon) if self.normed else None
+        self.key_norm = learned_norm(shape.norm, head_width, shape.epsilon) if self.normed else None
         self.proj = nn.Linear(shape.width, shape.width, bias=shape.bias)
         self.set_processor(AttentionProcessor())
 
     def forward(self, x: Tensor, rotary: Rotary | None = None, cache: Cache | None = None) -> Tensor:
         """With a cache, x are the next places after those in it: one place, or any number while it is empty."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, heads, D]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D]
-        q, k = self.query_norm(q), self.key_norm(k)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # each [B, heads, N, D]
+        if self.normed:
+            q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            q, k = rotate(torch.stack([q, k]) if self.normed else qkv[:2], *rotary)  # both at once
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm answers in float32
         if cache is not None:
             k, v = cache.append(k, v)
