@@ -92,3 +92,13 @@ def test_an_imported_generator_loads_and_samples_as_the_converted_one(tmp_path, 
         draws, condition = ImageDraws.from_seeds([0, 1]), Condition(labels=torch.tensor([1, 2]))
         found.append(each.sample(model, condition, spec_of(model), draws, 16, Guidance(2.0)).ids)
     assert torch.equal(*found)
+
+
+def test_what_no_weight_tells_is_stated_on_the_command_line(tmp_path):
+    torch.save({"model": state("llamagen_gpt")}, tmp_path / "c2i.pt")
+    place = [str(tmp_path / "c2i.pt"), str(tmp_path / "out")]
+    for setting, message in (("token=16", "did you mean 'tokens'"), ("tokens=many", "not a whole number")):
+        with pytest.raises(ValueError, match=message):
+            import_checkpoint(["llamagen_gpt", *place, setting])
+    import_checkpoint(["llamagen_gpt", *place, *(f"{name}={value}" for name, value in SMALL.items())])
+    assert json.loads((tmp_path / "out" / "network" / "config.json").read_text())["grid"] == [4, 4]

@@ -59,7 +59,8 @@ class RandomOrder(Objective):
         """ValueError for a network that is not told which place it predicts."""
         if not target_positions:
             raise ValueError(
-                "in a random order a network must be told which place it predicts; set network.target_positions=true"
+                "in a random order a network must be told which place it predicts;"
+                " set generator.network.target_positions=true"
             )
 
     def share_permuted(self, step: int) -> float:

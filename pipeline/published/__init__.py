@@ -1,10 +1,12 @@
 """Checkpoints of other projects, turned into our folders: one file a format."""
 
 import importlib
+import inspect
 import json
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 
 def formats() -> dict[str, str]:
@@ -18,8 +20,9 @@ def formats() -> dict[str, str]:
 
 
 def import_checkpoint(arguments: list[str]) -> None:
-    """`python run.py import FORMAT FILE OUT`: write each converted component into OUT, whole or not at all.
+    """`python run.py import FORMAT FILE OUT [key=value ...]`: each converted component in OUT, whole or not at all.
 
+    Settings are arguments of the format's `convert`: what no weight tells, as tokens=576 of a LlamaGen model of 384 px.
     A tokenizer becomes OUT itself; a generator becomes OUT/network and OUT/objective, as train_generator leaves them.
     Raises ValueError for an unknown format, an unreadable file, unexpected keys, or an OUT that is not empty.
     """
@@ -30,14 +33,15 @@ def import_checkpoint(arguments: list[str]) -> None:
     if not arguments:
         print("\n".join(f"{name:<14}{what}" for name, what in formats().items()))
         return
-    if len(arguments) != 3:
+    if len(arguments) < 3:
         raise ValueError(f"import needs FORMAT FILE OUT; the formats: {', '.join(formats())}")
     name, file, out = arguments[0], Path(arguments[1]), Path(arguments[2])
     if name not in formats():
         raise ValueError(f"there is no format {name!r}{suggestion(name, list(formats()))}")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name another folder")
-    parts = importlib.import_module(f"{__name__}.{name}").convert(read(file))
+    convert = importlib.import_module(f"{__name__}.{name}").convert
+    parts = convert(read(file), **stated(convert, arguments[3:]))
     draft = out.with_name(f".{out.name}-draft")
     for part, component in parts.items():
         component.save_pretrained(draft if part == "tokenizer" else draft / part)
@@ -48,6 +52,19 @@ def import_checkpoint(arguments: list[str]) -> None:
     print(f"{name}: {file} -> {out} ({', '.join(parts)})")
     for part, component in parts.items():
         print(in_a_recipe(part, component, out))
+
+
+def stated(convert: Callable[..., Any], overrides: list[str]) -> dict[str, Any]:
+    """`key=value` settings as the arguments of `convert` beyond the state; ValueError for one that it does not have."""
+    from pipeline.components import conform, suggestion
+    from pipeline.recipe import parse
+
+    hints, known = get_type_hints(convert), list(inspect.signature(convert).parameters)[1:]
+    values = {name: value for override in overrides for name, value in parse(override).items()}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"import: this format has no setting {name!r}{suggestion(name, known)}")
+    return {name: conform(value, hints[name], name) for name, value in values.items()}
 
 
 def in_a_recipe(part: str, component: Any, out: Path) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.components import build as build_component
 from pipeline.published.checkpoint import fill, need, rename
 
-WHAT = "LlamaGen generators, class-conditional (FoundationVision/LlamaGen: c2i_B_256.pt, c2i_L_384.pt, ...)"
+WHAT = "LlamaGen generators, class-conditional (FoundationVision/LlamaGen: c2i_B_256.pt; of 384 px with tokens=576)"
 NAMES = {
     r"tok_embeddings\.weight": r"token_embedding.tables.0.weight",
     r"cls_embedding\.embedding_table\.weight": r"class_embedding.weight",
