@@ -1,5 +1,6 @@
 """The causal transformer: what it may see, its cache, its switches, its published sizes, how diffusers handles it."""
 
+import importlib
 import math
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pipeline.draws import StepDraws
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.nn import attention as door
 from pipeline.nn.causal import Cache, CausalBlock, ModulatedCausalBlock
+from pipeline.self_contained import pack
 
 ROOT = Path(__file__).parents[1]
 SIZE = {"vocab": 11, "num_classes": 5, "depth": 2, "width": 16, "heads": 2}
@@ -300,6 +302,17 @@ def test_a_saved_network_is_the_same_in_a_fresh_process(tmp_path):
             out = model(ids, condition)
         save_file({"ids": ids, "labels": condition.labels, "out": out}, tmp_path / name / "io.safetensors")
     subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], check=True, cwd=ROOT)
+
+
+def test_a_network_packed_into_one_file_is_the_same(tmp_path, monkeypatch):
+    (tmp_path / "packed_network.py").write_text(pack("pipeline.networks.causal_transformer", "CausalTransformer", {}))
+    monkeypatch.syspath_prepend(tmp_path)
+    model = network(**RAR, **DROPOUTS)
+    packed = importlib.import_module("packed_network").CausalTransformer(**model.config)
+    packed.load_state_dict(model.state_dict())
+    ids, condition = request(model)
+    for draws in (None, StepDraws(0, 0, slice(0, 3), 3)):
+        assert torch.equal(packed(ids, condition, dropout=draws), model(ids, condition, dropout=draws))
 
 
 PUBLISHED = {

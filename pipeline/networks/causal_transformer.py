@@ -26,7 +26,7 @@ from pipeline.nn.causal import (
     ModulatedNorm,
     learned_norm,
 )
-from pipeline.nn.dropout import dropout as drop_out
+from pipeline.nn.dropout import dropped
 from pipeline.nn.embeddings import LabelEmbedding, rotary_tables
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
 
@@ -252,7 +252,9 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         """Embedded places [B, S, width], which are `span` of the sequence, through the blocks and the last norm."""
         added, rotary = places.at(span)
         h = h if added is None else h + added
-        h = drop_out(h, self.config.token_dropout, dropout, "tokens")
+        share = self.config.token_dropout
+        if dropout is not None and share:
+            h = dropped(h, dropout.kept("tokens", tuple(h.shape[1:]), share), share)
         c = () if self.steps is None else (F.silu(classes[:, None] + self.steps[span]),)  # modulations begin with it
         for i in range(len(self.blocks)):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
