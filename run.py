@@ -25,7 +25,7 @@ Without training
   recipes                  the recipes there are
   doctor                   what this machine has: packages, devices, weight files
   sample FOLDER|HUB_ID     images from a published pipeline: labels=[3,7] images=16 steps=50 guidance=2 out=DIR
-  import FORMAT FILE OUT   another project's checkpoint as our folders; import alone lists the formats
+  import FORMAT FILE OUT [KEY=VALUE ...]   another project's checkpoint as our folders; import alone lists the formats
 
 A RECIPE is a name in configs/ or a file. Any value of it can be changed on the line:
 

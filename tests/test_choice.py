@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.choice import Choice, invert
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws, scrambled
-from pipeline.nn.dropout import dropout
+from pipeline.nn.dropout import dropped
 from pipeline.nn.tokens import TokenEmbedding, TokenHead
 
 SHARES = torch.tensor([0.1, 0.4, 0.2, 0.3])
@@ -188,9 +188,9 @@ def test_other_draws_keep_the_right_share_too():
     assert given.kept("a", (3,), 0.3).tolist() == [[False, True, True]]
 
 
-def test_dropout_keeps_the_mean_and_is_nothing_without_draws_or_share():
+def test_dropout_keeps_the_mean_and_is_nothing_without_a_mask():
     x, draws = torch.ones(8, 64, 32), StepDraws(0, 0, slice(0, 8), 8)
-    found = dropout(x, 0.25, draws, "a")
+    found = dropped(x, draws.kept("a", (64, 32), 0.25), 0.25)
     assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(found.mean() - 1) < 0.02
-    assert dropout(x, 0.25, None, "a") is x and dropout(x, 0.0, draws, "a") is x
+    assert dropped(x, None, 0.25) is x

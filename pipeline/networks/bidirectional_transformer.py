@@ -15,7 +15,7 @@ from pipeline.code import Condition, stack_ids
 from pipeline.draws import Draws
 from pipeline.networks.base import Network
 from pipeline.nn.bidirectional import BlockShape, LongSkipBlock, PostNormBlock
-from pipeline.nn.dropout import dropout as drop
+from pipeline.nn.dropout import dropped
 from pipeline.nn.embeddings import LabelEmbedding
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
 
@@ -136,7 +136,9 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         h = self._embed(ids.masked_fill(masked[..., None], self.config.vocab), condition)
         if self.config.body == "bert":
             h = self.norm(h)
-        h = drop(h, self.config.dropout, dropout, "embedding")
+        share = self.config.dropout
+        if dropout is not None and share:
+            h = dropped(h, dropout.kept("embedding", tuple(h.shape[1:]), share), share)
         stored = []
         for i in range(len(self.blocks)):
             taken = stored.pop() if stored and i >= len(self.blocks) - self.half else None

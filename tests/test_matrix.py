@@ -1,0 +1,179 @@
+"""Any tokenizer with any generator: each pair of fragments trains and samples at tiny size, or is refused in a line."""
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from pipeline import LatentPipeline
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.components import find, kinds, structure
+from pipeline.draws import StepDraws
+from pipeline.generation import Generation
+from pipeline.line import build_network, build_tokenizer, check_line
+from pipeline.recipe import CONFIGS, Recipe, merge, read
+
+SIZES = (8, 16, 32)  # pixels
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "depth": 3,
+    "heads": 2,
+    "blocks": 1,
+    "groups": 4,
+    "dim": 4,
+    "vocab": 16,
+    "levels": [4, 3],
+    "tokens": 6,
+    "z_channels": 8,
+    "feed_forward_multiple": 1,
+    "decoder_width": 32,
+    "decoder_depth": 2,
+    "decoder_heads": 2,
+    "proxy_vocab": 16,
+    "proxy_dim": 8,
+    "proxy_width": 8,
+    "proxy_start": None,
+}
+OBJECTIVES: dict[str, dict[str, Any]] = {"random_order": {"anneal_start": 1, "anneal_end": 2}}  # what has no default
+STEPS = {"denoiser": 2, "causal": None, "masked": 2}
+
+
+def small(node: dict[str, Any]) -> dict[str, Any]:
+    """A fragment's node with every size that it states made tiny; its switches stay."""
+    sizes = {name: SMALL[name] for name in node if name in SMALL}
+    nested = {name: small(value) for name, value in node.items() if isinstance(value, dict)}
+    return node | sizes | nested
+
+
+def nodes(folder: str, *place: str) -> dict[str, dict[str, Any]]:
+    """The distinct tiny nodes of the fragments in a folder, each under the name of the first fragment that gives it."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((CONFIGS / folder).glob("*.yaml")):
+        node = read(path)
+        for key in place:
+            node = node[key]
+        if (node := small(node)) not in found.values():
+            found[path.stem] = node
+    return found
+
+
+TOKENIZERS = nodes("tokenizers", "tokenizer", "model")
+NETWORKS = nodes("networks", "generator", "network")
+GENERATORS = [(network, objective) for network, objective in product(NETWORKS, kinds("objectives"))]
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> str:
+    """A folder that stands for the hub's SD-VAE."""
+    folder = tmp_path_factory.mktemp("stock")
+    AutoencoderKL(latent_channels=4, block_out_channels=(8,) * 4, norm_num_groups=4).save_pretrained(folder)
+    return str(folder)
+
+
+def spec_of(node: dict[str, Any], size: int) -> LatentSpec:
+    arguments = {name: value for name, value in node.items() if name != "kind"}
+    return find("tokenizers", node["kind"]).geometry(image_size=size, **arguments)
+
+
+def size_for(node: dict[str, Any]) -> int:
+    """The smallest size at which a tokenizer gives four tokens or more."""
+    for size in SIZES:
+        try:
+            if spec_of(node, size).tokens >= 4:
+                return size
+        except ValueError:
+            continue
+    raise AssertionError(f"{node} fits none of {SIZES}")
+
+
+def recipe_of(tokenizer: str, network: str, objective: str, stock: str) -> Recipe:
+    model = dict(TOKENIZERS[tokenizer])
+    if "path" in model:
+        model = {"kind": model["kind"], "path": stock}
+    node = {"kind": objective} | OBJECTIVES.get(objective, {})
+    if objective == "gaussian_diffusion":
+        node["variance"] = "learned_range"
+    terms = find("objectives", objective).terms(**{name: value for name, value in node.items() if name != "kind"})
+    generator = {
+        "network": NETWORKS[network],
+        "objective": node,
+        "weights": dict.fromkeys(terms, 1.0),
+        "loop": {"steps": 1, "lr": {"network": 1e-3}},
+    }
+    values = {
+        "name": "pair",
+        "data": {"source": {"kind": "digits"}, "size": size_for(model)},
+        "tokenizer": {"model": model, "start": "anywhere"},
+        "generator": generator,
+    }
+    role = find("objectives", objective).role
+    return structure(Recipe, merge(values, {"sample": {"steps": STEPS[role], "guidance": 2.0}}))
+
+
+def fits(recipe: Recipe) -> bool:
+    """What LatentSpec allows: ids for a generator of ids, and a network of the kind that the objective trains."""
+    objective = find("objectives", recipe.generator.objective["kind"])
+    network = find("networks", recipe.generator.network["kind"])
+    spec = spec_of(recipe.tokenizer.model, recipe.data.size)
+    told = recipe.generator.network.get("target_positions", False)
+    lacks = objective.__name__ == "RandomOrder" and not told
+    return bool(spec.vocab) == objective.discrete and network.role == objective.role and not lacks
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("network, objective", GENERATORS)
+def test_every_pair_trains_and_samples_or_is_refused(tokenizer, network, objective, stock):
+    recipe = recipe_of(tokenizer, network, objective, stock)
+    if not fits(recipe):
+        with pytest.raises(ValueError) as refusal:
+            check_line(recipe)
+        assert "\n" not in str(refusal.value) and "generator." in str(refusal.value)
+        return
+    line = check_line(recipe)
+    shape = (2, 3, recipe.data.size, recipe.data.size)
+    images = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    model = build_tokenizer(recipe).eval()
+    with torch.no_grad():
+        code = model.encode(images)
+    assert (code.z if code.ids is None else code.ids).shape[1] == line.spec.tokens
+    generator = build_network(recipe, line.spec, 3, line.objective)
+    train_one_step(recipe, generator, line.objective, code)
+    pipe = LatentPipeline(model, generator.eval(), line.objective, sampling={"steps": recipe.sample.steps})
+    pipe.set_progress_bar_config(disable=True)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    made = pipe([0, 2], guidance_scale=2.0, generator=seeds, output_type="pt").images
+    assert made.shape == shape and made.isfinite().all()
+    alone = pipe([2], guidance_scale=2.0, generator=seeds[1].manual_seed(2), output_type="pt").images
+    torch.testing.assert_close(made[1:], alone, atol=2e-3, rtol=0)
+
+
+def train_one_step(recipe: Recipe, network: torch.nn.Module, objective: Any, code: Code) -> None:
+    """Forward, backward and a step of the optimiser, after which some weight has moved and all are finite."""
+
+    class Batch:
+        std = None
+
+    Batch.code, Batch.condition = code, Condition(torch.tensor([0, 2]))
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    task = Generation(network, objective, recipe.generator.weights)
+    for _, terms in task.turns(Batch, StepDraws(0, 0, slice(0, 2), 2), 0):
+        sum(terms.values()).backward()
+    optimizer.step()
+    moved = [not torch.equal(old, new) for old, new in zip(before, network.parameters())]
+    assert any(moved) and all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+def test_fragments_are_all_here():
+    """A fragment that the matrix does not meet is one that nobody has tried."""
+    for folder, known in (("tokenizers", TOKENIZERS), ("networks", NETWORKS)):
+        names = {path.stem for path in Path(CONFIGS, folder).glob("*.yaml")}
+        assert set(known) <= names and known, json.dumps(sorted(names))
+    assert {find("networks", node["kind"]).role for node in NETWORKS.values()} == set(STEPS)
+    specs = [spec_of(node, size_for(node)) for node in TOKENIZERS.values() if "path" not in node]
+    assert {(len(spec.grid), bool(spec.vocab)) for spec in specs} == {(1, True), (1, False), (2, True), (2, False)}
