@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DiffusionPipeline
 
 import run
+from pipeline import LatentPipeline
 from stages import ORDER
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +36,24 @@ def finished(tmp_path_factory) -> Path:
         patch.chdir(place)
         assert run.main(["all", "digits", *SHORT]) == 0
     return place
+
+
+@pytest.mark.parametrize("recipe", ["digits_vq_ar", "digits_titok_maskgit"])
+def test_ids_go_the_whole_way_to_a_folder_that_diffusers_alone_loads(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = [value for value in SHORT if "sample.steps" not in value]
+    assert run.main(["all", recipe, *short, "generator.network.width=32", "publish.self_contained=true"]) == 0
+    folder = tmp_path / "runs" / recipe
+    numbers = json.loads((folder / "report" / "metrics.json").read_text())
+    assert 0 < numbers["code_usage"]["value"] <= 1
+    ours = LatentPipeline.from_pretrained(folder / "pipeline")
+    alone = DiffusionPipeline.from_pretrained(folder / "pipeline" / "self_contained", trust_remote_code=True)
+    made = []
+    for pipe in (ours, alone):
+        pipe.set_progress_bar_config(disable=True)
+        seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        made.append(pipe([3, 8], generator=seeds, output_type="pt").images)
+    assert made[0].shape == (2, 3, 16, 16) and torch.allclose(*made, atol=1e-4)
 
 
 def lines(capsys: pytest.CaptureFixture) -> list[str]:
