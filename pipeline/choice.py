@@ -30,7 +30,7 @@ class Choice:
         """Ids [...] of logits [..., vocab], each by inverting the distribution at `uniform` [...] in [0, 1)."""
         if self.temperature == 0 or self.top_k == 1:
             return logits.argmax(dim=-1)
-        logits = logits.float() / self.temperature
+        logits = logits.float() if self.temperature == 1 else logits.float() / self.temperature
         if not self.top_k and self.top_p == 1:
             return invert(logits.softmax(dim=-1), uniform)
         logits, ids = logits.topk(self.top_k or logits.shape[-1], dim=-1)  # from the likeliest down

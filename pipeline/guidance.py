@@ -96,7 +96,7 @@ def combine(conditional: Tensor, unconditional: Tensor, scale: float, channels: 
 def guided_logits(logits: Tensor, scale: float) -> Tensor:
     """Logits [2B, ...], the conditional half first, to guided ones [B, ...]; a scale of 1 is the conditional half."""
     conditional, unconditional = logits.chunk(2)
-    return conditional if scale == 1 else unconditional + scale * (conditional - unconditional)
+    return conditional if scale == 1 else torch.lerp(unconditional, conditional, scale)  # in one pass
 
 
 def both_halves(network: nn.Module, condition: Condition | None, guidance: Guidance) -> Condition | None:
