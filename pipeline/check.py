@@ -17,6 +17,8 @@ def print_check(recipe: Recipe) -> None:
     """Print parameters, shapes, memory and disk; builds on the meta device and writes nothing."""
     line = check_line(recipe)
     images, classes, note = data_summary(recipe)
+    if images and recipe.posttrain is not None:
+        recipe.posttrain.check_images(images)
     conditional = recipe.generator.condition == "class"
     with torch.device("meta"):
         network = build_network(recipe, line.spec, (classes or 1000) if conditional else 0, line.objective)

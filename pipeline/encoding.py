@@ -1,7 +1,7 @@
 """From images to the store of codes: by any number of processes, going on where it stopped."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,40 @@ def encode(
     number of processes. Finished shards are kept. Raises ValueError when the folder was begun with anything else.
     """
     manifest = describe(tokenizer, images, latents, seed, precision)
+    encoder = Encoder(tokenizer, images, latents, seed, precision, accelerator.device)
+
+    def make(rows: Tensor) -> dict[str, Tensor]:
+        return as_stored(encoder(rows), latents.precision, tokenizer.spec, rows)
+
+    fill(folder, manifest, make, latents.batch, accelerator, "encoding")
+
+
+def fill(
+    folder: Path,
+    manifest: dict[str, Any],
+    make: Callable[[Tensor], dict[str, Tensor]],
+    batch: int,
+    accelerator: Accelerator,
+    doing: str,
+) -> None:
+    """Write a store of codes to `folder`, every process its share of the shards; finished shards are kept.
+
+    `make(rows)` gives the tensors that are stored of rows [B] of the store. Raises ValueError when the folder was begun
+    with another manifest.
+    """
     if accelerator.is_main_process and not (folder / MANIFEST).exists():
         write_manifest(folder, manifest)
     accelerator.wait_for_everyone()
     refuse_stale(folder, manifest)
-    mine = range(accelerator.process_index, len(manifest["shards"]), accelerator.num_processes)
+    counts = manifest["shards"]
+    mine = range(accelerator.process_index, len(counts), accelerator.num_processes)
     todo = [number for number in mine if not shard_file(folder, number).exists()]
-    encoder = Encoder(tokenizer, images, latents, seed, precision, accelerator.device)
-    total = sum(manifest["shards"][number] for number in todo)
-    with tqdm(total=total, desc="encoding", unit="img", disable=not accelerator.is_main_process) as progress:
+    total = sum(counts[number] for number in todo)
+    with tqdm(total=total, desc=doing, unit="img", disable=not accelerator.is_main_process) as progress:
         for number in todo:
-            first, parts = number * latents.shard, []
-            for rows in torch.arange(first, first + manifest["shards"][number]).split(latents.batch):
-                parts.append(_stored(encoder(rows), latents, tokenizer.spec, rows))
+            first, parts = number * counts[0], []
+            for rows in torch.arange(first, first + counts[number]).split(batch):
+                parts.append(make(rows))
                 progress.update(len(rows))
             write_shard(
                 folder, manifest, number, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -145,12 +166,12 @@ def refuse_stale(folder: Path, manifest: dict[str, Any]) -> None:
             raise ValueError(f"{folder} holds codes made with {name} {was}, not {now}; delete it to encode anew")
 
 
-def _stored(found: dict[str, Tensor], latents: Latents, spec: LatentSpec, rows: Tensor) -> dict[str, Tensor]:
+def as_stored(found: dict[str, Tensor], precision: str, spec: LatentSpec, rows: Tensor) -> dict[str, Tensor]:
     """The tensors in the types they are stored in; FloatingPointError naming the rows of codes that do not fit."""
     stored = {}
     for name, tensor in found.items():
         if tensor.is_floating_point():
-            stored[name] = tensor.to(DTYPES[latents.precision])
+            stored[name] = tensor.to(DTYPES[precision])
             if not stored[name].isfinite().all():
                 raise FloatingPointError(f"the codes of images {int(rows[0])} to {int(rows[-1])} are not all finite")
         elif name == "ids":

@@ -42,8 +42,7 @@ def check_line(recipe: Recipe) -> Line:
     tokenizer, spec = check_tokenizer(recipe)
     objective = check_generator(recipe, spec)
     check_sampling(recipe, spec, objective)
-    if recipe.posttrain is not None:
-        raise ValueError("posttrain can only be null")
+    check_posttraining(recipe, tokenizer)
     for kind in recipe.evaluate.features:
         find_features(kind)
     return Line(tokenizer, spec, find("networks", recipe.generator.network["kind"]), objective)
@@ -63,7 +62,12 @@ def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
 
 
 def check_phase(
-    phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, Any], image_size: int, where: str
+    phase: Phase,
+    tokenizer: type[Tokenizer],
+    arguments: dict[str, Any],
+    image_size: int,
+    where: str,
+    from_codes: bool = False,
 ) -> None:
     if phase.train not in (parts := list(tokenizer.trained_parts)):
         raise ValueError(f"{where}.train: this tokenizer has no part {phase.train!r}{suggestion(phase.train, parts)}")
@@ -76,7 +80,8 @@ def check_phase(
                 f"{where}.adversary.critic judges images of {smallest} px or more, data.size is {image_size}"
             )
         players.append("critic")
-    match_names(phase.weights, expected_terms(tokenizer, arguments, phase), f"{where}.weights", "loss term")
+    terms = expected_terms(None if from_codes else tokenizer, arguments, phase)
+    match_names(phase.weights, terms, f"{where}.weights", "loss term")
     match_names(phase.loop.lr, players, f"{where}.loop.lr", "player")
 
 
@@ -142,6 +147,22 @@ def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> No
             f"sample.guidance is {recipe.sample.guidance:g}, but generator.network.class_drop is 0: the network never"
             " learns the unconditional prediction; set class_drop=0.1 or guidance=1"
         )
+
+
+def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
+    """ValueError where post-training trains more than a decoder, or by losses that need more than its images."""
+    if recipe.posttrain is None:
+        return
+    phase, where = recipe.posttrain.phase, "posttrain.phase"
+    if phase.train != "decoder":
+        raise ValueError(f"{where}.train is {phase.train!r}, but codes must stay what they are; set train: decoder")
+    if not phase.losses:
+        raise ValueError(f"{where}.losses is empty, and so held-out pairs have no error; name one, for example pixel")
+    for name, node in phase.losses.items():
+        loss, _ = check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
+        if not loss.of_pixels:
+            raise ValueError(f"{where}.losses.{name} is not of pixels, which are all a decoder makes; leave it out")
+    check_phase(phase, tokenizer, {}, recipe.data.size, where, from_codes=True)
 
 
 def find_features(kind: str) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,9 @@ class Task(Protocol):
         """Yield (player, weighted loss terms), one optimiser update each, in order."""
 
 
+Until = Callable[[int, dict[str, nn.Module]], bool]  # (step, EMA of every player) -> whether training ends there
+
+
 class Interrupted(Exception):
     """Training was asked to stop; a checkpoint was saved, and the same command goes on from it."""
 
@@ -58,9 +61,18 @@ class Training:
 
 
 def train(
-    task: Task, data: Readable, loop: Loop, folder: Path, seed: int, accelerator: Accelerator, workers: int = 0
+    task: Task,
+    data: Readable,
+    loop: Loop,
+    folder: Path,
+    seed: int,
+    accelerator: Accelerator,
+    workers: int = 0,
+    until: Until | None = None,
 ) -> dict[str, nn.Module]:
     """Train to `loop.steps`, going on from a checkpoint in `folder` if there is one; the EMA of every player.
+
+    `until` is asked after every step, before the step is saved, and has to answer the same in all processes.
 
     The result is a function of (task, data, loop, seed): any number of processes and of accumulated micro-batches
     gives the same up to rounding, and a training that was killed and started again gives the same to the bit.
@@ -76,15 +88,23 @@ def train(
     with stop_requests() as stopped:
         while progress.step < loop.steps:
             step(training, source)
-            last = progress.step == loop.steps
+            enough = until is not None and until(progress.step, averaged(progress))
+            last = enough or progress.step == loop.steps
             halt = anyone(accelerator, bool(stopped), progress.step)
             if halt or last or (loop.save_every and progress.step % loop.save_every == 0):
                 checkpoints.save(accelerator, folder, progress, task.players, loop.keep)
+            if enough:
+                break
             if halt and not last:
                 raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command goes on from it")
     journal.close()
     accelerator.free_memory()
     accelerator._custom_objects.clear()
+    return averaged(progress)
+
+
+def averaged(progress: Progress) -> dict[str, nn.Module]:
+    """The running average of every player."""
     return {name: average.module for name, average in progress.averages.items()}
 
 

@@ -112,6 +112,38 @@ class GeneratorTraining:
 
 
 @dataclass
+class PostTraining:
+    """The decoder's training on pairs (what the generator made of a real image's code, that image): RobusTok's.
+
+    Qiu et al., arXiv:2509.12474, section 4.3. The generator is sampled as `sample` says.
+    """
+
+    phase: Phase  # train: decoder; its terms are the losses' and `adversarial`, for nothing before the decoder moves
+    pairs: int  # of so many training images, drawn by the seed
+    held_out: int  # of these pairs, by whose error training is stopped and the best weights are kept
+    preserve: float = 0.9  # share of the code that the generator is given
+    route: Literal["reencode", "tokens"] = "reencode"  # what it made goes by way of 8-bit pixels, or straight
+    check_every: int = 500  # steps
+    patience: int = 5  # checks without a smaller error, after which training ends
+
+    def __post_init__(self) -> None:
+        if not 0 < self.preserve <= 1:
+            raise ValueError(f"posttrain.preserve is {self.preserve:g}; pairs need a share above 0, and 1 at most")
+        if not 0 < self.held_out < self.pairs:
+            raise ValueError(
+                f"posttrain.held_out is {self.held_out} of {self.pairs} pairs; hold out one or more, and leave some"
+            )
+        for name in ("check_every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"posttrain.{name} is {getattr(self, name)}; use 1 or more")
+
+    def check_images(self, count: int) -> None:
+        """ValueError where there are fewer training images than pairs."""
+        if self.pairs > count:
+            raise ValueError(f"posttrain.pairs is {self.pairs}, but there are {count} training images; ask for fewer")
+
+
+@dataclass
 class Sampling:
     """What is asked of the finished line. `sampler` holds the objective's own settings (solver, ...)."""
 
@@ -151,7 +183,7 @@ class Recipe:
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     latents: Latents = field(default_factory=Latents)
-    posttrain: None = None  # null passes the tokenizer through
+    posttrain: PostTraining | None = None  # null passes the tokenizer through
     sample: Sampling = field(default_factory=Sampling)
     evaluate: Evaluation = field(default_factory=Evaluation)
     publish: Publication = field(default_factory=Publication)

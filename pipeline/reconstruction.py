@@ -28,6 +28,8 @@ class Reconstruction:
     With accumulation the adaptive weight is that of each micro-batch. `usage` counts the ids of discrete codes.
     """
 
+    own_terms = True  # the tokenizer's, of what lies before its decoder, are among the terms
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -36,7 +38,7 @@ class Reconstruction:
         critic: Critic | None = None,
         usage: CodeUsage | None = None,
     ):
-        terms = expected_terms(type(tokenizer), dict(tokenizer.config), phase)
+        terms = expected_terms(type(tokenizer) if self.own_terms else None, dict(tokenizer.config), phase)
         components.match_names(phase.weights, terms, "weights", "loss term")
         check_adversary(tokenizer, phase, losses, critic)
         trained = {id(parameter) for parameter in tokenizer.trainable(phase.train)}
@@ -55,7 +57,7 @@ class Reconstruction:
         """The tokenizer's turn, then the critic's from its start on. `batch` holds `images` and `condition`."""
         images, adversary = batch.images, self.phase.adversary
         contested = adversary is not None and step >= adversary.start
-        rebuilt = self.players["tokenizer"](images, batch.condition, draws, **self.asked)
+        rebuilt = self.rebuild(batch, draws)
         if self.usage is not None:
             self.usage.add(rebuilt.code.ids)
             self.metrics |= self.usage.values
@@ -65,6 +67,10 @@ class Reconstruction:
             real, fake = self.players["critic"](both).float().chunk(2)
             self.metrics |= {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
             yield "critic", critic_loss(adversary.loss, real, fake)
+
+    def rebuild(self, batch: Any, draws: StepDraws) -> Rebuilt:
+        """The pass of the tokenizer that the losses look at."""
+        return self.players["tokenizer"](batch.images, batch.condition, draws, **self.asked)
 
     def tokenizer_terms(self, images: Tensor, rebuilt: Rebuilt, contested: bool) -> dict[str, Tensor]:
         """The weighted terms, with their true values.
@@ -165,9 +171,14 @@ def carrying(value: Tensor, made: Tensor, uphill: Tensor) -> Tensor:
     return value.detach() + (surrogate - surrogate.detach())
 
 
-def expected_terms(tokenizer: type[Tokenizer], arguments: dict[str, Any], phase: Phase) -> set[str]:
-    """Names of all terms of a phase, known without building; ValueError when two losses give the same one."""
-    names = list(tokenizer.terms(**{name: value for name, value in arguments.items() if not name.startswith("_")}))
+def expected_terms(tokenizer: type[Tokenizer] | None, arguments: dict[str, Any], phase: Phase) -> set[str]:
+    """Names of all terms of a phase, known without building; ValueError when two losses give the same one.
+
+    Without a `tokenizer` they are those of a phase that starts from codes.
+    """
+    names = []
+    if tokenizer is not None:
+        names += tokenizer.terms(**{name: value for name, value in arguments.items() if not name.startswith("_")})
     for node in phase.losses.values():
         cls = components.find("losses", node["kind"])
         names += cls.terms(**{name: value for name, value in node.items() if name != "kind"})

@@ -245,6 +245,7 @@ def logs(recipe: Recipe, work: Workspace) -> dict[str, Path]:
     tokenizer = work.artefact("tokenizer")
     found = {f"tokenizer {phase}": tokenizer / "phases" / phase / "metrics.jsonl" for phase in recipe.tokenizer.phases}
     found["generator"] = work.artefact("generator") / "metrics.jsonl"
+    found["decoder"] = work.artefact("decoder") / "posttraining" / "metrics.jsonl"
     return {title: path for title, path in found.items() if path.exists()}
 
 

@@ -1,20 +1,91 @@
 """latents/ + generator/ -> decoder/: the tokenizer whose decoder knows what the generator makes."""
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline import starting_weights
+from pipeline.components import find
+from pipeline.images import Images
+from pipeline.latents import LatentStore
+from pipeline.loop import train
+from pipeline.pairs import Pairs, cost_of_pairs, make_pairs
+from pipeline.phase_parts import build_critic, build_losses, carry_over, critic_folder
+from pipeline.pipeline_folder import load_component
+from pipeline.posttraining import DecoderTraining, EarlyStop
 from pipeline.recipe import Recipe
-from pipeline.workspace import Workspace
+from pipeline.sampling import assemble, sampling_record
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.workspace import Workspace, plain
 
-READS, WRITES = ("latents",), "decoder"
+READS, WRITES = ("tokenizer", "latents", "generator"), "decoder"
 
 
 def uses(recipe: Recipe) -> Any:
-    return (recipe.posttrain,)
+    if recipe.posttrain is None:
+        return (None,)
+    folders = starting_weights.fingerprints(plain(recipe.posttrain))
+    sampled = plain(sampling_record(recipe)), recipe.latents.precision
+    return recipe.posttrain, folders, sampled, recipe.data, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     """With `posttrain: null` the tokenizer passes through as it is, so that no later stage has a branch."""
+    tokenizer = work.artefact("latents") / "tokenizer"
+    if recipe.posttrain is not None:
+        tokenizer = trained(recipe, work, tokenizer, out)
     if work.accelerator.is_main_process:
-        shutil.copytree(work.artefact("latents") / "tokenizer", out, dirs_exist_ok=True)
+        shutil.copytree(tokenizer, out, dirs_exist_ok=True)
+
+
+def trained(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path:
+    """The folder of the post-trained tokenizer; pairs, log and cost stay in `out` beside what is made of it."""
+    part, accelerator, folder = recipe.posttrain, work.accelerator, out / "posttraining"
+    images, store = Images(recipe.data, "train"), LatentStore(work.artefact("latents"))
+    make_pairs(recipe, assemble(recipe, tokenizer, work.artefact("generator")), store, out / "pairs", accelerator)
+    if accelerator.is_main_process:
+        folder.mkdir(exist_ok=True)
+    accelerator.wait_for_everyone()
+    count = part.pairs - part.held_out
+    pairs = Pairs(out / "pairs", images, recipe, 0, count)
+    losses = build_losses(recipe, accelerator, part.phase, images, folder)
+    held_out = Pairs(out / "pairs", images, recipe, count, part.held_out)
+    stop = EarlyStop(part, losses, held_out, folder, accelerator)
+    critic, carried = build_critic(part.phase, recipe.seed), None
+    if critic is not None:
+        critic, carried = carry_over(critic, critic_folder(recipe, work.artefact("tokenizer")))
+    model: Tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), tokenizer)
+    task = DecoderTraining(model, part.phase, losses, critic)
+    if not stop.checks:
+        stop.check(0, task.players["tokenizer"].to(accelerator.device).eval())
+    if not stop.reached:
+        train(task, pairs, part.phase.loop, folder, recipe.seed, accelerator, recipe.data.workers, stop)
+    if accelerator.is_main_process:
+        record = describe(stop, out / "pairs", carried)
+        (out / "posttraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    return stop.best
+
+
+def describe(stop: EarlyStop, pairs: Path, carried: bool | None) -> dict[str, Any]:
+    """What post-training was, gave and cost, as JSON values."""
+    part, cost = stop.part, cost_of_pairs(pairs)
+    return {
+        "pairs": part.pairs,
+        "held_out": part.held_out,
+        "preserve": part.preserve,
+        "route": part.route,
+        "critic": {None: "none", True: "carried over", False: "fresh"}[carried],
+        "error_before": stop.checks[0].error,
+        "error_after": stop.kept.error,
+        "steps": stop.checks[-1].step,
+        "kept_step": stop.kept.step,
+        "stopped_early": stop.checks[-1].step < part.phase.loop.steps,
+        "cost": {
+            "seconds_of_pairs": round(cost["seconds"], 2),  # added over processes
+            "network_evaluations_of_pairs": round(cost["evaluations"]),
+            "seconds_of_training": round(sum(check.seconds for check in stop.checks), 2),
+        },
+        "checks": [asdict(check) for check in stop.checks],
+    }

@@ -1,21 +1,15 @@
 """images -> tokenizer/: phase after phase, each going on from the last one's average weights."""
 
-import inspect
 import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from pipeline import starting_weights
 from pipeline.code_usage import usage_of_training
-from pipeline.components import build, find
-from pipeline.critics.base import Critic
 from pipeline.images import Images
 from pipeline.line import build_tokenizer, seeded
 from pipeline.loop import train
-from pipeline.losses.base import Loss
-from pipeline.perceptual_backbone import perceptual_backbone
+from pipeline.phase_parts import build_critic, build_losses
 from pipeline.recipe import Phase, Recipe
 from pipeline.reconstruction import Reconstruction
 from pipeline.tokenizers.base import Tokenizer
@@ -59,26 +53,9 @@ def train_phase(
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
     averages = train(task, images, phase.loop, folder, recipe.seed + number, accelerator, recipe.data.workers)
     if accelerator.is_main_process:
+        if critic is not None:  # as trained, and not its average: what the decoder's post-training goes on from
+            critic.save_pretrained(folder / "critic")
         averages["tokenizer"].save_pretrained(folder / "draft")
         (folder / "draft").rename(finished)
     accelerator.wait_for_everyone()
     return averages["tokenizer"].requires_grad_(True)
-
-
-def build_losses(
-    recipe: Recipe, accelerator: Accelerator, phase: Phase, images: Images, folder: Path
-) -> dict[str, Loss]:
-    """The phase's losses; the frozen network that some compare features of is made once, when one asks for it."""
-    losses, derived = {}, {}
-    for name, node in phase.losses.items():
-        if "backbone" in inspect.signature(find("losses", node["kind"]).__init__).parameters and not derived:
-            derived = {"backbone": perceptual_backbone(recipe, images, folder, accelerator)}
-        losses[name] = build("losses", node, **derived).to(accelerator.device)
-    return losses
-
-
-def build_critic(phase: Phase, seed: int) -> Critic | None:
-    if phase.adversary is None:
-        return None
-    seeded(seed)
-    return build("critics", phase.adversary.critic)

@@ -1,0 +1,156 @@
+"""Pairs of a real image and the code that the generator made of it: making them, and reading them in training."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipeline.code import Code, Condition
+from pipeline.draws import ImageDraws, mix
+from pipeline.encoding import DTYPES, as_stored, fill
+from pipeline.images import Images
+from pipeline.latent_pipeline import LatentPipeline
+from pipeline.latents import FORMAT, LatentStore, key_of, load_shard, shard_file
+from pipeline.recipe import PostTraining, Recipe
+from pipeline.sampling import counted, sampling_record
+
+
+@dataclass
+class PairBatch:
+    """Pairs, ready for the training of a decoder."""
+
+    images: Tensor  # [B, 3, size, size] real, in [-1, 1]
+    code: Code  # what the generator made of them, at unit scale
+    condition: Condition | None = None
+
+    def to(self, *args: Any, **kwargs: Any) -> "PairBatch":
+        condition = self.condition and self.condition.to(*args, **kwargs)
+        return PairBatch(self.images.to(*args, **kwargs), self.code.to(*args, **kwargs), condition)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Pairs:
+    """Pairs `first` to `first + count` of those that `make_pairs` wrote; nothing is augmented.
+
+    The image is the very view that the stored code is of: where crops are stored, the centre of the first factor's.
+    """
+
+    def __init__(self, folder: Path, images: Images, recipe: Recipe, first: int, count: int):
+        self.store, self.images, self.first, self.count = LatentStore(folder), images, first, count
+        self.rows = chosen_rows(recipe.posttrain, self.store.manifest["images"], recipe.seed)
+        self.crops = recipe.latents.crops[:1]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Tensor, seeds: Tensor) -> PairBatch:
+        return self.plain(indices)
+
+    def plain(self, indices: Tensor) -> PairBatch:
+        """Pairs `indices` [B]."""
+        pair = self.store.plain(indices + self.first)
+        view = next(self.images.views(self.rows[indices + self.first], self.crops))
+        return PairBatch(view.images, pair.code, pair.condition)
+
+
+def make_pairs(
+    recipe: Recipe, pipe: LatentPipeline, store: LatentStore, folder: Path, accelerator: Accelerator
+) -> None:
+    """Write the codes of `recipe.posttrain.pairs` images as the generator makes them anew, a store of codes of its own.
+
+    A pair is a function of (generator, tokenizer, stored code, seed, row), up to rounding: not of the batch or the
+    number of processes. Finished shards are kept. Raises ValueError when there are fewer images than pairs.
+    """
+    recipe.posttrain.check_images(len(store))
+    pipe.to(accelerator.device)
+    manifest = describe(recipe, store)
+    fill(folder, manifest, maker(recipe, pipe, store), recipe.sample.batch, accelerator, "making pairs")
+
+
+def maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[[Tensor], dict[str, Tensor]]:
+    """A function from places among the pairs [B] to what is stored of them, with what each cost.
+
+    By the route `reencode` the image that the generator's code decodes to is rounded to 8 bits, and the frozen encoder
+    makes a code (the mode) of it. That is once and for all what storing the image as a PNG and encoding it at every
+    step would give, since it is not augmented.
+    """
+    part, device = recipe.posttrain, pipe.device
+    rows = chosen_rows(part, len(store), recipe.seed)
+    narrow = recipe.precision != "fp32"
+
+    @torch.no_grad()
+    def make(places: Tensor) -> dict[str, Tensor]:
+        started, chosen = time.monotonic(), rows[places]
+        batch = store.plain(chosen).to(device)
+        draws = ImageDraws.from_seeds([mix(recipe.seed, "pair", row) for row in chosen.tolist()], device)
+        autocast = torch.autocast(device.type, dtype=DTYPES[recipe.precision]) if narrow else nullcontext()
+        with autocast, counted(pipe.network) as calls:
+            code = regenerated(pipe, batch.code, batch.condition, part.preserve, draws)
+            if part.route == "reencode":
+                code = pipe.tokenizer.encode(eight_bits(pipe.decode(code)))
+        found = {"ids": code.ids} if store.spec.vocab else {"z": code.z.float()}
+        found = {name: tensor.cpu()[:, None] for name, tensor in found.items()}  # a store holds [rows, views, ...]
+        found = as_stored(found, recipe.latents.precision, store.spec, chosen)
+        if batch.condition is not None:
+            found["labels"] = batch.condition.labels.cpu()
+        cost = {"seconds": (time.monotonic() - started) / len(places), "evaluations": float(len(calls))}
+        return found | {name: torch.full((len(places), 1), value) for name, value in cost.items()}
+
+    return make
+
+
+def regenerated(
+    pipe: LatentPipeline, code: Code, condition: Condition | None, preserve: float, draws: ImageDraws
+) -> Code:
+    """The code as the pipeline's generator makes it anew at the settings that the pipeline samples with."""
+    how = pipe.defaults
+    condition = condition if pipe.num_classes else None
+    return pipe.objective.regenerate(
+        pipe.network, code, condition, preserve, draws, pipe.steps, how.guidance, **how.sampler
+    )
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as a PNG would keep them."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def chosen_rows(part: PostTraining, images: int, seed: int) -> Tensor:
+    """The training images of the pairs, [pairs]: a function of the seed."""
+    generator = torch.Generator().manual_seed(mix(seed, "pairs"))
+    return torch.randperm(images, generator=generator)[: part.pairs]
+
+
+def describe(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
+    """The manifest of the pairs, which a `LatentStore` reads like that of any codes."""
+    part, shard = recipe.posttrain, recipe.latents.shard
+    return {
+        "format": FORMAT,
+        "codes": key_of(store.manifest),
+        "images": len(store),
+        "preserve": part.preserve,
+        "route": part.route,
+        "sampling": sampling_record(recipe),
+        "stored": recipe.latents.precision,
+        "computed": recipe.precision,
+        "seed": recipe.seed,
+        "views": 1,
+        "flip": False,
+        "spec": store.manifest["spec"],
+        "class_names": store.class_names,
+        "shards": [min(shard, part.pairs - first) for first in range(0, part.pairs, shard)],
+    }
+
+
+def cost_of_pairs(folder: Path) -> dict[str, float]:
+    """Seconds, added over processes, and network evaluations of one image each (a guided pair is one)."""
+    shards = [load_shard(shard_file(folder, number))[0] for number in range(len(LatentStore(folder).counts))]
+    return {name: sum(float(shard[name].double().sum()) for shard in shards) for name in ("seconds", "evaluations")}

@@ -1,0 +1,57 @@
+"""What a phase of a recipe trains against: its losses and its critic, built."""
+
+import inspect
+import json
+import logging
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from pipeline.components import build, find
+from pipeline.critics.base import Critic
+from pipeline.images import Images
+from pipeline.line import seeded
+from pipeline.losses.base import Loss
+from pipeline.perceptual_backbone import perceptual_backbone
+from pipeline.pipeline_folder import load_component
+from pipeline.recipe import Phase, Recipe
+
+log = logging.getLogger(__name__)
+
+
+def build_losses(
+    recipe: Recipe, accelerator: Accelerator, phase: Phase, images: Images, folder: Path
+) -> dict[str, Loss]:
+    """The phase's losses; the frozen network that some compare features of is made once, when one asks for it."""
+    losses, derived = {}, {}
+    for name, node in phase.losses.items():
+        if "backbone" in inspect.signature(find("losses", node["kind"]).__init__).parameters and not derived:
+            derived = {"backbone": perceptual_backbone(recipe, images, folder, accelerator)}
+        losses[name] = build("losses", node, **derived).to(accelerator.device)
+    return losses
+
+
+def build_critic(phase: Phase, seed: int) -> Critic | None:
+    if phase.adversary is None:
+        return None
+    seeded(seed)
+    return build("critics", phase.adversary.critic)
+
+
+def critic_folder(recipe: Recipe, tokenizer: Path) -> Path | None:
+    """Where the trained tokenizer's last critic lies; None when no phase had one, or the tokenizer was imported."""
+    contested = [name for name, phase in recipe.tokenizer.phases.items() if phase.adversary is not None]
+    folder = tokenizer / "phases" / contested[-1] / "critic" if contested else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def carry_over(critic: Critic, folder: Path | None) -> tuple[Critic, bool]:
+    """The critic in `folder` where it is of the same make as `critic`, else `critic`, which is said; and whether."""
+    if folder is None:
+        log.warning("the tokenizer was trained without a critic, or came without it: a fresh one is trained")
+        return critic, False
+    there, here = json.loads((folder / "config.json").read_text()), json.loads(critic.to_json_string())
+    if there | {"_diffusers_version": None} != here | {"_diffusers_version": None}:
+        log.warning("the tokenizer's critic in %s is of another make than posttrain's: a fresh one is trained", folder)
+        return critic, False
+    return load_component(type(critic), folder), True
