@@ -10,13 +10,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.code import stack_ids
+from pipeline.bottlenecks.base import Bottleneck
+from pipeline.code import Code, stack_ids
 from pipeline.code_usage import usage_of
 from pipeline.metrics.base import Features
 from pipeline.metrics.copies import near_copies
 from pipeline.metrics.fidelity import eight_bits, psnr, ssim
 from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.metrics.kernel import kernel_distance
+from pipeline.metrics.perturbed import Exchange, Noise, as_perturbed
 from pipeline.metrics.precision_recall import precision_recall
 from pipeline.nn.feature_distance import Backbone, perceptual_distance
 
@@ -102,6 +104,43 @@ def reconstruction_numbers(
         where = {"features": feature.describe()} | protocol
         title = f"Fréchet distance of reconstructions, {feature.name}"
         yield f"rfd_{feature.name}", Number(title, value, "lower", meaning, where)
+
+
+def perturbed_numbers(
+    accelerator: Accelerator,
+    neck: Bottleneck,
+    ways: list[Exchange | Noise],
+    code: Code,
+    see: Callable[[Code], Rows],
+    held_out: Rows,
+    features: list[Features],
+    seed: int,
+    protocol: dict[str, Any],
+) -> Iterator[tuple[str, Number]]:
+    """pFID by features: the mean of the Fréchet distances of reconstructions of `code`, perturbed in all `ways`.
+
+    `code` is that of the images whose rows `held_out` has under every feature's name; `see` decodes a code and gives
+    such rows. Each way is drawn from `seed` and the image's number alone, so that no split over batches or processes
+    changes it. Every process takes part, and has the numbers.
+    """
+    found: dict[str, dict[str, float]] = {feature.name: {} for feature in features}
+    for way in ways:
+        look = lambda places, way=way: see(as_perturbed(neck, code[places], way, places.tolist(), seed))  # noqa: E731
+        rows = spread(accelerator, len(code), look)
+        for name, distances in found.items():
+            distances[str(way)] = frechet_distance(Moments.of(rows[name]), Moments.of(held_out[name]))
+    meaning = "how far reconstructions of perturbed codes as a set are from their images as a set"
+    for feature in features:
+        distances = found[feature.name]
+        where = {
+            "images": f"{len(code)} held-out images and reconstructions of their perturbed codes",
+            "ways": f"mean over {len(distances)}",
+            "seed": seed,
+            "features": feature.describe(),
+        }
+        title = f"Fréchet distance of perturbed codes, {feature.name}"
+        value = sum(distances.values()) / len(distances)
+        yield f"pfd_{feature.name}", Number(title, value, "lower", meaning, where | protocol, details=distances)
 
 
 def sample_numbers(

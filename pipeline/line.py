@@ -22,6 +22,7 @@ DERIVED = {  # what a recipe may not state, by slot
     "objectives": (),
     "losses": ("backbone",),
     "critics": (),
+    "perturbations": (),
 }
 SAMPLER_OWN = ("on_step", "scheduler")  # keyword arguments of Objective.sample that no recipe states
 
@@ -54,6 +55,7 @@ def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
     spec = cls.geometry(image_size=recipe.data.size, **arguments)
     for name, phase in part.phases.items():
         check_phase(phase, cls, arguments, recipe.data.size, f"tokenizer.phases.{name}")
+        check_perturbation(phase, cls, spec, f"tokenizer.phases.{name}.perturbation")
     if not part.phases and not cls.frozen and part.start is None:
         raise ValueError(
             "tokenizer.phases is empty: a tokenizer of our own needs a phase that trains it, or tokenizer.start=FOLDER"
@@ -98,6 +100,16 @@ def check_losses(phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, 
         raise ValueError(
             f"{where}.losses: none is of pixels, so what makes them would be trained by nothing; add one{able}"
         )
+
+
+def check_perturbation(phase: Phase, tokenizer: type[Tokenizer], spec: LatentSpec, where: str) -> None:
+    if phase.perturbation is None:
+        return
+    check("perturbations", phase.perturbation, DERIVED["perturbations"], where)
+    try:
+        build("perturbations", phase.perturbation).check(tokenizer, spec)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:

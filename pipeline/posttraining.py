@@ -46,7 +46,7 @@ class DecoderTraining(Reconstruction):
         super().__init__(tokenizer, phase, losses, critic)
         self.players["tokenizer"] = FromCode(tokenizer)
 
-    def rebuild(self, batch: Any, draws: StepDraws) -> Rebuilt:
+    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
         return self.players["tokenizer"](batch.code, batch.condition)
 
 

@@ -70,6 +70,7 @@ class Phase:
     losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}})  # slot losses
     train: str = "all"  # or "encoder", "decoder", or what else the tokenizer has among its trained_parts
     adversary: Adversary | None = None
+    perturbation: Node | None = None  # slot perturbations: what the decoder is shown instead of the code
     least_usage: float = field(default=0.5, metadata=ONLY_SPEED)  # share of the codes below which a warning is logged
 
 
@@ -165,6 +166,7 @@ class Evaluation:
     features: tuple[str, ...] = ("classifier", "pixels")
     neighbours: int = 3  # of precision and recall
     images: int = 2000  # at most so many references and reconstructions
+    perturbed: bool = False  # also reconstructions of perturbed codes, pFID: 15 decodings of these images
 
 
 @dataclass

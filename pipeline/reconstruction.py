@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class Reconstruction:
 
     The terms are those of the tokenizer, of the losses and `adversarial`; each has a weight in `phase.weights`, and
     each weight a term, or it is a ValueError. Until `phase.adversary.start` the critic is neither run nor trained.
-    With accumulation the adaptive weight is that of each micro-batch. `usage` counts the ids of discrete codes.
+    `phase.perturbation` changes what the decoder is shown, here and nowhere else. With accumulation the adaptive weight
+    is that of each micro-batch. `usage` counts the ids of discrete codes.
     """
 
     own_terms = True  # the tokenizer's, of what lies before its decoder, are among the terms
@@ -50,6 +52,9 @@ class Reconstruction:
         self.last_layer = tokenizer.last_layer
         pixels = critic is not None or any(loss.of_pixels for loss in losses.values())
         self.asked = {} if pixels else {"pixels": False}
+        self.perturbation = components.build("perturbations", phase.perturbation) if phase.perturbation else None
+        if self.perturbation is not None:
+            self.perturbation.check(type(tokenizer), tokenizer.spec)
         self.phase, self.losses, self.usage = phase, losses, usage
         self.metrics: dict[str, Tensor] = {}  # of the last turn, besides its terms
 
@@ -57,7 +62,7 @@ class Reconstruction:
         """The tokenizer's turn, then the critic's from its start on. `batch` holds `images` and `condition`."""
         images, adversary = batch.images, self.phase.adversary
         contested = adversary is not None and step >= adversary.start
-        rebuilt = self.rebuild(batch, draws)
+        rebuilt = self.rebuild(batch, draws, step)
         if self.usage is not None:
             self.usage.add(rebuilt.code.ids)
             self.metrics |= self.usage.values
@@ -68,9 +73,12 @@ class Reconstruction:
             self.metrics |= {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
             yield "critic", critic_loss(adversary.loss, real, fake)
 
-    def rebuild(self, batch: Any, draws: StepDraws) -> Rebuilt:
+    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
         """The pass of the tokenizer that the losses look at."""
-        return self.players["tokenizer"](batch.images, batch.condition, draws, **self.asked)
+        asked = dict(self.asked)
+        if self.perturbation is not None:
+            asked["perturb"] = partial(self.perturbation, draws=draws, step=step)
+        return self.players["tokenizer"](batch.images, batch.condition, draws, **asked)
 
     def tokenizer_terms(self, images: Tensor, rebuilt: Rebuilt, contested: bool) -> dict[str, Tensor]:
         """The weighted terms, with their true values.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.code import Code
 from pipeline.components import find
 from pipeline.draws import mix
 from pipeline.evaluation import (
@@ -19,6 +20,7 @@ from pipeline.evaluation import (
     copy_numbers,
     even,
     fidelity,
+    perturbed_numbers,
     reconstruction_numbers,
     sample_numbers,
     spread,
@@ -28,6 +30,7 @@ from pipeline.images import Images
 from pipeline.latents import LatentStore
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import KINDS, ClassifierFeatures, PixelFeatures
+from pipeline.metrics.perturbed import grid
 from pipeline.nn.feature_distance import Backbone
 from pipeline.pipeline_folder import load_component
 from pipeline.recipe import Recipe, settings
@@ -62,9 +65,11 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         samples["labels"] = torch.from_numpy(labels)
     real = spread_images(work, recipe, train, eyes)
     new = spread_images(work, recipe, held_out, eyes, tokenizer)
+    shaken = measure_perturbed(work, recipe, eyes, tokenizer, new) if recipe.evaluate.perturbed else {}
     if not work.accelerator.is_main_process:
         return
     numbers = measure(recipe, eyes, samples, new, real, made, {"train": len(train), "held_out": len(held_out)})
+    numbers["Reconstructions"] |= shaken
     store = LatentStore(work.artefact("latents"))
     codes = store.plain(torch.arange(min(len(store), CODES))).code
     if found := {key: number.plain() for key, number in code_numbers(codes.ids, store.spec.vocab)}:
@@ -161,7 +166,11 @@ def spread_images(
             rows["labels"] = batch.condition.labels
         if tokenizer is not None:
             pixels = batch.images.to(eyes.device)
-            again = rebuild(tokenizer, pixels)
+            with torch.no_grad():
+                code = tokenizer.encode(pixels)
+            again = rendered(tokenizer, code)
+            if recipe.evaluate.perturbed:
+                rows |= {"z": code.z} if code.ids is None else {"ids": code.ids}
             rows |= {f"rebuilt_{name}": seen for name, seen in eyes.see(again).items()}
             rows |= {f"rebuilt_{name}": value for name, value in fidelity(pixels, again, eyes.backbone).items()}
         return rows
@@ -172,7 +181,13 @@ def spread_images(
 @torch.no_grad()
 def rebuild(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     """Through the mode of the code and back, as the 8-bit images that people look at."""
-    again = tokenizer.decode(tokenizer.encode(images)).float().clamp(-1, 1)
+    return rendered(tokenizer, tokenizer.encode(images))
+
+
+@torch.no_grad()
+def rendered(tokenizer: Tokenizer, code: Code) -> Tensor:
+    """The images of a code, rounded to 8 bits, in [-1, 1]."""
+    again = tokenizer.decode(code).float().clamp(-1, 1)
     if not again.isfinite().all():
         raise ValueError("the decoder makes images that are not finite; train the tokenizer again, with a lower rate")
     return ((again + 1) * 127.5).round() / 127.5 - 1
@@ -204,6 +219,23 @@ def measure(
             )
         ),
     }
+
+
+def measure_perturbed(
+    work: Workspace, recipe: Recipe, eyes: Eyes, tokenizer: Tokenizer, new: Rows
+) -> dict[str, dict[str, Any]]:
+    """The distances of perturbed reconstructions of `new`, by key. Every process takes part."""
+
+    def see(code: Code) -> Rows:
+        images = rendered(tokenizer, code.to(eyes.device))
+        return {feature.name: feature.extract(images) for feature in eyes.features}
+
+    code = Code(z=new.get("z"), ids=new.get("ids"))
+    protocol = {"precision": "networks float32, statistics float64", "versions": versions()}
+    seed = mix(recipe.seed, "perturbed")
+    ways = grid(tokenizer.spec)
+    found = perturbed_numbers(work.accelerator, tokenizer.neck, ways, code, see, new, eyes.features, seed, protocol)
+    return {key: number.plain() for key, number in found}
 
 
 def pick(rows: Rows, chosen: Tensor) -> Rows:

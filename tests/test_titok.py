@@ -280,7 +280,7 @@ def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
 def test_images_and_codes_of_other_sizes_are_refused():
     with pytest.raises(ValueError, match="images of 16x16 pixels, not 16x20"):
         titok().encode(torch.zeros(1, 3, 16, 20))
-    with pytest.raises(ValueError, match="a code of 5 tokens is not this tokenizer's, which has 6"):
+    with pytest.raises(ValueError, match="a code of 7 tokens is not this tokenizer's, which has 6"):
         titok().render(torch.zeros(1, 5, 4))
 
 

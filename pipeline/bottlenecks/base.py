@@ -1,5 +1,6 @@
 """What every bottleneck promises: features in, a code and its own loss terms out."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -9,7 +10,11 @@ from pipeline import components
 from pipeline.code import Code, plain_ids, stack_ids
 from pipeline.components import Node
 from pipeline.draws import Draws, PartDraws
+from pipeline.nn.clusters import distances
+from pipeline.nn.entropy import tokens_at_once
 from pipeline.nn.straight_through import straight_through
+
+ENUMERABLE = 2**20  # codes at most among which the nearest are looked for one by one
 
 
 class Bottleneck(nn.Module, ABC):
@@ -37,6 +42,17 @@ class Bottleneck(nn.Module, ABC):
         """ids [B, N] or [B, N, codebooks] to z [B, N, dim]; ValueError for a continuous bottleneck."""
         raise ValueError(f"{type(self).__name__} is continuous; it has no ids")
 
+    def redrawn(
+        self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
+    ) -> Tensor:
+        """Ids of the shape of `ids` where each is, with probability `rate`, drawn evenly from `count` near codes.
+
+        These are its own code and the count - 1 others nearest to its code vector, or to its latent where `latents`
+        [B, N, dim] are given (those of `Quantizer.latents`). `rate` is one number or one an image, [B, 1]. With several
+        codebooks each stream of ids goes by itself. ValueError where that is not defined.
+        """
+        raise ValueError(f"{type(self).__name__} is continuous; it has no ids to draw anew")
+
 
 class Quantizer(Bottleneck):
     """A bottleneck whose z is one of finitely many vectors; in float32 whatever the precision of h.
@@ -59,6 +75,21 @@ class Quantizer(Bottleneck):
     @abstractmethod
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         """The code of latents [B, N, dim], with a gradient to them, and the terms."""
+
+    @torch.no_grad()
+    def redrawn(
+        self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
+    ) -> Tensor:
+        """As in the base; of codes that are equally near, those that the search finds first."""
+        if self.vocab > ENUMERABLE:
+            raise ValueError(f"the nearest of {self.vocab} codes cannot be looked for; take {ENUMERABLE} or fewer")
+        rank = ranks(ids, rate, count, draws)
+        moved, found = rank > 0, ids.clone()
+        points = (self.lookup(ids) if latents is None else latents).float()[moved]
+        rows = self.lookup(torch.arange(self.vocab, device=ids.device)).float()
+        columns = (column.split(tokens_at_once(self.vocab)) for column in (points, ids[moved], rank[moved]))
+        found[moved] = torch.cat([ranked(*part, rows, count) for part in zip(*columns)])
+        return found
 
     def carry(self, value: Tensor, latents: Tensor) -> Tensor:
         """`value` with the gradient that this quantiser gives to `latents`."""
@@ -97,6 +128,19 @@ class Composite(Quantizer):
     def draws_of(self, number: int, draws: Draws | None) -> Draws | None:
         return None if draws is None else PartDraws(draws, f"codebook_{number}")
 
+    def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
+        """What each part has quantised to its ids, of the latents [B, N, dim] of the whole."""
+        raise ValueError(f"the parts of {type(self).__name__} have no latents of their own; set neighbours=codeword")
+
+    def redrawn(
+        self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
+    ) -> Tensor:
+        own = self.apart(ids)
+        points = [None] * len(own) if latents is None else self.latents_of_parts(latents, own)
+        parts = enumerate(zip(self.each(), own, points))
+        found = [part.redrawn(old, rate, count, self.draws_of(k, draws), at) for k, (part, old, at) in parts]
+        return plain_ids(torch.cat([stack_ids(new) for new in found], dim=-1))
+
     def together(self, found: list[tuple[Code, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
         """The parts' ids in a row, and their terms' means."""
         ids = torch.cat([stack_ids(code.ids) for code, _ in found], dim=-1)
@@ -106,3 +150,19 @@ class Composite(Quantizer):
     def apart(self, ids: Tensor) -> list[Tensor]:
         """Every part's ids of those of the whole, the inverse of `together`."""
         return [plain_ids(own) for own in stack_ids(ids).chunk(len(self.each()), dim=-1)]
+
+
+def ranks(ids: Tensor, rate: float | Tensor, count: int, draws: Draws) -> Tensor:
+    """Which of its `count` nearest codes each of ids [B, N] becomes, from 0 for itself, [B, N] int64."""
+    anew = draws.uniform("redrawn", tuple(ids.shape[1:])).to(ids.device) < rate
+    drawn = (draws.uniform("rank", tuple(ids.shape[1:])).to(ids.device) * count).long()
+    return torch.where(anew, drawn.clamp_max(count - 1), 0)
+
+
+def ranked(points: Tensor, own: Tensor, rank: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The id [T] that is number `rank` [T], below `count`, among `rows` [K, C] by distance from points [T, C].
+
+    Number 0 is `own` [T], however far away it is.
+    """
+    apart = distances(points, rows).scatter_(1, own[:, None], -math.inf)
+    return apart.topk(count, dim=1, largest=False).indices.gather(1, rank[:, None])[:, 0]

@@ -1,10 +1,13 @@
 """Every channel becomes one bit: the id is the bits' number, and there is no codebook to learn."""
 
+import math
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.bottlenecks.base import Quantizer
+from pipeline.bottlenecks.base import Quantizer, ranks
 from pipeline.code import Code
 from pipeline.draws import Draws
 from pipeline.nn.entropy import entropy_gap
@@ -64,6 +67,23 @@ class Binary(Quantizer):
 
     def lookup(self, ids: Tensor) -> Tensor:
         return self.signs(ids, self.dim).to(self.size.dtype) * self.size
+
+    @torch.no_grad()
+    def redrawn(
+        self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
+    ) -> Tensor:
+        """As in the base. The codes nearest to a code differ from it in the fewest bits, and of those that differ in
+        equally many any may be among the `count`: the rank says how many bits change, further draws say which. It
+        needs no table of codes, whatever the number of bits.
+        """
+        if latents is not None:
+            return super().redrawn(ids, rate, count, draws, latents)
+        within = accumulate(math.comb(self.dim, changed) for changed in range(self.dim))  # codes at most so far away
+        bounds = torch.tensor(list(within), device=ids.device)
+        changes = torch.bucketize(ranks(ids, rate, count, draws), bounds, right=True)
+        order = draws.uniform("bits", (*ids.shape[1:], self.dim)).to(ids.device).argsort(dim=-1).argsort(dim=-1)
+        places = torch.arange(self.dim, device=ids.device)
+        return ids ^ ((order < changes[..., None]).long() << places).sum(dim=-1)
 
     @staticmethod
     def signs(ids: Tensor, count: int) -> Tensor:

@@ -30,6 +30,9 @@ class Product(Composite):
         ids, terms = self.together(found)
         return Code(z=torch.cat([code.z for code, _ in found], dim=-1), ids=ids), terms
 
+    def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
+        return list(latents.chunk(len(self.parts), dim=-1))
+
     def carry(self, value: Tensor, latents: Tensor) -> Tensor:
         pairs = zip(value.chunk(len(self.parts), -1), latents.chunk(len(self.parts), -1))
         return torch.cat([part.carry(*pair) for part, pair in zip(self.parts, pairs)], dim=-1)

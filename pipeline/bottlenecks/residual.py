@@ -35,6 +35,13 @@ class Residual(Composite):
         ids, terms = self.together(found)
         return Code(z=self.carry(total, latents), ids=ids), terms
 
+    def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
+        found = []
+        for k, (part, own) in enumerate(zip(self.each(), ids)):
+            found.append(latents / self.scale**k)
+            latents = latents - self.scale**k * part.lookup(own)
+        return found
+
     def carry(self, value: Tensor, latents: Tensor) -> Tensor:
         return self.parts[0].carry(value, latents)
 

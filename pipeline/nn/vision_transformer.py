@@ -41,10 +41,10 @@ class Trunk(Tower):
         self.norm_out = nn.LayerNorm(width)
 
     def mix(self, places: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """places [B, P, width] and latents [B, N, width] after all blocks, before the last norm."""
+        """places [B, P, width] and the first few latents [B, n, width] after all blocks, before the last norm."""
         class_token = self.class_token.expand(len(places), 1, -1)
         image = torch.cat([class_token, places], dim=1) + self.place_positions
-        h = self.norm_in(torch.cat([image, latents + self.token_positions], dim=1))
+        h = self.norm_in(torch.cat([image, latents + self.token_positions[: latents.shape[1]]], dim=1))
         for block in self.blocks:
             h = self.run(block, h)
         return h[:, 1 : image.shape[1]], h[:, image.shape[1] :]

@@ -1,7 +1,7 @@
 """What every tokenizer promises: images to codes and back, at unit scale."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
+
+Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
     frozen: bool = False  # it comes trained, and a recipe may leave out its phases
     trained_parts: tuple[str, ...] = ("all", "encoder", "decoder")  # what a phase can train
     without_pixels: tuple[str, ...] = ()  # those that train when no loss is of pixels; forward then gets pixels=False
+    takes_prefixes: bool = False  # `render` makes images of the first few tokens, too
     of_the_run: tuple[str, ...] = ("image_size",)  # arguments that may differ from a folder's that training starts from
 
     def __init__(self, dim: int):
@@ -89,9 +92,24 @@ class Tokenizer(ModelMixin, ConfigMixin):
         z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
         return self.render(z, condition)
 
-    def forward(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Rebuilt:
-        code, terms = self.neck(self.features(images, condition), draws)
-        return Rebuilt(self.render(code.z, condition), code, terms)
+    def forward(
+        self,
+        images: Tensor,
+        condition: Condition | None = None,
+        draws: Draws | None = None,
+        perturb: Perturb | None = None,
+    ) -> Rebuilt:
+        """Images to images as a training sees them; `perturb` says what the decoder is shown instead of the code."""
+        code, z, terms = self.squeezed(images, condition, draws, perturb)
+        return Rebuilt(self.render(z, condition), code, terms)
+
+    def squeezed(
+        self, images: Tensor, condition: Condition | None, draws: Draws | None, perturb: Perturb | None
+    ) -> tuple[Code, Tensor, dict[str, Tensor]]:
+        """The code at the bottleneck's own scale, z [B, N, C] as the decoder is shown it, and the terms."""
+        h = self.features(images, condition)
+        code, terms = self.neck(h, draws)
+        return code, code.z if perturb is None else perturb(self.neck, h, code), terms
 
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std

@@ -11,7 +11,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Node
 from pipeline.draws import Draws
 from pipeline.nn.maskgit_convolution import Decoder, Encoder
-from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
 
 
 class MaskgitVqgan(Tokenizer):
@@ -87,9 +87,15 @@ class MaskgitVqgan(Tokenizer):
             maps = maps.contiguous()  # else the whole decoder would run in channels-last, the layout of z
         return self.decoder(maps) * 2 - 1
 
-    def forward(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Rebuilt:
-        code, terms = self.neck(self.features(images, condition), draws)
-        return Rebuilt(self.render(code.z, condition, self.grid(images)), code, terms)
+    def forward(
+        self,
+        images: Tensor,
+        condition: Condition | None = None,
+        draws: Draws | None = None,
+        perturb: Perturb | None = None,
+    ) -> Rebuilt:
+        code, z, terms = self.squeezed(images, condition, draws, perturb)
+        return Rebuilt(self.render(z, condition, self.grid(images)), code, terms)
 
     @apply_forward_hook
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:

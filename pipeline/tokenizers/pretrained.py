@@ -12,7 +12,7 @@ from pipeline import components
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.nn import stock_autoencoder
-from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
 
 
 class Pretrained(Tokenizer):
@@ -97,9 +97,15 @@ class Pretrained(Tokenizer):
             raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
         return stock_autoencoder.decoded(self.autoencoder, z.transpose(1, 2).unflatten(2, grid).contiguous())
 
-    def forward(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Rebuilt:
-        code, _ = self.neck(self.features(images, condition), draws)
-        return Rebuilt(self.render(code.z, condition, self.grid(images)), code, {})
+    def forward(
+        self,
+        images: Tensor,
+        condition: Condition | None = None,
+        draws: Draws | None = None,
+        perturb: Perturb | None = None,
+    ) -> Rebuilt:
+        code, z, _ = self.squeezed(images, condition, draws, perturb)
+        return Rebuilt(self.render(z, condition, self.grid(images)), code, {})
 
     @apply_forward_hook
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:

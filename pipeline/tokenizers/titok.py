@@ -14,7 +14,7 @@ from pipeline.draws import Draws
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, PatchHead, initialise
 from pipeline.tokenizer_folder import load_tokenizer
-from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
 
 
 class ProxyHead(nn.Module):
@@ -56,6 +56,7 @@ class TiTok(Tokenizer):
 
     trained_parts = ("all", "encoder", "decoder", "transformers")
     without_pixels = ("encoder", "transformers")
+    takes_prefixes = True
     of_the_run = ()
     _supports_gradient_checkpointing = True
     _no_split_modules = ["PreNormBlock"]
@@ -164,18 +165,26 @@ class TiTok(Tokenizer):
         return self.output(self.states(z)) * 2 - 1
 
     def forward(
-        self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None, pixels: bool = True
+        self,
+        images: Tensor,
+        condition: Condition | None = None,
+        draws: Draws | None = None,
+        perturb: Perturb | None = None,
+        pixels: bool = True,
     ) -> Rebuilt:
-        code, terms = self.neck(self.features(images, condition), draws)
-        h = self.states(code.z)
+        code, z, terms = self.squeezed(images, condition, draws, perturb)
+        h = self.states(z)
         if self.config.head == "pixels":
             return Rebuilt(self.output(h) * 2 - 1 if pixels else None, code, terms)
         logits = self.output.logits(h)
         return Rebuilt(self.output.paint(logits) * 2 - 1 if pixels else None, code, terms, {"proxy_logits": logits})
 
     def states(self, z: Tensor) -> Tensor:
-        """z [B, tokens, dim] at the bottleneck's own scale to what the head reads, [B, places, width]."""
-        if z.shape[1] != self.config.tokens:
+        """z [B, at most `tokens`, dim] at the bottleneck's own scale to what the head reads, [B, places, width].
+
+        Fewer are the first ones, for a tokenizer that has been trained with the perturbation `prefix_drop`.
+        """
+        if not 1 <= z.shape[1] <= self.config.tokens:
             raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.config.tokens}")
         return self.decoder(z)
 

@@ -1,0 +1,79 @@
+"""What every perturbation promises: while a tokenizer trains, its decoder is shown another z than the code's."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.bottlenecks.base import Bottleneck
+from pipeline.code import Code, LatentSpec
+from pipeline.draws import StepDraws
+from pipeline.tokenizers.base import Tokenizer
+
+
+@dataclass
+class Annealing:
+    """A factor that is 1 up to step `start`, goes linearly to `to`, and stays there from step `end` on."""
+
+    start: int
+    end: int
+    to: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(
+                f"anneal goes from step {self.start} to step {self.end}; let start be 0 or more, end later"
+            )
+        if not 0 <= self.to <= 1:
+            raise ValueError(f"anneal.to is {self.to:g}; it is a share of what there was, from 0 to 1")
+
+    def __call__(self, step: int) -> float:
+        gone = min(max((step - self.start) / (self.end - self.start), 0.0), 1.0)
+        return 1 + gone * (self.to - 1)
+
+
+class Perturbation(ABC):
+    """A change of z between bottleneck and decoder.
+
+    It reaches a tokenizer as the `perturb` of `forward`, which the training alone passes: `encode` and `decode` have
+    no such argument. The code and the bottleneck's terms are those of the clean assignment; the losses look at what
+    the decoder made of the perturbed z. Every random number is a function of seed, step and place in the global batch.
+    """
+
+    anneal: Annealing | None = None
+
+    @abstractmethod
+    def check(self, tokenizer: type[Tokenizer], spec: LatentSpec) -> None:
+        """ValueError, without the place in the recipe, where it does not fit the tokenizer's codes."""
+
+    @abstractmethod
+    def perturbed(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
+        """What the decoder is shown, [B, N, C] at the bottleneck's own scale, of `code`, which `neck` made of `h`."""
+
+    @torch.compiler.disable
+    def __call__(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
+        return self.perturbed(neck, h, code, draws, step)
+
+    def factor(self, step: int) -> float:
+        """What annealing leaves at this step, 1 without."""
+        return 1.0 if self.anneal is None else self.anneal(step)
+
+
+def first(share: float, draws: StepDraws, device: torch.device) -> Tensor:
+    """Which images at hand are among the first floor(share B) of the global batch, [B, 1, 1] bool.
+
+    The order of a batch is random already, so that these are as good as any others.
+    """
+    places = torch.arange(draws.places.start, draws.places.stop, device=device)
+    return (places < int(share * draws.batch + 1e-6))[:, None, None]
+
+
+def check_share(share: float, name: str = "share") -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share:g}; it is a share, from 0 to 1")
+
+
+def check_continuous(spec: LatentSpec, kind: str) -> None:
+    if spec.vocab:
+        raise ValueError(f"{kind} noise is for continuous codes, this tokenizer gives ids; take codebook_neighbours")
