@@ -281,7 +281,7 @@ def test_images_and_codes_of_other_sizes_are_refused():
     with pytest.raises(ValueError, match="images of 16x16 pixels, not 16x20"):
         titok().encode(torch.zeros(1, 3, 16, 20))
     with pytest.raises(ValueError, match="a code of 7 tokens is not this tokenizer's, which has 6"):
-        titok().render(torch.zeros(1, 5, 4))
+        titok().render(torch.zeros(1, 7, 4))
 
 
 def test_folders_that_cannot_be_a_start_or_a_proxy_are_refused(proxy, tmp_path):
