@@ -212,16 +212,13 @@ def test_adversaries_that_cannot_work_are_refused():
 def train_on_half(rank: int, meeting: str) -> Reconstruction:
     """One batch's turns as process `rank` of two, which meet at the file `meeting`."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    try:
-        task = task_of(phase())
-        for name, player in task.players.items():
-            task.players[name] = torch.nn.parallel.DistributedDataParallel(player)
-        rows = slice(2 * rank, 2 * rank + 2)
-        for _, terms in task.turns(ImageBatch(batch().images[rows]), StepDraws(0, 0, rows, 4), 0):
-            sum(terms.values()).backward()
-        return task
-    finally:
-        torch.distributed.destroy_process_group()
+    task = task_of(phase())
+    for name, player in task.players.items():
+        task.players[name] = torch.nn.parallel.DistributedDataParallel(player)
+    rows = slice(2 * rank, 2 * rank + 2)
+    for _, terms in task.turns(ImageBatch(batch().images[rows]), StepDraws(0, 0, rows, 4), 0):
+        sum(terms.values()).backward()
+    return task
 
 
 def test_two_processes_weigh_and_train_as_one(tmp_path):
@@ -231,8 +228,12 @@ def test_two_processes_weigh_and_train_as_one(tmp_path):
     start = "import sys; sys.path[:0] = sys.argv[1:3]; import test_reconstruction as t; t.train_on_half(1, sys.argv[3])"
     command = [sys.executable, "-c", start, str(here.parent), str(here), meeting]
     other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    half = train_on_half(0, meeting)
-    _, errors = other.communicate(timeout=300)
+    try:
+        half = train_on_half(0, meeting)
+        _, errors = other.communicate(timeout=60)
+    finally:  # not before the other has gone: it may still be reading what was sent to it
+        torch.distributed.destroy_process_group()
+        other.kill()
     assert other.returncode == 0, errors
     torch.testing.assert_close(half.metrics["adaptive_weight"], alone.metrics["adaptive_weight"])
     for name in alone.players:
