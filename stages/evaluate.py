@@ -71,9 +71,9 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     numbers = measure(recipe, eyes, samples, new, real, made, {"train": len(train), "held_out": len(held_out)})
     numbers["Reconstructions"] |= shaken
     store = LatentStore(work.artefact("latents"))
-    codes = store.plain(torch.arange(min(len(store), CODES))).code
-    if found := {key: number.plain() for key, number in code_numbers(codes.ids, store.spec.vocab)}:
-        numbers["Codes"] = found
+    if store.spec.vocab:  # codes without ids are large, and none of them is looked at here
+        codes = store.plain(torch.arange(min(len(store), CODES))).code
+        numbers["Codes"] = {key: number.plain() for key, number in code_numbers(codes.ids, store.spec.vocab)}
     flat = {key: {"group": group} | number for group, part in numbers.items() for key, number in part.items()}
     (out / "metrics.json").write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
     shown = draw(recipe, work, out, held_out, tokenizer, pixels, labels)
