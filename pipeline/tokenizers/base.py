@@ -8,8 +8,10 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
+from pipeline import components
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
+from pipeline.components import Node
 from pipeline.draws import Draws
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
@@ -51,9 +53,12 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """The spec these constructor arguments give, without building; ValueError where they do not fit together."""
 
     @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        """Names of the loss terms that `forward` returns, known without building."""
-        return ()
+    def terms(cls, bottleneck: Node | None = None, **arguments) -> tuple[str, ...]:
+        """Names of the loss terms that `forward` returns, known without building: those of the bottleneck stated."""
+        if bottleneck is None:
+            return ()
+        neck, values = components.check("bottlenecks", bottleneck)
+        return neck.terms(**values)
 
     @classmethod
     def feature_names(cls, **arguments) -> tuple[str, ...]:

@@ -85,11 +85,6 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         side = image_size // stride
         return LatentSpec((side, side), neck.dim, neck.vocab, neck.codebooks)
 
-    @classmethod
-    def terms(cls, bottleneck: Node, **arguments) -> tuple[str, ...]:
-        neck, values = components.check("bottlenecks", bottleneck)
-        return neck.terms(**values)
-
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         self.grid(images)
         tile = tuple(side * self.stride for side in self.spec.grid)

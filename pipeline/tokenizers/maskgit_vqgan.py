@@ -68,11 +68,6 @@ class MaskgitVqgan(Tokenizer):
         side = image_size // stride
         return LatentSpec((side, side), neck.dim, neck.vocab, neck.codebooks)
 
-    @classmethod
-    def terms(cls, bottleneck: Node, **arguments) -> tuple[str, ...]:
-        neck, values = components.check("bottlenecks", bottleneck)
-        return neck.terms(**values)
-
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         self.grid(images)
         return self.encoder((images + 1) / 2).flatten(2).transpose(1, 2)

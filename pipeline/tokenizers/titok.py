@@ -146,11 +146,6 @@ class TiTok(Tokenizer):
         return LatentSpec((tokens,), neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def terms(cls, bottleneck: Node, **arguments) -> tuple[str, ...]:
-        neck, values = components.check("bottlenecks", bottleneck)
-        return neck.terms(**values)
-
-    @classmethod
     def feature_names(cls, head: Literal["pixels", "proxy"] = "pixels", **arguments) -> tuple[str, ...]:
         return ("proxy_logits",) if head == "proxy" else ()
 
