@@ -45,7 +45,7 @@ class Pairs:
 
     def __init__(self, folder: Path, images: Images, recipe: Recipe, first: int, count: int):
         self.store, self.images, self.first, self.count = LatentStore(folder), images, first, count
-        self.rows = chosen_rows(recipe.posttrain, self.store.manifest["images"], recipe.seed)
+        self.rows, _ = chosen_rows(recipe.posttrain, self.store.manifest["images"], recipe.seed)
         self.crops = recipe.latents.crops[:1]
 
     def __len__(self) -> int:
@@ -66,8 +66,9 @@ def make_pairs(
 ) -> None:
     """Write the codes of `recipe.posttrain.pairs` images as the generator makes them anew, a store of codes of its own.
 
-    A pair is a function of (generator, tokenizer, stored code, seed, row), up to rounding: not of the batch or the
-    number of processes. Finished shards are kept. Raises ValueError when there are fewer images than pairs.
+    A pair is a function of (generator, tokenizer, stored code, seed, row, how often the row came before), up to
+    rounding: not of the batch or the number of processes. Finished shards are kept. Raises ValueError where the pairs
+    held out leave no image to train on.
     """
     recipe.posttrain.check_images(len(store))
     pipe.to(accelerator.device)
@@ -83,14 +84,15 @@ def maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[
     step would give, since it is not augmented.
     """
     part, device = recipe.posttrain, pipe.device
-    rows = chosen_rows(part, len(store), recipe.seed)
+    rows, rounds = chosen_rows(part, len(store), recipe.seed)
     narrow = recipe.precision != "fp32"
 
     @torch.no_grad()
     def make(places: Tensor) -> dict[str, Tensor]:
         started, chosen = time.monotonic(), rows[places]
         batch = store.plain(chosen).to(device)
-        draws = ImageDraws.from_seeds([mix(recipe.seed, "pair", row) for row in chosen.tolist()], device)
+        names = zip(chosen.tolist(), rounds[places].tolist())
+        draws = ImageDraws.from_seeds([mix(recipe.seed, "pair", *name) for name in names], device)
         autocast = torch.autocast(device.type, dtype=DTYPES[recipe.precision]) if narrow else nullcontext()
         with autocast, counted(pipe.network) as calls:
             code = regenerated(pipe, batch.code, batch.condition, part.preserve, draws)
@@ -123,10 +125,17 @@ def eight_bits(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def chosen_rows(part: PostTraining, images: int, seed: int) -> Tensor:
-    """The training images of the pairs, [pairs]: a function of the seed."""
-    generator = torch.Generator().manual_seed(mix(seed, "pairs"))
-    return torch.randperm(images, generator=generator)[: part.pairs]
+def chosen_rows(part: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The training image of each pair, [pairs], and how often it came before, [pairs]: functions of the seed.
+
+    The last `part.held_out` are images of which there is no other pair. The others come again, to be made anew by other
+    draws, where there are more pairs than images.
+    """
+    shuffled = torch.randperm(images, generator=torch.Generator().manual_seed(mix(seed, "pairs")))
+    held_out, others = shuffled[: part.held_out], shuffled[part.held_out :]
+    places = torch.arange(part.pairs - part.held_out)
+    rows = torch.cat([others[places % len(others)], held_out])
+    return rows, torch.cat([places // len(others), torch.zeros_like(held_out)])
 
 
 def describe(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
@@ -136,6 +145,7 @@ def describe(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
         "format": FORMAT,
         "codes": key_of(store.manifest),
         "images": len(store),
+        "held_out": part.held_out,
         "preserve": part.preserve,
         "route": part.route,
         "sampling": sampling_record(recipe),

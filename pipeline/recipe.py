@@ -120,8 +120,8 @@ class PostTraining:
     """
 
     phase: Phase  # train: decoder; its terms are the losses' and `adversarial`, for nothing before the decoder moves
-    pairs: int  # of so many training images, drawn by the seed
-    held_out: int  # of these pairs, by whose error training is stopped and the best weights are kept
+    pairs: int  # of training images drawn by the seed, which come again where there are fewer of them
+    held_out: int  # of these pairs, of images of their own; by their error training stops and the best weights are kept
     preserve: float = 0.9  # share of the code that the generator is given
     route: Literal["reencode", "tokens"] = "reencode"  # what it made goes by way of 8-bit pixels, or straight
     check_every: int = 500  # steps
@@ -139,9 +139,11 @@ class PostTraining:
                 raise ValueError(f"posttrain.{name} is {getattr(self, name)}; use 1 or more")
 
     def check_images(self, count: int) -> None:
-        """ValueError where there are fewer training images than pairs."""
-        if self.pairs > count:
-            raise ValueError(f"posttrain.pairs is {self.pairs}, but there are {count} training images; ask for fewer")
+        """ValueError where no training image is left for pairs that are not held out."""
+        if self.held_out >= count:
+            raise ValueError(
+                f"posttrain.held_out is {self.held_out}, and there are only {count} training images; hold out fewer"
+            )
 
 
 @dataclass

@@ -155,7 +155,7 @@ def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, 
     recipe, work = lines(kind)
     store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
     pipe, images = assemble(recipe, source, work.artefact("generator")), Images(recipe.data, "train")
-    rows = chosen_rows(recipe.posttrain, len(store), recipe.seed)
+    rows, _ = chosen_rows(recipe.posttrain, len(store), recipe.seed)
     stored, places = store.plain(rows), torch.arange(24)
     for route in ("tokens", "reencode"):
         whole = changed(recipe, preserve=1.0, route=route)
@@ -206,7 +206,7 @@ def test_pairs_are_the_generator_s_version_of_the_codes(lines, tmp_path):
     recipe, work = lines("vq")
     store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
     pipe = assemble(recipe, source, work.artefact("generator"))
-    stored = store.plain(chosen_rows(recipe.posttrain, len(store), recipe.seed)).code.ids
+    stored = store.plain(chosen_rows(recipe.posttrain, len(store), recipe.seed)[0]).code.ids
     shares = []
     for preserve in (0.2, 0.8):
         folder = tmp_path / f"{preserve}"
@@ -302,7 +302,7 @@ def test_what_makes_a_decoder_stale(lines):
 MISTAKES = {
     "route=pixels": "posttrain.route: 'pixels' is not one of reencode, tokens",
     "preserve=0": "posttrain.preserve is 0; pairs need a share above 0",
-    "held_out=600": "posttrain.held_out is 600 of 600 pairs",
+    "held_out=1000": "posttrain.held_out is 1000 of 1000 pairs",
     "patience=0": "posttrain.patience is 0; use 1 or more",
     "phase.train=all": "posttrain.phase.train is 'all', .* set train: decoder",
     "phase.weights.commit=1": "posttrain.phase.weights.commit: there is no loss term",
@@ -316,14 +316,29 @@ MISTAKES = {
 @pytest.mark.parametrize("override, message", MISTAKES.items())
 def test_planted_mistakes_stop_at_load(override, message):
     with pytest.raises(ValueError, match=message) as error:
-        check_line(load("digits_vq_ar_posttrain", [f"posttrain.{override}"]))
+        check_line(load("digits_robust_ar", [f"posttrain.{override}"]))
     assert "\n" not in str(error.value)
 
 
-def test_more_pairs_than_images_are_refused(lines, tmp_path):
+def test_images_come_again_where_pairs_are_more_and_are_made_anew(lines, tmp_path):
+    recipe, work = lines("vq")
+    many = changed(recipe, pairs=1500, held_out=100, preserve=0.1, route="tokens")
+    rows, rounds = chosen_rows(many.posttrain, 1438, recipe.seed)
+    assert not set(rows[:1400].tolist()) & set(rows[1400:].tolist()) and len(set(rows[1400:].tolist())) == 100
+    assert torch.equal(rows[1338:1400], rows[:62]) and len(set(rows[:1338].tolist())) == 1338
+    assert rounds.tolist() == [0] * 1338 + [1] * 62 + [0] * 100
+    store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
+    pipe = assemble(recipe, source, work.artefact("generator"))
+    make_pairs(many, pipe, store, tmp_path / "pairs", OneOf(0, 1))
+    pairs = LatentStore(tmp_path / "pairs")
+    first, again = (pairs.plain(torch.arange(start, start + 62)).code.ids for start in (0, 1338))
+    assert float((first == again).float().mean()) < 0.5
+
+
+def test_an_image_to_train_on_must_be_left(lines, tmp_path):
     recipe, work = lines("kl")
-    with pytest.raises(ValueError, match="posttrain.pairs is 5000, but there are 1438 training images"):
-        run(changed(recipe, pairs=5000), work, tmp_path / "decoder")
+    with pytest.raises(ValueError, match="posttrain.held_out is 1438, and there are only 1438 training images"):
+        run(changed(recipe, pairs=5000, held_out=1438), work, tmp_path / "decoder")
 
 
 def test_without_post_training_the_tokenizer_passes_through(lines, tmp_path):

@@ -1,0 +1,245 @@
+"""Measures on the digits what perturbed tokenizers and post-trained decoders are worth to every family of generators.
+
+    python benchmarks/posttraining.py [--seeds 5] [--workers 2] [--folder runs/posttraining] [--parts remedies ...]
+
+`remedies`: tokenizer plain, perturbed, perturbed and annealed x decoder post-trained or not x generator next-token,
+masked, flow, all with the budgets of digits_robust_ar, digits_robust_maskgit and digits_robust_flow. `settings`: the
+share preserved, the number of pairs, the steps and the route, each changed alone, for next-token and flow.
+`tokenizers`: how PSNR, the distance of reconstructions and pFID of differing tokenizers go with the distance of what is
+generated on them. Before and after post-training the same codes are decoded, so differences are paired: they are shown
+with the spread (standard deviation) over seeds. Distances are Frechet distances in features of a classifier of the real
+training images. Every line runs in one process on one thread; what is finished in FOLDER is not run again, and the
+tables are of all that is there. All of it takes about three hours on two cores.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GENERATORS = {"next-token": "digits_robust_ar", "masked": "digits_robust_maskgit", "flow": "digits_robust_flow"}
+PERTURBATION = "tokenizer.phases.main.perturbation"
+TOKENIZERS = {"plain": (f"{PERTURBATION}=null",), "perturbed": (f"{PERTURBATION}.anneal=null",), "annealed": ()}
+OFF, ON = ("posttrain=null",), ()
+LOOP = "posttrain.phase.loop"
+SETTINGS = {
+    "preserve": {str(share): (f"posttrain.preserve={share}",) for share in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)},
+    "pairs": {str(count): (f"posttrain.pairs={count}",) for count in (500, 1000, 2000, 4000)},
+    "steps": {str(steps): (f"{LOOP}.steps={steps}", "posttrain.patience=100") for steps in (100, 200, 400, 800)},
+    "route": {route: (f"posttrain.route={route}",) for route in ("reencode", "tokens")},
+}
+BOTTLENECK = "tokenizer.model.bottleneck"
+DIFFERING = {
+    "plain, 128 codes": (),
+    "32 codes": (f"{BOTTLENECK}.vocab=32",),
+    "64 codes": (f"{BOTTLENECK}.vocab=64",),
+    "256 codes": (f"{BOTTLENECK}.vocab=256",),
+    "unit norm": (f"{BOTTLENECK}.unit_norm=true",),
+    "4 channels": (f"{BOTTLENECK}.dim=4",),
+    "a third of the steps": ("tokenizer.phases.main.loop.steps=233",),
+    "pixels alone": ("tokenizer.phases.main.losses.perceptual=null", "tokenizer.phases.main.weights.perceptual=null"),
+    "perturbed, share 0.25": (f"{PERTURBATION}={{kind: codebook_neighbours, strength: 4, share: 0.25}}",),
+    "perturbed, share 1": (f"{PERTURBATION}={{kind: codebook_neighbours, strength: 4, share: 1.0}}",),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A trained line, and the ways in which its decoder is post-trained, or not."""
+
+    generator: str
+    tokenizer: str
+    seed: int
+    changes: tuple[str, ...]
+    variants: dict[str, tuple[str, ...]]
+
+    def run(self, folder: Path) -> None:
+        """Train it once and measure every variant, in `folder`; the numbers of each are in a file of its own."""
+        import run
+        from pipeline.recipe import load
+        from stages import ORDER
+
+        place = folder / self.generator / self.tokenizer.replace(" ", "_").replace(",", "") / str(self.seed)
+        place.mkdir(parents=True, exist_ok=True)
+        os.chdir(place)  # the worker is a process of its own
+        with open(place / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+            for name, changes in self.variants.items():
+                result = place / f"{name}.json"
+                if result.exists():
+                    continue
+                recipe = GENERATORS[self.generator]
+                overrides = [f"seed={self.seed}", "evaluate.perturbed=true", *self.changes, *changes]
+                run.run_stages(load(recipe, overrides), recipe, overrides, ORDER[:-1])
+                result.write_text(json.dumps(self.numbers(place / "runs" / recipe, name), indent=1) + "\n")
+
+    def numbers(self, work: Path, variant: str) -> dict[str, object]:
+        found = json.loads((work / "report" / "metrics.json").read_text())
+        keys = ("fd_classifier", "class_accuracy", "psnr", "rfd_classifier", "pfd_classifier", "near_copies_classifier")
+        record = work / "decoder" / "posttraining.json"
+        return {
+            "generator": self.generator,
+            "tokenizer": self.tokenizer,
+            "seed": self.seed,
+            "variant": variant,
+            "held_out": found["fd_classifier"]["held_out"],
+            "posttraining": json.loads(record.read_text()) if record.exists() else None,
+        } | {key: found[key]["value"] for key in keys}
+
+
+def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
+    """Those that are asked for, seed by seed, so that what is stopped early has a few seeds of all."""
+    for seed in range(seeds):
+        for generator, (tokenizer, changes) in itertools.product(GENERATORS, TOKENIZERS.items()):
+            variants = {"off": OFF, "on": ON} if "remedies" in parts else {}
+            if "settings" in parts and tokenizer == "annealed" and generator != "masked":
+                variants |= {f"{key}={name}": new for key, of in SETTINGS.items() for name, new in of.items()}
+            if variants:
+                yield Line(generator, tokenizer, seed, changes, variants)
+        if "tokenizers" in parts:
+            for name, changes in DIFFERING.items():
+                plain = () if any(change.startswith(PERTURBATION) for change in changes) else TOKENIZERS["plain"]
+                yield Line("next-token", name, seed, (*plain, *changes), {"off": OFF})
+
+
+def begin() -> None:
+    """Make a worker ready: one thread, this checkout, and quiet."""
+    sys.path.insert(0, str(ROOT))
+    os.environ["TQDM_DISABLE"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def measure(chosen: list[Line], folder: Path, workers: int) -> None:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin) as pool:
+        todo = {pool.submit(line.run, folder): line for line in chosen}
+        for number, done in enumerate(as_completed(todo), 1):
+            done.result()
+            line = todo[done]
+            print(f"{number}/{len(todo)} {line.generator}, {line.tokenizer}, seed {line.seed}", flush=True)
+
+
+Rows = list[dict]
+
+
+def mean(values: list[float], digits: int = 3) -> str:
+    """Mean and spread."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def pick(rows: Rows, key: str, scale: float = 1.0, **wanted: str) -> dict[int, float]:
+    """One number by seed."""
+    chosen = (row for row in rows if all(row[name] == value for name, value in wanted.items()))
+    return {row["seed"]: scale * row[key] for row in chosen}
+
+
+def change(before: dict[int, float], after: dict[int, float], digits: int = 3) -> str:
+    """Mean and spread of the paired differences."""
+    return mean([after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())], digits)
+
+
+def remedies_table(rows: Rows) -> Iterator[str]:
+    yield "| generator, tokenizer | distance | after post-training | change | accuracy, % | change | PSNR | change |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for generator, tokenizer in itertools.product(GENERATORS, TOKENIZERS):
+        at = {"generator": generator, "tokenizer": tokenizer}
+        cells = []
+        for key, scale, digits in (("fd_classifier", 1, 3), ("class_accuracy", 100, 1), ("psnr", 1, 2)):
+            off, on = (pick(rows, key, scale, variant=variant, **at) for variant in ("off", "on"))
+            if not on.keys() & off.keys():
+                break
+            cells += [mean(list(off.values()), digits)]
+            cells += [mean(list(on.values()), digits)] if key == "fd_classifier" else []
+            cells += [change(off, on, digits)]
+        else:
+            yield f"| {generator}, {tokenizer} | " + " | ".join(cells) + " |"
+
+
+def perturbed_table(rows: Rows) -> Iterator[str]:
+    yield "| generator, tokenizer | pFID | after post-training | distance of reconstructions | after |"
+    yield "|---|---|---|---|---|"
+    for generator, tokenizer in itertools.product(GENERATORS, TOKENIZERS):
+        at = {"generator": generator, "tokenizer": tokenizer}
+        keys = itertools.product(("pfd_classifier", "rfd_classifier"), ("off", "on"))
+        found = [pick(rows, key, variant=variant, **at) for key, variant in keys]
+        if all(found):
+            yield f"| {generator}, {tokenizer} | " + " | ".join(mean(list(f.values())) for f in found) + " |"
+
+
+def settings_table(rows: Rows) -> Iterator[str]:
+    yield "| setting | generator | change of distance | change of PSNR | best step | seconds of pairs, of training |"
+    yield "|---|---|---|---|---|---|"
+    for key, names in SETTINGS.items():
+        for name, generator in itertools.product(names, ("next-token", "flow")):
+            at = {"generator": generator, "tokenizer": "annealed"}
+            new = [row for row in rows if row["variant"] == f"{key}={name}" and row["generator"] == generator]
+            if not new:
+                continue
+            cells = []
+            for number, digits in (("fd_classifier", 3), ("psnr", 2)):
+                off = pick(rows, number, variant="off", **at)
+                cells.append(change(off, {row["seed"]: row[number] for row in new}, digits))
+            records = [row["posttraining"] for row in new]
+            best = statistics.median(record["kept_step"] for record in records)
+            costs = [record["cost"] for record in records]
+            seconds = [statistics.median(c[k] for c in costs) for k in ("seconds_of_pairs", "seconds_of_training")]
+            cells += [f"{best:.0f}", f"{seconds[0]:.0f}, {seconds[1]:.0f}"]
+            yield f"| {key} {name} | {generator} | " + " | ".join(cells) + " |"
+
+
+def tokenizers_table(rows: Rows) -> Iterator[str]:
+    """A row a tokenizer, then how the ranks of each number and of the distance go together (Spearman)."""
+    keys = {"psnr": "PSNR, dB", "rfd_classifier": "distance of reconstructions", "pfd_classifier": "pFID"}
+    yield f"| tokenizer | {' | '.join(keys.values())} | distance of samples |"
+    yield "|---|---|---|---|---|"
+    means: dict[str, list[float]] = {key: [] for key in (*keys, "fd_classifier")}
+    for name in DIFFERING:
+        found = {key: list(pick(rows, key, tokenizer=name, variant="off").values()) for key in means}
+        if found["psnr"]:
+            yield f"| {name} | " + " | ".join(mean(values) for values in found.values()) + " |"
+            for key, values in found.items():
+                means[key].append(statistics.mean(values))
+    if len(means["psnr"]) > 2:
+        target = means.pop("fd_classifier")
+        ranks = [f"{rank_correlation(values, target):+.2f}" for values in means.values()]
+        yield f"| rank correlation with the last column | {' | '.join(ranks)} | |"
+
+
+def rank_correlation(first: list[float], second: list[float]) -> float:
+    ranks = [[sorted(values).index(value) for value in values] for values in (first, second)]
+    return statistics.correlation(*ranks) if not any(math.isnan(v) for v in (*first, *second)) else math.nan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {
+        "remedies": [remedies_table, perturbed_table],
+        "settings": [settings_table],
+        "tokenizers": [tokenizers_table],
+    }
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("runs/posttraining"))
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    measure(list(lines(arguments.parts, arguments.seeds)), folder, arguments.workers)
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/*.json"))]
+    for part in arguments.parts:
+        for table in parts[part]:
+            print("\n" + "\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()
