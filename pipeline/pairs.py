@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.code import Code, Condition
-from pipeline.draws import ImageDraws, mix
+from pipeline.draws import ImageDraws, mix, uniform_by_seed
 from pipeline.encoding import DTYPES, as_stored, fill
 from pipeline.images import Images
 from pipeline.latent_pipeline import LatentPipeline
@@ -41,10 +41,12 @@ class Pairs:
     """Pairs `first` to `first + count` of those that `make_pairs` wrote; nothing is augmented.
 
     The image is the very view that the stored code is of: where crops are stored, the centre of the first factor's.
+    In `batch` a share `recipe.posttrain.rehearsal` of the images have the code that `codes` holds of them instead.
     """
 
-    def __init__(self, folder: Path, images: Images, recipe: Recipe, first: int, count: int):
-        self.store, self.images, self.first, self.count = LatentStore(folder), images, first, count
+    def __init__(self, folder: Path, codes: LatentStore, images: Images, recipe: Recipe, first: int, count: int):
+        self.store, self.codes, self.images, self.first, self.count = LatentStore(folder), codes, images, first, count
+        self.rehearsal = recipe.posttrain.rehearsal
         self.rows, _ = chosen_rows(recipe.posttrain, self.store.manifest["images"], recipe.seed)
         self.crops = recipe.latents.crops[:1]
 
@@ -52,7 +54,12 @@ class Pairs:
         return self.count
 
     def batch(self, indices: Tensor, seeds: Tensor) -> PairBatch:
-        return self.plain(indices)
+        """Pairs `indices` [B]; which of them are rehearsals depends on `seeds` alone."""
+        batch = self.plain(indices)
+        own = self.codes.plain(self.rows[indices + self.first]).code
+        rehearsed = uniform_by_seed(seeds, "rehearsal") < self.rehearsal
+        chosen = torch.arange(len(indices)) + len(indices) * rehearsed
+        return replace(batch, code=Code.cat([batch.code, own])[chosen])
 
     def plain(self, indices: Tensor) -> PairBatch:
         """Pairs `indices` [B]."""

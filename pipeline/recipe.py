@@ -124,6 +124,7 @@ class PostTraining:
     held_out: int  # of these pairs, of images of their own; by their error training stops and the best weights are kept
     preserve: float = 0.9  # share of the code that the generator is given
     route: Literal["reencode", "tokens"] = "reencode"  # what it made goes by way of 8-bit pixels, or straight
+    rehearsal: float = 0.0  # share of a batch that has its image's own code, so that reconstruction is not forgotten
     check_every: int = 500  # steps
     patience: int = 5  # checks without a smaller error, after which training ends
 
@@ -134,6 +135,8 @@ class PostTraining:
             raise ValueError(
                 f"posttrain.held_out is {self.held_out} of {self.pairs} pairs; hold out one or more, and leave some"
             )
+        if not 0 <= self.rehearsal < 1:
+            raise ValueError(f"posttrain.rehearsal is {self.rehearsal:g}; it is a share, 0 or more and below 1")
         for name in ("check_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"posttrain.{name} is {getattr(self, name)}; use 1 or more")

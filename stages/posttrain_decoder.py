@@ -49,9 +49,9 @@ def trained(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path
         folder.mkdir(exist_ok=True)
     accelerator.wait_for_everyone()
     count = part.pairs - part.held_out
-    pairs = Pairs(out / "pairs", images, recipe, 0, count)
+    pairs = Pairs(out / "pairs", store, images, recipe, 0, count)
     losses = build_losses(recipe, accelerator, part.phase, images, folder)
-    held_out = Pairs(out / "pairs", images, recipe, count, part.held_out)
+    held_out = Pairs(out / "pairs", store, images, recipe, count, part.held_out)
     stop = EarlyStop(part, losses, held_out, folder, accelerator)
     critic, carried = build_critic(part.phase, recipe.seed), None
     if critic is not None:
@@ -76,6 +76,7 @@ def describe(stop: EarlyStop, pairs: Path, carried: bool | None) -> dict[str, An
         "held_out": part.held_out,
         "preserve": part.preserve,
         "route": part.route,
+        "rehearsal": part.rehearsal,
         "critic": {None: "none", True: "carried over", False: "fresh"}[carried],
         "error_before": stop.checks[0].error,
         "error_after": stop.kept.error,

@@ -160,7 +160,7 @@ def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, 
     for route in ("tokens", "reencode"):
         whole = changed(recipe, preserve=1.0, route=route)
         make_pairs(whole, pipe, store, tmp_path / route, work.accelerator)
-        pair = Pairs(tmp_path / route, images, whole, 0, 24).plain(places)
+        pair = Pairs(tmp_path / route, store, images, whole, 0, 24).plain(places)
         expected = stored.code
         if route == "reencode":
             expected = pipe.tokenizer.encode(eight_bits(pipe.decode(stored.code)))
@@ -235,8 +235,8 @@ def test_the_best_decoder_is_kept_and_training_stops_when_none_is_better(lines, 
     errors = [check["error"] for check in record["checks"]]
     assert record["stopped_early"] and min(errors) == record["error_after"] and errors[-1] > min(errors)
     assert len(errors) - 1 - errors.index(min(errors)) == 2
-    part = changed(recipe, phase=wild).posttrain
-    held_out = Pairs(tmp_path / "wild" / "pairs", Images(recipe.data, "train"), recipe, 16, 8)
+    part, store = changed(recipe, phase=wild).posttrain, LatentStore(work.artefact("latents"))
+    held_out = Pairs(tmp_path / "wild" / "pairs", store, Images(recipe.data, "train"), recipe, 16, 8)
     again = EarlyStop(part, {"pixel": Pixel()}, held_out, tmp_path / "again", work.accelerator)
     kept = FromCode(tokenizer_in(tmp_path / "wild", recipe))
     assert again.error(kept) == pytest.approx(record["error_after"], rel=1e-5)
@@ -302,6 +302,7 @@ def test_what_makes_a_decoder_stale(lines):
 MISTAKES = {
     "route=pixels": "posttrain.route: 'pixels' is not one of reencode, tokens",
     "preserve=0": "posttrain.preserve is 0; pairs need a share above 0",
+    "rehearsal=1": "posttrain.rehearsal is 1; it is a share, 0 or more and below 1",
     "held_out=1000": "posttrain.held_out is 1000 of 1000 pairs",
     "patience=0": "posttrain.patience is 0; use 1 or more",
     "phase.train=all": "posttrain.phase.train is 'all', .* set train: decoder",
@@ -333,6 +334,23 @@ def test_images_come_again_where_pairs_are_more_and_are_made_anew(lines, tmp_pat
     pairs = LatentStore(tmp_path / "pairs")
     first, again = (pairs.plain(torch.arange(start, start + 62)).code.ids for start in (0, 1338))
     assert float((first == again).float().mean()) < 0.5
+
+
+def test_a_share_of_a_batch_rehearses_the_image_s_own_code(lines, tmp_path):
+    recipe, work = lines("vq")
+    store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
+    pipe, images = assemble(recipe, source, work.artefact("generator")), Images(recipe.data, "train")
+    mixed = changed(recipe, preserve=0.1, route="tokens", rehearsal=0.25)
+    make_pairs(mixed, pipe, store, tmp_path / "pairs", OneOf(0, 1))
+    pairs, indices, seeds = Pairs(tmp_path / "pairs", store, images, mixed, 0, 16), torch.arange(16), torch.arange(16)
+    batch, made = pairs.batch(indices, seeds), pairs.plain(indices)
+    own = store.plain(pairs.rows[:16]).code.ids
+    rehearsed = (batch.code.ids == own).all(dim=1)
+    assert torch.equal(batch.images, made.images) and 1 <= int(rehearsed.sum()) <= 8
+    assert torch.equal(batch.code.ids[~rehearsed], made.code.ids[~rehearsed])
+    assert torch.equal(pairs.batch(indices[8:], seeds[8:]).code.ids, batch.code.ids[8:])
+    never = Pairs(tmp_path / "pairs", store, images, changed(recipe, rehearsal=0.0), 0, 16)
+    assert torch.equal(never.batch(indices, seeds).code.ids, made.code.ids)
 
 
 def test_an_image_to_train_on_must_be_left(lines, tmp_path):
