@@ -38,6 +38,8 @@ SMALL: dict[str, Any] = {
     "proxy_dim": 8,
     "proxy_width": 8,
     "proxy_start": None,
+    "encoder_start": None,
+    "decoder_start": None,
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {"random_order": {"anneal_start": 1, "anneal_end": 2}}  # what has no default
 STEPS = {"denoiser": 2, "causal": None, "masked": 2}

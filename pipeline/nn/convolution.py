@@ -137,10 +137,10 @@ class Middle(nn.Module):
 class Tower(nn.Module):
     gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing sets it, and the function beside it
 
-    def run(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
+    def run(self, block: nn.Module, hidden_states: Tensor, *others: object) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, hidden_states)
-        return block(hidden_states)
+            return self._gradient_checkpointing_func(block, hidden_states, *others)
+        return block(hidden_states, *others)
 
 
 class Encoder(Tower):

@@ -1,0 +1,87 @@
+"""DINOv2's vision transformer: the class token and the places of an image, through blocks whose branches are scaled."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.draws import Draws
+from pipeline.nn.blocks import EPSILON, SelfAttention
+from pipeline.nn.convolution import Tower
+from pipeline.nn.dropout import dropped
+
+Kept = tuple[Tensor, Tensor]  # whose attention and whose feed-forward branch is kept, each [B, 1, 1] bool
+
+
+class ScaledBlock(nn.Module):
+    """h = x + scale1 attention(norm1(x)), then h + scale2 down(gelu(up(norm2(h)))), for x [B, N, width].
+
+    The scales [width] are LayerScale (Touvron et al., arXiv:2103.17239); the feed-forward layer is four times as wide,
+    its GELU exact. In training each branch of an image is left out with probability `drop_path` (stochastic depth,
+    Huang et al., arXiv:1603.09382).
+    """
+
+    def __init__(self, width: int, heads: int, drop_path: float):
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=EPSILON)
+        self.attention = SelfAttention(width, heads)
+        self.scale1 = nn.Parameter(torch.ones(width))
+        self.norm2 = nn.LayerNorm(width, eps=EPSILON)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.scale2 = nn.Parameter(torch.ones(width))
+
+    def kept(self, draws: Draws | None, name: str) -> Kept | None:
+        """Drawn outside `forward`, which so stays a function of tensors; None keeps all."""
+        if draws is None or not self.drop_path:
+            return None
+        first, second = (draws.kept(f"{name}.{part}", (1, 1), self.drop_path) for part in ("attention", "feed_forward"))
+        return first, second
+
+    def forward(self, hidden_states: Tensor, kept: Kept | None = None) -> Tensor:
+        first, second = kept or (None, None)
+        branch = self.scale1 * self.attention(self.norm1(hidden_states))
+        h = hidden_states + dropped(branch, first, self.drop_path)
+        branch = self.scale2 * self.down(F.gelu(self.up(self.norm2(h))))
+        return h + dropped(branch, second, self.drop_path)
+
+
+class Dinov2(Tower):
+    """The transformer of Oquab et al., arXiv:2304.07193, without register tokens, for images of `places` patches.
+
+    It is used in three steps: `embedded`, `placed` and `mixed`, one after the other, are the published model. Without a
+    `patch_size` there is no first step. `drop_path` is the share of the last block; those before have less, linearly
+    from 0. New weights: truncated normal of std 0.02, biases 0, scales 1.
+    """
+
+    def __init__(
+        self, places: int, width: int, depth: int, heads: int, patch_size: int | None = None, drop_path: float = 0.0
+    ):
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size) if patch_size else None
+        self.class_token = nn.Parameter(torch.empty(1, width))
+        self.positions = nn.Parameter(torch.empty(1 + places, width))  # the class token's is the first
+        shares = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(ScaledBlock(width, heads, share) for share in shares)
+        self.norm = nn.LayerNorm(width, eps=EPSILON)
+        for layer in self.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        for learned in (self.class_token, self.positions):
+            nn.init.trunc_normal_(learned, std=0.02)
+
+    def embedded(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to one vector a patch, row by row, [B, places, width]."""
+        return self.patch_embedding(images).flatten(2).transpose(1, 2)
+
+    def placed(self, places: Tensor) -> Tensor:
+        """The class token before the first few places [B, n, width], with their positions: [B, 1 + n, width]."""
+        class_token = self.class_token.expand(len(places), 1, -1)
+        return torch.cat([class_token, places], dim=1) + self.positions[: 1 + places.shape[1]]
+
+    def mixed(self, h: Tensor, draws: Draws | None = None) -> Tensor:
+        """A sequence [B, N, width] after all blocks and the last norm; with draws, branches are left out."""
+        for i, block in enumerate(self.blocks):
+            h = self.run(block, h, block.kept(draws, f"blocks.{i}"))
+        return self.norm(h)

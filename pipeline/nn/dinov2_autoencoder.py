@@ -1,0 +1,78 @@
+"""DINOv2's transformer as the encoder of an image to latent tokens, and as the decoder of these to an image."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.draws import Draws
+from pipeline.nn.dinov2 import Dinov2
+from pipeline.nn.embeddings import unpatchify
+
+
+class LatentTransformer(nn.Module):
+    """`vit` on the sequence [class token | places of an image | latents]; what is not `vit` is always new.
+
+    With `tokens` the latents are a row, with learned positions of its own. Without, there is one a place, at the
+    position of that place, and a vector of two, `levels`, tells the two kinds apart. As in lxa9867/ImageFolder.
+    """
+
+    def __init__(self, vit: Dinov2, tokens: int | None):
+        super().__init__()
+        self.vit = vit
+        count, self.width = vit.positions.shape
+        self.places = count - 1
+        self.tokens = self.places if tokens is None else tokens
+        row = tokens is not None
+        self.positions = nn.Parameter(torch.empty(tokens, self.width)) if row else None
+        self.levels = None if row else nn.Parameter(torch.empty(2, self.width))
+        nn.init.trunc_normal_(self.positions if row else self.levels, std=0.02 if row else (3 * self.width) ** -0.5)
+
+    def joined(self, places: Tensor, latents: Tensor, first: int) -> Tensor:
+        """places [B, places, width] and latents [B, n, width] in one sequence, with their positions.
+
+        Latents on the places' grid come after a class token of their own, unless `first` is 1, which leaves it out.
+        """
+        image = self.vit.placed(places)
+        if self.levels is None:
+            return torch.cat([image, latents + self.positions[: latents.shape[1]]], dim=1)
+        return torch.cat([image + self.levels[0], self.vit.placed(latents)[:, first:] + self.levels[1]], dim=1)
+
+
+class Dinov2Encoder(LatentTransformer):
+    """Images [B, 3, S, S] to what learned latent tokens have seen of them, [B, tokens, outputs].
+
+    `projection` leads from the transformer's states, of any token, to the bottleneck.
+    """
+
+    def __init__(self, vit: Dinov2, tokens: int | None, outputs: int):
+        super().__init__(vit, tokens)
+        self.latents = nn.Parameter(1e-6 * torch.randn(self.tokens, self.width))
+        self.projection = nn.Linear(self.width, outputs)
+
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        latents = self.latents.expand(len(images), -1, -1)
+        h = self.vit.mixed(self.joined(self.vit.embedded(images), latents, first=1), draws)
+        return self.projection(h[:, -self.tokens :])
+
+
+class Dinov2Decoder(LatentTransformer):
+    """Latents [B, tokens, inputs] to images [B, 3, S, S]; each place begins as one and the same mask token.
+
+    The class token comes twice where latents lie on the grid, as the public implementation has it.
+    """
+
+    def __init__(self, vit: Dinov2, tokens: int | None, inputs: int, patch_size: int):
+        super().__init__(vit, tokens)
+        self.side = patch_size * math.isqrt(self.places)
+        self.patch_size = patch_size
+        self.embedding = nn.Linear(inputs, self.width)
+        self.mask_token = nn.Parameter(1e-6 * torch.randn(1, self.width))
+        self.pixels = nn.Linear(self.width, 3 * patch_size**2)  # row in the patch, column, colour
+
+    def forward(self, z: Tensor, draws: Draws | None = None) -> Tensor:
+        masks = self.mask_token.expand(len(z), self.places, -1)
+        h = self.vit.mixed(self.joined(masks, self.embedding(z), first=0), draws)
+        size = (self.side, self.side)
+        pixels = unpatchify(self.pixels(h[:, 1 : 1 + self.places]), size, self.patch_size)  # [B, S * S, 3]
+        return pixels.transpose(1, 2).unflatten(2, size)

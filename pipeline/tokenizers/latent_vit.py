@@ -1,0 +1,185 @@
+"""The tokenizer of two DINOv2 transformers: latent tokens read the image, mask tokens become it again."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up in this module
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from pipeline import components
+from pipeline.code import Condition, LatentSpec
+from pipeline.components import Node
+from pipeline.draws import Draws, PartDraws
+from pipeline.nn import dinov2_weights, lora
+from pipeline.nn.dinov2 import Dinov2
+from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
+from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
+
+Tuning = Literal["full", "lora", "frozen"]
+
+
+class LatentViT(Tokenizer):
+    """Qiu et al., arXiv:2503.08354 and 2509.12474: RobusTok's encoder and decoder, without what they are trained by.
+
+    Both are DINOv2's transformer, of `width`, `depth` and `heads`, the decoder's alike where nothing else is stated.
+    With `tokens` the code is a row of so many; without, it has one a patch, on the grid of the patches, whose positions
+    the latents share.
+
+    `encoder_start` and `decoder_start` are folders or hub ids of DINOv2 weights in transformers' format
+    (facebook/dinov2-base: width 768, depth 12, heads 12), resampled to these patches and their number. They are read
+    when a tokenizer is built anew and forgotten afterwards; without, the transformer begins from scratch.
+
+    Of such a transformer all moves in training with `full`. With `frozen` it stays as it is, which makes sense with a
+    start alone; latent and mask tokens, their positions, and the linear layers to code and pixels are trained whatever
+    the tuning. `lora` adds to a frozen one its last norm and low-rank matrices, of `lora_rank` and scaled by
+    `lora_alpha` / `lora_rank`, beside the linear layers that `lora_layers` names. `drop_path` is the share of images
+    for which a branch of the last block is left out in training, those before linearly less.
+
+    Pixels are [-1, 1] inside as outside, and nothing is clamped.
+    """
+
+    takes_prefixes = True
+    of_the_run = ()
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ScaledBlock"]
+    _repeated_blocks = ["ScaledBlock"]
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int,
+        bottleneck: Node,
+        width: int,
+        depth: int,
+        heads: int,
+        patch_size: int = 16,
+        tokens: int | None = None,
+        decoder_width: int | None = None,
+        decoder_depth: int | None = None,
+        decoder_heads: int | None = None,
+        encoder_start: str | None = None,
+        decoder_start: str | None = None,
+        encoder_tuning: Tuning = "full",
+        decoder_tuning: Tuning = "full",
+        lora_rank: int = 8,
+        lora_alpha: float = 8.0,
+        lora_layers: lora.Adapted = "feed_forward",
+        drop_path: float = 0.0,
+    ):
+        neck = components.build("bottlenecks", bottleneck)
+        super().__init__(neck.dim)
+        arguments = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        self.spec = self.geometry(**arguments)
+        places = (image_size // patch_size) ** 2
+        sizes = (decoder_width or width, decoder_depth or depth, decoder_heads or heads)
+        reading = Dinov2(places, width, depth, heads, patch_size, drop_path)
+        painting = Dinov2(places, *sizes, drop_path=drop_path)
+        self.encoder = Dinov2Encoder(reading, tokens, neck.inputs)
+        self.neck = neck
+        self.decoder = Dinov2Decoder(painting, tokens, neck.dim, patch_size)
+        if torch.empty(0).device.type != "meta":
+            for vit, name in ((reading, "encoder_start"), (painting, "decoder_start")):
+                if self.config[name] is not None:
+                    dinov2_weights.start_from(vit, self.config[name], name)
+            self.register_to_config(encoder_start=None, decoder_start=None)  # a saved folder is whole without them
+        for vit, tuning in self.tunings():
+            if tuning == "lora":
+                lora.adapt(vit, lora_layers, lora_rank, lora_alpha)
+        for parameter in self.fixed():
+            parameter.requires_grad_(False)
+
+    @classmethod
+    def geometry(
+        cls,
+        image_size: int,
+        bottleneck: Node,
+        width: int,
+        depth: int,
+        heads: int,
+        patch_size: int = 16,
+        tokens: int | None = None,
+        decoder_width: int | None = None,
+        decoder_depth: int | None = None,
+        decoder_heads: int | None = None,
+        encoder_start: str | None = None,
+        decoder_start: str | None = None,
+        lora_rank: int = 8,
+        drop_path: float = 0.0,
+        **arguments,
+    ) -> LatentSpec:
+        sizes = {"width": width, "depth": depth, "heads": heads, "patch_size": patch_size, "tokens": tokens}
+        sizes |= {"decoder_width": decoder_width, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
+        sizes["lora_rank"] = lora_rank
+        if wrong := [name for name, size in sizes.items() if size is not None and size < 1]:
+            raise ValueError(f"latent_vit: {wrong[0]} must be at least 1, not {sizes[wrong[0]]}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"latent_vit: drop_path is {drop_path:g}; it is a share, from 0 up to below 1")
+        if image_size % patch_size:
+            raise ValueError(f"latent_vit: images of {image_size} pixels do not divide by patch_size {patch_size}")
+        starts = {
+            "encoder_start": (encoder_start, width, depth, heads),
+            "decoder_start": (decoder_start, decoder_width or width, decoder_depth or depth, decoder_heads or heads),
+        }
+        for name, (start, wide, deep, many) in starts.items():
+            if wide % many:
+                raise ValueError(f"latent_vit: a width of {wide} is not divisible by {many} heads; choose a multiple")
+            if start is not None:
+                theirs = {"hidden_size": wide, "num_hidden_layers": deep, "num_attention_heads": many}
+                dinov2_weights.check_config(start, theirs, name)
+        neck = components.build("bottlenecks", bottleneck)
+        grid = (image_size // patch_size,) * 2 if tokens is None else (tokens,)
+        return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
+
+    def features(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Tensor:
+        """As in the base; with draws, branches of the transformer are left out."""
+        size = self.config.image_size
+        if images.shape[2:] != (size, size):
+            given = "x".join(map(str, images.shape[2:]))
+            raise ValueError(f"this tokenizer reads images of {size}x{size} pixels, not {given}; resize them")
+        return self.encoder(images, None if draws is None else PartDraws(draws, "encoder"))
+
+    def render(self, z: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Tensor:
+        """As in the base; with draws, branches of the transformer are left out."""
+        if not 1 <= z.shape[1] <= self.spec.tokens:
+            raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.spec.tokens}")
+        return self.decoder(z, None if draws is None else PartDraws(draws, "decoder"))
+
+    def forward(
+        self,
+        images: Tensor,
+        condition: Condition | None = None,
+        draws: Draws | None = None,
+        perturb: Perturb | None = None,
+    ) -> Rebuilt:
+        paths = draws if self.training else None
+        h = self.features(images, condition, paths)
+        code, terms = self.neck(h, draws)
+        z = code.z if perturb is None else perturb(self.neck, h, code)
+        return Rebuilt(self.render(z, condition, paths), code, terms)
+
+    def tunings(self) -> list[tuple[Dinov2, Tuning]]:
+        """Both transformers, and how much of each is trained."""
+        return [(self.encoder.vit, self.config.encoder_tuning), (self.decoder.vit, self.config.decoder_tuning)]
+
+    def fixed(self) -> list[nn.Parameter]:
+        """The parameters that no phase trains."""
+        found = []
+        for vit, tuning in self.tunings():
+            moving = [*lora.adapters(vit), *vit.norm.parameters()] if tuning == "lora" else []
+            moves = {id(parameter) for parameter in (vit.parameters() if tuning == "full" else moving)}
+            found += [parameter for parameter in vit.parameters() if id(parameter) not in moves]
+        return found
+
+    def trainable(self, part: str) -> Iterator[nn.Parameter]:
+        fixed = {id(parameter) for parameter in self.fixed()}
+        return (parameter for parameter in super().trainable(part) if id(parameter) not in fixed)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.pixels.weight
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {"encoder": [self.encoder, self.neck], "decoder": [self.decoder]}
