@@ -189,7 +189,7 @@ class Recipe:
     sample: Sampling = field(default_factory=Sampling)
     evaluate: Evaluation = field(default_factory=Evaluation)
     publish: Publication = field(default_factory=Publication)
-    weights: dict[str, str] = field(default_factory=dict)  # file of a known name: vgg16, lpips_vgg, ...
+    weights: dict[str, str] = field(default_factory=dict)  # file or folder of a known name: vgg16, ...
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
