@@ -195,6 +195,9 @@ class Recipe:
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe `name` (a file, or a name in configs/) with `key=value` overrides applied, typed and complete.
 
+    What is included is taken back by null: a whole mapping, which is then empty, or one entry of a mapping by name (of
+    `losses`, `weights`, `lr`, `phases`), which is then as if it had never been stated.
+
     Raises ValueError with one line that says what to change. Components are checked by `pipeline.line`.
     """
     values = read(locate(name))
