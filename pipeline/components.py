@@ -94,7 +94,10 @@ def find_at(slot: str, kind: str, where: str) -> type:
 
 
 def conform(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`, or ValueError naming the place; recursive over dataclasses, lists and mappings."""
+    """`value` as the type `hint`, or ValueError naming the place; recursive over dataclasses, lists and mappings.
+
+    An entry of a mapping to one type, of names that a recipe gives itself, is left out where its value is None.
+    """
     if hint is Any:
         return value
     origin, inner = get_origin(hint), get_args(hint)
@@ -115,7 +118,8 @@ def conform(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: {value!r} is not a mapping")
         of = inner[1] if inner else Any
-        return {str(k): conform(v, of, f"{where}.{k}") for k, v in value.items()}
+        kept = {k: v for k, v in value.items() if v is not None or of is Any}
+        return {str(k): conform(v, of, f"{where}.{k}") for k, v in kept.items()}
     return _scalar(value, hint, where)
 
 
@@ -140,7 +144,8 @@ def match_names(stated: Iterable[str], needed: Iterable[str], where: str, what: 
     stated, needed = list(stated), sorted(needed)
     for name in stated:
         if name not in needed:
-            raise ValueError(f"{where}.{name}: there is no {what} {name!r}{suggestion(name, needed)}")
+            remedy = f"{suggestion(name, needed)}; {where}.{name}=null leaves it out"
+            raise ValueError(f"{where}.{name}: there is no {what} {name!r}{remedy}")
     for name in needed:
         if name not in stated:
             raise ValueError(f"{where}.{name} is missing: every {what} needs a value")

@@ -11,7 +11,7 @@ PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "datasets", "ome
 
 
 def examine() -> int:
-    """Print packages, devices, weight files and known troubles; 1 when something stands in the way."""
+    """Print packages, devices, weights and known troubles; 1 when something stands in the way."""
     troubles = []
     for name in PACKAGES:
         print(f"{name:<16}{version(name)}")
@@ -22,7 +22,7 @@ def examine() -> int:
     print(f"{'CPU threads':<16}{torch.get_num_threads()} of {os.cpu_count()}")
     free = shutil.disk_usage(".").free
     print(f"{'disk, free':<16}{free / 1e9:.0f} GB")
-    print("\nweight files (TESSERA_WEIGHTS=" + os.environ.get("TESSERA_WEIGHTS", "not set") + ")")
+    print("\nweights (TESSERA_WEIGHTS=" + os.environ.get("TESSERA_WEIGHTS", "not set") + ")")
     from pipeline.weights import table
 
     print(table())

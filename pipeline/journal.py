@@ -41,7 +41,7 @@ class Journal:
             line = {"step": step} | dict(zip(names, means)) | values
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            shown = [(name.partition("/")[2], mean) for name, mean in zip(names, means)]
+            shown = [(name.rpartition("/")[2], mean) for name, mean in zip(names, means)]
             self.bar.set_postfix_str("  ".join(f"{n} {v:.4g}" for n, v in shown if n != "gradient_norm"))
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
+from pipeline.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.code import LatentSpec
 from pipeline.components import build, check, conform, find, kinds, match_names, suggestion
 from pipeline.networks.base import Network
@@ -20,7 +21,7 @@ DERIVED = {  # what a recipe may not state, by slot
     "tokenizers": ("image_size",),
     "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs"),
     "objectives": (),
-    "losses": ("backbone",),
+    "losses": ("backbone", "class_teacher"),
     "critics": (),
     "perturbations": (),
 }
@@ -56,6 +57,7 @@ def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
     for name, phase in part.phases.items():
         check_phase(phase, cls, arguments, recipe.data.size, f"tokenizer.phases.{name}")
         check_perturbation(phase, cls, spec, f"tokenizer.phases.{name}.perturbation")
+        check_class_teachers(phase, cls, arguments, recipe.weights, f"tokenizer.phases.{name}.losses")
     if not part.phases and not cls.frozen and part.start is None:
         raise ValueError(
             "tokenizer.phases is empty: a tokenizer of our own needs a phase that trains it, or tokenizer.start=FOLDER"
@@ -110,6 +112,17 @@ def check_perturbation(phase: Phase, tokenizer: type[Tokenizer], spec: LatentSpe
         build("perturbations", phase.perturbation).check(tokenizer, spec)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def check_class_teachers(
+    phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, Any], stated: dict[str, str], where: str
+) -> None:
+    for name, node in phase.losses.items():
+        if takes_class_teacher(node):
+            try:
+                check_class_teacher(node, tokenizer, arguments, stated)
+            except ValueError as error:
+                raise ValueError(f"{where}.{name}: {error}") from None
 
 
 def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:

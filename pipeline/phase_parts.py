@@ -7,11 +7,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from pipeline.components import build, find
+from pipeline.class_teacher import class_teacher, takes_class_teacher
+from pipeline.components import build, check, find
 from pipeline.critics.base import Critic
 from pipeline.images import Images
-from pipeline.line import seeded
+from pipeline.line import DERIVED, seeded
 from pipeline.losses.base import Loss
+from pipeline.losses.class_contrast import projected_width
 from pipeline.perceptual_backbone import perceptual_backbone
 from pipeline.pipeline_folder import load_component
 from pipeline.recipe import Phase, Recipe
@@ -22,12 +24,16 @@ log = logging.getLogger(__name__)
 def build_losses(
     recipe: Recipe, accelerator: Accelerator, phase: Phase, images: Images, folder: Path
 ) -> dict[str, Loss]:
-    """The phase's losses; the frozen network that some compare features of is made once, when one asks for it."""
+    """The phase's losses; the frozen networks that they compare features of are made when one asks for them."""
     losses, derived = {}, {}
     for name, node in phase.losses.items():
         if "backbone" in inspect.signature(find("losses", node["kind"]).__init__).parameters and not derived:
             derived = {"backbone": perceptual_backbone(recipe, images, folder, accelerator)}
-        losses[name] = build("losses", node, **derived).to(accelerator.device)
+        own = {}
+        if takes_class_teacher(node):
+            width = projected_width(*check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"]))
+            own = {"class_teacher": class_teacher(recipe, node, width, images, folder, accelerator)}
+        losses[name] = build("losses", node, **derived, **own).to(accelerator.device)
     return losses
 
 

@@ -194,11 +194,14 @@ class Recipe:
     sample: Sampling = field(default_factory=Sampling)
     evaluate: Evaluation = field(default_factory=Evaluation)
     publish: Publication = field(default_factory=Publication)
-    weights: dict[str, str] = field(default_factory=dict)  # file of a known name: vgg16, lpips_vgg, ...
+    weights: dict[str, str] = field(default_factory=dict)  # file or folder of a known name: vgg16, ...
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe `name` (a file, or a name in configs/) with `key=value` overrides applied, typed and complete.
+
+    What is included is taken back by null: a whole mapping, which is then empty, or one entry of a mapping by name (of
+    `losses`, `weights`, `lr`, `phases`), which is then as if it had never been stated.
 
     Raises ValueError with one line that says what to change. Components are checked by `pipeline.line`.
     """

@@ -40,9 +40,11 @@ class Reconstruction:
         critic: Critic | None = None,
         usage: CodeUsage | None = None,
     ):
-        terms = expected_terms(type(tokenizer) if self.own_terms else None, dict(tokenizer.config), phase)
+        terms = expected_terms(type(tokenizer) if self.own_terms else None, stated_arguments(tokenizer), phase)
         components.match_names(phase.weights, terms, "weights", "loss term")
         check_adversary(tokenizer, phase, losses, critic)
+        for loss in losses.values():
+            loss.check(type(tokenizer), stated_arguments(tokenizer))
         trained = {id(parameter) for parameter in tokenizer.trainable(phase.train)}
         for parameter in tokenizer.parameters():
             parameter.requires_grad_(id(parameter) in trained)
@@ -66,7 +68,10 @@ class Reconstruction:
         if self.usage is not None:
             self.usage.add(rebuilt.code.ids)
             self.metrics |= self.usage.values
-        yield "tokenizer", self.tokenizer_terms(images, rebuilt, contested)
+        terms = self.tokenizer_terms(images, rebuilt, contested)
+        for loss in self.losses.values():
+            self.metrics |= loss.metrics
+        yield "tokenizer", terms
         if contested:
             both = torch.cat([images.float(), rebuilt.images.detach().float()])
             real, fake = self.players["critic"](both).float().chunk(2)
@@ -75,7 +80,9 @@ class Reconstruction:
 
     def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
         """The pass of the tokenizer that the losses look at."""
-        asked = dict(self.asked)
+        asked: dict[str, Any] = dict(self.asked)
+        for loss in self.losses.values():
+            asked |= loss.asks(batch.images)
         if self.perturbation is not None:
             asked["perturb"] = partial(self.perturbation, draws=draws, step=step)
         return self.players["tokenizer"](batch.images, batch.condition, draws, **asked)
@@ -179,6 +186,11 @@ def carrying(value: Tensor, made: Tensor, uphill: Tensor) -> Tensor:
     return value.detach() + (surrogate - surrogate.detach())
 
 
+def stated_arguments(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a tokenizer was constructed from."""
+    return {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+
+
 def expected_terms(tokenizer: type[Tokenizer] | None, arguments: dict[str, Any], phase: Phase) -> set[str]:
     """Names of all terms of a phase, known without building; ValueError when two losses give the same one.
 
@@ -186,7 +198,7 @@ def expected_terms(tokenizer: type[Tokenizer] | None, arguments: dict[str, Any],
     """
     names = []
     if tokenizer is not None:
-        names += tokenizer.terms(**{name: value for name, value in arguments.items() if not name.startswith("_")})
+        names += tokenizer.terms(**arguments)
     for node in phase.losses.values():
         cls = components.find("losses", node["kind"])
         names += cls.terms(**{name: value for name, value in node.items() if name != "kind"})

@@ -1,4 +1,4 @@
-"""Weight files that cannot be bundled: where each is looked for, and what it must be."""
+"""Weights that cannot be bundled: where each is looked for, and what it must be."""
 
 import hashlib
 import os
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+
+OF_A_FOLDER = ("config.json", "model.safetensors")  # the files that make one whole
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,41 @@ class File:
     source: str
     sha256: str
     licence: str
+
+    def is_at(self, path: Path) -> bool:
+        return path.is_file()
+
+    def cached(self) -> Path:
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.name
+
+    @property
+    def instruction(self) -> str:
+        return f"put {self.name} from {self.source} (sha256 {self.sha256}) into $TESSERA_WEIGHTS"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A published model of transformers: `name` is its folder in $TESSERA_WEIGHTS, `hub_id` that of the hub's cache.
+
+    It holds config.json and model.safetensors. Which model they are, a reader tells from the config: no sha256 is known
+    here.
+    """
+
+    name: str
+    hub_id: str
+    licence: str
+
+    def is_at(self, path: Path) -> bool:
+        return all((path / file).is_file() for file in OF_A_FOLDER)
+
+    def cached(self) -> Path | None:
+        config = try_to_load_from_cache(self.hub_id, OF_A_FOLDER[0])
+        return Path(config).parent if isinstance(config, str) else None
+
+    @property
+    def instruction(self) -> str:
+        files = " ".join(OF_A_FOLDER)
+        return f"run hf download {self.hub_id} {files} --local-dir $TESSERA_WEIGHTS/{self.name}"
 
 
 KNOWN = {
@@ -38,31 +76,36 @@ KNOWN = {
         "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         "Apache-2.0 (pytorch-fid)",
     ),
+    "dinov2_base": Folder("dinov2-base", "facebook/dinov2-base", "Apache-2.0 (DINOv2)"),
 }
 
 
 def locate(name: str, stated: Mapping[str, str]) -> Path | None:
-    """The file of a known name: the recipe's `weights.<name>`, else $TESSERA_WEIGHTS, else the hub cache, or None.
+    """The file, or the folder, of a known name, or None.
 
+    That is the recipe's `weights.<name>`, else what $TESSERA_WEIGHTS holds, else the hub's cache; nothing is fetched.
     Raises ValueError for an unknown name, and for a stated path that is not there.
     """
     for given in (name, *stated):
         if given not in KNOWN:
-            raise ValueError(f"weights.{given}: there is no weight file of this name; there are: {', '.join(KNOWN)}")
+            raise ValueError(f"weights.{given}: there are no weights of this name; there are: {', '.join(KNOWN)}")
+    known = KNOWN[name]
     if name in stated:
         path = Path(stated[name]).expanduser()
-        if not path.is_file():
-            raise ValueError(f"weights.{name}: there is no file {path}; {remedy(name)}")
+        if not known.is_at(path):
+            what = f"folder {path} with {' and '.join(OF_A_FOLDER)}" if isinstance(known, Folder) else f"file {path}"
+            raise ValueError(f"weights.{name}: there is no {what}; {remedy(name)}")
         return path
-    return next((path for path in places(name) if path.is_file()), None)
+    return next((path for path in places(name) if known.is_at(path)), None)
 
 
 def require(name: str, stated: Mapping[str, str]) -> Path:
-    """As `locate`, but a missing file, or one whose content is not the published one, is a ValueError."""
+    """As `locate`, but what is missing, or a file whose content is not the published one, is a ValueError."""
     path = locate(name, stated)
     if path is None:
         raise ValueError(f"the weights {name} are not on this machine; {remedy(name)}")
-    verify(name, path)
+    if isinstance(KNOWN[name], File):
+        verify(name, path)
     return path
 
 
@@ -74,19 +117,14 @@ def verify(name: str, path: Path) -> None:
 
 
 def places(name: str) -> list[Path]:
-    """Where a file that no recipe states is looked for, in order."""
-    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
-    if own := os.environ.get("TESSERA_WEIGHTS"):
-        folders.insert(0, Path(own).expanduser())
-    return [folder / KNOWN[name].name for folder in folders]
+    """Where weights that no recipe states are looked for, in order."""
+    known, own = KNOWN[name], os.environ.get("TESSERA_WEIGHTS")
+    found = [Path(own).expanduser() / known.name if own else None, known.cached()]
+    return [path for path in found if path is not None]
 
 
 def remedy(name: str) -> str:
-    known = KNOWN[name]
-    return (
-        f"put {known.name} from {known.source} (sha256 {known.sha256}) into $TESSERA_WEIGHTS, or set weights.{name}"
-        " to its path"
-    )
+    return f"{KNOWN[name].instruction}, or set weights.{name} to its path"
 
 
 def digest(path: Path) -> str:
@@ -103,7 +141,7 @@ def _read(stream) -> str:
 
 
 def table() -> str:
-    """One line a known file: where it is, or what to fetch from where."""
+    """A line for all that is known: where it is, or how to get it."""
     rows = []
     for name, known in KNOWN.items():
         path = locate(name, {})

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -187,9 +188,32 @@ def test_weight_files_are_found_in_order(tmp_path, monkeypatch):
     assert found == [True, True, True]
 
 
+def test_folders_of_weights_are_found_in_order_and_only_whole(tmp_path, monkeypatch):
+    monkeypatch.delenv("TESSERA_WEIGHTS", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    cache = tmp_path / "hub/models--facebook--dinov2-base"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text("0123abc")
+    own, stated = tmp_path / "own/dinov2-base", tmp_path / "stated"
+    before = None
+    for folder, given in ((cache / "snapshots/0123abc", {}), (own, {}), (stated, {"dinov2_base": str(stated)})):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        if folder == own:
+            monkeypatch.setenv("TESSERA_WEIGHTS", str(own.parent))
+        assert weights.locate("dinov2_base", {}) == before
+        if given:
+            with pytest.raises(ValueError, match="no folder .* with config.json and model.safetensors; run hf"):
+                weights.locate("dinov2_base", given)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        assert weights.locate("dinov2_base", given) == weights.require("dinov2_base", given) == folder
+        before = folder
+
+
 def test_missing_and_wrong_weight_files_are_named_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
     monkeypatch.delenv("TESSERA_WEIGHTS", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     known = weights.KNOWN["lpips_vgg"]
     wrong = tmp_path / "wrong.pth"
     wrong.write_bytes(b"weights")
@@ -203,14 +227,14 @@ def test_missing_and_wrong_weight_files_are_named_in_one_line(tmp_path, monkeypa
             weights.require("lpips_vgg", stated)
         message = str(caught.value)
         assert known.name in message and known.source in message and known.sha256 in message and "\n" not in message
-    with pytest.raises(ValueError, match="weights.lpips: there is no weight file"):
+    with pytest.raises(ValueError, match="weights.lpips: there are no weights of this name"):
         weights.locate("vgg16", {"lpips": "x"})
     assert weights.table().count("missing") == len(weights.KNOWN)
 
 
 def test_file_names_carry_the_beginning_of_their_digest():
     """torch.hub's habit, by which a wrong digest in the table would show."""
-    marked = {name: k for name, k in weights.KNOWN.items() if "-" in k.name}
+    marked = {name: k for name, k in weights.KNOWN.items() if isinstance(k, weights.File) and "-" in k.name}
     assert set(marked) == {"vgg16", "inception"}
     for known in marked.values():
         assert known.name.rpartition("-")[2].removesuffix(".pth") == known.sha256[:8]

@@ -44,3 +44,16 @@ def global_mean(mean: Tensor) -> Tensor:
     afterwards, which makes it that of the whole.
     """
     return mean + (summed(mean) / processes() - mean).detach()
+
+
+def rows_of_all(rows: Tensor) -> Tensor:
+    """[processes * B, ...]: the rows [B, ...] of every process in the order of ranks, for a loss of all of them.
+
+    Every process computes that same loss; own rows pass on its gradient times the number of processes, others' none.
+    Gradients are averaged over processes afterwards, which makes it that of the whole.
+    """
+    if processes() == 1:
+        return rows
+    everyone = gathered(rows)
+    everyone[dist.get_rank()] = rows + (processes() - 1) * (rows - rows.detach())
+    return everyone.flatten(0, 1)

@@ -43,6 +43,11 @@ class Classifier(ModelMixin, ConfigMixin):
         """What numbers on its features are called after: `classifier`, or `rotation` where there were no classes."""
         return self.config.task
 
+    @property
+    def dim(self) -> int:
+        """Channels of `features`."""
+        return self.config.dim
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes]."""
         return self.head(self.features(images))
@@ -66,7 +71,13 @@ class Classifier(ModelMixin, ConfigMixin):
 
 
 def fit(
-    images: Tensor, labels: Tensor | None, num_classes: int, seed: int, steps: int = 300, batch: int = 64
+    images: Tensor,
+    labels: Tensor | None,
+    num_classes: int,
+    seed: int,
+    steps: int = 300,
+    batch: int = 64,
+    dim: int = 64,
 ) -> Classifier:
     """Train on images [n, 3, H, W] in [-1, 1] with labels [n], under small shifts, turns and changes of size.
 
@@ -78,7 +89,7 @@ def fit(
     task = "classifier" if labelled else "rotation"
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "classifier"))
-        network = Classifier(num_classes if labelled else 4, **shape(min(images.shape[2:])), task=task)
+        network = Classifier(num_classes if labelled else 4, **shape(min(images.shape[2:])), dim=dim, task=task)
     network = network.to(images.device, memory_format=torch.channels_last)
     _train(network, images, labels if labelled else None, seed, steps, batch)
     return network.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)

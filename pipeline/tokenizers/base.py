@@ -25,6 +25,7 @@ class Rebuilt:
     code: Code  # at the bottleneck's own scale
     terms: dict[str, Tensor]  # the tokenizer's own loss terms, unweighted
     features: dict[str, Tensor] = field(default_factory=dict)  # what inner layers made, for losses that `read` it
+    projected: Tensor | None = None  # [B, C], the class features that were given to forward, at the code's width
 
 
 class Tokenizer(ModelMixin, ConfigMixin):
@@ -65,6 +66,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """Names of the `features` of what `forward` returns, known without building."""
         return ()
 
+    @classmethod
+    def projection_width(cls, **arguments) -> int | None:
+        """Channels that `projection` reads, known without building; None where no layer leads to the code's width."""
+        return None
+
     @abstractmethod
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         """Images to what the bottleneck squeezes, [B, N, neck.inputs]."""
@@ -72,6 +78,10 @@ class Tokenizer(ModelMixin, ConfigMixin):
     @abstractmethod
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
         """z [B, N, C] at the bottleneck's own scale to images [B, 3, H, W]."""
+
+    def projection(self, features: Tensor) -> Tensor:
+        """Features [B, projection_width] through the last layer before the bottleneck, to [B, neck.inputs]."""
+        raise ValueError(f"this {type(self).__name__} has no layer from its encoder's width to its code's")
 
     @property
     @abstractmethod
@@ -103,10 +113,15 @@ class Tokenizer(ModelMixin, ConfigMixin):
         condition: Condition | None = None,
         draws: Draws | None = None,
         perturb: Perturb | None = None,
+        class_features: Tensor | None = None,
     ) -> Rebuilt:
-        """Images to images as a training sees them; `perturb` says what the decoder is shown instead of the code."""
+        """Images to images as a training sees them; `perturb` says what the decoder is shown instead of the code.
+
+        `class_features` [B, projection_width] are another network's of the same images; to project them in here
+        lets the wrapper that averages gradients over processes see it.
+        """
         code, z, terms = self.squeezed(images, condition, draws, perturb)
-        return Rebuilt(self.render(z, condition), code, terms)
+        return Rebuilt(self.render(z, condition), code, terms, projected=self.projected(class_features))
 
     def squeezed(
         self, images: Tensor, condition: Condition | None, draws: Draws | None, perturb: Perturb | None
@@ -115,6 +130,12 @@ class Tokenizer(ModelMixin, ConfigMixin):
         h = self.features(images, condition)
         code, terms = self.neck(h, draws)
         return code, code.z if perturb is None else perturb(self.neck, h, code), terms
+
+    def projected(self, class_features: Tensor | None) -> Tensor | None:
+        """Features [B, projection_width] at the width of the code, [B, neck.dim]; None of none."""
+        if class_features is None:
+            return None
+        return self.projection(class_features)[:, : self.neck.dim]  # where the bottleneck reads more, its mean is first
 
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std

@@ -8,6 +8,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from pipeline import components
+from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Node
 from pipeline.draws import Draws
@@ -50,7 +51,7 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         super().__init__(neck.dim)
         self.spec = self.geometry(image_size, bottleneck, multipliers, attention, patch_size)
         inner = z_channels or neck.dim
-        encoded = inner * max(1, neck.inputs // neck.dim)  # mean and log variance for a Gaussian
+        encoded = encoded_channels(neck, z_channels)
         widths = [[base * m for m in multipliers] for base in (width, decoder_width or width)]
         self.encoder = Encoder(encoded, widths[0], blocks, attention, middle_attention, groups, patch_size)
         self.quant_conv = nn.Conv2d(encoded, neck.inputs, 1)
@@ -85,6 +86,13 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         side = image_size // stride
         return LatentSpec((side, side), neck.dim, neck.vocab, neck.codebooks)
 
+    @classmethod
+    def projection_width(cls, bottleneck: Node, z_channels: int | None = None, **arguments) -> int:
+        return encoded_channels(components.build("bottlenecks", bottleneck), z_channels)
+
+    def projection(self, features: Tensor) -> Tensor:
+        return self.quant_conv(features[:, :, None, None])[:, :, 0, 0]
+
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         self.grid(images)
         tile = tuple(side * self.stride for side in self.spec.grid)
@@ -107,9 +115,11 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         condition: Condition | None = None,
         draws: Draws | None = None,
         perturb: Perturb | None = None,
+        class_features: Tensor | None = None,
     ) -> Rebuilt:
         code, z, terms = self.squeezed(images, condition, draws, perturb)
-        return Rebuilt(self.render(z, condition, self.grid(images)), code, terms)
+        made = self.render(z, condition, self.grid(images))
+        return Rebuilt(made, code, terms, projected=self.projected(class_features))
 
     @apply_forward_hook
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
@@ -183,3 +193,8 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         if self.use_slicing and len(x) > 1:
             return torch.cat([self._run(function, one, tile, unit) for one in x.split(1)])
         return tiled(function, x, tile, unit) if self.use_tiling else function(x)
+
+
+def encoded_channels(neck: Bottleneck, z_channels: int | None) -> int:
+    """The encoder ends in `z_channels`, or as many as the code has: twice, for a Gaussian's mean and log variance."""
+    return (z_channels or neck.dim) * max(1, neck.inputs // neck.dim)

@@ -68,6 +68,18 @@ class MaskgitVqgan(Tokenizer):
         side = image_size // stride
         return LatentSpec((side, side), neck.dim, neck.vocab, neck.codebooks)
 
+    @classmethod
+    def projection_width(
+        cls,
+        width: int = 128,
+        multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
+        **arguments,
+    ) -> int:
+        return width * multipliers[-1]
+
+    def projection(self, features: Tensor) -> Tensor:
+        return self.encoder.conv_out(features[:, :, None, None])[:, :, 0, 0]
+
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         self.grid(images)
         return self.encoder((images + 1) / 2).flatten(2).transpose(1, 2)
@@ -88,9 +100,11 @@ class MaskgitVqgan(Tokenizer):
         condition: Condition | None = None,
         draws: Draws | None = None,
         perturb: Perturb | None = None,
+        class_features: Tensor | None = None,
     ) -> Rebuilt:
         code, z, terms = self.squeezed(images, condition, draws, perturb)
-        return Rebuilt(self.render(z, condition, self.grid(images)), code, terms)
+        made = self.render(z, condition, self.grid(images))
+        return Rebuilt(made, code, terms, projected=self.projected(class_features))
 
     @apply_forward_hook
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:

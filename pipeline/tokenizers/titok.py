@@ -149,6 +149,13 @@ class TiTok(Tokenizer):
     def feature_names(cls, head: Literal["pixels", "proxy"] = "pixels", **arguments) -> tuple[str, ...]:
         return ("proxy_logits",) if head == "proxy" else ()
 
+    @classmethod
+    def projection_width(cls, width: int, interleaved: bool = False, **arguments) -> int | None:
+        return None if interleaved else width  # there the layer reads a mix of the channels of all tokens
+
+    def projection(self, features: Tensor) -> Tensor:
+        return self.encoder.projection(features)
+
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         size = self.config.image_size
         if images.shape[2:] != (size, size):
@@ -166,13 +173,15 @@ class TiTok(Tokenizer):
         draws: Draws | None = None,
         perturb: Perturb | None = None,
         pixels: bool = True,
+        class_features: Tensor | None = None,
     ) -> Rebuilt:
         code, z, terms = self.squeezed(images, condition, draws, perturb)
-        h = self.states(z)
+        h, projected = self.states(z), self.projected(class_features)
         if self.config.head == "pixels":
-            return Rebuilt(self.output(h) * 2 - 1 if pixels else None, code, terms)
+            return Rebuilt(self.output(h) * 2 - 1 if pixels else None, code, terms, projected=projected)
         logits = self.output.logits(h)
-        return Rebuilt(self.output.paint(logits) * 2 - 1 if pixels else None, code, terms, {"proxy_logits": logits})
+        made = self.output.paint(logits) * 2 - 1 if pixels else None
+        return Rebuilt(made, code, terms, {"proxy_logits": logits}, projected)
 
     def states(self, z: Tensor) -> Tensor:
         """z [B, at most `tokens`, dim] at the bottleneck's own scale to what the head reads, [B, places, width].

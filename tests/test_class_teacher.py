@@ -1,0 +1,159 @@
+"""Teachers of class features: DINOv2 from its folder, the stand-in, and how a recipe takes one or leaves it out."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+from pipeline.images import Images
+from pipeline.line import check_line
+from pipeline.losses.class_contrast import ClassContrast
+from pipeline.phase_parts import build_losses
+from pipeline.recipe import Recipe, load
+from pipeline.stand_in import train_stand_in
+from pipeline.teachers.classifier import Classifier
+from pipeline.teachers.dinov2 import Dinov2, called
+
+TEACHER = "tokenizer.phases.main.losses.semantic.teacher"
+RECIPE = """
+name: semantic
+include: [data/digits, tokenizers/digits_vq_semantic, networks/digits_causal]
+generator:
+  objective: {kind: next_token}
+  weights: {next_token: 1.0}
+"""
+
+
+@pytest.fixture
+def dinov2(tmp_path) -> Path:
+    """A folder as the hub's, of a DINOv2 whose features the digits' tokenizer can project."""
+    folder = tmp_path / "dinov2"
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=42, mlp_ratio=2)
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_dinov2_is_read_from_its_folder_and_gives_the_class_feature(dinov2):
+    teacher, stock = Dinov2.load(dinov2), Dinov2Model.from_pretrained(dinov2).eval()
+    assert (teacher.dim, teacher.name) == (32, "dinov2_32")
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    seen = F.interpolate(x, (28, 28), mode="bicubic", antialias=True)
+    torch.testing.assert_close(teacher.features(x), stock(((seen + 1) / 2 - mean) / std).pooler_output)
+    assert [teacher.pixels(torch.zeros(1, 3, side, side)).shape[2] for side in (8, 16, 256, 512)] == [14, 14, 224, 448]
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_dinov2_folders_that_are_unsafe_torn_or_of_another_model_are_refused(dinov2, tmp_path):
+    file = dinov2 / "model.safetensors"
+    state = load_file(file)
+    save_file({name: value for name, value in state.items() if name != "layernorm.bias"}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks layernorm.bias"):
+        Dinov2.load(dinov2)
+    torch.save(state, dinov2 / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        Dinov2.load(dinov2)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="holds a vit, not a dinov2"):
+        Dinov2.load(tmp_path / "vit")
+
+
+def test_published_sizes_have_published_names():
+    assert [called(width) for width in (384, 768, 1024, 1536)] == ["dinov2_s", "dinov2_b", "dinov2_l", "dinov2_g"]
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    monkeypatch.delenv("TESSERA_WEIGHTS", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    path = tmp_path / "semantic.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_a_recipe_says_which_teacher_and_what_does_not_fit_stops_at_load(recipe, dinov2):
+    found = f"weights.dinov2_base={dinov2}"
+    for settings in ([], [f"{TEACHER}=auto"], [f"{TEACHER}=dinov2", found], [f"{TEACHER}=auto", found]):
+        check_line(load(recipe, settings))
+    wider = "tokenizer.model.z_channels=48"
+    check_line(load(recipe, [found, wider]))  # the recipe's classifier has as many features as it takes
+    semantic = "tokenizer.phases.main.losses.semantic"
+    for settings, words in (
+        ([f"{TEACHER}=dinov2"], f"^{semantic}: the weights dinov2_base are not on this machine; run hf download"),
+        ([f"{TEACHER}=dino"], f"^{TEACHER}: 'dino' is not one of auto, dinov2, classifier"),
+        ([f"{TEACHER}=auto", found, wider], f"^{semantic}: .*dinov2_32 has 32 channels, but the tokenizer projects 48"),
+        ([f"{semantic}.class_teacher=3"], f"^{semantic}.class_teacher is determined"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            check_line(load(recipe, settings))
+        assert "\n" not in str(caught.value)
+
+
+def losses_of(recipe: Recipe, folder: Path) -> ClassContrast:
+    """What training builds of the recipe's semantic loss alone."""
+    phase = recipe.tokenizer.phases["main"]
+    phase.losses = {"semantic": phase.losses["semantic"]}
+    folder.mkdir()
+    return build_losses(recipe, Accelerator(cpu=True), phase, Images(recipe.data, "train"), folder)["semantic"]
+
+
+def test_weights_that_are_found_are_used_and_a_stand_in_is_named(recipe, dinov2, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = losses_of(load(recipe, [f"{TEACHER}=auto", f"weights.dinov2_base={dinov2}"]), tmp_path / "a")
+    assert found.name == "dinov2_32" and not caplog.records
+    with caplog.at_level(logging.WARNING):
+        absent = losses_of(load(recipe, [f"{TEACHER}=auto", "data.size=8"]), tmp_path / "b")
+    assert absent.name == "classifier" and absent.class_teacher.dim == 32
+    assert "dinov2_base are not on this machine, so a classifier" in caplog.text
+    caplog.clear()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "b/class_teacher").rename(tmp_path / "c/kept")
+    kept = Classifier.from_pretrained(tmp_path / "c/kept")
+    assert torch.equal(kept.project.weight, absent.class_teacher.project.weight)
+
+
+def test_the_stand_in_is_a_function_of_the_seed(recipe):
+    split = Images(load(recipe).data, "held_out")
+    one, again, other = (train_stand_in(split, seed, dim=5, steps=2) for seed in (1, 1, 2))
+    assert one.dim == 5 and torch.equal(one.project.weight, again.project.weight)
+    assert not torch.equal(one.project.weight, other.project.weight)
+
+
+def test_null_takes_an_included_entry_out(recipe):
+    losses, weights = "tokenizer.phases.main.losses", "tokenizer.phases.main.weights"
+    on_the_line = load(recipe, [f"{losses}.semantic=null", f"{weights}.class_contrast=null"])
+    above = Path(recipe).with_name("without.yaml")
+    above.write_text(
+        "include: semantic\nname: without\n"
+        "tokenizer: {phases: {main: {losses: {semantic: null}, weights: {class_contrast: null}}}}\n"
+    )
+    for without in (on_the_line, load(str(above))):
+        check_line(without)
+        phase = without.tokenizer.phases["main"]
+        assert list(phase.losses) == ["pixel", "perceptual"] and "class_contrast" not in phase.weights
+    again = load(str(above), [f"{losses}.semantic={{kind: class_contrast}}", f"{weights}.class_contrast=0.2"])
+    check_line(again)
+    assert again.tokenizer.phases["main"].weights["class_contrast"] == 0.2
+    for override, words in (
+        (
+            f"{losses}.semantic=null",
+            f"{weights}.class_contrast: there is no loss term .*class_contrast=null leaves it out",
+        ),
+        (f"{weights}.class_contrast=null", f"{weights}.class_contrast is missing"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_line(load(recipe, [override]))
+
+
+def test_null_is_a_value_where_a_component_takes_it(recipe):
+    stated = load(recipe, ["tokenizer.model.decoder_width=null", "sample.sampler.top_k=null"])
+    assert stated.tokenizer.model["decoder_width"] is None and stated.sample.sampler == {"top_k": None}
