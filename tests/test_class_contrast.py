@@ -28,6 +28,7 @@ SHAPES = {
     "conv_autoencoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
     "conv_autoencoder_wider": {"width": 8, "multipliers": [1, 2], "blocks": 1, "z_channels": 6},
     "maskgit_vqgan": {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4},
+    "latent_vit": {"width": 8, "depth": 1, "heads": 2, "patch_size": 8},
     "titok": {"tokens": 3, "width": 8, "depth": 1, "heads": 2, "patch_size": 8},
 }
 

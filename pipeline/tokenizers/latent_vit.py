@@ -133,6 +133,13 @@ class LatentViT(Tokenizer):
         grid = (image_size // patch_size,) * 2 if tokens is None else (tokens,)
         return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
 
+    @classmethod
+    def projection_width(cls, width: int, **arguments) -> int:
+        return width
+
+    def projection(self, features: Tensor) -> Tensor:
+        return self.encoder.projection(features)
+
     def features(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Tensor:
         """As in the base; with draws, branches of the transformer are left out."""
         size = self.config.image_size
@@ -153,12 +160,13 @@ class LatentViT(Tokenizer):
         condition: Condition | None = None,
         draws: Draws | None = None,
         perturb: Perturb | None = None,
+        class_features: Tensor | None = None,
     ) -> Rebuilt:
         paths = draws if self.training else None
         h = self.features(images, condition, paths)
         code, terms = self.neck(h, draws)
         z = code.z if perturb is None else perturb(self.neck, h, code)
-        return Rebuilt(self.render(z, condition, paths), code, terms)
+        return Rebuilt(self.render(z, condition, paths), code, terms, projected=self.projected(class_features))
 
     def tunings(self) -> list[tuple[Dinov2, Tuning]]:
         """Both transformers, and how much of each is trained."""
