@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from torch import Tensor
 
 from pipeline.code import Condition
+from pipeline.nn.quiet_cast import QuietCast
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
 
 
-class Network(ModelMixin, ConfigMixin):
+class Network(QuietCast, ConfigMixin):
     """A generator's network. Its shape (grid, dim, vocab, codebooks, num_classes, outputs) is derived, never stated.
 
     A constructor takes those of the derived values that it needs, under these names.

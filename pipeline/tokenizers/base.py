@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from torch import Tensor, nn
 
 from pipeline import components
@@ -13,6 +13,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Node
 from pipeline.draws import Draws
+from pipeline.nn.quiet_cast import QuietCast
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
 
@@ -27,7 +28,7 @@ class Rebuilt:
     features: dict[str, Tensor] = field(default_factory=dict)  # what inner layers made, for losses that `read` it
 
 
-class Tokenizer(ModelMixin, ConfigMixin):
+class Tokenizer(QuietCast, ConfigMixin):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
