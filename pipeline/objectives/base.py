@@ -79,3 +79,9 @@ class Objective(SchedulerMixin, ConfigMixin):
         guidance: Guidance = Guidance(),
     ) -> Code:
         """The generator's own version of `code`: preserve = 1 returns it exactly, 0 is a free sample."""
+
+
+def check_share(preserve: float) -> None:
+    """ValueError where what `regenerate` is to preserve is no share."""
+    if not 0 <= preserve <= 1:
+        raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")
