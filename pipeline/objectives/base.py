@@ -40,6 +40,10 @@ class Objective(SchedulerMixin, ConfigMixin):
         """Network evaluations where nobody states a number."""
         return 50
 
+    def steps_for(self, spec: LatentSpec, stated: int | None) -> int:
+        """Network evaluations of a sampling: the number stated, if there is one."""
+        return self.default_steps(spec) if stated is None else stated
+
     def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
         """ValueError where these sampler settings, or this number of steps, do not fit the objective and the codes."""
 
