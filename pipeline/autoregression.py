@@ -12,7 +12,7 @@ from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import Draws
 from pipeline.guidance import Guidance, both_halves, guided_logits
 from pipeline.nn.tokens import Choose
-from pipeline.objectives.base import OnStep
+from pipeline.objectives.base import OnStep, check_share
 
 
 class CausalNetwork(Protocol):
@@ -83,8 +83,7 @@ class TokenSampler:
         A kept token is told to the network in place of its choice, so that later ones follow from the mixture:
         the pairs of arXiv:2509.12474, section 4.3. With preserve = 0 it is `sample` of the same draws.
         """
-        if not 0 <= preserve <= 1:
-            raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")
+        check_share(preserve)
         if preserve == 1:
             return Code(ids=code.ids.clone())
         ids = stack_ids(code.ids)

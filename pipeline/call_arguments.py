@@ -89,17 +89,19 @@ def resolve_guidance(default: Guidance, **stated: Any) -> Guidance:
     return guidance
 
 
-def check_settings(objective: Objective, stated: dict[str, Any], others: Sequence[str] = ()) -> dict[str, Any]:
+def check_settings(
+    objective: Objective, stated: dict[str, Any], others: Sequence[str] = (), where: str = ""
+) -> dict[str, Any]:
     """Settings of the objective's sampler, of the types its `sample` declares; ValueError for one it does not have.
 
-    `others` are names that a misspelt one may have meant besides.
+    `others` are names that a misspelt one may have meant besides; `where` stands before a name in messages.
     """
     signature, hints = inspect.signature(objective.sample), get_type_hints(type(objective).sample)
     known = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and n not in PIPELINES_OWN]
     for name in stated:
         if name not in known:
-            raise ValueError(f"{name}: there is no such setting{suggestion(name, [*known, *others])}")
-    return {name: conform(value, hints[name], name) for name, value in stated.items()}
+            raise ValueError(f"{where}{name}: there is no such setting{suggestion(name, [*known, *others])}")
+    return {name: conform(value, hints[name], f"{where}{name}") for name, value in stated.items()}
 
 
 def starting_noise(latents: Tensor, count: int, spec: LatentSpec) -> Tensor:

@@ -35,9 +35,8 @@ def print_check(recipe: Recipe) -> None:
         ("disk", disk(recipe, line.spec, images, parameters(network))),
         (
             "sampling",
-            f"{recipe.sample.images} images, {recipe.sample.steps or line.objective.default_steps(line.spec)}"
-            " evaluations each, at guidance "
-            f"{recipe.sample.guidance:g}",
+            f"{recipe.sample.images} images, {line.objective.steps_for(line.spec, recipe.sample.steps)}"
+            f" evaluations each, at guidance {recipe.sample.guidance:g}",
         ),
         ("output", f"runs/{recipe.name}/"),
     ]

@@ -15,10 +15,9 @@ from pipeline.code import LatentSpec
 from pipeline.draws import ImageDraws, mix
 from pipeline.images import Images
 from pipeline.latents import FORMAT, MANIFEST, sha256_of, shard_file, write_manifest, write_shard
+from pipeline.precision import DTYPES, autocast
 from pipeline.recipe import Latents
 from pipeline.tokenizers.base import Tokenizer
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def encode(
@@ -91,7 +90,7 @@ class Encoder:
     ):
         self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
         self.images, self.latents, self.seed, self.device = images, latents, seed, device
-        self.autocast = {"device_type": device.type, "dtype": DTYPES[precision], "enabled": precision != "fp32"}
+        self.precision = precision
 
     @torch.no_grad()
     def __call__(self, rows: Tensor) -> dict[str, Tensor]:
@@ -104,7 +103,7 @@ class Encoder:
 
     def _codes(self, pixels: Tensor, rows: Tensor, view: int) -> dict[str, Tensor]:
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(**self.autocast):
+        with autocast(self.device, self.precision):
             if self.tokenizer.spec.vocab:
                 found = {"ids": self.tokenizer.encode(pixels).ids}
             elif self.latents.posterior == "moments":

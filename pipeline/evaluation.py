@@ -13,9 +13,10 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, stack_ids
 from pipeline.code_usage import usage_of
+from pipeline.eight_bits import levels
 from pipeline.metrics.base import Features
 from pipeline.metrics.copies import near_copies
-from pipeline.metrics.fidelity import eight_bits, psnr, ssim
+from pipeline.metrics.fidelity import psnr, ssim
 from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.perturbed import Exchange, Noise, as_perturbed
@@ -65,7 +66,7 @@ def even(labels: Tensor | None, total: int, count: int) -> Tensor:
 
 def fidelity(images: Tensor, rebuilt: Tensor, backbone: Backbone) -> Rows:
     """PSNR, SSIM (of 8-bit pixels) and perceptual distance of every pair of images [B, 3, H, W] in [-1, 1]."""
-    pixels, others = eight_bits(images.cpu()), eight_bits(rebuilt.cpu())
+    pixels, others = levels(images.cpu()), levels(rebuilt.cpu())
     return {
         "psnr": psnr(pixels, others).clamp(max=CEILING),
         "ssim": ssim(pixels, others),

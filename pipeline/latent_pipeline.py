@@ -115,7 +115,7 @@ class LatentPipeline(DiffusionPipeline):
     @property
     def steps(self) -> int:
         """Network evaluations of a call that states no number."""
-        return self.objective.default_steps(self.tokenizer.spec) if self.defaults.steps is None else self.defaults.steps
+        return self.objective.steps_for(self.tokenizer.spec, self.defaults.steps)
 
     @property
     def num_classes(self) -> int:

@@ -1,15 +1,15 @@
 """Whether the parts of a recipe fit together, and building them from what earlier stages determine."""
 
-import inspect
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.call_arguments import check_settings
 from pipeline.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.code import LatentSpec
-from pipeline.components import build, check, conform, find, kinds, match_names, suggestion
+from pipeline.components import build, check, find, kinds, match_names, suggestion
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipe import Phase, Recipe
@@ -25,7 +25,6 @@ DERIVED = {  # what a recipe may not state, by slot
     "critics": (),
     "perturbations": (),
 }
-SAMPLER_OWN = ("on_step", "scheduler")  # keyword arguments of Objective.sample that no recipe states
 
 
 @dataclass(frozen=True)
@@ -157,15 +156,8 @@ def check_pair(recipe: Recipe, spec: LatentSpec, network: type[Network], objecti
 
 
 def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> None:
-    signature = inspect.signature(type(objective).sample)
-    hints = get_type_hints(type(objective).sample)
-    keywords = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and n not in SAMPLER_OWN]
-    for name, value in recipe.sample.sampler.items():
-        if name not in keywords:
-            raise ValueError(f"sample.sampler.{name}: there is no such setting{suggestion(name, keywords)}")
-        conform(value, hints[name], f"sample.sampler.{name}")
-    steps = recipe.sample.steps or objective.default_steps(spec)
-    objective.check_sampler(steps, spec, **recipe.sample.sampler)
+    settings = check_settings(objective, recipe.sample.sampler, where="sample.sampler.")
+    objective.check_sampler(objective.steps_for(spec, recipe.sample.steps), spec, **settings)
     dropped = recipe.generator.network.get("class_drop")
     if recipe.sample.guidance != 1 and dropped == 0:
         raise ValueError(

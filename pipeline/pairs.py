@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from torch import Tensor
 
 from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws, mix, uniform_by_seed
-from pipeline.encoding import DTYPES, as_stored, fill
+from pipeline.eight_bits import eight_bits
+from pipeline.encoding import as_stored, fill
 from pipeline.images import Images
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents import FORMAT, LatentStore, key_of, load_shard, shard_file
+from pipeline.precision import autocast
 from pipeline.recipe import PostTraining, Recipe
 from pipeline.sampling import counted, sampling_record
 
@@ -92,7 +93,6 @@ def maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[
     """
     part, device = recipe.posttrain, pipe.device
     rows, rounds = chosen_rows(part, len(store), recipe.seed)
-    narrow = recipe.precision != "fp32"
 
     @torch.no_grad()
     def make(places: Tensor) -> dict[str, Tensor]:
@@ -100,8 +100,7 @@ def maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[
         batch = store.plain(chosen).to(device)
         names = zip(chosen.tolist(), rounds[places].tolist())
         draws = ImageDraws.from_seeds([mix(recipe.seed, "pair", *name) for name in names], device)
-        autocast = torch.autocast(device.type, dtype=DTYPES[recipe.precision]) if narrow else nullcontext()
-        with autocast, counted(pipe.network) as calls:
+        with autocast(device, recipe.precision), counted(pipe.network) as calls:
             code = regenerated(pipe, batch.code, batch.condition, part.preserve, draws)
             if part.route == "reencode":
                 code = pipe.tokenizer.encode(eight_bits(pipe.decode(code)))
@@ -125,11 +124,6 @@ def regenerated(
     return pipe.objective.regenerate(
         pipe.network, code, condition, preserve, draws, pipe.steps, how.guidance, **how.sampler
     )
-
-
-def eight_bits(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as a PNG would keep them."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def chosen_rows(part: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from torch import Generator, nn
 from tqdm import tqdm
@@ -20,12 +19,11 @@ from pipeline.image_files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.machine import accelerate
 from pipeline.pipeline_folder import fetch, fingerprint_files, load_component
+from pipeline.precision import Precision, autocast
 from pipeline.recipe import Recipe, merge, parse
 from pipeline.workspace import surroundings
 
-Precision = Literal["fp32", "bf16", "fp16"]
 PROTOCOL = "samples.json"
-TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -183,13 +181,11 @@ def sample_images(pipe: LatentPipeline, plan: Plan, out: Path, accelerator: Acce
 def _make(pipe: LatentPipeline, plan: Plan, mine: list[int], out: Path, accelerator: Accelerator, total: int) -> int:
     """Make this process's images, batch by batch; returns the number of batches."""
     batches = [mine[i : i + plan.batch] for i in range(0, len(mine), plan.batch)]
-    narrow = plan.precision != "fp32"
-    autocast = torch.autocast(accelerator.device.type, dtype=TYPES.get(plan.precision), enabled=narrow)
     with tqdm(total=total, desc="sampling", unit="image", disable=not accelerator.is_main_process) as bar:
         for batch in batches:
             labels = None if plan.labels is None else [plan.labels[i] for i in batch]
             generators = [Generator().manual_seed(plan.seeds[i]) for i in batch]
-            with autocast:
+            with autocast(accelerator.device, plan.precision):
                 images = pipe(labels, num_images=len(batch), generator=generators).images
             for i, image in zip(batch, images):
                 draft = out / f".{i:06d}.png"

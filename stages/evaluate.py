@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.code import Code
 from pipeline.components import find
 from pipeline.draws import mix
+from pipeline.eight_bits import eight_bits, from_bytes
 from pipeline.evaluation import (
     Rows,
     accuracy_numbers,
@@ -148,11 +149,6 @@ def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray | None, dict[str,
     return pixels, None if labels is None or (labels < 0).any() else labels, made
 
 
-def from_bytes(pixels: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] to [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def spread_images(
     work: Workspace, recipe: Recipe, images: Images, eyes: Eyes, tokenizer: Tokenizer | None = None
 ) -> Rows:
@@ -187,10 +183,10 @@ def rebuild(tokenizer: Tokenizer, images: Tensor) -> Tensor:
 @torch.no_grad()
 def rendered(tokenizer: Tokenizer, code: Code) -> Tensor:
     """The images of a code, rounded to 8 bits, in [-1, 1]."""
-    again = tokenizer.decode(code).float().clamp(-1, 1)
+    again = eight_bits(tokenizer.decode(code))
     if not again.isfinite().all():
         raise ValueError("the decoder makes images that are not finite; train the tokenizer again, with a lower rate")
-    return ((again + 1) * 127.5).round() / 127.5 - 1
+    return again
 
 
 def measure(

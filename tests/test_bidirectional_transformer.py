@@ -1,11 +1,10 @@
 """The bidirectional transformer: what it sees, its dropout, its published sizes and checkpoints, and diffusers."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import answers_of_saved
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -203,29 +202,11 @@ def test_bfloat16_is_close(body):
             assert (rough - exact).square().mean() < 3e-3 * exact.square().mean()
 
 
-LOAD = """
-import sys
-from pathlib import Path
-import torch
-from safetensors.torch import load_file
-from pipeline.code import Condition
-from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
-for folder in Path(sys.argv[1]).iterdir():
-    io = load_file(folder / "io.safetensors")
-    model = BidirectionalTransformer.from_pretrained(folder)
-    assert torch.equal(model(io["ids"], io["masked"], Condition(labels=io["labels"])), io["out"])
-"""
-
-
 def test_a_saved_network_is_the_same_in_a_fresh_process(tmp_path):
-    for body in BODIES:
-        model = network(body=body, codebooks=2)
-        ids, masked, condition = request(model)
-        model.save_pretrained(tmp_path / body)
-        with torch.no_grad():
-            values = {"ids": ids, "masked": masked, "labels": condition.labels, "out": model(ids, masked, condition)}
-        save_file(values, tmp_path / body / "io.safetensors")
-    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], check=True, cwd=ROOT)
+    models = {body: network(body=body, codebooks=2) for body in BODIES}
+    calls = {body: (model.forward, *request(model)) for body, model in models.items()}
+    answers = answers_of_saved(tmp_path, calls)
+    assert all(torch.equal(answers[body], forward(*inputs)) for body, (forward, *inputs) in calls.items())
 
 
 PUBLISHED = {  # tokens, parameters

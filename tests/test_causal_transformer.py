@@ -2,12 +2,11 @@
 
 import importlib
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import answers_of_saved
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -278,30 +277,11 @@ def test_layerwise_casting_keeps_what_must_stay_exact():
     assert model(*request(model)).isfinite().all()
 
 
-LOAD = """
-import sys, torch
-from safetensors.torch import load_file
-from pipeline.code import Condition
-from pipeline.networks.causal_transformer import CausalTransformer
-for name in ("llamagen", "rar"):
-    folder = f"{sys.argv[1]}/{name}"
-    io = load_file(folder + "/io.safetensors")
-    model = CausalTransformer.from_pretrained(folder)
-    assert torch.equal(model(io["ids"], Condition(labels=io["labels"])), io["out"])
-"""
-
-
 def test_a_saved_network_is_the_same_in_a_fresh_process(tmp_path):
-    from safetensors.torch import save_file
-
-    for name, arguments in {"llamagen": {"codebooks": 2}, "rar": RAR}.items():
-        model = network(**arguments)
-        ids, condition = request(model)
-        model.save_pretrained(tmp_path / name)
-        with torch.no_grad():
-            out = model(ids, condition)
-        save_file({"ids": ids, "labels": condition.labels, "out": out}, tmp_path / name / "io.safetensors")
-    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], check=True, cwd=ROOT)
+    models = {"llamagen": network(codebooks=2), "rar": network(**RAR)}
+    calls = {name: (model.forward, *request(model)) for name, model in models.items()}
+    answers = answers_of_saved(tmp_path, calls)
+    assert all(torch.equal(answers[name], forward(*inputs)) for name, (forward, *inputs) in calls.items())
 
 
 def test_a_network_packed_into_one_file_is_the_same(tmp_path, monkeypatch):

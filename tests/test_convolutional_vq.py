@@ -1,11 +1,10 @@
 """The convolutional VQ tokenizers of MaskGIT and LlamaGen: what their values cannot show, and reading their files."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import answers_of_saved
 from golden_kinds import Case
 from torch import Tensor
 
@@ -79,26 +78,11 @@ def test_parts_hold_every_parameter_once():
     assert any(p is tokenizer.last_layer for p in tokenizer.trainable("decoder"))
 
 
-RELOAD = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-torch.set_num_threads(int(sys.argv[2]))
-from pipeline.tokenizers.maskgit_vqgan import MaskgitVqgan
-kept = torch.load("kept.pt")
-tokenizer = MaskgitVqgan.from_pretrained("saved").eval()
-with torch.no_grad():
-    assert torch.equal(tokenizer(kept["images"]).images, kept["made"])
-"""
-
-
 @torch.no_grad()
 def test_a_saved_folder_is_whole_in_a_fresh_process(tmp_path):
     tokenizer, images = maskgit(), pictures()
-    tokenizer.save_pretrained(tmp_path / "saved")
-    torch.save({"images": images, "made": tokenizer(images).images}, tmp_path / "kept.pt")
-    command = [sys.executable, "-c", RELOAD, str(GOLDEN.parents[1]), str(torch.get_num_threads())]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    answer = answers_of_saved(tmp_path, {"tokenizer": (tokenizer.forward, images)})["tokenizer"]
+    assert torch.equal(answer.images, tokenizer(images).images)
 
 
 def test_gradient_checkpointing_changes_no_gradient():

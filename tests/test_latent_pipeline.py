@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import PipelineCallback
+from fresh_process import run_fresh
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipeline import generators, make_network, make_pipeline, make_tokenizer
@@ -65,8 +65,8 @@ def fails(pipe, match, *arguments, **settings):
 
 
 def test_importing_the_package_imports_no_torch():
-    code = "import sys, pipeline; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    imported = run_fresh("import sys, pipeline; print(*sys.modules)").split()
+    assert "pipeline" in imported and not {"torch", "diffusers"} & set(imported)
     with pytest.raises(AttributeError, match="LatentPipelin'"):
         getattr(pipeline, "LatentPipelin")  # noqa: B009  a name that is not there
 
@@ -249,7 +249,7 @@ def test_without_classes():
 
 def test_a_fresh_process_in_another_folder_makes_the_same_images(pipe, saved, tmp_path):
     here = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", RELOAD, saved, "images.pt"], check=True, cwd=tmp_path, env=here)
+    run_fresh(RELOAD, saved, "images.pt", cwd=tmp_path, env=here)
     loaded = torch.load(tmp_path / "images.pt", weights_only=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from diffusers import AutoencoderKL
 
 from pipeline import LatentPipeline
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import find, kinds, structure
+from pipeline.components import build, find, kinds, structure
 from pipeline.draws import StepDraws
 from pipeline.generation import Generation
-from pipeline.line import build_network, build_tokenizer, check_line
+from pipeline.line import build_network, check_line
 from pipeline.recipe import CONFIGS, Recipe, merge, read
+from pipeline.tokenizers.base import Tokenizer
 
 SIZES = (8, 16, 32)  # pixels
 SMALL: dict[str, Any] = {
@@ -93,10 +95,27 @@ def size_for(node: dict[str, Any]) -> int:
     raise AssertionError(f"{node} fits none of {SIZES}")
 
 
+@cache
+def tried(tokenizer: str, stock: str) -> tuple[dict[str, Any], int, LatentSpec]:
+    """A tokenizer's node, the size of the images that it is tried on, and the codes it gives of them."""
+    node = TOKENIZERS[tokenizer]
+    node = {"kind": node["kind"], "path": stock} if "path" in node else node
+    size = size_for(node)
+    return node, size, spec_of(node, size)
+
+
+@cache
+def encoded(tokenizer: str, stock: str) -> tuple[Tokenizer, Code]:
+    """A tokenizer, and its code of two images, which all generators are tried on."""
+    node, size, _ = tried(tokenizer, stock)
+    model = build("tokenizers", node, image_size=size).eval()
+    shape = (2, 3, size, size)
+    with torch.no_grad():
+        return model, model.encode(torch.linspace(-1, 1, math.prod(shape)).reshape(shape))
+
+
 def recipe_of(tokenizer: str, network: str, objective: str, stock: str) -> Recipe:
-    model = dict(TOKENIZERS[tokenizer])
-    if "path" in model:
-        model = {"kind": model["kind"], "path": stock}
+    model, size, _ = tried(tokenizer, stock)
     node = {"kind": objective} | OBJECTIVES.get(objective, {})
     if objective == "gaussian_diffusion":
         node["variance"] = "learned_range"
@@ -109,7 +128,7 @@ def recipe_of(tokenizer: str, network: str, objective: str, stock: str) -> Recip
     }
     values = {
         "name": "pair",
-        "data": {"source": {"kind": "digits"}, "size": size_for(model)},
+        "data": {"source": {"kind": "digits"}, "size": size},
         "tokenizer": {"model": model, "start": "anywhere"},
         "generator": generator,
     }
@@ -117,11 +136,10 @@ def recipe_of(tokenizer: str, network: str, objective: str, stock: str) -> Recip
     return structure(Recipe, merge(values, {"sample": {"steps": STEPS[role], "guidance": 2.0}}))
 
 
-def fits(recipe: Recipe) -> bool:
+def fits(recipe: Recipe, spec: LatentSpec) -> bool:
     """What LatentSpec allows: ids for a generator of ids, and a network of the kind that the objective trains."""
     objective = find("objectives", recipe.generator.objective["kind"])
     network = find("networks", recipe.generator.network["kind"])
-    spec = spec_of(recipe.tokenizer.model, recipe.data.size)
     told = recipe.generator.network.get("target_positions", False)
     lacks = objective.__name__ == "RandomOrder" and not told
     return bool(spec.vocab) == objective.discrete and network.role == objective.role and not lacks
@@ -131,17 +149,13 @@ def fits(recipe: Recipe) -> bool:
 @pytest.mark.parametrize("network, objective", GENERATORS)
 def test_every_pair_trains_and_samples_or_is_refused(tokenizer, network, objective, stock):
     recipe = recipe_of(tokenizer, network, objective, stock)
-    if not fits(recipe):
+    if not fits(recipe, tried(tokenizer, stock)[2]):
         with pytest.raises(ValueError) as refusal:
             check_line(recipe)
         assert "\n" not in str(refusal.value) and "generator." in str(refusal.value)
         return
     line = check_line(recipe)
-    shape = (2, 3, recipe.data.size, recipe.data.size)
-    images = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
-    model = build_tokenizer(recipe).eval()
-    with torch.no_grad():
-        code = model.encode(images)
+    model, code = encoded(tokenizer, stock)
     assert (code.z if code.ids is None else code.ids).shape[1] == line.spec.tokens
     generator = build_network(recipe, line.spec, 3, line.objective)
     train_one_step(recipe, generator, line.objective, code)
@@ -149,7 +163,7 @@ def test_every_pair_trains_and_samples_or_is_refused(tokenizer, network, objecti
     pipe.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     made = pipe([0, 2], guidance_scale=2.0, generator=seeds, output_type="pt").images
-    assert made.shape == shape and made.isfinite().all()
+    assert made.shape == (2, 3, recipe.data.size, recipe.data.size) and made.isfinite().all()
     alone = pipe([2], guidance_scale=2.0, generator=seeds[1].manual_seed(2), output_type="pt").images
     torch.testing.assert_close(made[1:], alone, atol=2e-3, rtol=0)
 

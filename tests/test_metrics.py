@@ -7,9 +7,10 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Generator, Tensor
 
+from pipeline.eight_bits import eight_bits, from_bytes, levels, to_bytes
 from pipeline.metrics.copies import near_copies, nearest_two
 from pipeline.metrics.features import KINDS, PixelFeatures
-from pipeline.metrics.fidelity import eight_bits, gaussian, psnr, ssim
+from pipeline.metrics.fidelity import gaussian, psnr, ssim
 from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.metrics.inception_score import inception_score
 from pipeline.metrics.kernel import kernel_distance
@@ -104,7 +105,12 @@ def test_psnr_closed_form():
 
 
 def test_eight_bits_are_what_files_hold():
-    assert eight_bits(torch.tensor([-1.2, -1, 0.001, 1, 3])).tolist() == [0, 0, 128, 255, 255]
+    assert levels(torch.tensor([-1.2, -1, 0.001, 1, 3])).tolist() == [0, 0, 128, 255, 255]
+    images = normal(2, 3, 5, 4)
+    again = from_bytes(to_bytes(images))
+    assert torch.equal(again, eight_bits(images)) and torch.equal(eight_bits(again), again)
+    inside = images.clamp(-1, 1)
+    assert 0 < (again - inside).abs().max() <= 1 / 255 + 1e-6
 
 
 @pytest.mark.parametrize("size", [3, 8, 10, 11, 24])

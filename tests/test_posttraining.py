@@ -16,11 +16,12 @@ from torch import Tensor
 from pipeline.code import Code
 from pipeline.components import find, structure
 from pipeline.critics.patch import Patch
+from pipeline.eight_bits import eight_bits
 from pipeline.images import Images
 from pipeline.latents import LatentStore, shard_file
 from pipeline.line import build_network, build_tokenizer, check_line
 from pipeline.losses.pixel import Pixel
-from pipeline.pairs import Pairs, chosen_rows, eight_bits, make_pairs
+from pipeline.pairs import Pairs, chosen_rows, make_pairs
 from pipeline.phase_parts import carry_over
 from pipeline.pipeline_folder import load_component
 from pipeline.posttraining import EarlyStop, FromCode

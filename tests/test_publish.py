@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL, DiTTransformer2DModel
+from fresh_process import run_fresh
 from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_pipeline import (
@@ -105,7 +104,7 @@ def test_the_cards_snippets_run_as_they_stand(published, tmp_path):
     code = "\n".join(blocks(published))
     assert len(blocks(published)) == 2 and "trust_remote_code" in code
     here = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=here)
+    run_fresh(code, cwd=tmp_path, env=here)
     made = np.asarray(Image.open(tmp_path / "sample.png")).astype(int)
     expected = make_pipeline()(0, generator=generators(0)).images[0]
     assert abs(made - np.asarray(expected).astype(int)).max() <= 1
@@ -114,7 +113,7 @@ def test_the_cards_snippets_run_as_they_stand(published, tmp_path):
 def test_diffusers_alone_loads_the_self_contained_folder(published, tmp_path):
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     alone |= {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", ALONE, published / "self_contained"], check=True, cwd=tmp_path, env=alone)
+    run_fresh(ALONE, published / "self_contained", cwd=tmp_path, env=alone)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     expected = make_pipeline()([0, 3], generator=generators(5, 6), output_type="pt").images

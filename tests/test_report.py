@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from pipeline.eight_bits import to_bytes
 from pipeline.encoding import encode
 from pipeline.evaluation import Rows, code_numbers, even, sample_numbers, spread
 from pipeline.images import Images
@@ -129,7 +130,7 @@ def test_grids_hold_the_images():
     tile = pictures.enlarged(8)
     assert sheet.shape[0] == 3 * tile + 2 * pictures.GAP
     first = sheet[:tile, -tile:][:: tile // 8, :: tile // 8]
-    assert np.array_equal(first, pictures.to_bytes(images)[0])
+    assert np.array_equal(first, to_bytes(images)[0])
     assert (sheet[-tile:, -tile:] == 0).all()  # no difference
 
 

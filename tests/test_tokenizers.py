@@ -1,13 +1,11 @@
 """Tokenizers: unit scale out and in, geometry, the posterior, and saving whole."""
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderRAE, AutoencoderTiny, ModelMixin, VQModel
+from fresh_process import answers_of_saved
 from torch import Tensor
 
 from pipeline.bottlenecks.gaussian import Gaussian
@@ -125,39 +123,20 @@ def test_pretrained_is_the_stock_autoencoder(kind, tmp_path):
     assert not ours.train().autoencoder.training
 
 
-RELOAD = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-torch.set_num_threads(int(sys.argv[2]))
-from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
-from pipeline.tokenizers.pretrained import Pretrained
-for kind, kept in torch.load("kept.pt").items():
-    cls = ConvAutoencoder if kind == "conv" else Pretrained
-    tokenizer = cls.from_pretrained(kind).eval()
-    with torch.no_grad():
-        assert torch.equal(tokenizer(kept["images"]).images, kept["made"]), kind
-        assert torch.equal(tokenizer.encode(kept["images"]).z, kept["z"]), kind
-"""
-
-
 @torch.no_grad()
 def test_saved_folders_are_whole_in_a_fresh_process_without_the_originals(tmp_path):
     """From another folder, equal to the bit."""
-    kept, images = {}, pictures()
-    for kind in ("conv", *STOCK):
-        if kind == "conv":
-            tokenizer = scaled(conv(attention=[1]))
-        else:
-            STOCK[kind]().save_pretrained(tmp_path / "stock")
-            tokenizer = scaled(Pretrained(SIZE, str(tmp_path / "stock")))
-            shutil.rmtree(tmp_path / "stock")
-        tokenizer.save_pretrained(tmp_path / kind)
-        kept[kind] = {"images": images, "made": tokenizer(images).images, "z": tokenizer.encode(images).z}
-    torch.save(kept, tmp_path / "kept.pt")
-    root = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", RELOAD, root, str(torch.get_num_threads())]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    tokenizers, images = {"conv": scaled(conv(attention=[1]))}, pictures()
+    for kind in STOCK:
+        STOCK[kind]().save_pretrained(tmp_path / "stock")
+        tokenizers[kind] = scaled(Pretrained(SIZE, str(tmp_path / "stock")))
+        shutil.rmtree(tmp_path / "stock")
+    calls = {f"{kind}_rebuilds": (tokenizer.forward, images) for kind, tokenizer in tokenizers.items()}
+    calls |= {f"{kind}_encodes": (tokenizer.encode, images) for kind, tokenizer in tokenizers.items()}
+    answers = answers_of_saved(tmp_path, calls)
+    for kind, tokenizer in tokenizers.items():
+        assert torch.equal(answers[f"{kind}_rebuilds"].images, tokenizer(images).images), kind
+        assert torch.equal(answers[f"{kind}_encodes"].z, tokenizer.encode(images).z), kind
 
 
 def test_pretrained_needs_dim_and_stride_only_where_it_cannot_look(tmp_path):

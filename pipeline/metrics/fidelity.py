@@ -5,11 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def eight_bits(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as the 8-bit files they become, clipped and rounded, in [0, 255] float64."""
-    return ((images.double().clamp(-1, 1) + 1) * 127.5).round()
-
-
 def psnr(first: Tensor, second: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of every pair of images [B, C, H, W] in [0, 255], [B] in dB; infinite where equal."""
     error = (first - second).double().square().mean(dim=(1, 2, 3))

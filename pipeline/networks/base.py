@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from torch import Tensor
 
 from pipeline.code import Condition
+from pipeline.nn.quiet_cast import QuietCast
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
 
 
-class Network(ModelMixin, ConfigMixin):
+class Network(QuietCast, ConfigMixin):
     """A generator's network. Its shape (grid, dim, vocab, codebooks, num_classes, outputs) is derived, never stated.
 
     A constructor takes those of the derived values that it needs, under these names.
@@ -39,3 +40,39 @@ class Network(ModelMixin, ConfigMixin):
     def null(self, condition: Condition) -> Condition:
         """The unconditional request of the same batch: the label that stands for no class."""
         return Condition(labels=torch.full_like(condition.labels, self.config.num_classes))
+
+    def labels(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
+        """The label of every image, [B] int64: the null one where no condition is given.
+
+        Raises ValueError when an unconditional network is given labels.
+        """
+        labels = None if condition is None else condition.labels
+        if labels is None:
+            return torch.full((batch,), self.config.num_classes, dtype=torch.int64, device=device)
+        if not self.config.num_classes:
+            raise ValueError("this network was built without classes (num_classes=0); call it without labels")
+        return labels
+
+
+def check_transformer(depth: int, width: int, heads: int, num_classes: int, class_drop: float, **counts: float) -> None:
+    """ValueError where what every transformer states, or one of further `counts`, is out of range."""
+    counts = {"depth": depth, "width": width, "heads": heads, **counts}
+    if wrong := [name for name, count in counts.items() if count < 1]:
+        raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
+    if num_classes < 0 or not 0 <= class_drop <= 1:
+        raise ValueError(f"num_classes is 0 or more and class_drop a share, not {num_classes} and {class_drop}")
+    if width % heads:
+        raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
+
+
+def check_axes(kind: str, grid: Sequence[int]) -> None:
+    """ValueError where a network for maps and sequences is to work on anything else."""
+    if len(grid) not in (1, 2):
+        raise ValueError(f"{kind} works on grids of one or two axes, not on {list(grid)}")
+
+
+def check_dropouts(**shares: float) -> None:
+    """ValueError for a dropout that is no share, or leaves nothing."""
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} is a share from 0 to below 1, not {share}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition, stack_ids
 from pipeline.draws import Draws
-from pipeline.networks.base import Network
+from pipeline.networks.base import Network, check_dropouts, check_transformer
 from pipeline.nn.bidirectional import BlockShape, LongSkipBlock, PostNormBlock
 from pipeline.nn.dropout import dropped
 from pipeline.nn.embeddings import LabelEmbedding
@@ -57,15 +57,7 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         class_drop: float = 0.1,
     ):
         super().__init__()
-        stated = {
-            "depth": depth,
-            "width": width,
-            "heads": heads,
-            "body": body,
-            "feed_forward_ratio": feed_forward_ratio,
-        }
-        shares = {"dropout": dropout, "attention_dropout": attention_dropout, "class_drop": class_drop}
-        self.validate(grid, **stated, **shares, num_classes=num_classes)
+        self.validate(**self.config)
         self.gradient_checkpointing = False
         self.token_embedding = TokenEmbedding(vocab, codebooks, width, mask=True)
         self.label_embedding = LabelEmbedding(num_classes, width)
@@ -96,21 +88,9 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         **_: object,
     ) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        counts = {
-            "depth": depth,
-            "width": width,
-            "heads": heads,
-            "width * feed_forward_ratio": width * feed_forward_ratio,
-        }
-        if wrong := [name for name, count in counts.items() if count < 1]:
-            raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
-        if num_classes < 0 or not 0 <= class_drop <= 1:
-            raise ValueError(f"num_classes is 0 or more and class_drop a share, not {num_classes} and {class_drop}")
-        for name, share in {"dropout": dropout, "attention_dropout": attention_dropout}.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} is a share from 0 to below 1, not {share}")
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
+        counts = {"width * feed_forward_ratio": width * feed_forward_ratio}
+        check_transformer(depth, width, heads, num_classes, class_drop, **counts)
+        check_dropouts(dropout=dropout, attention_dropout=attention_dropout)
         if body == "uvit" and depth % 2 == 0:
             raise ValueError(f"body=uvit has as many blocks before its middle one as after it; depth {depth} is even")
 
@@ -160,17 +140,13 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
     def _embed(self, ids: Tensor, condition: Condition | None) -> Tensor:
         """The class token, then the code's, each at its place: [B, 1 + N, width]."""
-        tokens, classes = math.prod(self.config.grid), self.config.num_classes
+        tokens = math.prod(self.config.grid)
         if ids.shape[1:] != (tokens, self.config.codebooks):
             raise ValueError(
                 f"ids {list(ids.shape)} do not fit the network's grid {list(self.config.grid)} of"
                 f" {self.config.codebooks} codebooks; they are [B, {tokens}, {self.config.codebooks}]"
             )
-        labels = None if condition is None else condition.labels
-        if labels is None:
-            labels = torch.full(ids.shape[:1], classes, dtype=torch.int64, device=ids.device)
-        elif not classes:
-            raise ValueError("this network was built without classes (num_classes=0); call it without labels")
+        labels = self.labels(condition, len(ids), ids.device)
         h = torch.cat([self.label_embedding(labels)[:, None], self.token_embedding(ids)], dim=1)
         return h + self.positions
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.draws import Draws
-from pipeline.networks.base import Network
+from pipeline.networks.base import Network, check_axes, check_dropouts, check_transformer
 from pipeline.nn.blocks import Norm, Rotary
 from pipeline.nn.causal import (
     BlockShape,
@@ -156,23 +156,14 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         num_classes: int = 0,
         position: Position = "rotary",
         feed_forward_multiple: int = 1,
+        class_drop: float = 0.1,
         **others: object,
     ) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        counts = {"depth": depth, "width": width, "heads": heads, "vocab": vocab, "codebooks": codebooks}
-        counts["feed_forward_multiple"] = feed_forward_multiple
-        if wrong := [name for name, count in counts.items() if count < 1]:
-            raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
-        if num_classes < 0:
-            raise ValueError(f"num_classes is 0 or more, not {num_classes}")
-        shares = ("class_drop", "token_dropout", "residual_dropout", "feed_forward_dropout")
-        for name in shares:
-            if not 0 <= others.get(name, 0) <= (1 if name == "class_drop" else 0.99):
-                raise ValueError(f"{name} is a share, and a dropout is below 1; it is {others[name]}")
-        if len(grid) not in (1, 2):
-            raise ValueError(f"causal_transformer works on grids of one or two axes, not on {list(grid)}")
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
+        counts = {"vocab": vocab, "codebooks": codebooks, "feed_forward_multiple": feed_forward_multiple}
+        check_transformer(depth, width, heads, num_classes, class_drop, **counts)
+        check_dropouts(**{name: share for name, share in others.items() if name.endswith("_dropout")})
+        check_axes("causal_transformer", grid)
         share = 2 * len(grid) if position == "rotary" else 2
         if "rotary" in position and width // heads % share:
             raise ValueError(f"position={position} needs width / heads divisible by {share}, not {width // heads}")
@@ -278,12 +269,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
     def _classes(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
         """The class of every image, embedded, [B, width]."""
-        labels = None if condition is None else condition.labels
-        if labels is None:
-            labels = torch.full((batch,), self.config.num_classes, dtype=torch.int64, device=device)
-        elif not self.config.num_classes:
-            raise ValueError("this network was built without classes (num_classes=0); call it without labels")
-        return self.class_embedding(labels)
+        return self.class_embedding(self.labels(condition, batch, device))
 
     def _prefix(self, classes: Tensor) -> Tensor:
         """What stands before the tokens, [B, 1 or 2, width]: the class, after the start token if there is one."""

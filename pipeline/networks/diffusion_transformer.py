@@ -15,7 +15,7 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from pipeline.code import Condition
-from pipeline.networks.base import Network
+from pipeline.networks.base import Network, check_axes, check_transformer
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead
 from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, fixed_positions, patchify, rotary_tables, unpatchify
 
@@ -61,16 +61,7 @@ class DiffusionTransformer(Network, AttentionMixin, CacheMixin, PeftAdapterMixin
         time_direction: Literal["noise", "data"] = "noise",
     ):
         super().__init__()
-        self.validate(
-            grid,
-            depth=depth,
-            width=width,
-            heads=heads,
-            num_classes=num_classes,
-            patch_size=patch_size,
-            position=position,
-            class_drop=class_drop,
-        )
+        self.validate(**self.config)
         self.gradient_checkpointing = False
         self.patch_embedding = nn.Linear(patch_size ** len(grid) * dim, width)
         self.time_embedding = TimeEmbedding(width)
@@ -96,19 +87,12 @@ class DiffusionTransformer(Network, AttentionMixin, CacheMixin, PeftAdapterMixin
         **_: object,
     ) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        counts = {"depth": depth, "width": width, "heads": heads, "patch_size": patch_size}
-        if wrong := [name for name, count in counts.items() if count < 1]:
-            raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
-        if num_classes < 0 or not 0 <= class_drop <= 1:
-            raise ValueError(f"num_classes is 0 or more and class_drop a share, not {num_classes} and {class_drop}")
-        if len(grid) not in (1, 2):
-            raise ValueError(f"diffusion_transformer works on grids of one or two axes, not on {list(grid)}")
+        check_transformer(depth, width, heads, num_classes, class_drop, patch_size=patch_size)
+        check_axes("diffusion_transformer", grid)
         if any(size % patch_size for size in grid):
             raise ValueError(
                 f"patch_size {patch_size} does not divide the grid {list(grid)}; use 1 or another tokenizer"
             )
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
         share = 2 * len(grid)
         if "fixed" in position and width % share:
             raise ValueError(f"position={position} needs a width divisible by {share}, not {width}")
@@ -146,14 +130,8 @@ class DiffusionTransformer(Network, AttentionMixin, CacheMixin, PeftAdapterMixin
         noise = time.float()
         noise = noise if self.config.time_direction == "noise" else 1 - noise
         vector = self.time_embedding(noise * self.config.time_scale)
-        labels = None if condition is None else condition.labels
-        if self.label_embedding is None:
-            if labels is not None:
-                raise ValueError("this network was built without classes (num_classes=0); call it without labels")
-            return vector
-        if labels is None:
-            labels = torch.full(time.shape, self.config.num_classes, dtype=torch.int64, device=time.device)
-        return vector + self.label_embedding(labels)
+        labels = self.labels(condition, len(time), time.device)
+        return vector if self.label_embedding is None else vector + self.label_embedding(labels)
 
     def _place(self, grid: list[int], position: Position, width: int, heads: int) -> None:
         """Where tokens stand: a table added at the input, rotary tables for queries and keys, or both."""

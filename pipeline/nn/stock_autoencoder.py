@@ -1,6 +1,8 @@
 """Stock diffusers autoencoders of images: which class a folder holds, what its latents look like, and its weights."""
 
+import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +71,18 @@ def filled(config: dict[str, Any], path: str, subfolder: str | None) -> ModelMix
     return loaded.requires_grad_(False).eval()
 
 
-@torch.no_grad()
 def probe(config: dict[str, Any], image_size: int) -> Latents:
     """What the autoencoder of `config` makes of images of `image_size`, found on the meta device.
 
     Raises ValueError when it does not turn such images into square maps and back into images of the same size.
     """
+    return _probed(json.dumps(config, sort_keys=True), image_size)
+
+
+@cache  # a model is built for it, and the check of a recipe asks more than once
+@torch.no_grad()
+def _probed(text: str, image_size: int) -> Latents:
+    config = json.loads(text)
     with torch.device("meta"):
         model, image = empty(config), torch.zeros(1, 3, image_size, image_size)
     name = type(model).__name__

@@ -40,6 +40,10 @@ class Objective(SchedulerMixin, ConfigMixin):
         """Network evaluations where nobody states a number."""
         return 50
 
+    def steps_for(self, spec: LatentSpec, stated: int | None) -> int:
+        """Network evaluations of a sampling: the number stated, if there is one."""
+        return self.default_steps(spec) if stated is None else stated
+
     def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
         """ValueError where these sampler settings, or this number of steps, do not fit the objective and the codes."""
 
@@ -79,3 +83,9 @@ class Objective(SchedulerMixin, ConfigMixin):
         guidance: Guidance = Guidance(),
     ) -> Code:
         """The generator's own version of `code`: preserve = 1 returns it exactly, 0 is a free sample."""
+
+
+def check_share(preserve: float) -> None:
+    """ValueError where what `regenerate` is to preserve is no share."""
+    if not 0 <= preserve <= 1:
+        raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")

@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.guidance import Guidance, Predict, guided
-from pipeline.objectives.base import Objective, OnStep
+from pipeline.objectives.base import Objective, OnStep, check_share
 from pipeline.paths import PATHS, Path
 from pipeline.solvers import Reverse, Sampler, euler, heun, heun_intervals, ladder, shifted, stochastic, unshifted
 from pipeline.solvers_of_diffusers import check_flow, flow_solver, run_flow, set_evaluations
@@ -174,8 +174,7 @@ class FlowMatching(Objective):
 
         `sampler`: the settings of `sample`.
         """
-        if not 0 <= preserve <= 1:
-            raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")
+        check_share(preserve)
         if preserve == 1:
             return Code(z=code.z.clone())
         noise, level = draws.normal("start", tuple(code.z.shape[1:])), 1 - preserve

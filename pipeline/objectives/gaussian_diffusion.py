@@ -1,6 +1,7 @@
 """Gaussian diffusion in discrete time: the network predicts the noise and, if it is learned, the variance."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -12,10 +13,20 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.guidance import Guidance, Predict, guided
-from pipeline.noise_chain import NoiseChain, discretized_bits, gaussian_bits
-from pipeline.objectives.base import Objective, OnStep
+from pipeline.noise_chain import NoiseChain, Spacing, discretized_bits, gaussian_bits
+from pipeline.objectives.base import Objective, OnStep, check_share
 from pipeline.solvers import told
 from pipeline.solvers_of_diffusers import check_noise, run_noise
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The settings of a sampler; `GaussianDiffusion.sample` says what each is."""
+
+    solver: Literal["ddpm", "ddim"] = "ddpm"
+    eta: float = 0.0
+    clip: bool = False
+    spacing: Spacing = "even"
 
 
 class GaussianDiffusion(Objective):
@@ -124,7 +135,7 @@ class GaussianDiffusion(Objective):
         solver: Literal["ddpm", "ddim"] = "ddpm",
         eta: float = 0.0,
         clip: bool = False,
-        spacing: Literal["even", "stride"] = "even",
+        spacing: Spacing = "even",
     ) -> Code:
         """A code from noise in `steps` evaluations; the noise of step i is `draws.normal("step_i", spec.shape)`.
 
@@ -140,9 +151,8 @@ class GaussianDiffusion(Objective):
             self.check_scheduler(scheduler)
             dim = spec.dim
             return Code(z=run_noise(scheduler, lambda z, u: predict(z, u)[..., :dim], start, steps, draws, on_step))
-        chain = self.chain.spaced(steps, spacing)
-        step = self._step(solver, eta, clip)
-        return Code(z=self._descend(chain, predict, start, draws, step, on_step))
+        chain, settings = self.chain.spaced(steps, spacing), Descent(solver, eta, clip, spacing)
+        return Code(z=self._descend(chain, predict, start, draws, settings, on_step))
 
     @torch.no_grad()
     def regenerate(
@@ -154,41 +164,29 @@ class GaussianDiffusion(Objective):
         draws: Draws,
         steps: int,
         guidance: Guidance = Guidance(),
-        *,
-        solver: Literal["ddpm", "ddim"] = "ddpm",
-        eta: float = 0.0,
-        clip: bool = False,
-        spacing: Literal["even", "stride"] = "even",
+        **sampler,
     ) -> Code:
         """The code noised to u = 1 - preserve, to the nearest timestep, and brought back in `steps` evaluations.
 
-        Where fewer timesteps than `steps` are left, each is visited once.
+        Where fewer timesteps than `steps` are left, each is visited once. `sampler`: the settings of `sample`.
         """
-        if not 0 <= preserve <= 1:
-            raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")
+        check_share(preserve)
         if preserve == 1:
             return Code(z=code.z.clone())
+        settings = Descent(**sampler)
         below = max(1, round((1 - preserve) * self.config.num_train_timesteps))
-        chain = self.chain.spaced(min(steps, below), spacing, below)
+        chain = self.chain.spaced(min(steps, below), settings.spacing, below)
         start = draws.normal("start", tuple(code.z.shape[1:]))
         if preserve > 0:
             start = chain.noised(code.z, start, len(chain.betas) - 1)
-        step = self._step(solver, eta, clip)
-        return Code(z=self._descend(chain, guided(network, condition, guidance), start, draws, step))
+        return Code(z=self._descend(chain, guided(network, condition, guidance), start, draws, settings))
 
-    def check_sampler(
-        self,
-        steps: int,
-        spec: LatentSpec,
-        solver: str = "ddpm",
-        eta: float = 0.0,
-        clip: bool = False,
-        spacing: str = "even",
-    ) -> None:
+    def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
         """ValueError where these settings, or this number of steps, do not fit the chain."""
-        self.chain.spaced(steps, spacing)
-        if not 0 <= eta <= 1 or (eta and solver != "ddim"):
-            raise ValueError(f"eta={eta} is for solver=ddim and lies between 0 and 1; set eta=0")
+        settings = Descent(**sampler)
+        self.chain.spaced(steps, settings.spacing)
+        if not 0 <= settings.eta <= 1 or (settings.eta and settings.solver != "ddim"):
+            raise ValueError(f"eta={settings.eta} is for solver=ddim and lies between 0 and 1; set eta=0")
 
     def check_scheduler(self, scheduler: SchedulerMixin) -> None:
         """ValueError with one line unless this diffusers scheduler can take the place of the solver."""
@@ -201,18 +199,20 @@ class GaussianDiffusion(Objective):
         predict: Predict,
         z: Tensor,
         draws: Draws,
-        step: Callable[..., Tensor],
+        settings: Descent,
         report: OnStep | None = None,
     ) -> Tensor:
         levels, shape = (chain.timesteps / self.config.num_train_timesteps).tolist(), tuple(z.shape[1:])
+        step = self._step(settings)
         for i, index in enumerate(reversed(range(len(levels)))):
             output = predict(z, levels[index])
             z = step(chain, output, z, index, lambda i=i: draws.normal(f"step_{i}", shape))
             z = told(report, i, levels[index - 1] if index else 0.0, z)
         return z
 
-    def _step(self, solver: str, eta: float, clip: bool) -> Callable[..., Tensor]:
+    def _step(self, settings: Descent) -> Callable[..., Tensor]:
         """(chain, output, z, index, draw) -> the state one place down; no noise is drawn for the last."""
+        eta, clip = settings.eta, settings.clip
 
         def ddpm(chain: NoiseChain, output: Tensor, z: Tensor, index: int, draw: Callable[[], Tensor]) -> Tensor:
             mean, log_variance, _ = self.reverse(chain, output, z, index, clip)
@@ -226,4 +226,4 @@ class GaussianDiffusion(Objective):
             mean = before.sqrt() * data + (1 - before - spread**2).sqrt() * noise
             return mean + spread * draw() if index and eta else mean
 
-        return {"ddpm": ddpm, "ddim": ddim}[solver]
+        return {"ddpm": ddpm, "ddim": ddim}[settings.solver]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import Draws
 from pipeline.guidance import Guidance, both_halves
-from pipeline.objectives.base import Objective, OnStep
+from pipeline.objectives.base import Objective, OnStep, check_share
 from pipeline.unmasking import Unmasking, mask_rate, masked_counts
 
 
@@ -148,8 +148,7 @@ class MaskedToken(Objective):
 
         Takes `steps` steps, or as many as there are masked tokens. `sampler`: the settings of `sample`.
         """
-        if not 0 <= preserve <= 1:
-            raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")
+        check_share(preserve)
         config = network.config
         spec = LatentSpec(tuple(config.grid), dim=0, vocab=config.vocab, codebooks=config.codebooks)
         kept = math.floor(spec.tokens * preserve + 1e-9)

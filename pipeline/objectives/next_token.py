@@ -30,11 +30,9 @@ class NextToken(Objective):
     def default_steps(self, spec: LatentSpec) -> int:
         return spec.tokens
 
-    def check_sampler(
-        self, steps: int, spec: LatentSpec, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-    ) -> None:
+    def check_sampler(self, steps: int, spec: LatentSpec, **choice) -> None:
         """ValueError where `steps` is not the number of tokens, or a setting is out of range."""
-        TokenSampler(Choice(temperature, top_k, top_p)).check(steps, spec.tokens, spec.vocab)
+        TokenSampler(Choice(**choice)).check(steps, spec.tokens, spec.vocab)
 
     def draw(self, code: Code, draws: Draws) -> dict[str, Draws]:
         """Where dropout draws from."""
@@ -81,12 +79,12 @@ class NextToken(Objective):
         draws: Draws,
         steps: int,
         guidance: Guidance = Guidance(),
-        *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        **choice,
     ) -> Code:
-        """The code with a share of about `preserve` of its tokens kept and fed back; see `TokenSampler.regenerate`."""
-        sampler = TokenSampler(Choice(temperature, top_k, top_p), guidance)
+        """The code with a share of about `preserve` of its tokens kept and fed back; see `TokenSampler.regenerate`.
+
+        `choice`: the settings of `sample`.
+        """
+        sampler = TokenSampler(Choice(**choice), guidance)
         sampler.check(steps, code.ids.shape[1], network.config.vocab)
         return sampler.regenerate(network, code, condition, preserve, draws)

@@ -43,17 +43,9 @@ class RandomOrder(Objective):
     def default_steps(self, spec: LatentSpec) -> int:
         return spec.tokens
 
-    def check_sampler(
-        self,
-        steps: int,
-        spec: LatentSpec,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        order: str = "row_by_row",
-    ) -> None:
+    def check_sampler(self, steps: int, spec: LatentSpec, order: str = "row_by_row", **choice) -> None:
         """ValueError where `steps` is not the number of tokens, or a setting is out of range."""
-        TokenSampler(Choice(temperature, top_k, top_p)).check(steps, spec.tokens, spec.vocab)
+        TokenSampler(Choice(**choice)).check(steps, spec.tokens, spec.vocab)
 
     def check_network(self, target_positions: bool = False, **arguments: object) -> None:
         """ValueError for a network that is not told which place it predicts."""
@@ -126,12 +118,13 @@ class RandomOrder(Objective):
         steps: int,
         guidance: Guidance = Guidance(),
         *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
         order: Literal["row_by_row", "random"] = "row_by_row",
+        **choice,
     ) -> Code:
-        """The code with a share of about `preserve` of its tokens kept and fed back; see `TokenSampler.regenerate`."""
-        sampler = TokenSampler(Choice(temperature, top_k, top_p), guidance, ORDERS[order])
+        """The code with a share of about `preserve` of its tokens kept and fed back; see `TokenSampler.regenerate`.
+
+        `order` and `choice`: the settings of `sample`.
+        """
+        sampler = TokenSampler(Choice(**choice), guidance, ORDERS[order])
         sampler.check(steps, code.ids.shape[1], network.config.vocab)
         return sampler.regenerate(network, code, condition, preserve, draws)

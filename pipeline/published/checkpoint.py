@@ -75,6 +75,16 @@ def need(state: Mapping[str, Tensor], key: str, what: str) -> Tensor:
     return state[key]
 
 
+def heads_of(width: int, published: Mapping[int, int], name: str = "heads") -> int:
+    """Attention heads by width, as `published` has them, where no weight tells; ValueError for another width."""
+    if width not in published:
+        known = ", ".join(map(str, published))
+        raise ValueError(
+            f"the number of heads of width {width} cannot be told from the weights (known: {known}); state {name}="
+        )
+    return published[width]
+
+
 def _load(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":

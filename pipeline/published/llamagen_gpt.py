@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.components import build as build_component
-from pipeline.published.checkpoint import fill, need, rename
+from pipeline.published.checkpoint import fill, heads_of, need, rename
 
 WHAT = "LlamaGen generators, class-conditional (FoundationVision/LlamaGen: c2i_B_256.pt; of 384 px with tokens=576)"
 NAMES = {
@@ -40,9 +40,6 @@ def convert(
     vocab, width = need(state, "tok_embeddings.weight", what).shape
     if len(need(state, "layers.0.attention.wqkv.weight", what)) != 3 * width:
         raise ValueError("this LlamaGen generator shares keys and values between heads; none that was published does")
-    if heads is None and width not in HEADS:
-        known = ", ".join(map(str, HEADS))
-        raise ValueError(f"the number of heads of width {width} cannot be told from the weights (known: {known})")
     if math.isqrt(tokens) ** 2 != tokens:
         raise ValueError(f"{tokens} tokens are not a square of them; LlamaGen's codes have 256, 576 or 1024")
     arguments = {
@@ -50,7 +47,7 @@ def convert(
         "prefix_rotary": "zero",
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
         "width": width,
-        "heads": heads or HEADS[width],
+        "heads": heads or heads_of(width, HEADS),
         "feed_forward_multiple": multiple,
     }
     derived = {

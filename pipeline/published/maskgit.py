@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.components import build as build_component
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
-from pipeline.published.checkpoint import fill, need, rename
+from pipeline.published.checkpoint import fill, heads_of, need, rename
 
 WHAT = "MaskGIT on TiTok's ids, BERT or U-ViT body (bytedance/1d-tokenizer: generator_titok_{l32,b64,s128}.bin)"
 HEADS = {768: 16, 1024: 16}  # by width, of the published sizes
@@ -53,9 +53,6 @@ def convert(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, 
     weights["token_embedding.tables.0.weight"] = words[: vocab + 1]
     weights["label_embedding.weight"] = words[vocab + 1 :]
     width = words.shape[1]
-    if heads is None and width not in HEADS:
-        known = ", ".join(map(str, HEADS))
-        raise ValueError(f"the number of heads of width {width} cannot be told (known: {known}); state heads=")
     dropped = 0.1 if body == "bert" else 0.0  # the U-ViT takes the same settings, and uses none of them
     network = BidirectionalTransformer(
         grid=[len(weights["positions"]) - 1],
@@ -63,7 +60,7 @@ def convert(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, 
         num_classes=len(words) - vocab - 2,
         depth=1 + highest(weights),
         width=width,
-        heads=heads or HEADS[width],
+        heads=heads or heads_of(width, HEADS),
         body=body,
         feed_forward_ratio=len(need(weights, "blocks.0.feed_forward.up.weight", "MaskGIT")) / width,
         dropout=dropped,

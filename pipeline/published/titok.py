@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pipeline.components import build as build_component
-from pipeline.published.checkpoint import fill, need, rename
+from pipeline.published.checkpoint import fill, heads_of, need, rename
 from pipeline.published.maskgit_vqgan import decoder_names
 from pipeline.published.maskgit_vqgan import shapes as pixel_shapes
 
@@ -78,11 +78,11 @@ def shapes(
         "tokens": len(need(state, "latent_tokens", "TiTok")),
         "width": width,
         "depth": depth(state, "encoder"),
-        "heads": heads or heads_of(width, "heads"),
+        "heads": heads or heads_of(width, HEADS),
         "patch_size": patch,
         "decoder_width": decoder_width,
         "decoder_depth": depth(state, "decoder"),
-        "decoder_heads": decoder_heads or heads_of(decoder_width, "decoder_heads"),
+        "decoder_heads": decoder_heads or heads_of(decoder_width, HEADS, "decoder_heads"),
         "decoder_patch_size": patch * math.isqrt(places[0]) // math.isqrt(places[1]),
         "head": "proxy" if two_stage else "pixels",
         "interleaved": two_stage,
@@ -106,10 +106,3 @@ def bottleneck(state: Mapping[str, Tensor], dim: int, two_stage: bool) -> dict[s
 def depth(state: Mapping[str, Tensor], half: str) -> int:
     need(state, f"{half}.transformer.0.ln_1.weight", "TiTok")
     return 1 + max(int(key.split(".")[2]) for key in state if key.startswith(f"{half}.transformer."))
-
-
-def heads_of(width: int, name: str) -> int:
-    if width not in HEADS:
-        known = ", ".join(map(str, HEADS))
-        raise ValueError(f"the heads of width {width} cannot be told from the weights (known: {known}); state {name}=")
-    return HEADS[width]

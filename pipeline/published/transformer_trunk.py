@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.nn.embeddings import fixed_positions
-from pipeline.published.checkpoint import fill, need, rename
+from pipeline.published.checkpoint import fill, heads_of, need, rename
 
 NAMES = {
     r"x_embedder\.proj\.(weight|bias)": r"patch_embedding.\1",
@@ -93,12 +93,7 @@ def _heads(state: Mapping[str, Tensor], width: int) -> int:
     for key in ("blocks.0.attn.q_norm.weight", "feat_rope.freqs_cos"):
         if key in state:
             return width // state[key].shape[-1]
-    if width not in HEADS:
-        known = ", ".join(map(str, HEADS))
-        raise ValueError(
-            f"the number of heads of width {width} cannot be told from the weights (known: {known}); state heads="
-        )
-    return HEADS[width]
+    return heads_of(width, HEADS)
 
 
 def _ratio(state: Mapping[str, Tensor], width: int, swiglu: bool) -> float:

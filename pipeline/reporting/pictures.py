@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from pipeline.eight_bits import to_bytes
+
 TILE = 64  # pixels a side at least; smaller images are enlarged by whole numbers, each pixel staying a square
 WIDTH = 1280  # pixels of a grid at most, as far as whole images allow
 GAP, PAPER, INK = 2, (255, 255, 255), (70, 70, 70)
@@ -19,12 +21,6 @@ def columns(size: int) -> int:
 
 def enlarged(size: int) -> int:
     return size * max(1, -(-TILE // size))
-
-
-def to_bytes(images: Tensor) -> np.ndarray:
-    """[B, 3, H, W] in [-1, 1] as uint8 [B, H, W, 3]."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def reconstructions(images: Tensor, rebuilt: Tensor) -> Image.Image:

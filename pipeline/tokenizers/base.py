@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from pipeline import components
@@ -13,6 +14,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Node
 from pipeline.draws import Draws
+from pipeline.nn.quiet_cast import QuietCast
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
 
@@ -28,7 +30,7 @@ class Rebuilt:
     projected: Tensor | None = None  # [B, C], the class features that were given to forward, at the code's width
 
 
-class Tokenizer(ModelMixin, ConfigMixin):
+class Tokenizer(QuietCast, ConfigMixin):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
@@ -149,3 +151,75 @@ class Tokenizer(ModelMixin, ConfigMixin):
             raise ValueError(f"{type(self).__name__} has no part {part!r}; its parts: {', '.join(self.trained_parts)}")
         for module in [self] if part == "all" else self.parts()[part]:
             yield from module.parameters()
+
+
+class MapTokenizer(Tokenizer):
+    """A tokenizer whose code is a feature map, a token a place; subclasses write `encoded` and `decoded` of maps.
+
+    Images of any sides that the stride divides pass through `forward`. A code of another grid than `spec.grid` needs
+    it stated to `render` and `decode`.
+    """
+
+    @classmethod
+    def halved(cls, image_size: int, bottleneck: Node, multipliers: list[int], patch_size: int = 1) -> LatentSpec:
+        """The spec where each level but the first halves the sides of an image, or of its patches."""
+        if not multipliers:
+            raise ValueError("multipliers is empty; they are one entry a level, for example [1,2,4,4]")
+        stride = patch_size * 2 ** (len(multipliers) - 1)
+        if image_size % stride:
+            near = round(image_size / stride) * stride or stride
+            raise ValueError(
+                f"images of {image_size} pixels do not divide by {stride}, the stride of {len(multipliers)} levels;"
+                f" set data.size={near}, or give tokenizer.model.multipliers fewer entries"
+            )
+        neck = components.build("bottlenecks", bottleneck)
+        return LatentSpec((image_size // stride,) * 2, neck.dim, neck.vocab, neck.codebooks)
+
+    @abstractmethod
+    def encoded(self, images: Tensor) -> Tensor:
+        """Images to what the bottleneck squeezes, as maps [B, neck.inputs, h, w]."""
+
+    @abstractmethod
+    def decoded(self, maps: Tensor) -> Tensor:
+        """z as maps [B, C, h, w], channels-last in memory, at the bottleneck's own scale, to images."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels a token along a side."""
+        return self.config.image_size // self.spec.grid[0]
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Height and width of the code of `images`; ValueError where a side does not divide by the stride."""
+        (height, width), stride = images.shape[2:], self.stride
+        if height % stride or width % stride:
+            raise ValueError(f"images of {height}x{width} pixels do not divide by the stride of {stride}")
+        return height // stride, width // stride
+
+    def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
+        self.grid(images)
+        return self.encoded(images).flatten(2).transpose(1, 2)
+
+    def render(self, z: Tensor, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """z [B, N, C] at the bottleneck's own scale to images; `grid` is height and width, `spec.grid` when None."""
+        grid = grid or self.spec.grid
+        if z.shape[1] != grid[0] * grid[1]:
+            raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
+        return self.decoded(z.transpose(1, 2).unflatten(2, grid))
+
+    def forward(
+        self,
+        images: Tensor,
+        condition: Condition | None = None,
+        draws: Draws | None = None,
+        perturb: Perturb | None = None,
+        class_features: Tensor | None = None,
+    ) -> Rebuilt:
+        code, z, terms = self.squeezed(images, condition, draws, perturb)
+        made = self.render(z, condition, self.grid(images))
+        return Rebuilt(made, code, terms, projected=self.projected(class_features))
+
+    @apply_forward_hook
+    def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images from a code at unit scale; `grid` as in `render`."""
+        z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
+        return self.render(z, condition, grid)

@@ -4,27 +4,24 @@ import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up here
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.bottlenecks.base import Bottleneck
-from pipeline.code import Code, Condition, LatentSpec
+from pipeline.code import LatentSpec
 from pipeline.components import Node
-from pipeline.draws import Draws
-from pipeline.nn.convolution import Decoder, Encoder, tiled
-from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
+from pipeline.nn.convolution import Decoder, Encoder, laid_out, tiled
+from pipeline.tokenizers.base import MapTokenizer
 
 
-class ConvAutoencoder(Tokenizer, AutoencoderMixin):
+class ConvAutoencoder(MapTokenizer, AutoencoderMixin):
     """Rombach et al., arXiv:2112.10752: residual blocks, a 1x1 convolution on either side of the bottleneck.
 
     `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks a level in the
     encoder and one more in the decoder, attention at the levels listed in `attention` and in the middle. The stride is
     patch_size * 2 ** (levels - 1): with patch_size 2, a quarter of the pixels in four times the channels enter the
     first convolution, which saves the costliest level. `z_channels` is the decoder's entry width where it differs from
-    the bottleneck's dim. Images of any sides divisible by the stride pass through `forward`; a code of another grid
-    than `spec.grid` needs it stated to `render` and `decode`.
+    the bottleneck's dim.
 
     Parameters are named as in diffusers' `AutoencoderKL`; `stock` makes one.
     """
@@ -58,7 +55,6 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         self.neck = neck
         self.post_quant_conv = nn.Conv2d(neck.dim, inner, 1)
         self.decoder = Decoder(inner, widths[1], blocks, attention, middle_attention, groups, patch_size)
-        self.stride = patch_size * 2 ** (len(multipliers) - 1)
         self.use_slicing = self.use_tiling = False
 
     @classmethod
@@ -71,20 +67,10 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
         patch_size: int = 1,
         **arguments,
     ) -> LatentSpec:
-        if not multipliers:
-            raise ValueError("multipliers is empty; conv_autoencoder needs one entry a level, for example [1,2,4,4]")
-        stride = patch_size * 2 ** (len(multipliers) - 1)
-        if image_size % stride:
-            near = round(image_size / stride) * stride or stride
-            raise ValueError(
-                f"images of {image_size} pixels do not divide by {stride}, the stride of {len(multipliers)} levels;"
-                f" set data.size={near}, or give tokenizer.model.multipliers fewer entries"
-            )
+        spec = cls.halved(image_size, bottleneck, multipliers, patch_size)
         if outside := [level for level in attention if not 0 <= level < len(multipliers)]:
             raise ValueError(f"attention names level {outside[0]}; the levels are 0 to {len(multipliers) - 1}")
-        neck = components.build("bottlenecks", bottleneck)
-        side = image_size // stride
-        return LatentSpec((side, side), neck.dim, neck.vocab, neck.codebooks)
+        return spec
 
     @classmethod
     def projection_width(cls, bottleneck: Node, z_channels: int | None = None, **arguments) -> int:
@@ -93,46 +79,13 @@ class ConvAutoencoder(Tokenizer, AutoencoderMixin):
     def projection(self, features: Tensor) -> Tensor:
         return self.quant_conv(features[:, :, None, None])[:, :, 0, 0]
 
-    def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
-        self.grid(images)
+    def encoded(self, images: Tensor) -> Tensor:
         tile = tuple(side * self.stride for side in self.spec.grid)
-        maps = self._run(lambda x: self.quant_conv(self.encoder(x)), images, tile, self.stride)
-        return maps.flatten(2).transpose(1, 2)
+        return self._run(lambda x: self.quant_conv(self.encoder(x)), images, tile, self.stride)
 
-    def render(self, z: Tensor, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
-        """z [B, N, C] at the bottleneck's own scale to images; `grid` is height and width, `spec.grid` when None."""
-        grid = grid or self.spec.grid
-        if z.shape[1] != grid[0] * grid[1]:
-            raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
-        maps = z.transpose(1, 2).unflatten(2, grid)
-        if not self.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
-            maps = maps.contiguous()  # else the whole decoder would run in channels-last, the layout of z
+    def decoded(self, maps: Tensor) -> Tensor:
+        maps = laid_out(maps, self.decoder.conv_in.weight)
         return self._run(lambda x: self.decoder(self.post_quant_conv(x)), maps, self.spec.grid, 1)
-
-    def forward(
-        self,
-        images: Tensor,
-        condition: Condition | None = None,
-        draws: Draws | None = None,
-        perturb: Perturb | None = None,
-        class_features: Tensor | None = None,
-    ) -> Rebuilt:
-        code, z, terms = self.squeezed(images, condition, draws, perturb)
-        made = self.render(z, condition, self.grid(images))
-        return Rebuilt(made, code, terms, projected=self.projected(class_features))
-
-    @apply_forward_hook
-    def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images from a code at unit scale; `grid` as in `render`."""
-        z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
-        return self.render(z, condition, grid)
-
-    def grid(self, images: Tensor) -> tuple[int, int]:
-        """Height and width of the code of `images`; ValueError where a side does not divide by the stride."""
-        height, width = images.shape[2:]
-        if height % self.stride or width % self.stride:
-            raise ValueError(f"images of {height}x{width} pixels do not divide by the stride of {self.stride}")
-        return height // self.stride, width // self.stride
 
     @property
     def last_layer(self) -> nn.Parameter:

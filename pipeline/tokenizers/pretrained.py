@@ -5,17 +5,16 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up in this module
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.nn import stock_autoencoder
-from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
+from pipeline.tokenizers.base import MapTokenizer, Perturb
 
 
-class Pretrained(Tokenizer):
+class Pretrained(MapTokenizer):
     """Any stock autoencoder of images whose latents are a map: AutoencoderKL, -DC, -Tiny, -RAE and their like.
 
     `path` is a folder or hub id, `subfolder` the component in it when it holds a pipeline. `dim` (latent channels) and
@@ -85,39 +84,18 @@ class Pretrained(Tokenizer):
                 raise ValueError(f"the recipe states {name}={stated}, but that of {path} is {actual[name]}; correct it")
         return LatentSpec((found.side, found.side), found.dim), found.posterior
 
-    def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
-        self.grid(images)
+    def encoded(self, images: Tensor) -> Tensor:
         maps, _ = stock_autoencoder.encoded(self.autoencoder, images)
-        return maps.flatten(2).transpose(1, 2)
+        return maps
 
-    def render(self, z: Tensor, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
-        """z [B, N, C] at the autoencoder's own scale to images; `grid` is height and width, `spec.grid` when None."""
-        grid = grid or self.spec.grid
-        if z.shape[1] != grid[0] * grid[1]:
-            raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
-        return stock_autoencoder.decoded(self.autoencoder, z.transpose(1, 2).unflatten(2, grid).contiguous())
+    def decoded(self, maps: Tensor) -> Tensor:
+        return stock_autoencoder.decoded(self.autoencoder, maps.contiguous())
 
-    def forward(
-        self,
-        images: Tensor,
-        condition: Condition | None = None,
-        draws: Draws | None = None,
-        perturb: Perturb | None = None,
-    ) -> Rebuilt:
-        code, z, _ = self.squeezed(images, condition, draws, perturb)
-        return Rebuilt(self.render(z, condition, self.grid(images)), code, {})
-
-    @apply_forward_hook
-    def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images from a code at unit scale; `grid` as in `render`."""
-        return self.render(self.denormalize(code.z), condition, grid)
-
-    def grid(self, images: Tensor) -> tuple[int, int]:
-        """Height and width of the code of `images`; ValueError where a side does not divide by the stride."""
-        (height, width), stride = images.shape[2:], self.config.stride
-        if height % stride or width % stride:
-            raise ValueError(f"images of {height}x{width} pixels do not divide by the stride of {stride}")
-        return height // stride, width // stride
+    def squeezed(
+        self, images: Tensor, condition: Condition | None, draws: Draws | None, perturb: Perturb | None
+    ) -> tuple[Code, Tensor, dict[str, Tensor]]:
+        code, z, _ = super().squeezed(images, condition, draws, perturb)
+        return code, z, {}  # a frozen posterior's divergence trains nothing
 
     def train(self, mode: bool = True) -> "Pretrained":
         super().train(mode)
