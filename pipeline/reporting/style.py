@@ -32,6 +32,7 @@ tbody th { font-weight: 600; }
 tbody { border-top: 1px solid var(--rule); }
 tbody tr:first-child > * { padding-top: .55rem; }
 .note td { padding-bottom: .55rem; }
+.apart { color: var(--soft); } sup { font-weight: 600; } .runs th { white-space: nowrap; }
 small { color: var(--soft); font-weight: 400; }
 details summary { cursor: pointer; width: fit-content; } details summary:hover { color: var(--accent); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem; margin: .3rem 0; }
