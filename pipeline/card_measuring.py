@@ -164,7 +164,7 @@ class Measuring:
         shaken = self.perturbed(new, common) if countable else ()
         names = train.class_names
         return {
-            "Reconstructions": [*rebuilt, *structure_numbers(new, self.size, of_new), *shaken],
+            "Reconstructions": [*structure_numbers(new, self.size, of_new), *rebuilt, *shaken],
             "Frequencies": [*frequency_numbers(new, of_new)],
             "Budget": [*budget_numbers(spec, self.size)],
             "Ids": [*usage.items(), *id_numbers(old.get("ids"), old.get("labels"), names, spec, common)],

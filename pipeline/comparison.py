@@ -69,9 +69,9 @@ def read_runs(names: list[str]) -> list[Finished]:
     if len(names) < 2:
         raise ValueError("compare needs two runs or more; name their folders, for example runs/digits runs/digits_ddpm")
     runs = [read_run(name) for name in names]
-    for place, run in enumerate(runs):
-        if any(run.name == other.name for other in runs[:place]):
-            run.name = f"{run.name} ({run.folder})"
+    names = [run.name for run in runs]
+    for run in runs:
+        run.name = str(run.folder) if names.count(run.name) > 1 else run.name
     return runs
 
 
@@ -88,7 +88,7 @@ def read_run(name: str) -> Finished:
     }
     for key, number in (card or {}).get("numbers", {}).items():
         numbers.setdefault(key, number | {"group": f"Card: {number['group']}"})
-    return Finished(settings["name"], folder, training_time(folder) | numbers, settings)
+    return Finished(folder.resolve().name, folder, training_time(folder) | numbers, settings)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -75,7 +75,7 @@ def draw_card(curves: dict[str, Any], log: Path, out: Path) -> list[Picture]:
         if plot is not None:
             path = out / f"{title.lower().replace(' ', '_')}.png"
             draw_plot(plot, path)
-            found.append(Picture(title, caption, path))
+            found.append(Picture(title, caption, path, plot=True))
     return found
 
 
@@ -90,13 +90,13 @@ def spectrum(curves: dict[str, Any]) -> Plot:
 
 
 def stability(curves: dict[str, Any]) -> Plot | None:
-    names = {"changed": "share of ids changed", "cosine": "cosine of code vectors"}
+    names = {"changed": "ids changed", "cosine": "code cosine"}
     series = [
         Series(label, [float(db) for db in curves[name]], list(curves[name].values()))
         for name, label in names.items()
         if curves.get(name)
     ]
-    return Plot("image over noise, dB", "share, cosine", series) if series else None
+    return Plot("image over noise, dB", " · ".join(line.label for line in series), series) if series else None
 
 
 def positions(curves: dict[str, Any]) -> Plot | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RECONSTRUCTION = ("psnr", "rfd_classifier", "rfd_rotation", "rfd_pixels")  # drawn against generation, where there
 WARNING = "Values with a letter were measured otherwise than those without: they are not comparable."
+WARNING_OF_RINGS = "Rings were measured otherwise than dots, and are not comparable with them."
 
 
 def write_comparison(
@@ -26,8 +27,11 @@ def write_comparison(
     pictures = draw(out, names, by_key, aim)
     body = [
         f"<header><p class=kicker>Tessera comparison</p><h1>{len(runs)} runs</h1>"
-        f"<p>{escape(' · '.join(f'{run.name} ({run.folder})' for run in runs))}</p></header>",
-        *(section(title, picture(item)) for title, item in ((item.title, item) for item in pictures)),
+        f"<p>{escape(' · '.join(f'{i} {run.folder}' for i, run in enumerate(runs, 1)))}</p></header>",
+        *(
+            section(title, "".join(picture(item) for item in pictures if item.title == title))
+            for title in dict.fromkeys(item.title for item in pictures)
+        ),
         section("What goes with good samples", rank_table(ranks, aim, names)),
         *(
             section(group, table(names, [line for line in lines if line.group == group]))
@@ -53,7 +57,7 @@ def best(line: "Line") -> set[int]:
 
 
 def table(names: list[str], lines: "list[Line]") -> str:
-    head = "".join(f"<th>{escape(name)}" for name in names)
+    head = "".join(f"<th>{i} {escape(name)}" for i, name in enumerate(names, 1))
     rows = "".join(row(line, len(names)) for line in lines)
     return f"<div class=scroll><table class=runs><thead><tr><th>number{head}</thead>{rows}</table></div>"
 
@@ -62,7 +66,7 @@ def row(line: "Line", runs: int) -> str:
     marks, top = letters(line), best(line)
     cells = "".join(cell(line, i, marks.get(i), i in top) for i in range(runs))
     arrow = f"<small title='{line.better} is better'>{ARROWS[line.better]}</small>"
-    note = f"<tr class=note><td colspan={runs + 1}>{escape(capital(line.meaning))}.{differences(line)}</tr>"
+    note = f"<tr class=note><td colspan={runs + 1}><div>{escape(capital(line.meaning))}.{differences(line)}</div></tr>"
     return f"<tbody id={escape(line.key)}><tr><th>{escape(line.title)} {arrow}{cells}</tr>{note}</tbody>"
 
 
@@ -119,21 +123,22 @@ def draw(out: Path, names: list[str], lines: "dict[str, Line]", aim: "Line") -> 
             continue
         hollow = [i not in line.main or i not in aim.main for i in there]
         points = [[one.values[i] for i in there] for one in (line, aim)]
-        series = Series("runs", *points, [names[i] for i in there], hollow)
+        series = Series("runs", *points, [str(i + 1) for i in there], hollow)
         path = out / f"{aim.key}_by_{key}.png"
-        draw_plot(Plot(axis(line), axis(aim), [series]), path)
-        caption = f"{aim.title} by {line.title}. {WARNING_OF_RINGS if any(hollow) else ''}".strip()
-        found.append(Picture(title, caption, path))
+        draw_plot(Plot(axis(line), axis(aim), [series], wide(points[0]), wide(points[1])), path)
+        caption = f"{aim.title} ({aim.better} is better) by {line.title} ({line.better} is better), runs by number."
+        caption += f" {WARNING_OF_RINGS}" if any(hollow) else ""
+        found.append(Picture(title, caption, path, plot=True))
     return found
 
 
-WARNING_OF_RINGS = "Rings were measured otherwise than dots, and are not comparable with them."
-
-
 def axis(line: "Line") -> str:
-    better = {"higher": "higher is better", "lower": "lower is better", "neither": ""}[line.better]
-    notes = ", ".join(note for note in (line.unit, better) if note)
-    return f"{line.title} ({notes})" if notes else line.title
+    return f"{line.title}, {line.unit}" if line.unit else line.title
+
+
+def wide(values: list[float]) -> bool:
+    """Whether values span so much that only a logarithmic axis shows them all."""
+    return min(values) > 0 and max(values) > 10 * min(values)
 
 
 def markdown(names: list[str], lines: "list[Line]", aim: "Line", ranks: list[dict[str, Any]]) -> str:

@@ -21,6 +21,7 @@ class Picture:
     path: Path
     pixelated: bool = False  # enlarged images, whose pixels are to stay squares
     wide: bool = False  # rather scrolled than shrunk on a narrow screen
+    plot: bool = False  # drawn finer than it is shown
 
 
 def write_page(
@@ -134,7 +135,7 @@ def written(entry: Any) -> str:
 
 
 def picture(item: Picture) -> str:
-    kind = " class=pixelated" if item.pixelated else ""
+    kind = " class=pixelated" if item.pixelated else " class=plot" if item.plot else ""
     data = base64.b64encode(item.path.read_bytes()).decode()
     image = f'<img{kind} alt="{escape(item.title)}" src="data:image/png;base64,{data}">'
     return f"<figure class={'wide' if item.wide else 'fit'}>{image}</figure><p class=caption>{escape(item.caption)}</p>"
