@@ -43,7 +43,7 @@ from pipeline.metrics.perturbed import grid
 from pipeline.metrics.spectrum import radial_power
 from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
 from pipeline.small_prior import LARGEST as LARGEST_OF_PRIOR
-from pipeline.small_prior import SmallPrior
+from pipeline.small_prior import Learned, learn
 from pipeline.throughput import device_name, rate
 from pipeline.tokenizers.base import Tokenizer
 
@@ -56,6 +56,7 @@ class Measuring:
     def __init__(self, tokenizer: Tokenizer, sight: Sight, settings: CardSettings, accelerator: Accelerator):
         self.tokenizer, self.sight, self.settings, self.accelerator = tokenizer, sight, settings, accelerator
         self.spec, self.device, self.size = tokenizer.spec, accelerator.device, settings.data.size
+        self.learned: Learned | None = None  # of the small prior, once there is one
         self.batch = max(1, min(64, BATCH_VALUES // (3 * self.size**2)))
 
     def scale(self, train: Images) -> str:
@@ -198,11 +199,10 @@ class Measuring:
         if self.spec.vocab > LARGEST_OF_PRIOR:
             return
         codes = [Code(rows["z"] if "ids" not in rows else None, rows.get("ids")) for rows in (old, new)]
-        fitted = SmallPrior.fit(
-            codes[0], self.spec, self.settings.prior_steps, folder, self.settings.seed, self.accelerator
-        )
-        loss = fitted.loss(codes[1], self.spec, self.settings.seed)
-        yield from prior_numbers(loss, old.get("ids"), self.spec, self.size, fitted.described, protocol)
+        settings = self.settings
+        self.learned = learn(*codes, self.spec, settings.prior_steps, folder, settings.seed, self.accelerator)
+        found = self.learned.loss, old.get("ids")
+        yield from prior_numbers(*found, self.spec, self.size, self.learned.described, protocol)
 
     def speed(self, images: Images) -> Numbers:
         pixels = images.plain(self.chosen(images)[: self.batch]).images.to(self.device)
@@ -227,7 +227,11 @@ class Measuring:
         for kind in ("changed", "cosine"):
             if f"again_{kind}" in new:
                 found[kind] = {f"{db:g}": new[f"noise_{db:g}dB_{kind}"].mean().item() for db in noises}
-        return found | ({"position_entropy": entropy_by_position(stack_ids(ids)).tolist()} if ids is not None else {})
+        if ids is not None:
+            found["position_entropy"] = entropy_by_position(stack_ids(ids)).tolist()
+        if self.learned is not None:
+            found["prior"] = {str(step): loss for step, loss in self.learned.course.items()}
+        return found
 
 
 def labelled(condition: Condition | None) -> Rows:

@@ -24,7 +24,9 @@ PRIORS = {  # network and objective, by whether codes have ids
 }
 LOGITS = 2**26  # at most so many in a batch
 LARGEST = 2**18  # codes, beyond which the table of the small network is no longer small
-PASSES = 4  # over the new codes: as many draws of noise of each
+PASSES = 2  # over the new codes: as many draws of noise of each
+CHECKS = 10  # of the loss on new codes in the course of a training
+ASKED = 512  # new codes at most
 
 
 @dataclass
@@ -41,50 +43,67 @@ class Codes:
 
 
 @dataclass
-class SmallPrior:
-    """A trained network of `SHAPE`, without conditions, and what trained it."""
+class Learned:
+    """What came of the training of a small prior."""
 
-    network: nn.Module
-    objective: Objective
+    loss: float  # the least of those on new codes
+    course: dict[int, float]  # loss on new codes by step
     described: dict[str, Any]
 
-    @classmethod
-    def fit(
-        cls, code: Code, spec: LatentSpec, steps: int, folder: Path, seed: int, accelerator: Accelerator
-    ) -> "SmallPrior":
-        """Train on `code` for so many steps, and keep the running average; the log is `folder`/metrics.jsonl."""
-        shape, kind = PRIORS[bool(spec.vocab)]
-        objective = build("objectives", kind)
-        derived = {"grid": list(spec.grid), "dim": spec.dim, "vocab": spec.vocab, "codebooks": spec.codebooks}
-        with torch.random.fork_rng():
-            torch.manual_seed(mix(seed, "small prior"))
-            network = build("networks", shape, num_classes=0, outputs=objective.outputs, **derived)
-        loop = Loop(
-            steps=steps,
-            lr={"network": 2e-3},
-            batch=batch_of(spec),
-            warmup=steps // 10,
-            schedule="cosine",
-            ema=0.99,
-            log_every=max(1, steps // 50),
-        )
-        task = Generation(network, objective, {name: 1.0 for name in objective.terms()})
-        network = train(task, Codes(code), loop, folder, seed, accelerator)["network"]
-        described = {"network": shape, "objective": kind["kind"], "steps": steps, "batch": loop.batch, "lr": 2e-3}
-        return cls(network, objective, described | {"trained_on": f"{len(code)} codes of the training split"})
 
-    @torch.no_grad()
-    def loss(self, code: Code, spec: LatentSpec, seed: int) -> float:
-        """The sum of the objective's terms, a mean over `code`, with noise that is a function of the seed."""
-        device = next(self.network.parameters()).device
-        total, parts = 0.0, torch.arange(len(code)).split(batch_of(spec))
-        for turn in range(PASSES):
-            for number, places in enumerate(parts):
-                draws = StepDraws(mix(seed, "prior", turn), number, slice(0, len(places)), len(places), device)
-                part = code[places].to(device)
-                terms = self.objective.loss(self.network, part, None, **self.objective.draw(part, draws))
-                total += sum(terms.values()).item() * len(places)
-        return total / (PASSES * len(code))
+def learn(
+    code: Code, new: Code, spec: LatentSpec, steps: int, folder: Path, seed: int, accelerator: Accelerator
+) -> Learned:
+    """Train a small network without conditions on `code` for so many steps, and ask its running average about `new`.
+
+    It is asked `CHECKS` times, and the least loss counts: where codes are few, a network that has learned them by heart
+    would say nothing of how learnable they are. The training's log is `folder`/metrics.jsonl.
+    """
+    shape, kind = PRIORS[bool(spec.vocab)]
+    objective = build("objectives", kind)
+    derived = {"grid": list(spec.grid), "dim": spec.dim, "vocab": spec.vocab, "codebooks": spec.codebooks}
+    with torch.random.fork_rng():
+        torch.manual_seed(mix(seed, "small prior"))
+        network = build("networks", shape, num_classes=0, outputs=objective.outputs, **derived)
+    loop = Loop(
+        steps=steps,
+        lr={"network": 2e-3},
+        batch=batch_of(spec),
+        warmup=steps // 10,
+        schedule="cosine",
+        ema=0.99,
+        log_every=max(1, steps // 50),
+    )
+    course: dict[int, float] = {}
+    new = new[:ASKED]
+
+    def check(step: int, averages: dict[str, nn.Module]) -> bool:
+        if step % max(1, steps // CHECKS) == 0:
+            course[step] = loss_on(new, spec, averages["network"], objective, seed)
+        return False
+
+    task = Generation(network, objective, {name: 1.0 for name in objective.terms()})
+    train(task, Codes(code), loop, folder, seed, accelerator, until=check)
+    described = {"network": shape, "objective": kind["kind"], "steps": steps, "batch": loop.batch, "lr": 2e-3}
+    described |= {
+        "trained_on": f"{len(code)} codes of the training split",
+        "kept": f"the least of {len(course)} losses on {len(new)} codes",
+    }
+    return Learned(min(course.values()), course, described)
+
+
+@torch.no_grad()
+def loss_on(code: Code, spec: LatentSpec, network: nn.Module, objective: Objective, seed: int) -> float:
+    """The sum of the objective's terms, a mean over `code`, with noise that is a function of the seed."""
+    device = next(network.parameters()).device
+    total, parts = 0.0, torch.arange(len(code)).split(batch_of(spec))
+    for turn in range(PASSES):
+        for number, places in enumerate(parts):
+            draws = StepDraws(mix(seed, "prior", turn), number, slice(0, len(places)), len(places), device)
+            part = code[places].to(device)
+            terms = objective.loss(network, part, None, **objective.draw(part, draws))
+            total += sum(terms.values()).item() * len(places)
+    return total / (PASSES * len(code))
 
 
 def batch_of(spec: LatentSpec) -> int:

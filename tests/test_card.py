@@ -30,7 +30,7 @@ from pipeline.metrics.spectrum import radial_power
 from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipe import load, settings
-from pipeline.small_prior import SmallPrior, batch_of
+from pipeline.small_prior import batch_of, learn, loss_on
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.workspace import NOTE
 
@@ -209,15 +209,15 @@ class BestOfNoise(torch.nn.Module):
 def test_the_small_prior_learns_what_there_is_to_learn(tmp_path):
     spec = LatentSpec((4,), 3, 8)
     fixed = Code(ids=(torch.arange(96)[:, None] + torch.arange(4)) % 8)  # the first id decides the others
-    prior = SmallPrior.fit(fixed, spec, 25, tmp_path, 0, Accelerator(cpu=True))
-    nats = prior.loss(fixed, spec, 0)
-    assert math.log(8) / 4 * 0.95 < nats < 0.6 * math.log(8)
+    found = learn(fixed, fixed[::3], spec, 20, tmp_path, 0, Accelerator(cpu=True))
+    assert list(found.course) == list(range(2, 21, 2)) and found.loss == min(found.course.values())
+    assert math.log(8) / 4 * 0.95 < found.loss < 0.7 * math.log(8)
     assert batch_of(LatentSpec((16, 16), 8, 2**16)) == 4 and batch_of(LatentSpec((4,), 3)) == 64
 
 
 def test_the_flow_loss_of_noise_is_what_the_card_says():
     noise, spec = Code(z=normal(4000, 4, 3).float()), LatentSpec((4,), 3)
-    found = SmallPrior(BestOfNoise(), FlowMatching(), {}).loss(noise, spec, 0)
+    found = loss_on(noise, spec, BestOfNoise(), FlowMatching(), 0)
     assert found == pytest.approx(NO_STRUCTURE, abs=0.01)
 
 

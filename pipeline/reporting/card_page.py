@@ -67,7 +67,7 @@ def draw_card(curves: dict[str, Any], log: Path, out: Path) -> list[Picture]:
         ),
         "Stability": ("How far noise on the image moves its code.", stability(curves)),
         "Ids": ("Entropy over the training images of the id at each position.", positions(curves)),
-        "How learnable": ("Training loss of the small prior.", learning(log)),
+        "How learnable": ("Loss of the small prior in the course of its training.", learning(log, curves)),
     }
     amplified = f"Held-out images, their reconstructions, and the absolute difference times {AMPLIFIED}."
     found = [Picture("Reconstructions", amplified, out / "reconstructions.png", pixelated=True)]
@@ -107,10 +107,10 @@ def positions(curves: dict[str, Any]) -> Plot | None:
     return Plot("position", "bits", series)
 
 
-def learning(log: Path) -> Plot | None:
-    """The terms of the log of a training that there may not have been."""
-    if not log.exists():
+def learning(log: Path, curves: dict[str, Any]) -> Plot | None:
+    """The loss of the small prior on what it is trained on, by its log, and on held-out codes, where there is one."""
+    if "prior" not in curves:
         return None
-    terms = {name: line for name, line in read_log(log).items() if name not in ("network/gradient_norm", "network/lr")}
-    series = [Series(name.removeprefix("network/"), *line) for name, line in terms.items() if name != "skipped"]
-    return Plot("step", "loss", series)
+    (terms,) = (line for name, line in read_log(log).items() if name in ("network/next_token", "network/flow"))
+    course = [int(step) for step in curves["prior"]], list(curves["prior"].values())
+    return Plot("step", "loss", [Series("training codes", *terms), Series("held-out codes", *course)])
