@@ -148,7 +148,7 @@ def alignment_numbers(rows: Rows, vision: dict[str, Any], protocol: dict[str, An
     found = {v: neighbour_alignment(rows[f"{v}_code"], rows[f"{v}_vision"], neighbours) for v in views}
     meaning = "the same over images that are shrunk, turned and noisy, the mean over the kinds of change"
     details = {name.removeprefix("view_"): value for name, value in found.items()}
-    where["views"] = "shrunk on grey and turned; four strengths of noise"
+    where = where | {"views": "shrunk on grey and turned; four strengths of noise"}
     yield "se_cknna", Number("SE-CKNNA", sum(found.values()) / len(found), "higher", meaning, where, details=details)
 
 

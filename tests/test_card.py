@@ -183,6 +183,7 @@ def test_moments_of_known_distributions():
     torch.testing.assert_close(found["excess"], torch.tensor([0, -1.2]).double(), atol=0.2, rtol=0)
     assert used_dimensions(normal(40, 50, 8)) == pytest.approx(8, rel=0.03)
     assert used_dimensions(normal(40, 50, 1) * torch.arange(1, 5)) == pytest.approx(1)
+    assert used_dimensions(torch.ones(4, 5, 3)) == 0
     assert set(extremes(torch.arange(20.0))) == {"least", "median", "most"} and len(extremes(torch.ones(3))) == 3
 
 
