@@ -19,7 +19,7 @@ def channel_moments(z: Tensor) -> dict[str, Tensor]:
 def used_dimensions(z: Tensor) -> float:
     """How many channels of [B, N, C] vary on their own: (sum of v)^2 / sum of v^2, v the covariance's eigenvalues.
 
-    It is C where all channels vary alike and independently, 1 where all are the same but for a factor, 0 where none does.
+    It is C where all channels vary alike and independently, 1 where they differ by factors, 0 where none varies.
     """
     covariance = torch.atleast_2d(torch.cov(z.double().flatten(0, 1).T))
     values = torch.linalg.eigvalsh(covariance).clamp(min=0)
