@@ -24,6 +24,8 @@ Without training
   check RECIPE             is the recipe right; parameters, latent shape, memory, disk; writes nothing
   recipes                  the recipes there are
   doctor                   what this machine has: packages, devices, weight files
+  card RUN|FOLDER          what a tokenizer is worth alone; of a folder state data.source.kind=... data.size=...
+  compare RUN RUN ...      runs side by side, in numbers and figures: out=DIR by=fd_pixels
   sample FOLDER|HUB_ID     images from a published pipeline: labels=[3,7] images=16 steps=50 guidance=2 out=DIR
   import FORMAT FILE OUT [KEY=VALUE ...]   another project's checkpoint as our folders; import alone lists the formats
 
@@ -84,7 +86,7 @@ def complain(message: object, status: int) -> int:
 def dispatch(command: str, rest: list[str]) -> int | None:
     from pipeline.components import suggestion
 
-    known = ("all", *ORDER, "check", "recipes", "doctor", "import")
+    known = ("all", *ORDER, "check", "recipes", "doctor", "import", "card", "compare")
     if command not in known:
         raise ValueError(f"there is no command {command!r}{suggestion(command, list(known))}")
     if command == "recipes":
@@ -99,6 +101,14 @@ def dispatch(command: str, rest: list[str]) -> int | None:
         from pipeline.published import import_checkpoint
 
         return import_checkpoint(rest)
+    if command == "compare":
+        from pipeline.comparison import compare_from_command_line
+
+        return compare_from_command_line(rest)
+    if command == "card" and rest:
+        from pipeline.card import card_from_command_line
+
+        return card_from_command_line(rest[0], rest[1:])
     if not rest:
         raise ValueError(f"{command.replace('_', '-')} needs a recipe; `python run.py recipes` lists them")
     return with_recipe(command, rest[0], rest[1:])

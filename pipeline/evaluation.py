@@ -34,7 +34,7 @@ class Number:
 
     title: str
     value: float
-    better: str  # higher or lower
+    better: str  # higher, lower or neither
     meaning: str  # in one sentence
     protocol: dict[str, Any]
     unit: str = ""

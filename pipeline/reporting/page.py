@@ -11,6 +11,7 @@ from pipeline.number_text import shown
 from pipeline.reporting.style import STYLE
 
 ARTEFACTS = ("tokenizer", "latents", "generator", "decoder", "samples")  # in the order of the line
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Picture:
     path: Path
     pixelated: bool = False  # enlarged images, whose pixels are to stay squares
     wide: bool = False  # rather scrolled than shrunk on a narrow screen
+    plot: bool = False  # drawn finer than it is shown
 
 
 def write_page(
@@ -42,9 +44,14 @@ def write_page(
         section("Settings", f"<details><summary>the whole recipe</summary><pre>{escape(settings)}</pre></details>"),
         footer(notes),
     ]
+    out.write_text(document(name, body), encoding="utf-8")
+
+
+def document(title: str, body: list[str]) -> str:
+    """A whole page that holds all it shows."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    page = f"<!doctype html><html lang=en><head>{head}<title>{escape(name)} · Tessera</title>{STYLE}</head>"
-    out.write_text(f"{page}<body><main>{''.join(body)}</main></body></html>\n", encoding="utf-8")
+    page = f"<!doctype html><html lang=en><head>{head}<title>{escape(title)} · Tessera</title>{STYLE}</head>"
+    return f"{page}<body><main>{''.join(body)}</main></body></html>\n"
 
 
 def headlines(numbers: dict[str, dict[str, Any]]) -> str:
@@ -91,13 +98,13 @@ def table(numbers: dict[str, dict[str, Any]]) -> str:
 
 
 def row(key: str, number: dict[str, Any], compared: bool) -> str:
-    arrow = {"higher": "↑", "lower": "↓"}[number["better"]]
+    arrow = f"<small title='{number['better']} is better'>{ARROWS[number['better']]}</small>"
     floor = f"<td>{value(number['held_out'], number['unit'])}<td>{value(number['ratio'], '×')}" if compared else ""
     details = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{value(v)}" for k, v in number["details"].items())
     protocol = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{written(v)}" for k, v in number["protocol"].items())
     return (
-        f"<tbody id={escape(key)}><tr><th>{escape(number['title'])} <small title='{number['better']} is better'>{arrow}"
-        f"</small><td>{value(number['value'], number['unit'])}{floor}</tr>"
+        f"<tbody id={escape(key)}><tr><th>{escape(number['title'])} {arrow}"
+        f"<td>{value(number['value'], number['unit'])}{floor}</tr>"
         f"<tr class=note><td colspan={4 if compared else 2}>{escape(capital(number['meaning']))}."
         f"<details><summary>{escape(brief(number['protocol']))}</summary><dl>{details}{protocol}</dl></details>"
         "</tr></tbody>"
@@ -128,7 +135,7 @@ def written(entry: Any) -> str:
 
 
 def picture(item: Picture) -> str:
-    kind = " class=pixelated" if item.pixelated else ""
+    kind = " class=pixelated" if item.pixelated else " class=plot" if item.plot else ""
     data = base64.b64encode(item.path.read_bytes()).decode()
     image = f'<img{kind} alt="{escape(item.title)}" src="data:image/png;base64,{data}">'
     return f"<figure class={'wide' if item.wide else 'fit'}>{image}</figure><p class=caption>{escape(item.caption)}</p>"

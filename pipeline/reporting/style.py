@@ -32,6 +32,10 @@ tbody th { font-weight: 600; }
 tbody { border-top: 1px solid var(--rule); }
 tbody tr:first-child > * { padding-top: .55rem; }
 .note td { padding-bottom: .55rem; }
+.apart { color: var(--soft); } sup { font-weight: 600; line-height: 0; }
+.runs thead th { white-space: nowrap; } .runs tbody th { min-width: 7rem; }
+.runs th:first-child { position: sticky; left: 0; background: var(--paper); }
+.runs .note div { position: sticky; left: 0; max-width: calc(min(100vw, 60rem) - 2.5rem); }
 small { color: var(--soft); font-weight: 400; }
 details summary { cursor: pointer; width: fit-content; } details summary:hover { color: var(--accent); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem; margin: .3rem 0; }
@@ -39,7 +43,7 @@ dl dl { margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; color: var(--ink); }
 figure { margin: 0; overflow-x: auto; }
 figure img { display: block; max-width: 100%; height: auto; }
-.pixelated { image-rendering: pixelated; }
+.pixelated { image-rendering: pixelated; } .plot { width: 30rem; }
 .wide img { width: 100%; min-width: 44rem; }
 .caption { margin: .5rem 0 1.2rem; }
 pre { overflow-x: auto; background: var(--tint); padding: 1rem; border-radius: 6px; font-size: .82rem;
@@ -56,6 +60,8 @@ footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .8rem
   :root { --paper: #fff; --ink: #000; --soft: #444; --rule: #bbb; --accent: #234; --tint: #f4f4f4; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   section, tbody, .tile, .line { break-inside: avoid; } section:has(table), section:has(pre) { break-inside: auto; }
+  .scroll { overflow: visible; } .runs { font-size: 7.5pt; }
+  .runs thead th { white-space: normal; overflow-wrap: anywhere; }
   .wide img { min-width: 0; } * { print-color-adjust: exact; }
 }
 </style>"""

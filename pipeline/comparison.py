@@ -1,0 +1,185 @@
+"""Finished runs side by side: what may be compared, what may not and why, and what goes with good samples."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from scipy.stats import spearmanr
+
+from pipeline.finished_runs import run_folder
+from pipeline.recipe import parse
+from pipeline.reporting.comparison_page import write_comparison
+from pipeline.workspace import NOTE, OWNER
+
+OF_THE_RUN = ("sampling", "versions", "codes", "seed")  # what a protocol says of the run and not of the measurement
+TRAINED = ("tokenizer", "latents", "generator", "decoder")  # the artefacts whose making counts as training
+OUT = Path("comparison")
+FEWEST = 3  # runs that a rank correlation needs
+
+
+@dataclass
+class Finished:
+    """A run: its numbers by key as metrics.json and card.json hold them, and what it was made with."""
+
+    name: str
+    folder: Path
+    numbers: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+
+
+@dataclass
+class Line:
+    """One number over all runs; `groups` are the indices of runs that were measured alike, the largest group first."""
+
+    key: str
+    title: str
+    unit: str
+    better: str
+    group: str
+    meaning: str
+    values: list[float | None]
+    groups: list[list[int]]
+    differs: dict[str, list[str]]  # what of the protocols is not the same, as each group has it
+
+    @property
+    def main(self) -> list[int]:
+        return self.groups[0]
+
+
+def compare_from_command_line(arguments: list[str]) -> None:
+    """`run.py compare RUN RUN ... out=DIR by=KEY`; says where the comparison is."""
+    stated = {key: value for text in arguments if "=" in text for key, value in parse(text).items()}
+    if unknown := sorted(set(stated) - {"out", "by"}):
+        raise ValueError(f"compare has no setting {unknown[0]!r}; there are: out, by")
+    runs = read_runs([text for text in arguments if "=" not in text])
+    lines = line_up(runs)
+    aim = lines[chosen_aim(lines, stated.get("by"))]
+    out = Path(stated.get("out", OUT))
+    if out.exists() and any(out.iterdir()) and not (out / "comparison.json").exists():
+        raise ValueError(f"{out} is there and is not a comparison; state another out=FOLDER")
+    out.mkdir(parents=True, exist_ok=True)
+    write_comparison(out, runs, list(lines.values()), aim, correlations(lines, aim))
+    print(f"compare: {out / 'index.html'}")
+
+
+def read_runs(names: list[str]) -> list[Finished]:
+    """ValueError for fewer than two runs, one that is not there, and one of which nothing was measured."""
+    if len(names) < 2:
+        raise ValueError("compare needs two runs or more; name their folders, for example runs/digits runs/digits_ddpm")
+    runs = [read_run(name) for name in names]
+    names = [run.name for run in runs]
+    for run in runs:
+        run.name = str(run.folder) if names.count(run.name) > 1 else run.name
+    return runs
+
+
+def read_run(name: str) -> Finished:
+    if (folder := run_folder(name)) is None:
+        raise ValueError(f"{name} is no run; name its folder, which holds {OWNER}, or its name in runs/")
+    settings = OmegaConf.to_container(OmegaConf.load(folder / OWNER))
+    report, card = (read_json(folder / file) for file in ("report/metrics.json", "card/card.json"))
+    if report is None and card is None:
+        raise ValueError(f"{folder} has neither report/ nor card/; run: python run.py evaluate RECIPE, or card")
+    data = {name: settings["data"].get(name) for name in ("source", "size", "crop", "resize")}
+    numbers = {
+        key: number | {"protocol": number["protocol"] | {"data": data}} for key, number in (report or {}).items()
+    }
+    for key, number in (card or {}).get("numbers", {}).items():
+        numbers.setdefault(key, number | {"group": f"Card: {number['group']}"})
+    return Finished(folder.resolve().name, folder, training_time(folder) | numbers, settings)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def training_time(folder: Path) -> dict[str, dict[str, Any]]:
+    """Seconds that the artefacts of the line took, and on what; nothing where a note is missing."""
+    notes = {name: read_json(folder / name / NOTE) for name in TRAINED}
+    if not all(note and "seconds" in note for note in notes.values()):
+        return {}
+    machine = {key: notes["generator"].get(key) for key in ("device", "processes", "precision")}
+    number = {
+        "title": "Training time",
+        "value": sum(note["seconds"] for note in notes.values()),
+        "unit": "s",
+        "better": "lower",
+        "meaning": "seconds of tokenizer, latents, generator and decoder together",
+        "group": "Cost",
+        "protocol": machine,
+        "details": {name: note["seconds"] for name, note in notes.items()},
+    }
+    return {"training_time": number}
+
+
+def line_up(runs: list[Finished]) -> dict[str, Line]:
+    """Every number that any of the runs has, those of the first run first."""
+    keys = dict.fromkeys(key for run in runs for key in run.numbers)
+    return {key: line_of(key, [run.numbers.get(key) for run in runs]) for key in keys}
+
+
+def line_of(key: str, numbers: list[dict[str, Any] | None]) -> Line:
+    protocols = [None if number is None else measurement(number["protocol"]) for number in numbers]
+    there = [i for i, protocol in enumerate(protocols) if protocol is not None]
+    groups: list[list[int]] = []
+    for i in there:
+        alike = next((group for group in groups if protocols[group[0]] == protocols[i]), None)
+        groups.append([i]) if alike is None else alike.append(i)
+    groups.sort(key=lambda group: (-len(group), group[0]))
+    names = dict.fromkeys(name for group in groups for name in protocols[group[0]])
+    values = {name: [str(protocols[group[0]].get(name, "not said")) for group in groups] for name in names}
+    first = numbers[there[0]]
+    return Line(
+        key,
+        first["title"],
+        first.get("unit", ""),
+        first.get("better", "neither"),
+        first.get("group", ""),
+        first.get("meaning", ""),
+        [None if number is None else number["value"] for number in numbers],
+        groups,
+        {name: found for name, found in values.items() if len(set(found)) > 1},
+    )
+
+
+def measurement(protocol: dict[str, Any]) -> dict[str, Any]:
+    """How a number was measured, flat: its protocol without what says how the run's own images were made."""
+    flat: dict[str, Any] = {}
+    for name, value in protocol.items():
+        if name in OF_THE_RUN:
+            continue
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": entry for inner, entry in measurement(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def chosen_aim(lines: dict[str, Line], stated: str | None) -> str:
+    """The key of the generation distance: the stated one, else the one that most runs can be compared by."""
+    distances = [key for key in lines if key.startswith(("fd_", "fid"))]
+    if stated is not None and stated not in lines:
+        raise ValueError(f"by={stated}: no run has such a number; there are: {', '.join(distances) or 'no distances'}")
+    if stated is None and not distances:
+        raise ValueError("none of the runs has a distance of samples; run: python run.py evaluate RECIPE, or state by=")
+    return stated or max(distances, key=lambda key: len(lines[key].main))
+
+
+def correlations(lines: dict[str, Line], aim: Line) -> list[dict[str, Any]]:
+    """Spearman's rank correlation of every number with `aim` over the runs that can be compared in both.
+
+    Signed so that 1 means: what is better by the one is better by the other. Left out are numbers without a direction,
+    with fewer than `FEWEST` such runs, and those that are the same for all.
+    """
+    found = []
+    for line in lines.values():
+        runs = max(([i for i in one if i in other] for one in line.groups for other in aim.groups), key=len)
+        pairs = [[one.values[i] for i in runs] for one in (line, aim)]
+        if line is aim or line.better == "neither" or len(runs) < FEWEST or any(len(set(part)) < 2 for part in pairs):
+            continue
+        sign = 1 if line.better == aim.better else -1
+        value = sign * float(spearmanr(*pairs).statistic)
+        found.append({"key": line.key, "title": line.title, "group": line.group, "rank": value, "runs": runs})
+    return sorted(found, key=lambda entry: -abs(entry["rank"]))

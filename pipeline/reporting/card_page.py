@@ -1,0 +1,116 @@
+"""A tokenizer's card as a page, as Markdown and as figures."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pipeline.number_text import shown
+from pipeline.reporting.curves import read_log
+from pipeline.reporting.page import Picture, brief, document, headlines, part, section, written
+from pipeline.reporting.pictures import AMPLIFIED
+from pipeline.reporting.plots import Plot, Series, draw_plot
+
+Groups = dict[str, dict[str, dict[str, Any]]]  # numbers as card.json holds them, by group and key
+
+
+def write_card_page(out: Path, about: dict[str, Any], numbers: Groups, shown_pictures: list[Picture]) -> None:
+    """`about` and the numbers are those of card.json; pictures stand under the title of a group."""
+    flat = {key: number for group in numbers.values() for key, number in group.items()}
+    parts = [
+        part(title, [p for p in shown_pictures if p.title == title], group) for title, group in numbers.items() if group
+    ]
+    facts = {name: value for name, value in about.items() if name != "settings"}
+    settings = f"<details><summary>how it was measured</summary>{written(about['settings'])}</details>"
+    body = [
+        f"<header><p class=kicker>Tessera tokenizer card</p><h1>{escape(about['name'])}</h1>"
+        f"<p>{escape(summary(about))}</p></header>",
+        headlines(flat),
+        *parts,
+        section("Tokenizer", written(facts) + settings),
+        "<footer>Every number in full, with its protocol, is in card.json beside this page.</footer>",
+    ]
+    out.write_text(document(f"{about['name']}, tokenizer card", body), encoding="utf-8")
+
+
+def summary(about: dict[str, Any]) -> str:
+    code, data = about["code"], about["settings"]["data"]
+    grid = " × ".join(map(str, code["grid"]))
+    entries = f"ids of {code['vocab']:,}" if code["vocab"] else f"{code['dim']} channels"
+    books = f"{code['codebooks']} " if code["codebooks"] > 1 else ""
+    return (
+        f"{about['tokenizer']}, {about['parameters']:,} parameters · {data['size']} × {data['size']} pixels to"
+        f" {grid} tokens of {books}{entries} · images: {data['source']['kind'].replace('_', ' ')}"
+    )
+
+
+def card_markdown(about: dict[str, Any], numbers: Groups) -> str:
+    """A table a group: number, value, direction, what it was measured on."""
+    lines = [f"# {about['name']}, tokenizer card", "", summary(about), ""]
+    arrows = {"higher": "↑", "lower": "↓", "neither": ""}
+    for title, group in numbers.items():
+        if not group:
+            continue
+        lines += [f"## {title}", "", "| number | value | | measured on |", "|---|--:|---|---|"]
+        for number in group.values():
+            value, on = shown(number["value"], number["unit"]), brief(number["protocol"])
+            lines.append(f"| {number['title']} | {value} | {arrows[number['better']]} | {on.replace('|', '/')} |")
+        lines.append("")
+    return "\n".join([*lines, "Every number in full, with its protocol, is in card.json.", ""])
+
+
+def draw_card(curves: dict[str, Any], log: Path, out: Path) -> list[Picture]:
+    """Draw what there is to draw into the folder `out`; `log` is that of the small prior's training."""
+    plots = {
+        "Frequencies": (
+            "Power of held-out images and of what reconstructions miss.",
+            spectrum(curves),
+        ),
+        "Stability": ("How far noise on the image moves its code.", stability(curves)),
+        "Ids": ("Entropy over the training images of the id at each position.", positions(curves)),
+        "How learnable": ("Loss of the small prior in the course of its training.", learning(log, curves)),
+    }
+    amplified = f"Held-out images, their reconstructions, and the absolute difference times {AMPLIFIED}."
+    found = [Picture("Reconstructions", amplified, out / "reconstructions.png", pixelated=True)]
+    for title, (caption, plot) in plots.items():
+        if plot is not None:
+            path = out / f"{title.lower().replace(' ', '_')}.png"
+            draw_plot(plot, path)
+            found.append(Picture(title, caption, path, plot=True))
+    return found
+
+
+def spectrum(curves: dict[str, Any]) -> Plot:
+    """Without frequency 0, which is the mean colour and has no place on a logarithmic axis."""
+    series = [
+        Series(name, list(range(1, len(values))), values[1:])
+        for name, values in (("images", curves["power"]), ("missing", curves["residual"]))
+    ]
+    positive = all(value > 0 for line in series for value in line.down)
+    return Plot("cycles an image", "power", series, log_down=positive)
+
+
+def stability(curves: dict[str, Any]) -> Plot | None:
+    names = {"changed": "ids changed", "cosine": "code cosine"}
+    series = [
+        Series(label, [float(db) for db in curves[name]], list(curves[name].values()))
+        for name, label in names.items()
+        if curves.get(name)
+    ]
+    return Plot("image over noise, dB", " · ".join(line.label for line in series), series) if series else None
+
+
+def positions(curves: dict[str, Any]) -> Plot | None:
+    if "position_entropy" not in curves:
+        return None
+    books = list(zip(*curves["position_entropy"]))
+    series = [Series(f"codebook {i}", list(range(len(values))), list(values)) for i, values in enumerate(books)]
+    return Plot("position", "bits", series)
+
+
+def learning(log: Path, curves: dict[str, Any]) -> Plot | None:
+    """The loss of the small prior on what it is trained on, by its log, and on held-out codes, where there is one."""
+    if "prior" not in curves:
+        return None
+    (terms,) = (line for name, line in read_log(log).items() if name in ("network/next_token", "network/flow"))
+    course = [int(step) for step in curves["prior"]], list(curves["prior"].values())
+    return Plot("step", "loss", [Series("training codes", *terms), Series("held-out codes", *course)])

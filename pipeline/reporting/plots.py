@@ -1,0 +1,66 @@
+"""One plot a file: lines, or named points."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COLOURS = ("#2f5d8c", "#c2703d", "#4d8f63", "#8a5a9e", "#767d86")
+
+
+@dataclass
+class Series:
+    """A line; with `names`, one a point, points without a line. Those in `hollow` are drawn as rings."""
+
+    label: str
+    across: list[float]
+    down: list[float]
+    names: list[str] = field(default_factory=list)
+    hollow: list[bool] = field(default_factory=list)
+
+
+@dataclass
+class Plot:
+    across: str  # what the horizontal axis shows
+    down: str
+    series: list[Series]
+    log_across: bool = False
+    log_down: bool = False
+
+
+def draw_plot(plot: Plot, out: Path) -> None:
+    """Write the plot to the PNG `out`, large enough for a screen and legible on a phone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and most commands draw nothing
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 2.9), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for series, colour in zip(plot.series, COLOURS):
+        (_points if series.names else _line)(axis, series, colour)
+    if plot.log_across:
+        axis.set_xscale("log")
+    if plot.log_down:
+        axis.set_yscale("log")
+    if len(plot.series) > 1:
+        axis.legend(fontsize=9, frameon=False)
+    axis.set_xlabel(plot.across, fontsize=9.5)
+    axis.set_ylabel(plot.down, fontsize=9.5)
+    axis.tick_params(labelsize=9)
+    axis.margins(x=0.12 if any(series.names for series in plot.series) else 0.03, y=0.12)
+    axis.grid(True, linewidth=0.3, alpha=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, metadata={"Software": None})
+
+
+def _line(axis, series: Series, colour: str) -> None:
+    marker = "o" if len(series.across) < 20 else ""
+    axis.plot(
+        series.across, series.down, color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=series.label
+    )
+
+
+def _points(axis, series: Series, colour: str) -> None:
+    rings = series.hollow or [False] * len(series.names)
+    faces = ["none" if ring else colour for ring in rings]
+    axis.scatter(series.across, series.down, s=30, facecolors=faces, edgecolors=colour, linewidths=1.3)
+    for name, *place in zip(series.names, series.across, series.down):
+        axis.annotate(name, place, xytext=(0, 6), textcoords="offset points", fontsize=8.5, ha="center")
