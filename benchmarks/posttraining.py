@@ -3,9 +3,9 @@
     python benchmarks/posttraining.py [--seeds 5] [--workers 2] [--folder runs/posttraining] [--parts remedies ...]
 
 `remedies`: tokenizer plain, perturbed, perturbed and annealed x decoder post-trained or not x generator next-token,
-masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with shorter trainings: with the recipes' own,
-samples of digits are nearly as near to the training images as held-out ones, and no remedy has room. `settings`: the
-share preserved, the number of pairs, the steps and the route, each changed alone, for next-token and flow.
+masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with codes four times as fine (8x8) and smaller
+or shorter trainings of generators: with the recipes' own, samples of digits are nearly as near to the training images
+as held-out ones, and no remedy has room. `settings`: the share preserved, the number of pairs, the steps and the route, each changed alone, for next-token and flow.
 `tokenizers`: how PSNR, the distance of reconstructions and pFID of differing tokenizers go with the distance of what is
 generated on them. Before and after post-training the same codes are decoded, so differences are paired: they are shown
 with the spread (standard deviation) over seeds. Distances are Frechet distances in features of a classifier of the real
@@ -34,12 +34,16 @@ PERTURBATION = "tokenizer.phases.main.perturbation"
 TOKENIZERS = {
     "plain": (f"{PERTURBATION}=null",),
     "perturbed": (f"{PERTURBATION}.anneal=null",),
-    "annealed": (f"{PERTURBATION}.anneal={{start: 80, end: 240, to: 0.5}}",),
+    "annealed": (f"{PERTURBATION}.anneal={{start: 100, end: 300, to: 0.5}}",),
 }
+BOTTLENECK = "tokenizer.model.bottleneck"
+FINER = ("tokenizer.model.multipliers=[1]", "tokenizer.phases.main.loop.steps=500")
+IDS = (*FINER, f"{BOTTLENECK}.vocab=64", f"{BOTTLENECK}.dim=4")
+SMALL = ("generator.network.depth=3", "generator.network.width=96", "generator.network.heads=3")
 BUDGET = {
-    "next-token": ("generator.loop.steps=300", "tokenizer.phases.main.loop.steps=400"),
-    "masked": ("generator.loop.steps=600", "tokenizer.phases.main.loop.steps=400"),
-    "flow": ("generator.loop.steps=600", "tokenizer.phases.main.loop.steps=400"),
+    "next-token": (*IDS, *SMALL, "generator.loop.steps=400"),
+    "masked": (*IDS, *SMALL, "generator.loop.steps=600"),
+    "flow": (*FINER, f"{BOTTLENECK}.dim=4", "generator.loop.steps=500"),
 }
 OFF, ON = ("posttrain=null",), ()
 LOOP = "posttrain.phase.loop"
@@ -50,15 +54,14 @@ SETTINGS = {
     "rehearsal": {str(share): (f"posttrain.rehearsal={share}",) for share in (0.0, 0.5, 0.8)},
     "route": {route: (f"posttrain.route={route}",) for route in ("reencode", "tokens")},
 }
-BOTTLENECK = "tokenizer.model.bottleneck"
 DIFFERING = {
-    "plain, 128 codes": (),
+    "plain, 64 codes": (),
     "32 codes": (f"{BOTTLENECK}.vocab=32",),
-    "64 codes": (f"{BOTTLENECK}.vocab=64",),
+    "128 codes": (f"{BOTTLENECK}.vocab=128",),
     "256 codes": (f"{BOTTLENECK}.vocab=256",),
     "unit norm": (f"{BOTTLENECK}.unit_norm=true",),
-    "4 channels": (f"{BOTTLENECK}.dim=4",),
-    "a third of the steps": ("tokenizer.phases.main.loop.steps=133",),
+    "8 channels": (f"{BOTTLENECK}.dim=8",),
+    "a third of the steps": ("tokenizer.phases.main.loop.steps=167",),
     "pixels alone": ("tokenizer.phases.main.losses.perceptual=null", "tokenizer.phases.main.weights.perceptual=null"),
     "perturbed, share 0.25": (f"{PERTURBATION}={{kind: codebook_neighbours, strength: 4, share: 0.25}}",),
     "perturbed, share 1": (f"{PERTURBATION}={{kind: codebook_neighbours, strength: 4, share: 1.0}}",),
@@ -121,10 +124,10 @@ class Line:
         } | {key: found[key]["value"] for key in keys}
 
 
-def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
+def lines(parts: Iterable[str], generators: Iterable[str], seeds: int) -> Iterator[Line]:
     """Those that are asked for, seed by seed, so that what is stopped early has a few seeds of all."""
     for seed in range(seeds):
-        for generator, (tokenizer, changes) in itertools.product(GENERATORS, TOKENIZERS.items()):
+        for generator, (tokenizer, changes) in itertools.product(generators, TOKENIZERS.items()):
             variants = {"off": OFF, "on": ON} if "remedies" in parts else {}
             if "settings" in parts and tokenizer == "annealed" and generator != "masked":
                 variants |= {f"{key}={name}": new for key, of in SETTINGS.items() for name, new in of.items()}
@@ -256,10 +259,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/posttraining"))
+    parser.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS))
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
-    measure(list(lines(arguments.parts, arguments.seeds)), folder, arguments.workers)
+    measure(list(lines(arguments.parts, arguments.generators, arguments.seeds)), folder, arguments.workers)
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/*.json"))]
     for part in arguments.parts:
         for table in parts[part]:
