@@ -5,12 +5,14 @@
 `remedies`: tokenizer plain, perturbed, perturbed and annealed x decoder post-trained or not x generator next-token,
 masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with codes four times as fine (8x8) and smaller
 or shorter trainings of generators: with the recipes' own, samples of digits are nearly as near to the training images
-as held-out ones, and no remedy has room. `settings`: the share preserved, the number of pairs, the steps and the route, each changed alone, for next-token and flow.
-`tokenizers`: how PSNR, the distance of reconstructions and pFID of differing tokenizers go with the distance of what is
-generated on them. Before and after post-training the same codes are decoded, so differences are paired: they are shown
-with the spread (standard deviation) over seeds. Distances are Frechet distances in features of a classifier of the real
-training images. Every line runs in one process on one thread; what is finished in FOLDER is not run again, and the
-tables are of all that is there. All of it takes about three hours on two cores.
+as held-out ones, and no remedy has room. `settings`: the share preserved, the number of pairs, the steps, the share
+rehearsed and the route, each changed alone, for next-token and flow. `tokenizers`: how PSNR, the distance of
+reconstructions and pFID of differing tokenizers go with the distance of what is generated on them.
+
+Before and after post-training the same codes are decoded, so differences are paired: they are shown with the spread
+(standard deviation) over seeds. Distances are Frechet distances in features of a classifier of the real training
+images. Every line runs in one process on one thread; what is finished in FOLDER is not run again, and the tables are of
+all that is there.
 """
 
 import argparse
