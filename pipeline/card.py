@@ -13,7 +13,6 @@ from pipeline.components import structure
 from pipeline.evaluation import even
 from pipeline.finished_runs import run_folder, tokenizer_of
 from pipeline.images import Images
-from pipeline.line import find_features
 from pipeline.machine import accelerate
 from pipeline.recipe import load, merge, parse
 from pipeline.reporting import pictures
@@ -47,8 +46,6 @@ def card_from_command_line(target: str, overrides: list[str]) -> None:
     if "data" not in stated:
         raise ValueError(f"{target} does not say of which images; state data.source.kind=... and data.size=...")
     settings, accelerator = structure(CardSettings, stated), accelerate("fp32")
-    for kind in settings.features:
-        find_features(kind)
     if accelerator.num_processes > 1:
         raise ValueError("a card is made by one process; run it without torchrun")
     out = Path(settings.out) if settings.out else subject.folder / "card"

@@ -12,15 +12,16 @@ from pipeline.draws import mix
 from pipeline.evaluation import even
 from pipeline.images import Images
 from pipeline.metrics.base import Features
-from pipeline.metrics.features import KINDS, ClassifierFeatures, PixelFeatures
+from pipeline.metrics.features import ClassifierFeatures, PixelFeatures
 from pipeline.nn.feature_distance import Backbone
 from pipeline.recipe import ONLY_SPEED, Data
 from pipeline.teachers.classifier import Classifier, fit
 from pipeline.teachers.lpips_vgg import LpipsVgg
-from pipeline.teachers.vision_model import VisionModel
+from pipeline.teachers.vision_folder import VisionFolder
 from pipeline.weights import digest, locate
 
 JUDGE_VALUES = 2**28  # numbers in the images that train the judge, at most: 1 GiB
+FEATURES = ("classifier", "pixels")  # that a card can measure Fréchet distances on
 
 
 @dataclass
@@ -36,6 +37,10 @@ class CardSettings:
     seed: int = 0
     weights: dict[str, str] = field(default_factory=dict)
     out: str | None = field(default=None, metadata=ONLY_SPEED)
+
+    def __post_init__(self) -> None:
+        if unknown := [kind for kind in self.features if kind not in FEATURES]:
+            raise ValueError(f"a card has no features {unknown[0]!r}; state features=[{','.join(FEATURES)}]")
 
 
 @dataclass
@@ -56,8 +61,8 @@ class Sight:
         folder = judge_folder or fit_judge(settings, train, device, out)
         judge = Classifier.from_pretrained(folder).requires_grad_(False).eval().to(device)
         own = ClassifierFeatures(judge, digest(folder / "diffusion_pytorch_model.safetensors"))
-        made = {ClassifierFeatures: own, PixelFeatures: PixelFeatures()}
-        features = [made[KINDS[name]] for name in settings.features]
+        made = {"classifier": own, "pixels": PixelFeatures()}
+        features = [made[kind] for kind in settings.features]
         backbone, perceptual = judge, own.describe() | {"what": "feature maps of the judge, all channels alike"}
         files = [locate(name, settings.weights) for name in LpipsVgg.FILES]
         if all(files) and settings.data.size >= 16:
@@ -65,7 +70,7 @@ class Sight:
             perceptual = {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}
         if settings.vision is None:
             return cls(features, backbone, perceptual, own.extract, own.describe())
-        model = VisionModel.load(Path(settings.vision)).to(device)
+        model = VisionFolder.load(Path(settings.vision)).to(device)
         described = {
             "kind": model.name,
             "what": "mean over the tokens of the last hidden state",

@@ -31,7 +31,7 @@ from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipe import load, settings
 from pipeline.small_prior import batch_of, learn, loss_on
-from pipeline.teachers.vision_model import VisionModel
+from pipeline.teachers.vision_folder import VisionFolder
 from pipeline.workspace import NOTE
 
 SMALL = ["tokenizer.model.width=8", "tokenizer.model.groups=4", "tokenizer.model.middle_attention=false"]
@@ -230,12 +230,12 @@ def vision_model(folder: str | Path) -> None:
 
 def test_a_vision_model_is_read_from_its_folder(tmp_path):
     vision_model(tmp_path / "tiny")
-    loaded = VisionModel.load(tmp_path / "tiny")
+    loaded = VisionFolder.load(tmp_path / "tiny")
     images = normal(2, 3, 16, 16).float().clamp(-1, 1)
     assert loaded.name == "tiny" and loaded.features(images).shape == (2, 16)
     assert torch.equal(loaded.features(images)[:1], loaded.features(images[:1]))
     with pytest.raises(ValueError, match="holds no config.json"):
-        VisionModel.load(tmp_path)
+        VisionFolder.load(tmp_path)
 
 
 @pytest.fixture(params=["digits", "digits_fsq_maskgit"])
@@ -295,3 +295,6 @@ def test_a_folder_is_told_its_images(tmp_path, monkeypatch, capsys):
     assert card["numbers"]["cknna"]["protocol"]["features"]["kind"] == "tiny"
     assert card["about"]["scale"].startswith("the mean and std that are stored")
     assert run.main(["card", "nowhere"]) == 2 and "neither a run" in capsys.readouterr().err
+    assert (
+        run.main(["card", "imported", *data, "features=[fid]"]) == 2 and "no features 'fid'" in capsys.readouterr().err
+    )

@@ -11,7 +11,7 @@ from transformers import AutoModel
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in [0, 1]
 
 
-class VisionModel(nn.Module):
+class VisionFolder(nn.Module):
     """Features of an image are the mean over all tokens (or places) of the model's last hidden state.
 
     Images [B, 3, H, W] in [-1, 1] are brought to `size` pixels (bicubic, with antialiasing) and to the model's colours.
@@ -24,7 +24,7 @@ class VisionModel(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     @classmethod
-    def load(cls, folder: Path) -> "VisionModel":
+    def load(cls, folder: Path) -> "VisionFolder":
         """From a folder with config.json and safetensors, frozen; colours as its preprocessor_config.json says.
 
         Raises ValueError where the folder holds no such model, or not all of its weights.
