@@ -5,7 +5,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 GRID_ROWS, GRID_COLUMNS, GRID_PIXELS = 8, 8, 64  # at most so many rows; small images are enlarged to so many pixels
 
@@ -28,6 +30,39 @@ def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
         with archive.open("arr_1.npy", "w") as file:
             np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
     os.replace(draft, path)
+
+
+def open_archive(path: Path) -> np.ndarray:
+    """arr_0 [N, H, W, 3] of an archive: mapped into memory where it lies there as it is, else read whole.
+
+    Raises ValueError where there is no arr_0 of 8-bit RGB images.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if "arr_0.npy" not in archive.namelist():
+            raise ValueError(f"{path} holds no arr_0; images are an array of this name, uint8 [N, H, W, 3]")
+        entry = archive.getinfo("arr_0.npy")
+    pixels = _mapped(path, entry) if entry.compress_type == zipfile.ZIP_STORED else np.load(path)["arr_0"]
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise ValueError(f"{path}: arr_0 is {pixels.dtype} {list(pixels.shape)}; images are uint8 [N, H, W, 3]")
+    return pixels
+
+
+def _mapped(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
+    """An array that lies uncompressed in an archive, read only."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + 26)
+        name, extra = np.frombuffer(file.read(4), "<u2").tolist()  # their lengths in the header that stands before it
+        file.seek(entry.header_offset + 30 + name + extra)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read(file)
+        order = "F" if by_columns else "C"
+        return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=order)
+
+
+def from_bytes(pixels: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] to [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def write_grid(out: Path, num_classes: int, images: int) -> None:

@@ -61,7 +61,9 @@ def run(tmp_path, monkeypatch):
 def test_every_number_has_its_protocol_and_is_on_the_page(run):
     numbers, page = run(np.arange(40) % 10)
     expected = {
-        f"{kind}_{name}" for kind in ("fd", "kd", "precision", "recall", "rfd") for name in ("classifier", "pixels")
+        f"{kind}_{name}"
+        for kind in ("fd", "kd", "precision", "recall", "density", "coverage", "rfd")
+        for name in ("classifier", "pixels")
     }
     expected |= {"near_copies_classifier", "near_copies_pixels", "class_accuracy", "judge_accuracy"}
     assert set(numbers) == expected | {"psnr", "ssim", "perceptual_classifier"}
