@@ -1,6 +1,6 @@
 """Times the Fréchet distance against scipy's matrix root, and watches the memory of running statistics.
 
-    python benchmarks/frechet.py [--rounds 3] [--dim 2048] [--rows 10000] [--images 50000] [--threads 1]
+    python benchmarks/frechet.py [--rounds 3] [--dim 2048] [--rows 4096] [--images 50000] [--threads 1]
 
 The distance is of two sets of `rows` correlated rows, as features are, of `dim` numbers, first from covariances of full
 rank, then from singular ones (fewer rows than numbers); the published route is |m1 - m2|^2 + tr(S1 + S2) - 2 tr of
@@ -95,7 +95,7 @@ def report(name: str, found: float, most: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in {"rounds": 3, "dim": 2048, "rows": 10_000, "images": 50_000, "threads": 1}.items():
+    for name, value in {"rounds": 3, "dim": 2048, "rows": 4096, "images": 50_000, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

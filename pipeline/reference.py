@@ -226,7 +226,12 @@ def _source(recipe: Recipe) -> Source | None:
     if given not in SPLITS and not path.is_dir():
         if "arr_0" not in _entries(path):
             return None
-        pixels = open_archive(path)
+        pixels, size = open_archive(path), recipe.data.size
+        if pixels.shape[1:3] != (size, size):
+            shape = " x ".join(map(str, pixels.shape[1:3]))
+            raise ValueError(
+                f"evaluate.reference: the images of {given} are {shape}, data.size is {size}; they must agree"
+            )
         return Source(f"{len(pixels)} images of {path.name}", len(pixels), lambda i: from_bytes(pixels[i.numpy()]))
     images = Images(recipe.data, given) if given in SPLITS else _folder(path, recipe.data.size)
     title = {"train": "the training split", "held_out": "the held-out split"}.get(given, path.name)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from pipeline.metrics.frechet import Gaussian, Moments, factor, frechet_distance
 from pipeline.metrics.inception_score import RunningScore, inception_score_chunks
 from pipeline.recipe import load
 from pipeline.reference import (
+    Reference,
     check_reference,
     load_reference,
     read_statistics,
@@ -142,7 +144,7 @@ def see(images: Tensor) -> dict[str, Tensor]:
     return {PIXELS.name: PIXELS.extract(images)}
 
 
-def reference_of(given: str, **settings):
+def reference_of(given: str | Path) -> Reference:
     recipe = load("digits", [f"evaluate.reference={given}", "evaluate.images=10", "evaluate.features=[pixels]"])
     return load_reference(recipe, [PIXELS], see, ACCELERATOR)
 
@@ -158,6 +160,9 @@ def test_a_reference_may_be_a_split_an_archive_or_a_folder(tmp_path):
         reference = reference_of(tmp_path / given)
         assert reference.title == f"30 images of {given}" and len(reference.rows["pixels"]) == 10
         torch.testing.assert_close(reference.moments["pixels"].covariance, expected.covariance)
+    np.savez(tmp_path / "small.npz", arr_0=bytes_of(3, 8))
+    with pytest.raises(ValueError, match="small.npz are 8 x 8, data.size is 16"):
+        reference_of(tmp_path / "small.npz")
     digits = Images(load("digits").data, "held_out")
     reference = reference_of("held_out")
     assert reference.title == f"{len(digits)} images of the held-out split"

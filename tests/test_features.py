@@ -167,6 +167,19 @@ def test_vision_models_see_what_transformers_gives(tmp_path):
         assert len(described["weights_sha256"]) == 64 and described["kind"] == kind
 
 
+def test_weights_that_the_hub_has_only_as_a_pickle_are_read_without_running_it(tmp_path):
+    whole = save_models(tmp_path)
+    folder = tmp_path / "clip"
+    (folder / "model.safetensors").unlink()
+    torch.save(whole["clip"].state_dict(), folder / "pytorch_model.bin")
+    network = VisionModel.load(folder, "clip")
+    assert torch.equal(network.model.visual_projection.weight, whole["clip"].visual_projection.weight)
+    assert weights.locate("clip_large_336", {"clip_large_336": str(folder)}) == folder
+    torch.save({"run": print}, folder / "pytorch_model.bin")
+    with pytest.raises(Exception, match="[Ww]eights.only|Unsupported|unpickl"):
+        VisionModel.load(folder, "clip")
+
+
 def test_a_folder_of_another_model_or_with_missing_weights_is_refused(tmp_path):
     save_models(tmp_path)
     with pytest.raises(ValueError, match="holds a siglip, not a clip"):
