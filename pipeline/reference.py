@@ -36,6 +36,7 @@ class Reference:
     title: str
     moments: dict[str, Gaussian | Moments]
     rows: Rows  # of some of them; empty where there are no images but their statistics
+    stored: dict[str, str] = field(default_factory=dict)  # titles of the moments that a file holds, by name
 
 
 @dataclass
@@ -81,19 +82,21 @@ def load_reference(
     """The reference that a recipe states; `see` gives rows of images [B, 3, H, W]. Every process takes part.
 
     Statistics of a file are taken as they are, all others are made of all images; rows are of evaluate.images of them.
+    Where there are images, those of a file are left for resizes that are not the published one.
     """
-    path, stored = Path(recipe.evaluate.reference).expanduser(), {}
-    if path.suffix == ".npz" and path.is_file():
+    given, source = recipe.evaluate.reference, _source(recipe)
+    path, stored, titles = Path(given).expanduser(), {}, {}
+    if given not in SPLITS and path.is_file() and (source is None or recipe.evaluate.resize == "tensorflow1"):
         stored = read_statistics(path, features)
-    source = _source(recipe)
+        titles = dict.fromkeys(stored, _title(path))
     if source is None:
-        return Reference(f"the statistics in {path.name}", stored, {})
+        return Reference(_title(path), stored, {}, titles)
     chosen = even(None, source.count, min(source.count, recipe.evaluate.images))
     wanted = [name for feature in features for name in feature.statistics() if name not in stored]
     looked = torch.arange(source.count) if wanted else chosen  # all where moments are still to be made
     kept = chosen if wanted else torch.arange(len(chosen))
     found = gather_statistics(accelerator, len(looked), lambda i: see(source.read(looked[i])), kept, wanted)
-    return Reference(source.title, stored | found.moments, found.rows)
+    return Reference(source.title, stored | found.moments, found.rows, titles)
 
 
 def reference_numbers(
@@ -110,8 +113,9 @@ def reference_numbers(
     `held_out` has as many rows as `few`; None where they are the reference. Distances of moments depend on how many
     images there are, so that they stand alone where the held-out images are fewer than the samples.
     """
-    whole = {"images": f"{samples.count} samples", "references": reference.title} | protocol
     for feature in features:
+        of = reference.stored.get(feature.name, reference.title)
+        whole = {"images": f"{samples.count} samples", "references": of} | protocol
         yield from frechet_numbers(feature, samples.moments, reference.moments, None, whole, feature is features[0])
     if not reference.rows:
         return
@@ -236,6 +240,14 @@ def _source(recipe: Recipe) -> Source | None:
     images = Images(recipe.data, given) if given in SPLITS else _folder(path, recipe.data.size)
     title = {"train": "the training split", "held_out": "the held-out split"}.get(given, path.name)
     return Source(f"{len(images)} images of {title}", len(images), lambda i: images.plain(i).images)
+
+
+def _title(path: Path) -> str:
+    """What protocols say of the statistics in a file: of which images, where it says so itself."""
+    if PROTOCOL not in _entries(path):
+        return f"the statistics in {path.name}, which does not say of which images, by which weights and resize"
+    with np.load(path) as archive:
+        return f"the statistics in {path.name}, of {json.loads(str(archive[PROTOCOL]))['images']}"
 
 
 def _entries(path: Path) -> set[str]:

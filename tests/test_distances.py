@@ -144,8 +144,9 @@ def see(images: Tensor) -> dict[str, Tensor]:
     return {PIXELS.name: PIXELS.extract(images)}
 
 
-def reference_of(given: str | Path) -> Reference:
-    recipe = load("digits", [f"evaluate.reference={given}", "evaluate.images=10", "evaluate.features=[pixels]"])
+def reference_of(given: str | Path, *settings: str) -> Reference:
+    asked = [f"evaluate.reference={given}", "evaluate.images=10", "evaluate.features=[pixels]", *settings]
+    recipe = load("digits", asked)
     return load_reference(recipe, [PIXELS], see, ACCELERATOR)
 
 
@@ -173,14 +174,14 @@ def test_a_reference_may_be_a_split_an_archive_or_a_folder(tmp_path):
 def test_stored_statistics_give_the_distances_of_the_images_they_are_of(tmp_path):
     images, samples = (from_bytes(bytes_of(40, 16, seed)) for seed in (0, 1))
     moments = Moments.of(see(images)["pixels"])
-    write_statistics(tmp_path / "stored.npz", {"pixels": moments}, {"features": PIXELS.statistics()})
+    write_statistics(tmp_path / "stored.npz", {"pixels": moments}, {"images": "40", "features": PIXELS.statistics()})
     reference = reference_of(tmp_path / "stored.npz")
-    assert not reference.rows and reference.title == "the statistics in stored.npz"
+    assert not reference.rows and reference.title == "the statistics in stored.npz, of 40"
     of_samples = gather_statistics(ACCELERATOR, 40, lambda i: see(samples[i]), torch.arange(40), ["pixels"])
     found = dict(reference_numbers(of_samples, of_samples.rows, None, reference, [PIXELS], 3, {"versions": {}}))
     assert set(found) == {"fd_pixels"} and found["fd_pixels"].held_out is None
     assert found["fd_pixels"].value == pytest.approx(frechet_distance(of_samples.moments["pixels"], moments), rel=1e-12)
-    assert found["fd_pixels"].protocol["references"] == "the statistics in stored.npz"
+    assert found["fd_pixels"].protocol["references"] == "the statistics in stored.npz, of 40"
     with pytest.raises(ValueError, match="have resize 'area mean to 4 x 4 where larger', the features here"):
         read_statistics(tmp_path / "stored.npz", [_other_resize()])
     with pytest.raises(ValueError, match="holds no images, and no statistics of classifier"):
@@ -209,6 +210,22 @@ def test_statistics_as_adm_and_pytorch_fid_write_them_are_inceptions(tmp_path):
     assert set(read_statistics(tmp_path / "fid.npz", [Wide(4)])) == {"inception"}
     with pytest.raises(ValueError, match="statistics of inception have width 48, the features here 192"):
         read_statistics(tmp_path / "fid.npz", [Wide(8)])
+
+
+def test_statistics_beside_images_are_of_their_own_images_and_of_the_published_resize(tmp_path):
+    """ADM's archives hold ten thousand images, and the statistics of all of ImageNet."""
+    pixels, rows = bytes_of(12, 16), normal(60, 48)
+    mean, covariance = rows.mean(dim=0).numpy(), rows.T.cov().numpy()
+    np.savez(tmp_path / "adm.npz", arr_0=pixels, mu_pixels=mean, sigma_pixels=covariance)
+    reference = reference_of(tmp_path / "adm.npz")
+    assert torch.equal(reference.moments["pixels"].mean, rows.mean(dim=0)) and len(reference.rows["pixels"]) == 10
+    samples = gather_statistics(ACCELERATOR, 12, lambda i: see(from_bytes(pixels[i])), torch.arange(10), ["pixels"])
+    found = dict(reference_numbers(samples, samples.rows, None, reference, [PIXELS], 3, {}))
+    assert found["fd_pixels"].protocol["references"].startswith("the statistics in adm.npz, which does not say")
+    assert found["precision_pixels"].protocol["references"] == "10 of 12 images of adm.npz"
+    other = reference_of(tmp_path / "adm.npz", "evaluate.resize=clean")
+    torch.testing.assert_close(other.moments["pixels"].mean, see(from_bytes(pixels))["pixels"].double().mean(dim=0))
+    assert not other.stored
 
 
 def test_a_reference_that_is_not_there_stops_a_recipe_at_load():
