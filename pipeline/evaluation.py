@@ -231,7 +231,8 @@ def score_numbers(
 ) -> Iterator[tuple[str, Number]]:
     """The inception score of `count` samples; the floor is that of as many held-out images, by their logits."""
     meaning = "how sure Inception is of a sample's class, and how many classes it sees; 1 for samples all alike to it"
-    where = {"images": f"{count} samples", "chunks": f"mean over {CHUNK} at a time", "features": feature.describe()}
+    where = {"images": f"{count} samples", "chunks": f"mean over {CHUNK} at a time"}
+    where["features"] = feature.describe() | {"what": "class logits, without the bias", "width": 1008}
     floor = None
     if held_out is not None and len(held_out) == count:
         floor, where = inception_score_chunks(held_out), where | {"held_out": f"{count} real held-out images"}
