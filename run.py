@@ -26,6 +26,7 @@ Without training
   doctor                   what this machine has: packages, devices, weight files
   card RUN|FOLDER          what a tokenizer is worth alone; of a folder state data.source.kind=... data.size=...
   compare RUN RUN ...      runs side by side, in numbers and figures: out=DIR by=fd_pixels
+  reference DATA OUT.npz   statistics of real images to measure samples against; DATA: a recipe, or a folder (size=256)
   sample FOLDER|HUB_ID     images from a published pipeline: labels=[3,7] images=16 steps=50 guidance=2 out=DIR
   import FORMAT FILE OUT [KEY=VALUE ...]   another project's checkpoint as our folders; import alone lists the formats
 
@@ -86,7 +87,7 @@ def complain(message: object, status: int) -> int:
 def dispatch(command: str, rest: list[str]) -> int | None:
     from pipeline.components import suggestion
 
-    known = ("all", *ORDER, "check", "recipes", "doctor", "import", "card", "compare")
+    known = ("all", *ORDER, "check", "recipes", "doctor", "import", "card", "compare", "reference")
     if command not in known:
         raise ValueError(f"there is no command {command!r}{suggestion(command, list(known))}")
     if command == "recipes":
@@ -97,6 +98,10 @@ def dispatch(command: str, rest: list[str]) -> int | None:
         from pipeline.doctor import examine
 
         return examine()
+    if command == "reference":
+        from pipeline.reference import reference_from_command_line
+
+        return reference_from_command_line(rest)
     if command == "import":
         from pipeline.published import import_checkpoint
 

@@ -1,8 +1,9 @@
 """The task of measuring a run: from images, reconstructions and samples to numbers that carry their protocol."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from pipeline.code import Code, stack_ids
 from pipeline.code_usage import usage_of
 from pipeline.eight_bits import levels
 from pipeline.metrics.base import Features
+from pipeline.metrics.cmmd import BANDWIDTH, SCALE, cmmd
 from pipeline.metrics.copies import near_copies
+from pipeline.metrics.density_coverage import density_coverage
 from pipeline.metrics.fidelity import psnr, ssim
-from pipeline.metrics.frechet import Moments, frechet_distance
+from pipeline.metrics.frechet import Gaussian, Moments, frechet_distance
+from pipeline.metrics.inception_score import CHUNK, inception_score_chunks
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.perturbed import Exchange, Noise, as_perturbed
 from pipeline.metrics.precision_recall import precision_recall
@@ -25,6 +29,14 @@ from pipeline.nn.feature_distance import Backbone, perceptual_distance
 
 VERSIONS = ("torch", "numpy", "scikit-learn", "diffusers")
 CEILING = 100.0  # dB, for an image that is rebuilt exactly
+DENSE = 5  # neighbours of density and coverage, as published
+CALLED = {"inception": "FID", "inception_spatial": "sFID", "dinov2": "FD-DINOv2"}
+MANIFOLD = (
+    ("precision", "share of samples that lie where real images lie", "share"),
+    ("recall", "share of real images that lie where samples lie", "share"),
+    ("density", "how crowded with real images the places of samples are; 1 on average for equal distributions", ""),
+    ("coverage", "share of real images with a sample nearer than their fifth nearest real image", "share"),
+)
 Rows = dict[str, Tensor]  # what is known of a set of images: a row an image under every name
 
 
@@ -156,49 +168,76 @@ def sample_numbers(
         "references": f"{len(train[features[0].name])} images of the training split",
     } | protocol
     for feature in features:
-        sets = [rows[feature.name] for rows in (samples, held_out, train)]
-        yield from distance_numbers(*sets, feature, protocol, headline=feature is features[0])
-        yield from manifold_numbers(*sets, feature, neighbours, protocol)
+        sets = [{name: Moments.of(rows[name]) for name in feature.statistics()} for rows in (samples, train, held_out)]
+        yield from frechet_numbers(feature, *sets, protocol, headline=feature is features[0])
+        rows = [rows[feature.name] for rows in (samples, held_out, train)]
+        yield from row_numbers(feature, *rows, neighbours, protocol)
 
 
-def distance_numbers(
-    samples: Tensor,
-    held_out: Tensor,
-    train: Tensor,
+def frechet_numbers(
     feature: Features,
+    samples: Mapping[str, Gaussian | Moments],
+    references: Mapping[str, Gaussian | Moments],
+    held_out: Mapping[str, Gaussian | Moments] | None,
     protocol: dict[str, Any],
     headline: bool = False,
 ) -> Iterator[tuple[str, Number]]:
-    where = {"features": feature.describe()} | protocol
-    value, floor = (frechet_distance(Moments.of(rows), Moments.of(train)) for rows in (samples, held_out))
-    meaning = "how far samples as a set are from the training images as a set, in mean and covariance"
-    title = f"Fréchet distance, {feature.name}"
-    ratio = value / floor if floor > 0 else None
-    yield (
-        f"fd_{feature.name}",
-        Number(title, value, "lower", meaning, where, held_out=floor, ratio=ratio, headline=headline),
-    )
-    value, floor = (kernel_distance(rows, train) for rows in (samples, held_out))
-    meaning = "the same in a cubic polynomial kernel; its mean is 0 for equal distributions, so it can be negative"
-    where = {"kernel": "(x.y / width + 1)^3, unbiased, all images at once"} | where
-    yield (
-        f"kd_{feature.name}",
-        Number(f"Kernel distance, {feature.name}", value, "lower", meaning, where, held_out=floor),
-    )
+    """Of what `references` knows among the statistics of a feature; `held_out` gives the floor, where there is one."""
+    meaning = "how far samples as a set are from real images as a set, in mean and covariance"
+    for name, described in feature.statistics().items():
+        if name not in references:
+            continue
+        value = frechet_distance(samples[name], references[name])
+        floor = frechet_distance(held_out[name], references[name]) if held_out else None
+        ratio = value / floor if floor is not None and floor > 0 else None
+        title = f"Fréchet distance, {name.replace('_', ' ')}" + (f" ({CALLED[name]})" if name in CALLED else "")
+        where = {"features": described} | protocol
+        first = headline and name == feature.name
+        yield f"fd_{name}", Number(title, value, "lower", meaning, where, "", floor, ratio, headline=first)
 
 
-def manifold_numbers(
-    samples: Tensor, held_out: Tensor, train: Tensor, feature: Features, neighbours: int, protocol: dict[str, Any]
+def row_numbers(
+    feature: Features,
+    samples: Tensor,
+    held_out: Tensor | None,
+    references: Tensor,
+    neighbours: int,
+    protocol: dict[str, Any],
 ) -> Iterator[tuple[str, Number]]:
-    where = {"neighbours": neighbours, "features": feature.describe()} | protocol
-    both = zip(precision_recall(samples, train, neighbours), precision_recall(held_out, train, neighbours))
-    meanings = {
-        "precision": "share of samples that lie where training images lie",
-        "recall": "share of training images that lie where samples lie",
-    }
-    for (name, meaning), (value, floor) in zip(meanings.items(), both):
-        title = f"{name.capitalize()}, {feature.name}"
-        yield f"{name}_{feature.name}", Number(title, value, "higher", meaning, where, "share", floor)
+    """The numbers that compare rows, image by image; `held_out` gives the floor, where there is one."""
+    name, where = feature.name, {"features": feature.describe()} | protocol
+    value, floor = _beside(kernel_distance, samples, held_out, references)
+    meaning = "the same in a cubic polynomial kernel; its mean is 0 for equal distributions, so it can be negative"
+    kernel = {"kernel": "(x.y / width + 1)^3, unbiased, all images at once"} | where
+    yield f"kd_{name}", Number(f"Kernel distance, {name}", value, "lower", meaning, kernel, held_out=floor)
+    if name == "clip":
+        value, floor = _beside(cmmd, samples, held_out, references)
+        meaning = "the same for embeddings of unit length in a Gaussian kernel; 0 for equal sets"
+        kernel = {"kernel": f"exp(-|x - y|^2 / (2 {BANDWIDTH:g}^2)), biased, times {SCALE:g}"} | where
+        yield f"cmmd_{name}", Number("CMMD", value, "lower", meaning, kernel, held_out=floor)
+    for measure, names, k in ((precision_recall, MANIFOLD[:2], neighbours), (density_coverage, MANIFOLD[2:], DENSE)):
+        values, floors = _beside(partial(measure, neighbours=k), samples, held_out, references)
+        for (key, meaning, unit), value, floor in zip(names, values, floors or (None, None)):
+            near = {"neighbours": k} | where
+            yield f"{key}_{name}", Number(f"{key.capitalize()}, {name}", value, "higher", meaning, near, unit, floor)
+
+
+def _beside(measure: Callable, samples: Tensor, held_out: Tensor | None, references: Tensor) -> tuple[Any, Any]:
+    """The measure of the samples, and of the held-out images where there are any."""
+    return measure(samples, references), None if held_out is None else measure(held_out, references)
+
+
+def score_numbers(
+    value: float, count: int, held_out: Tensor | None, feature: Features, protocol: dict[str, Any]
+) -> Iterator[tuple[str, Number]]:
+    """The inception score of `count` samples; the floor is that of as many held-out images, by their logits."""
+    meaning = "how sure Inception is of a sample's class, and how many classes it sees; 1 for samples all alike to it"
+    where = {"images": f"{count} samples", "chunks": f"mean over {CHUNK} at a time"}
+    where["features"] = feature.describe() | {"what": "class logits, without the bias", "width": 1008}
+    floor = None
+    if held_out is not None and len(held_out) == count:
+        floor, where = inception_score_chunks(held_out), where | {"held_out": f"{count} real held-out images"}
+    yield "inception_score", Number("Inception score", value, "higher", meaning, where | protocol, held_out=floor)
 
 
 def copy_numbers(

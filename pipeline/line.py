@@ -44,8 +44,7 @@ def check_line(recipe: Recipe) -> Line:
     objective = check_generator(recipe, spec)
     check_sampling(recipe, spec, objective)
     check_posttraining(recipe, tokenizer)
-    for kind in recipe.evaluate.features:
-        find_features(kind)
+    check_evaluation(recipe)
     return Line(tokenizer, spec, find("networks", recipe.generator.network["kind"]), objective)
 
 
@@ -182,12 +181,13 @@ def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
     check_phase(phase, tokenizer, {}, recipe.data.size, where, from_codes=True)
 
 
-def find_features(kind: str) -> None:
-    """ValueError when `evaluate.features` names features that are not there."""
-    from pipeline.metrics.features import KINDS
+def check_evaluation(recipe: Recipe) -> None:
+    """ValueError where features, their weights or the reference are not on this machine."""
+    from pipeline.feature_choice import check_features
+    from pipeline.reference import check_reference
 
-    if kind not in KINDS:
-        raise ValueError(f"evaluate.features: there are no features {kind!r}{suggestion(kind, list(KINDS))}")
+    check_features(recipe.evaluate.features, recipe.weights)
+    check_reference(recipe.evaluate.reference, recipe.evaluate.features)
 
 
 def build_tokenizer(recipe: Recipe) -> Tokenizer:

@@ -168,7 +168,9 @@ class Sampling:
 
 @dataclass
 class Evaluation:
-    features: tuple[str, ...] = ("classifier", "pixels")
+    features: tuple[str, ...] = ("classifier", "pixels")  # also inception, dinov2, clip, siglip, given their weights
+    reference: str = "train"  # what samples are measured against: train, held_out, a folder, or an .npz
+    resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"  # of images before Inception
     neighbours: int = 3  # of precision and recall
     images: int = 2000  # at most so many references and reconstructions
     perturbed: bool = False  # also reconstructions of perturbed codes, pFID: 15 decodings of these images

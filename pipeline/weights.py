@@ -43,9 +43,14 @@ class Folder:
     name: str
     hub_id: str
     licence: str
+    weights: str = OF_A_FOLDER[1]  # what the hub has of them
 
     def is_at(self, path: Path) -> bool:
-        return all((path / file).is_file() for file in OF_A_FOLDER)
+        return (path / OF_A_FOLDER[0]).is_file() and self.file(path) is not None
+
+    def file(self, path: Path) -> Path | None:
+        """The file of the weights in a folder, or None."""
+        return next((path / name for name in (OF_A_FOLDER[1], self.weights) if (path / name).is_file()), None)
 
     def cached(self) -> Path | None:
         config = try_to_load_from_cache(self.hub_id, OF_A_FOLDER[0])
@@ -53,8 +58,7 @@ class Folder:
 
     @property
     def instruction(self) -> str:
-        files = " ".join(OF_A_FOLDER)
-        return f"run hf download {self.hub_id} {files} --local-dir $TESSERA_WEIGHTS/{self.name}"
+        return f"run hf download {self.hub_id} {OF_A_FOLDER[0]} {self.weights} --local-dir $TESSERA_WEIGHTS/{self.name}"
 
 
 KNOWN = {
@@ -76,7 +80,18 @@ KNOWN = {
         "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         "Apache-2.0 (pytorch-fid)",
     ),
+    "inception_torch_fidelity": File(  # the same bytes as `inception`
+        "weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        "Apache-2.0 (torch-fidelity)",
+    ),
     "dinov2_base": Folder("dinov2-base", "facebook/dinov2-base", "Apache-2.0 (DINOv2)"),
+    "dinov2_large": Folder("dinov2-large", "facebook/dinov2-large", "Apache-2.0 (DINOv2)"),
+    "clip_large_336": Folder(
+        "clip-vit-large-patch14-336", "openai/clip-vit-large-patch14-336", "MIT (CLIP)", "pytorch_model.bin"
+    ),
+    "siglip_base": Folder("siglip-base-patch16-224", "google/siglip-base-patch16-224", "Apache-2.0 (SigLIP)"),
 }
 
 
@@ -142,8 +157,8 @@ def _read(stream) -> str:
 
 def table() -> str:
     """A line for all that is known: where it is, or how to get it."""
-    rows = []
+    rows, wide = [], max(map(len, KNOWN)) + 2
     for name, known in KNOWN.items():
         path = locate(name, {})
-        rows.append(f"{name:<12}{path} ({known.licence})" if path else f"{name:<12}missing: {remedy(name)}")
+        rows.append(f"{name:<{wide}}{path} ({known.licence})" if path else f"{name:<{wide}}missing: {remedy(name)}")
     return "\n".join(rows)

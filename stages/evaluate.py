@@ -24,17 +24,22 @@ from pipeline.evaluation import (
     perturbed_numbers,
     reconstruction_numbers,
     sample_numbers,
+    score_numbers,
     spread,
     versions,
 )
+from pipeline.feature_choice import build_features
+from pipeline.image_files import open_archive
+from pipeline.image_statistics import ImageStatistics, gather_statistics
 from pipeline.images import Images
 from pipeline.latents import LatentStore
 from pipeline.metrics.base import Features
-from pipeline.metrics.features import KINDS, ClassifierFeatures, PixelFeatures
+from pipeline.metrics.features import ClassifierFeatures, PixelFeatures
 from pipeline.metrics.perturbed import grid
 from pipeline.nn.feature_distance import Backbone
 from pipeline.pipeline_folder import load_component
 from pipeline.recipe import Recipe, settings
+from pipeline.reference import Reference, load_reference, reference_numbers
 from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves
 from pipeline.reporting.page import ARTEFACTS, Picture, write_page
@@ -61,15 +66,16 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), work.artefact("decoder"))
     tokenizer = tokenizer.to(work.accelerator.device).eval()
     pixels, labels, made = read_samples(work.artefact("samples"))
-    samples = spread(work.accelerator, len(pixels), lambda i: eyes.see(from_bytes(pixels[i.numpy()])))
-    if labels is not None:
-        samples["labels"] = torch.from_numpy(labels)
+    samples = see_samples(work, recipe, eyes, pixels, labels)
     real = spread_images(work, recipe, train, eyes)
     new = spread_images(work, recipe, held_out, eyes, tokenizer)
+    stated = recipe.evaluate.reference != "train"
+    reference = load_reference(recipe, eyes.features, eyes.see_features, work.accelerator) if stated else None
     shaken = measure_perturbed(work, recipe, eyes, tokenizer, new) if recipe.evaluate.perturbed else {}
     if not work.accelerator.is_main_process:
         return
-    numbers = measure(recipe, eyes, samples, new, real, made, {"train": len(train), "held_out": len(held_out)})
+    sizes = {"train": len(train), "held_out": len(held_out)}
+    numbers = measure(recipe, eyes, samples, new, real, reference, made, sizes)
     numbers["Reconstructions"] |= shaken
     store = LatentStore(work.artefact("latents"))
     if store.spec.vocab:  # codes without ids are large, and none of them is looked at here
@@ -97,8 +103,8 @@ class Eyes:
     @classmethod
     def of(cls, recipe: Recipe, judge: Classifier, folder: Path) -> "Eyes":
         own = ClassifierFeatures(judge, digest(folder / "diffusion_pytorch_model.safetensors"))
-        kinds = {ClassifierFeatures: own, PixelFeatures: PixelFeatures()}
-        features = [kinds[KINDS[name]] for name in recipe.evaluate.features]
+        part = recipe.evaluate
+        features = build_features(part.features, recipe.weights, part.resize, judge.device, own)
         near = {"near_pixels": PixelFeatures(32), f"near_{own.name}": own}
         files = [locate(name, recipe.weights) for name in LpipsVgg.FILES]
         backbone, described = judge, own.describe() | {"what": "feature maps of the judge, all channels alike"}
@@ -118,10 +124,18 @@ class Eyes:
     def see(self, images: Tensor) -> Rows:
         """The rows of images [B, 3, H, W] in [-1, 1] under every name that a number needs."""
         images = images.to(self.device)
-        named = {feature.name: feature for feature in self.features} | self.near
-        return {name: feature.extract(images) for name, feature in named.items()} | {
-            "guess": self.judge(images).argmax(dim=1)
-        }
+        near = {name: feature.extract(images) for name, feature in self.near.items()}
+        return near | self.see_features(images) | {"guess": self.judge(images).argmax(dim=1)}
+
+    def see_features(self, images: Tensor) -> Rows:
+        """The rows under the names of `features`, and what else these give of a pass."""
+        images = images.to(self.device)
+        return {name: rows for feature in self.features for name, rows in feature.see(images).items()}
+
+    @property
+    def logits(self) -> Features | None:
+        """The features that give logits for the inception score, if any do."""
+        return next((feature for feature in self.features if feature.logits), None)
 
 
 def trained_judge(recipe: Recipe, work: Workspace, train: Images, folder: Path) -> Classifier:
@@ -142,11 +156,27 @@ def judge_seed(recipe: Recipe) -> int:
 
 def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
     """Pixels uint8 [N, H, W, 3], labels [N] (None where images were not asked for by class), and how they were made."""
+    pixels = open_archive(folder / "samples.npz")
     with np.load(folder / "samples.npz") as archive:
-        pixels = archive["arr_0"]
         labels = archive.get("arr_1")
     made = json.loads((folder / "samples.json").read_text())
     return pixels, None if labels is None or (labels < 0).any() else labels, made
+
+
+def see_samples(
+    work: Workspace, recipe: Recipe, eyes: Eyes, pixels: np.ndarray, labels: np.ndarray | None
+) -> ImageStatistics:
+    """Rows of at most evaluate.images samples, evenly through the classes; what a stated reference needs of all."""
+    given = None if labels is None else torch.from_numpy(labels)
+    chosen = even(given, len(pixels), min(len(pixels), recipe.evaluate.images))
+    stated = recipe.evaluate.reference != "train"
+    names = [name for feature in eyes.features for name in feature.statistics()] if stated else []
+    see = lambda i: eyes.see(from_bytes(pixels[i.numpy()]))  # noqa: E731
+    logits = eyes.logits and eyes.logits.logits
+    samples = gather_statistics(work.accelerator, len(pixels), see, chosen, names, logits)
+    if given is not None:
+        samples.rows["labels"] = given[chosen]
+    return samples
 
 
 def spread_images(
@@ -190,24 +220,42 @@ def rendered(tokenizer: Tokenizer, code: Code) -> Tensor:
 
 
 def measure(
-    recipe: Recipe, eyes: Eyes, samples: Rows, new: Rows, real: Rows, made: dict[str, Any], sizes: dict[str, int]
+    recipe: Recipe,
+    eyes: Eyes,
+    samples: ImageStatistics,
+    new: Rows,
+    real: Rows,
+    reference: Reference | None,
+    made: dict[str, Any],
+    sizes: dict[str, int],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every number by group and key. `new` are rows of the held-out split, `real` of the training split."""
+    """Every number by group and key. `new` are rows of the held-out split, `real` of the training split.
+
+    Without a reference samples are measured against `real`.
+    """
     common = {"precision": "networks float32, statistics float64", "versions": versions(), "splits": sizes}
     sampled = {"sampling": {key: value for key, value in made.items() if key not in SURROUNDINGS}} | common
     again = {name.removeprefix("rebuilt_"): rows for name, rows in new.items() if name.startswith("rebuilt_")}
-    count = min(len(samples["guess"]), len(new["guess"]))
-    few, floor = (pick(rows, even(rows.get("labels"), len(rows["guess"]), count)) for rows in (samples, new))
+    count = min(len(samples.rows["guess"]), len(new["guess"]))
+    few, floor = (pick(rows, even(rows.get("labels"), len(rows["guess"]), count)) for rows in (samples.rows, new))
     judge, near = eyes.described["judge"], {name: feature.describe() for name, feature in eyes.near.items()}
+
+    part = recipe.evaluate
+    if reference is None:
+        distances = sample_numbers(few, floor, real, eyes.features, part.neighbours, sampled)
+    else:
+        beside = None if part.reference == "held_out" else floor
+        distances = reference_numbers(samples, few, beside, reference, eyes.features, part.neighbours, sampled)
 
     def group(*parts: Iterator) -> dict[str, dict[str, Any]]:
         return {key: number.plain() for part in parts for key, number in part}
 
     return {
         "Samples": group(
-            accuracy_numbers(samples, new, judge, sampled),
-            sample_numbers(few, floor, real, eyes.features, recipe.evaluate.neighbours, sampled),
-            copy_numbers(samples, new, real, near, sampled),
+            accuracy_numbers(samples.rows, new, judge, sampled),
+            distances,
+            scored(eyes, samples, new, sampled),
+            copy_numbers(samples.rows, new, real, near, sampled),
         ),
         "Reconstructions": group(
             reconstruction_numbers(
@@ -215,6 +263,13 @@ def measure(
             )
         ),
     }
+
+
+def scored(eyes: Eyes, samples: ImageStatistics, new: Rows, protocol: dict[str, Any]) -> Iterator:
+    """The inception score, where features give logits."""
+    if (feature := eyes.logits) is not None:
+        floor = new.get(feature.logits)
+        yield from score_numbers(samples.score.value(), samples.count, floor, feature, protocol)
 
 
 def measure_perturbed(

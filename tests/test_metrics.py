@@ -8,14 +8,15 @@ from scipy.linalg import sqrtm
 from torch import Generator, Tensor
 
 from pipeline.eight_bits import eight_bits, from_bytes, levels, to_bytes
+from pipeline.feature_choice import KINDS
 from pipeline.metrics.copies import near_copies, nearest_two
-from pipeline.metrics.features import KINDS, PixelFeatures
+from pipeline.metrics.features import PixelFeatures
 from pipeline.metrics.fidelity import gaussian, psnr, ssim
 from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.metrics.inception_score import inception_score
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.precision_recall import precision_recall
-from pipeline.metrics.resize import resize_tensorflow1
+from pipeline.nn.resize import resize_tensorflow1
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -168,4 +169,4 @@ def test_pixel_features_average_areas_and_leave_small_images():
     images = torch.arange(16.0).view(1, 1, 4, 4).repeat(1, 3, 1, 1)
     assert PixelFeatures(2).extract(images).view(3, 4)[0].tolist() == [2.5, 4.5, 10.5, 12.5]
     assert torch.equal(PixelFeatures(8).extract(images), images.flatten(1))
-    assert set(KINDS) == {"classifier", "pixels"}
+    assert set(KINDS) == {"classifier", "pixels", "inception", "dinov2", "clip", "siglip"}

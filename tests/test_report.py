@@ -10,12 +10,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from pipeline.eight_bits import to_bytes
+from pipeline.eight_bits import from_bytes, to_bytes
 from pipeline.encoding import encode
 from pipeline.evaluation import Rows, code_numbers, even, sample_numbers, spread
 from pipeline.images import Images
 from pipeline.line import build_tokenizer
 from pipeline.metrics.features import PixelFeatures
+from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.number_text import shown
 from pipeline.recipe import load
 from pipeline.reporting import pictures
@@ -47,11 +48,11 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "samples" / "samples.json").write_text('{"steps": 7, "guidance": {"scale": 1.5}, "seeds": "3 + i"}')
     pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
 
-    def finish(labels: np.ndarray) -> tuple[dict, str]:
+    def finish(labels: np.ndarray, *settings: str) -> tuple[dict, str]:
         np.savez(tmp_path / "samples" / "samples.npz", arr_0=pixels, arr_1=labels)
         out = tmp_path / "report"
         out.mkdir()
-        evaluate.run(recipe, Workspace(tmp_path, accelerator), out)
+        evaluate.run(load("digits", [*SMALL, *settings]), Workspace(tmp_path, accelerator), out)
         for name in ("reconstructions.png", "samples.png", "curves.png"):
             assert Image.open(out / name).size[0] > 100
         return json.loads((out / "metrics.json").read_text()), (out / "index.html").read_text()
@@ -62,7 +63,9 @@ def run(tmp_path, monkeypatch):
 def test_every_number_has_its_protocol_and_is_on_the_page(run):
     numbers, page = run(np.arange(40) % 10)
     expected = {
-        f"{kind}_{name}" for kind in ("fd", "kd", "precision", "recall", "rfd") for name in ("classifier", "pixels")
+        f"{kind}_{name}"
+        for kind in ("fd", "kd", "precision", "recall", "density", "coverage", "rfd")
+        for name in ("classifier", "pixels")
     }
     expected |= {"near_copies_classifier", "near_copies_pixels", "class_accuracy", "judge_accuracy"}
     assert set(numbers) == expected | {"psnr", "ssim", "perceptual_classifier"}
@@ -88,6 +91,25 @@ def test_the_page_asks_nobody_for_anything(run):
 def test_samples_without_classes_have_no_class_accuracy(run):
     numbers, _ = run(np.full(40, -1))
     assert "class_accuracy" not in numbers and "judge_accuracy" in numbers and "fd_classifier" in numbers
+
+
+def test_samples_are_measured_against_a_stated_reference(run, tmp_path):
+    """All of them, against all of it; the rows that neighbours are looked for in are as many as evaluate.images."""
+    archive = tmp_path / "reference.npz"
+    pixels = np.random.default_rng(1).integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
+    np.savez(archive, arr_0=pixels)
+    numbers, page = run(np.arange(40) % 10, f"evaluate.reference={archive}", "evaluate.images=30")
+    samples = np.load(tmp_path / "samples" / "samples.npz")["arr_0"]
+    sets = [Moments.of(PixelFeatures().extract(from_bytes(of))) for of in (samples, pixels)]
+    distance = numbers["fd_pixels"]
+    assert distance["value"] == pytest.approx(frechet_distance(*sets), rel=1e-6) and distance["held_out"] is None
+    assert distance["protocol"]["images"] == "40 samples"
+    assert distance["protocol"]["references"] == "50 images of reference.npz"
+    crowd = numbers["density_pixels"]
+    assert crowd["protocol"]["images"] == "30 samples" and crowd["protocol"]["held_out"].startswith("30 ")
+    assert crowd["protocol"]["references"] == "30 of 50 images of reference.npz"
+    assert crowd["protocol"]["neighbours"] == 5 and "50 images of reference.npz" in page
+    assert numbers["near_copies_pixels"]["protocol"]["references"] == "30 images of the training split"
 
 
 def rows(*shape: int, seed: int, shift: float = 0.0) -> Rows:

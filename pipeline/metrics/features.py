@@ -1,4 +1,4 @@
-"""The features that a recipe may measure samples on, by name."""
+"""The features that samples may be measured on: what each is, and how it sees images."""
 
 from typing import Any
 
@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.eight_bits import levels
 from pipeline.metrics.base import Features
+from pipeline.nn.resize import DESCRIBED, RULES
+from pipeline.teachers.inception import SIZE, Inception
+from pipeline.teachers.vision_model import VisionModel
 
 
 class ClassifierFeatures(Features):
@@ -53,4 +57,56 @@ class PixelFeatures(Features):
         return images.flatten(1).float()
 
 
-KINDS = {"classifier": ClassifierFeatures, "pixels": PixelFeatures}  # what evaluate.features may name
+class InceptionFeatures(Features):
+    """The pooled features of the published FID; also its spatial ones (sFID) and logits, which one pass gives.
+
+    `resize` is one of `pipeline.nn.resize.RULES`; the published distances are by tensorflow1.
+    """
+
+    name, spatial, logits = "inception", "inception_spatial", "inception_logits"
+
+    def __init__(self, network: Inception, sha256: str, resize: str = "tensorflow1"):
+        self.network, self.sha256, self.resize = network, sha256, resize
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.name,
+            "what": "means over places of the last block of the Inception of 2015-12-05",
+            "weights_sha256": self.sha256,
+            "width": 2048,
+            "resize": f"{self.resize} to {SIZE} x {SIZE}: {DESCRIBED[self.resize]}",
+        }
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        what = "7 channels of the first convolution of mixed_6, at 17 x 17 places, of the Inception of 2015-12-05"
+        return {self.name: self.describe(), self.spatial: self.describe() | {"what": what, "width": 2023}}
+
+    def extract(self, images: Tensor) -> Tensor:
+        return self.see(images)[self.name]
+
+    @torch.no_grad()
+    def see(self, images: Tensor) -> dict[str, Tensor]:
+        seen = self.network(RULES[self.resize](levels(images), SIZE, SIZE))
+        return {self.name: seen.pooled, self.spatial: seen.spatial, self.logits: seen.logits}
+
+
+class VisionFeatures(Features):
+    """The features of a published vision model of transformers: dinov2, clip or siglip."""
+
+    def __init__(self, name: str, network: VisionModel, sha256: str):
+        self.name, self.network, self.sha256 = name, network, sha256
+
+    def describe(self) -> dict[str, Any]:
+        config = self.network.model.config
+        size, layers = self.network.size, config.num_hidden_layers
+        return {
+            "kind": self.name,
+            "what": f"{self.network.family.output} of a {config.model_type} of {layers} layers of {config.hidden_size}",
+            "weights_sha256": self.sha256,
+            "width": self.network.dim,
+            "resize": f"antialias to {size} x {size}: {DESCRIBED['antialias']}",
+        }
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> Tensor:
+        return self.network(levels(images)).float()

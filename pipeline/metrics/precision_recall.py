@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.metrics.base import blocks
+from pipeline.metrics.base import blocks, radii
 
 
 def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
@@ -17,8 +17,5 @@ def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tupl
 
 def covered(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     """Share of `points` [m, D] in the union of the balls round the rows of `manifold` [n, D]."""
-    if len(manifold) <= neighbours:
-        raise ValueError(f"{neighbours} neighbours need more than {len(manifold)} rows; set evaluate.neighbours lower")
-    # the nearest row of its own set is the row itself, hence the one more
-    radii = torch.cat([part.kthvalue(neighbours + 1, dim=1).values for part in blocks(manifold, manifold)])
-    return torch.cat([(part <= radii).any(dim=1) for part in blocks(points, manifold)]).double().mean().item()
+    reach = radii(manifold, neighbours)
+    return torch.cat([(part <= reach).any(dim=1) for part in blocks(points, manifold)]).double().mean().item()

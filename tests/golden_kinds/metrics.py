@@ -12,7 +12,7 @@ from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.metrics.inception_score import inception_score, inception_score_chunks
 from pipeline.metrics.kernel import kernel_distance, kernel_distance_subsets
 from pipeline.metrics.precision_recall import precision_recall
-from pipeline.metrics.resize import resize_tensorflow1
+from pipeline.nn.resize import resize_tensorflow1
 
 MATCHES = "functions of torch_fidelity"
 
