@@ -99,8 +99,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    memory(options.images)  # first, while the process has held nothing larger
     distances(options.dim, options.rows, options.rounds)
-    memory(options.images)
 
 
 if __name__ == "__main__":
