@@ -64,7 +64,8 @@ def find_subject(target: str) -> Subject:
     if (run := run_folder(target)) is not None:
         recipe = load(str(run / OWNER))
         known = {"data": asdict(recipe.data), "seed": recipe.seed, "weights": recipe.weights}
-        known |= {"images": recipe.evaluate.images, "features": list(recipe.evaluate.features)}
+        part = recipe.evaluate
+        known |= {"images": part.images, "features": list(part.features), "resize": part.resize}
         judge = run / "report" / "judge"
         return Subject(recipe.name, tokenizer_of(run), run, judge if judge.is_dir() else None, known)
     folder = Path(target)

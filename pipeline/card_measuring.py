@@ -23,6 +23,7 @@ from pipeline.card_sight import CardSettings, Sight
 from pipeline.code import Code, Condition, stack_ids
 from pipeline.code_usage import LARGEST
 from pipeline.draws import ImageDraws, mix
+from pipeline.eight_bits import eight_bits, levels
 from pipeline.evaluation import (
     Number,
     Rows,
@@ -87,7 +88,7 @@ class Measuring:
         images = self.tokenizer.decode(code).float()
         if not images.isfinite().all():
             raise ValueError("the decoder makes images that are not finite, so there is nothing to measure")
-        return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        return eight_bits(images)
 
     def codes(self, images: Images) -> Rows:
         """`z`, `ids` and `labels` of the chosen images, as far as there are such."""
@@ -130,8 +131,7 @@ class Measuring:
         rows = {f.name: f.extract(images) for f in self.sight.features}
         rows |= {f"rebuilt_{f.name}": f.extract(again) for f in self.sight.features}
         rows |= {f"rebuilt_{name}": values for name, values in fidelity(images, again, self.sight.backbone).items()}
-        bytes_of = [(image.double() + 1) * 127.5 for image in (images, again)]
-        rows |= {"ms_ssim": ms_ssim(*bytes_of)}
+        rows |= {"ms_ssim": ms_ssim(levels(images), levels(again))}
         rows |= {"band_error": band_power(images - again), "band_power": band_power(images)}
         return rows | {"residual": radial_power(images - again), "power": radial_power(images)}
 

@@ -32,9 +32,10 @@ from pipeline.feature_choice import build_features
 from pipeline.image_files import open_archive
 from pipeline.image_statistics import ImageStatistics, gather_statistics
 from pipeline.images import Images
+from pipeline.judge import fit_judge, judge_features, judge_seed, load_judge, perceptual_eye
 from pipeline.latents import LatentStore
 from pipeline.metrics.base import Features
-from pipeline.metrics.features import ClassifierFeatures, PixelFeatures
+from pipeline.metrics.features import PixelFeatures
 from pipeline.metrics.perturbed import grid
 from pipeline.nn.feature_distance import Backbone
 from pipeline.pipeline_folder import load_component
@@ -43,14 +44,11 @@ from pipeline.reference import Reference, load_reference, reference_numbers
 from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves
 from pipeline.reporting.page import ARTEFACTS, Picture, write_page
-from pipeline.teachers.classifier import Classifier, fit
-from pipeline.teachers.lpips_vgg import LpipsVgg
+from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.weights import digest, locate
 from pipeline.workspace import NOTE, Workspace
 
 READS, WRITES = ("tokenizer", "latents", "generator", "decoder", "samples"), "report"
-JUDGE_VALUES = 2**28  # numbers in the images that train the judge, at most: 1 GiB
 CODES = 50_000  # stored codes at most that their use is counted on
 SURROUNDINGS = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
 
@@ -102,21 +100,17 @@ class Eyes:
 
     @classmethod
     def of(cls, recipe: Recipe, judge: Classifier, folder: Path) -> "Eyes":
-        own = ClassifierFeatures(judge, digest(folder / "diffusion_pytorch_model.safetensors"))
+        own = judge_features(judge, folder)
         part = recipe.evaluate
         features = build_features(part.features, recipe.weights, part.resize, judge.device, own)
         near = {"near_pixels": PixelFeatures(32), f"near_{own.name}": own}
-        files = [locate(name, recipe.weights) for name in LpipsVgg.FILES]
-        backbone, described = judge, own.describe() | {"what": "feature maps of the judge, all channels alike"}
-        if all(files) and recipe.data.size >= 16:
-            backbone = LpipsVgg.load(*files).to(judge.device)
-            described = {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}
+        backbone, described = perceptual_eye(own, recipe.weights, recipe.data.size)
         return cls(
             judge,
             features,
             near,
             backbone,
-            {"judge": own.describe() | {"seed": judge_seed(recipe)}, "perceptual": described},
+            {"judge": own.describe() | {"seed": judge_seed(recipe.seed)}, "perceptual": described},
             judge.device,
         )
 
@@ -139,19 +133,11 @@ class Eyes:
 
 
 def trained_judge(recipe: Recipe, work: Workspace, train: Images, folder: Path) -> Classifier:
-    """A classifier of the training split, from a seed that no tokenizer's training uses; kept in `folder`."""
+    """A classifier of the training split, which the main process trains and keeps in `folder`."""
     if work.accelerator.is_main_process:
-        size = recipe.data.size
-        batch = train.plain(even(None, len(train), min(len(train), JUDGE_VALUES // (3 * size * size))))
-        labels = batch.condition.labels if batch.condition else None
-        images = batch.images.to(work.accelerator.device)
-        fit(images, labels, train.num_classes, seed=judge_seed(recipe)).save_pretrained(folder)
+        fit_judge(train, recipe.data.size, recipe.seed, work.accelerator.device, folder)
     work.accelerator.wait_for_everyone()
-    return Classifier.from_pretrained(folder).requires_grad_(False).eval().to(work.accelerator.device)
-
-
-def judge_seed(recipe: Recipe) -> int:
-    return mix(recipe.seed, "judge")
+    return load_judge(folder, work.accelerator.device)
 
 
 def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 import run
-from pipeline import card_sight
+from pipeline import judge
 from pipeline.card_numbers import NO_STRUCTURE, budget_numbers, extremes, marks
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import ImageDraws
@@ -242,7 +242,7 @@ def test_a_vision_model_is_read_from_its_folder(tmp_path):
 def cards(request, tmp_path, monkeypatch):
     """A run in runs/ whose tokenizer is not trained, and where it is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(card_sight, "fit", partial(card_sight.fit, steps=4, batch=16))
+    monkeypatch.setattr(judge, "fit", partial(judge.fit, steps=4, batch=16))
     recipe = load(request.param, SMALL)
     folder = tmp_path / "runs" / recipe.name
     (folder / "tokenizer").mkdir(parents=True)
@@ -280,7 +280,7 @@ def test_a_card_holds_every_number_with_its_protocol(cards, capsys):
 
 def test_a_folder_is_told_its_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(card_sight, "fit", partial(card_sight.fit, steps=4, batch=16))
+    monkeypatch.setattr(judge, "fit", partial(judge.fit, steps=4, batch=16))
     make_tokenizer().save_pretrained("imported")
     assert run.main(["card", "imported", *QUICK]) == 2
     assert "does not say of which images" in capsys.readouterr().err

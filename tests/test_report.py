@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from pipeline import judge
 from pipeline.eight_bits import from_bytes, to_bytes
 from pipeline.encoding import encode
 from pipeline.evaluation import Rows, code_numbers, even, sample_numbers, spread
@@ -36,7 +37,7 @@ SMALL = [
 def run(tmp_path, monkeypatch):
     """A finished run of 40 samples, made without training, and a judge that is trained for a moment only."""
     recipe = load("digits", SMALL)
-    monkeypatch.setattr(evaluate, "fit", partial(evaluate.fit, steps=4, batch=16))
+    monkeypatch.setattr(judge, "fit", partial(judge.fit, steps=4, batch=16))
     for name in evaluate.READS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "made_from.json").write_text("{}")  # seconds and versions may be missing

@@ -1,0 +1,52 @@
+"""The classifier that judges images, as a report and a card of the same data and seed train it alike."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.draws import mix
+from pipeline.evaluation import even
+from pipeline.images import Images
+from pipeline.metrics.features import ClassifierFeatures
+from pipeline.nn.feature_distance import Backbone
+from pipeline.teachers.classifier import Classifier, fit
+from pipeline.teachers.lpips_vgg import LpipsVgg
+from pipeline.weights import digest, locate
+
+VALUES = 2**28  # numbers in the images that train it, at most: 1 GiB
+
+
+def fit_judge(train: Images, size: int, seed: int, device: torch.device, folder: Path) -> None:
+    """Train on the training split of images of `size` pixels, by `judge_seed(seed)`, and keep it in `folder`."""
+    batch = train.plain(even(None, len(train), min(len(train), VALUES // (3 * size * size))))
+    labels = batch.condition.labels if batch.condition else None
+    fit(batch.images.to(device), labels, train.num_classes, seed=judge_seed(seed)).save_pretrained(folder)
+
+
+def judge_seed(seed: int) -> int:
+    """A seed that no tokenizer's training uses."""
+    return mix(seed, "judge")
+
+
+def load_judge(folder: Path, device: torch.device) -> Classifier:
+    """Frozen, in evaluation mode."""
+    return Classifier.from_pretrained(folder).requires_grad_(False).eval().to(device)
+
+
+def judge_features(judge: Classifier, folder: Path) -> ClassifierFeatures:
+    """The features of the judge that lies in `folder`."""
+    return ClassifierFeatures(judge, digest(folder / "diffusion_pytorch_model.safetensors"))
+
+
+def perceptual_eye(own: ClassifierFeatures, weights: Mapping[str, str], size: int) -> tuple[Backbone, dict[str, Any]]:
+    """What the perceptual distance is measured by, and its protocol: LPIPS-VGG where it is found, else the judge.
+
+    `weights` are the recipe's; images of `size` pixels below 16 are too small for VGG.
+    """
+    files = [locate(name, weights) for name in LpipsVgg.FILES]
+    if not all(files) or size < 16:
+        return own.network, own.describe() | {"what": "feature maps of the judge, all channels alike"}
+    backbone = LpipsVgg.load(*files).to(own.network.device)
+    return backbone, {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}
