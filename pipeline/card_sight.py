@@ -17,7 +17,7 @@ from pipeline.nn.feature_distance import Backbone
 from pipeline.recipe import ONLY_SPEED, Data
 from pipeline.teachers.classifier import Classifier, fit
 from pipeline.teachers.lpips_vgg import LpipsVgg
-from pipeline.teachers.vision_folder import VisionFolder
+from pipeline.teachers.vision_model import VisionModel
 from pipeline.weights import digest, locate
 
 JUDGE_VALUES = 2**28  # numbers in the images that train the judge, at most: 1 GiB
@@ -70,14 +70,15 @@ class Sight:
             perceptual = {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}
         if settings.vision is None:
             return cls(features, backbone, perceptual, own.extract, own.describe())
-        model = VisionFolder.load(Path(settings.vision)).to(device)
+        folder = Path(settings.vision).resolve()
+        model = VisionModel.load(folder).to(device)
         described = {
-            "kind": model.name,
+            "kind": folder.name,
             "what": "mean over the tokens of the last hidden state",
-            "weights_sha256": [digest(path) for path in sorted(Path(settings.vision).glob("*.safetensors"))],
+            "weights_sha256": [digest(path) for path in sorted(folder.glob("*.safetensors"))],
             "resize": f"bicubic, antialiased, to {model.size} x {model.size}",
         }
-        return cls(features, backbone, perceptual, model.features, described)
+        return cls(features, backbone, perceptual, model.mean_token, described)
 
 
 def fit_judge(settings: CardSettings, train: Images, device: torch.device, folder: Path) -> Path:
