@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from huggingface_hub import constants
 from transformers import Dinov2Config, Dinov2Model
 
+from pipeline import weights
 from pipeline.images import Images
 from pipeline.line import check_line
 from pipeline.losses.class_contrast import ClassContrast
@@ -19,6 +20,7 @@ from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel
 
 TEACHER = "tokenizer.phases.main.losses.semantic.teacher"
+WIDER = "tokenizer.model.z_channels=48"
 RECIPE = """
 name: semantic
 include: [data/digits, tokenizers/digits_vq_semantic, networks/digits_causal]
@@ -50,13 +52,12 @@ def test_a_recipe_says_which_teacher_and_what_does_not_fit_stops_at_load(recipe,
     found = f"weights.dinov2_base={dinov2}"
     for settings in ([], [f"{TEACHER}=auto"], [f"{TEACHER}=dinov2", found], [f"{TEACHER}=auto", found]):
         check_line(load(recipe, settings))
-    wider = "tokenizer.model.z_channels=48"
-    check_line(load(recipe, [found, wider]))  # the recipe's classifier has as many features as it takes
+    check_line(load(recipe, [found, WIDER]))  # the recipe's classifier has as many features as it takes
     semantic = "tokenizer.phases.main.losses.semantic"
     for settings, words in (
         ([f"{TEACHER}=dinov2"], f"^{semantic}: the weights dinov2_base are not on this machine; run hf download"),
         ([f"{TEACHER}=dino"], f"^{TEACHER}: 'dino' is not one of auto, dinov2, classifier"),
-        ([f"{TEACHER}=auto", found, wider], f"^{semantic}: .*dinov2_32 has 32 channels, but the tokenizer projects 48"),
+        ([f"{TEACHER}=auto", found, WIDER], f"^{semantic}: .*dinov2_32 has 32 channels, but the tokenizer projects 48"),
         ([f"{semantic}.class_teacher=3"], f"^{semantic}.class_teacher is determined"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
@@ -87,6 +88,25 @@ def test_weights_that_are_found_are_used_and_a_stand_in_is_named(recipe, dinov2,
     (tmp_path / "b/class_teacher").rename(tmp_path / "c/kept")
     kept = Classifier.from_pretrained(tmp_path / "c/kept")
     assert torch.equal(kept.project.weight, absent.class_teacher.project.weight)
+
+
+def test_a_model_of_the_hub_may_be_stated_and_is_fetched_when_it_is_built(recipe, dinov2, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(weights, "snapshot_download", lambda given, **_: fetched.append(given) or str(dinov2))
+    for teacher in ("auto", "dinov2"):
+        stated = load(recipe, [f"{TEACHER}={teacher}", "weights.dinov2_base=someone/dinov2-tiny"])
+        check_line(stated)
+        assert not fetched
+        assert losses_of(stated, tmp_path / f"with_{teacher}").name == "dinov2_32"
+        assert fetched.pop() == "someone/dinov2-tiny"
+    cache = tmp_path / "none/models--someone--dinov2-tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text("0123abc")
+    (cache / "snapshots").mkdir()
+    dinov2.rename(cache / "snapshots/0123abc")
+    assert losses_of(stated, tmp_path / "cached").name == "dinov2_32" and not fetched
+    with pytest.raises(ValueError, match="dinov2_32 has 32 channels, but the tokenizer projects 48"):
+        check_line(load(recipe, [f"{TEACHER}=auto", "weights.dinov2_base=someone/dinov2-tiny", WIDER]))
 
 
 def test_the_stand_in_is_a_function_of_the_seed(recipe):

@@ -1,6 +1,8 @@
 """Vision models from their folders: what they see of images, and which folders are refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,7 @@ def test_on_a_grid_sixteen_pixels_are_a_patch(dinov2):
     for side, (pixels, places) in sides.items():
         assert teacher.pixels(images(side)).shape[2:] == (pixels, pixels)
         assert teacher.tokens(images(side)).shape == (2, places, 16)
+    assert teacher.pixels(torch.zeros(1, 3, 256, 512)).shape[2:] == (224, 448)
     assert teacher.tokens(torch.zeros(1, 3, 16, 48)).shape == (1, 3, 16)
 
 
@@ -89,6 +92,13 @@ def test_a_model_sees_its_own_size_or_the_one_that_is_stated(tmp_path):
         if kind != "dinov2":  # whose patches here are larger
             stated = VisionModel.load(tmp_path / kind, size=24).tokens(images(20))
             assert places == 36 and stated.shape == (2, 36, 16) and stated.isfinite().all(), kind
+
+
+def test_a_check_of_a_folder_imports_no_models_of_transformers(dinov2):
+    code = "import sys, pathlib, pipeline.class_teacher, pipeline.feature_choice, pipeline.card_sight as c\n"
+    code += "from pipeline.teachers.vision_model import read_kind\n"
+    code += "assert read_kind(pathlib.Path(sys.argv[1]), 'dinov2') and 'transformers.modeling_utils' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(dinov2)], check=True)
 
 
 def test_colours_are_as_the_folder_says(dinov2):
