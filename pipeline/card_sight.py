@@ -14,7 +14,7 @@ from pipeline.judge import fit_judge, judge_features, load_judge, perceptual_eye
 from pipeline.metrics.base import Features
 from pipeline.nn.feature_distance import Backbone
 from pipeline.recipe import ONLY_SPEED, Data
-from pipeline.teachers.vision_folder import VisionFolder
+from pipeline.teachers.vision_model import VisionModel
 from pipeline.weights import digest
 
 
@@ -56,11 +56,12 @@ class Sight:
         backbone, perceptual = perceptual_eye(own, settings.weights, settings.data.size)
         if settings.vision is None:
             return cls(features, backbone, perceptual, own.extract, own.describe())
-        model = VisionFolder.load(Path(settings.vision)).to(device)
+        folder = Path(settings.vision).resolve()
+        model = VisionModel.load(folder).to(device)
         described = {
-            "kind": model.name,
+            "kind": folder.name,
             "what": "mean over the tokens of the last hidden state",
-            "weights_sha256": [digest(path) for path in sorted(Path(settings.vision).glob("*.safetensors"))],
+            "weights_sha256": [digest(path) for path in sorted(folder.glob("*.safetensors"))],
             "resize": f"bicubic, antialiased, to {model.size} x {model.size}",
         }
-        return cls(features, backbone, perceptual, model.features, described)
+        return cls(features, backbone, perceptual, model.mean_token, described)

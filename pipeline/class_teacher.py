@@ -13,9 +13,9 @@ from pipeline.images import Images
 from pipeline.losses.class_contrast import check_width, projected_width
 from pipeline.recipe import Recipe
 from pipeline.stand_in import stand_in
-from pipeline.teachers.dinov2 import Dinov2, called, read_width
+from pipeline.teachers.vision_model import VisionModel, called, read_config, read_kind
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.weights import locate, remedy, require
+from pipeline.weights import expect, hub_id, locate, remedy, require
 
 WEIGHTS = "dinov2_base"  # their name in pipeline.weights
 log = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ def check_class_teacher(
 
     Reads the config of the weights, not the weights.
     """
-    width, folder = projected_width(tokenizer, arguments), dinov2_folder(node, stated)
-    if folder is not None:
-        found = read_width(folder)
-        check_width(called(found), found, width)
+    width = projected_width(tokenizer, arguments)
+    if takes_dinov2(node, stated) and (folder := expect(WEIGHTS, stated)):
+        kind, found = read_kind(folder, "dinov2"), read_config(folder)["hidden_size"]
+        check_width(called(kind, found), found, width)
 
 
 def class_teacher(
@@ -46,9 +46,9 @@ def class_teacher(
     The stand-in is a classifier of the recipe's own images with `width` features, kept in `folder/class_teacher`. Where
     it takes DINOv2's place the log says so.
     """
-    weights = dinov2_folder(node, recipe.weights)
-    if weights is not None:
-        return Dinov2.load(weights).to(accelerator.device)
+    if takes_dinov2(node, recipe.weights):
+        weights = require(WEIGHTS, recipe.weights)
+        return VisionModel.load(weights, "dinov2", size="grid").to(accelerator.device)
     teacher = stand_in(recipe, images, folder / "class_teacher", accelerator, width)
     if chosen(node) == "auto" and accelerator.is_main_process:
         log.warning(
@@ -63,8 +63,8 @@ def chosen(node: Node) -> str:
     return node.get("teacher", "auto")
 
 
-def dinov2_folder(node: Node, stated: dict[str, str]) -> Path | None:
-    """The folder of the DINOv2 that the loss `node` comes to, None for the stand-in; ValueError where it is missing."""
-    if chosen(node) == "classifier":
-        return None
-    return require(WEIGHTS, stated) if chosen(node) == "dinov2" else locate(WEIGHTS, stated)
+def takes_dinov2(node: Node, stated: dict[str, str]) -> bool:
+    """Whether the loss `node` comes to DINOv2, on this machine or not, and not to the stand-in."""
+    if chosen(node) == "auto":
+        return bool(locate(WEIGHTS, stated) or hub_id(WEIGHTS, stated))
+    return chosen(node) == "dinov2"

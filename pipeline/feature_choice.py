@@ -1,8 +1,6 @@
 """The features that `evaluate.features` names: whether they can be had on this machine, and building them."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 
@@ -10,8 +8,8 @@ from pipeline.components import suggestion
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import ClassifierFeatures, InceptionFeatures, PixelFeatures, VisionFeatures
 from pipeline.teachers.inception import Inception
-from pipeline.teachers.vision_model import VisionModel, check_folder
-from pipeline.weights import KNOWN, OF_A_FOLDER, digest, locate, remedy
+from pipeline.teachers.vision_model import VisionModel, read_kind
+from pipeline.weights import KNOWN, digest, hub_id, locate, remedy, require
 
 WEIGHTS = {  # names in pipeline.weights, any of which will do
     "inception": ("inception", "inception_torch_fidelity"),
@@ -20,7 +18,7 @@ WEIGHTS = {  # names in pipeline.weights, any of which will do
     "siglip": ("siglip_base",),
 }
 KINDS = ("classifier", "pixels", *WEIGHTS)
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SIZES = {"dinov2": 224}  # pixels a side that published distances are on; the other models have their own
 
 
 def check_features(kinds: Sequence[str], stated: Mapping[str, str]) -> None:
@@ -28,8 +26,8 @@ def check_features(kinds: Sequence[str], stated: Mapping[str, str]) -> None:
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"evaluate.features: there are no features {kind!r}{suggestion(kind, list(KINDS))}")
-        if kind in WEIGHTS and isinstance(found := find_weights(kind, stated), Path) and found.is_dir():
-            check_folder(found, kind)
+        if kind in WEIGHTS and (found := locate(weights_name(kind, stated), stated)) and found.is_dir():
+            read_kind(found, kind)
 
 
 def build_features(
@@ -49,39 +47,20 @@ def build_features(
     return [own[kind] if kind in own else _published(kind, stated, resize, device) for kind in kinds]
 
 
-def find_weights(kind: str, stated: Mapping[str, str]) -> Path | str:
-    """The file or folder of a published network, or the hub id that the recipe states in its place."""
+def weights_name(kind: str, stated: Mapping[str, str]) -> str:
+    """The name in pipeline.weights of those that a kind takes; ValueError where there are none on this machine."""
     for name in WEIGHTS[kind]:
-        given = stated.get(name)
-        if given and name != "inception" and HUB_ID.fullmatch(given) and not Path(given).expanduser().exists():
-            return given
-    found = [path for name in WEIGHTS[kind] if (path := locate(name, stated))]
-    if not found:
-        raise ValueError(
-            f"evaluate.features names {kind}, whose weights are not on this machine; {remedy(WEIGHTS[kind][0])}"
-        )
-    return found[0]
+        if locate(name, stated) or hub_id(name, stated):
+            return name
+    raise ValueError(
+        f"evaluate.features names {kind}, whose weights are not on this machine; {remedy(WEIGHTS[kind][0])}"
+    )
 
 
 def _published(kind: str, stated: Mapping[str, str], resize: str, device: torch.device) -> Features:
-    found = find_weights(kind, stated)
+    name = weights_name(kind, stated)
+    found = require(name, stated)
     if kind == "inception":
         return InceptionFeatures(Inception.load(found).to(device), digest(found), resize)
-    folder = found if isinstance(found, Path) else fetched(found, WEIGHTS[kind][0])
-    network = VisionModel.load(folder, kind).to(device)
-    return VisionFeatures(kind, network, digest(KNOWN[WEIGHTS[kind][0]].file(folder)))
-
-
-def fetched(hub_id: str, name: str) -> Path:
-    """The folder of a model of the hub in its cache, fetched if it is not there; ValueError where it cannot be."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=list(OF_A_FOLDER)))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"weights.{name}: {hub_id} is no folder here, and from the hub: {reason}") from None
-    if not KNOWN[name].is_at(folder):
-        raise ValueError(f"weights.{name}: {hub_id} has not {' and '.join(OF_A_FOLDER)}; {remedy(name)}")
-    return folder
+    network = VisionModel.load(found, kind, SIZES.get(kind)).to(device)
+    return VisionFeatures(kind, network, digest(KNOWN[name].file(found)))

@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 OF_A_FOLDER = ("config.json", "model.safetensors")  # the files that make one whole
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,17 @@ KNOWN = {
 def locate(name: str, stated: Mapping[str, str]) -> Path | None:
     """The file, or the folder, of a known name, or None.
 
-    That is the recipe's `weights.<name>`, else what $TESSERA_WEIGHTS holds, else the hub's cache; nothing is fetched.
-    Raises ValueError for an unknown name, and for a stated path that is not there.
+    That is the recipe's `weights.<name>`, else what $TESSERA_WEIGHTS holds, else the hub's cache; nothing is fetched. A
+    recipe may name a model of the hub for a folder. Raises ValueError for an unknown name, and for a stated path that
+    is not there.
     """
     for given in (name, *stated):
         if given not in KNOWN:
             raise ValueError(f"weights.{given}: there are no weights of this name; there are: {', '.join(KNOWN)}")
     known = KNOWN[name]
+    if given := hub_id(name, stated):
+        path = replace(known, hub_id=given).cached()
+        return path if path is not None and known.is_at(path) else None
     if name in stated:
         path = Path(stated[name]).expanduser()
         if not known.is_at(path):
@@ -114,14 +121,40 @@ def locate(name: str, stated: Mapping[str, str]) -> Path | None:
     return next((path for path in places(name) if known.is_at(path)), None)
 
 
-def require(name: str, stated: Mapping[str, str]) -> Path:
-    """As `locate`, but what is missing, or a file whose content is not the published one, is a ValueError."""
+def hub_id(name: str, stated: Mapping[str, str]) -> str | None:
+    """The model of the hub that the recipe states for a folder, None where it states none or a path."""
+    given = stated.get(name, "")
+    if isinstance(KNOWN[name], Folder) and HUB_ID.fullmatch(given) and not Path(given).expanduser().exists():
+        return given
+    return None
+
+
+def expect(name: str, stated: Mapping[str, str]) -> Path | None:
+    """As `locate`, but what is missing is a ValueError; None only for a model of the hub, which `require` fetches."""
     path = locate(name, stated)
-    if path is None:
+    if path is None and hub_id(name, stated) is None:
         raise ValueError(f"the weights {name} are not on this machine; {remedy(name)}")
+    return path
+
+
+def require(name: str, stated: Mapping[str, str]) -> Path:
+    """As `expect`, with what is to be fetched; ValueError for a file whose content is not the published one too."""
+    path = expect(name, stated) or fetched(name, hub_id(name, stated))
     if isinstance(KNOWN[name], File):
         verify(name, path)
     return path
+
+
+def fetched(name: str, given: str) -> Path:
+    """The folder of a model of the hub in its cache, fetched if it is not there; ValueError where it cannot be."""
+    try:
+        folder = Path(snapshot_download(given, allow_patterns=list(OF_A_FOLDER)))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"weights.{name}: {given} is no folder here, and from the hub: {reason}") from None
+    if not KNOWN[name].is_at(folder):
+        raise ValueError(f"weights.{name}: {given} has not {' and '.join(OF_A_FOLDER)}; {remedy(name)}")
+    return folder
 
 
 def verify(name: str, path: Path) -> None:

@@ -31,7 +31,6 @@ from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipe import load, settings
 from pipeline.small_prior import batch_of, learn, loss_on
-from pipeline.teachers.vision_folder import VisionFolder
 from pipeline.workspace import NOTE
 
 SMALL = ["tokenizer.model.width=8", "tokenizer.model.groups=4", "tokenizer.model.middle_attention=false"]
@@ -220,22 +219,6 @@ def test_the_flow_loss_of_noise_is_what_the_card_says():
     noise, spec = Code(z=normal(4000, 4, 3).float()), LatentSpec((4,), 3)
     found = loss_on(noise, spec, BestOfNoise(), FlowMatching(), 0)
     assert found == pytest.approx(NO_STRUCTURE, abs=0.01)
-
-
-def vision_model(folder: str | Path) -> None:
-    """A DINOv2 of one small layer, in a folder."""
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
-    Dinov2Model(config).save_pretrained(folder)
-
-
-def test_a_vision_model_is_read_from_its_folder(tmp_path):
-    vision_model(tmp_path / "tiny")
-    loaded = VisionFolder.load(tmp_path / "tiny")
-    images = normal(2, 3, 16, 16).float().clamp(-1, 1)
-    assert loaded.name == "tiny" and loaded.features(images).shape == (2, 16)
-    assert torch.equal(loaded.features(images)[:1], loaded.features(images[:1]))
-    with pytest.raises(ValueError, match="holds no config.json"):
-        VisionFolder.load(tmp_path)
 
 
 @pytest.fixture(params=["digits", "digits_fsq_maskgit"])

@@ -1,4 +1,4 @@
-"""Teachers of class features: DINOv2 from its folder, the stand-in, and how a recipe takes one or leaves it out."""
+"""Teachers of class features: DINOv2, the stand-in, and how a recipe takes one or leaves it out."""
 
 import logging
 from pathlib import Path
@@ -7,10 +7,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from huggingface_hub import constants
-from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import Dinov2Config, Dinov2Model
 
+from pipeline import weights
 from pipeline.images import Images
 from pipeline.line import check_line
 from pipeline.losses.class_contrast import ClassContrast
@@ -18,9 +17,10 @@ from pipeline.phase_parts import build_losses
 from pipeline.recipe import Recipe, load
 from pipeline.stand_in import train_stand_in
 from pipeline.teachers.classifier import Classifier
-from pipeline.teachers.dinov2 import Dinov2, called
+from pipeline.teachers.vision_model import VisionModel
 
 TEACHER = "tokenizer.phases.main.losses.semantic.teacher"
+WIDER = "tokenizer.model.z_channels=48"
 RECIPE = """
 name: semantic
 include: [data/digits, tokenizers/digits_vq_semantic, networks/digits_causal]
@@ -39,38 +39,6 @@ def dinov2(tmp_path) -> Path:
     return folder
 
 
-@torch.no_grad()
-def test_dinov2_is_read_from_its_folder_and_gives_the_class_feature(dinov2):
-    teacher, stock = Dinov2.load(dinov2), Dinov2Model.from_pretrained(dinov2).eval()
-    assert (teacher.dim, teacher.name) == (32, "dinov2_32")
-    x = torch.rand(2, 3, 32, 32) * 2 - 1
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
-    seen = F.interpolate(x, (28, 28), mode="bicubic", antialias=True)
-    torch.testing.assert_close(teacher.features(x), stock(((seen + 1) / 2 - mean) / std).pooler_output)
-    assert [teacher.pixels(torch.zeros(1, 3, side, side)).shape[2] for side in (8, 16, 256, 512)] == [14, 14, 224, 448]
-    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-
-
-def test_dinov2_folders_that_are_unsafe_torn_or_of_another_model_are_refused(dinov2, tmp_path):
-    file = dinov2 / "model.safetensors"
-    state = load_file(file)
-    save_file({name: value for name, value in state.items() if name != "layernorm.bias"}, file, {"format": "pt"})
-    with pytest.raises(ValueError, match="lacks layernorm.bias"):
-        Dinov2.load(dinov2)
-    torch.save(state, dinov2 / "pytorch_model.bin")
-    file.unlink()
-    with pytest.raises(OSError, match="safetensors"):
-        Dinov2.load(dinov2)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="holds a vit, not a dinov2"):
-        Dinov2.load(tmp_path / "vit")
-
-
-def test_published_sizes_have_published_names():
-    assert [called(width) for width in (384, 768, 1024, 1536)] == ["dinov2_s", "dinov2_b", "dinov2_l", "dinov2_g"]
-
-
 @pytest.fixture
 def recipe(tmp_path, monkeypatch) -> str:
     monkeypatch.delenv("TESSERA_WEIGHTS", raising=False)
@@ -84,13 +52,12 @@ def test_a_recipe_says_which_teacher_and_what_does_not_fit_stops_at_load(recipe,
     found = f"weights.dinov2_base={dinov2}"
     for settings in ([], [f"{TEACHER}=auto"], [f"{TEACHER}=dinov2", found], [f"{TEACHER}=auto", found]):
         check_line(load(recipe, settings))
-    wider = "tokenizer.model.z_channels=48"
-    check_line(load(recipe, [found, wider]))  # the recipe's classifier has as many features as it takes
+    check_line(load(recipe, [found, WIDER]))  # the recipe's classifier has as many features as it takes
     semantic = "tokenizer.phases.main.losses.semantic"
     for settings, words in (
         ([f"{TEACHER}=dinov2"], f"^{semantic}: the weights dinov2_base are not on this machine; run hf download"),
         ([f"{TEACHER}=dino"], f"^{TEACHER}: 'dino' is not one of auto, dinov2, classifier"),
-        ([f"{TEACHER}=auto", found, wider], f"^{semantic}: .*dinov2_32 has 32 channels, but the tokenizer projects 48"),
+        ([f"{TEACHER}=auto", found, WIDER], f"^{semantic}: .*dinov2_32 has 32 channels, but the tokenizer projects 48"),
         ([f"{semantic}.class_teacher=3"], f"^{semantic}.class_teacher is determined"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
@@ -110,6 +77,8 @@ def test_weights_that_are_found_are_used_and_a_stand_in_is_named(recipe, dinov2,
     with caplog.at_level(logging.WARNING):
         found = losses_of(load(recipe, [f"{TEACHER}=auto", f"weights.dinov2_base={dinov2}"]), tmp_path / "a")
     assert found.name == "dinov2_32" and not caplog.records
+    own, x = VisionModel.load(dinov2, size="grid"), torch.rand(2, 3, 32, 32) * 2 - 1
+    assert torch.equal(found.asks(x)["class_features"], own.features(x)), "16 pixels are a patch"
     with caplog.at_level(logging.WARNING):
         absent = losses_of(load(recipe, [f"{TEACHER}=auto", "data.size=8"]), tmp_path / "b")
     assert absent.name == "classifier" and absent.class_teacher.dim == 32
@@ -119,6 +88,25 @@ def test_weights_that_are_found_are_used_and_a_stand_in_is_named(recipe, dinov2,
     (tmp_path / "b/class_teacher").rename(tmp_path / "c/kept")
     kept = Classifier.from_pretrained(tmp_path / "c/kept")
     assert torch.equal(kept.project.weight, absent.class_teacher.project.weight)
+
+
+def test_a_model_of_the_hub_may_be_stated_and_is_fetched_when_it_is_built(recipe, dinov2, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(weights, "snapshot_download", lambda given, **_: fetched.append(given) or str(dinov2))
+    for teacher in ("auto", "dinov2"):
+        stated = load(recipe, [f"{TEACHER}={teacher}", "weights.dinov2_base=someone/dinov2-tiny"])
+        check_line(stated)
+        assert not fetched
+        assert losses_of(stated, tmp_path / f"with_{teacher}").name == "dinov2_32"
+        assert fetched.pop() == "someone/dinov2-tiny"
+    cache = tmp_path / "none/models--someone--dinov2-tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text("0123abc")
+    (cache / "snapshots").mkdir()
+    dinov2.rename(cache / "snapshots/0123abc")
+    assert losses_of(stated, tmp_path / "cached").name == "dinov2_32" and not fetched
+    with pytest.raises(ValueError, match="dinov2_32 has 32 channels, but the tokenizer projects 48"):
+        check_line(load(recipe, [f"{TEACHER}=auto", "weights.dinov2_base=someone/dinov2-tiny", WIDER]))
 
 
 def test_the_stand_in_is_a_function_of_the_seed(recipe):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.eight_bits import levels
 from pipeline.metrics.base import Features
-from pipeline.nn.resize import DESCRIBED, RULES
+from pipeline.nn.resize import DESCRIBED, RULES, resize_antialias
 from pipeline.teachers.inception import SIZE, Inception
 from pipeline.teachers.vision_model import VisionModel
 
@@ -91,7 +91,8 @@ class InceptionFeatures(Features):
 
 
 class VisionFeatures(Features):
-    """The features of a published vision model of transformers: dinov2, clip or siglip."""
+    """The features of a published vision model of transformers, dinov2, clip or siglip, which sees images as Pillow
+    resizes them, whole, to its one size."""
 
     def __init__(self, name: str, network: VisionModel, sha256: str):
         self.name, self.network, self.sha256 = name, network, sha256
@@ -109,4 +110,5 @@ class VisionFeatures(Features):
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        return self.network(levels(images)).float()
+        pixels = resize_antialias(levels(images), self.network.size, self.network.size)
+        return self.network.features(pixels / 127.5 - 1)

@@ -1,15 +1,20 @@
-"""The image half of a published vision model, by transformers: DINOv2, CLIP or SigLIP."""
+"""The image half of a published vision model, by transformers, as a source of features and of tokens."""
 
+import inspect
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.nn.resize import resize_antialias
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+Size = int | Literal["grid"] | None
+PLACE = 16  # pixels of an image that become a patch where the size is "grid"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of colours in [0, 1]
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -18,64 +23,184 @@ class Family:
 
     architecture: str  # class of transformers
     output: str  # its field that holds the features; of a sequence, the first token's
-    mean: tuple[float, ...]  # of colours in [0, 1]
-    std: tuple[float, ...]
-    size: int | None  # pixels a side; None: as the config says
+    colours: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, where the folder states none
+    letters: Mapping[int, str] = field(default_factory=dict)  # width -> what the paper calls this size
+    pickled: bool = False  # whether pytorch_model.bin may take the place of safetensors
 
 
 FAMILIES = {  # by `model_type` of config.json, of a whole model or of its image half
-    "dinov2": Family("Dinov2Model", "last_hidden_state", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224),
-    "clip": Family("CLIPVisionModelWithProjection", "image_embeds", CLIP_MEAN, CLIP_STD, None),
-    "siglip": Family("SiglipVisionModel", "pooler_output", (0.5,) * 3, (0.5,) * 3, None),
+    "dinov2": Family("Dinov2Model", "last_hidden_state", IMAGENET, {384: "s", 768: "b", 1024: "l", 1536: "g"}),
+    "clip": Family(  # the hub has openai/clip-vit-large-patch14-336 as a pickle alone; no code in one is run
+        "CLIPVisionModelWithProjection", "image_embeds", CLIP, pickled=True
+    ),
+    "siglip": Family("SiglipVisionModel", "pooler_output", ((0.5,) * 3,) * 2),
 }
+GENERAL = Family("AutoModel", "mean", IMAGENET)  # any other: features are the mean over tokens
 
 
 class VisionModel(nn.Module):
-    """Features [B, dim] of images: DINOv2's class token after the last norm, CLIP's and SigLIP's image embedding.
+    """What a vision model sees of images [B, 3, H, W] in [-1, 1], in float32.
 
-    Oquab et al., arXiv:2304.07193; Radford et al., arXiv:2103.00020; Zhai et al., arXiv:2303.15343. Embeddings are as
-    the model gives them, not of unit length.
+    DINOv2 (Oquab et al., arXiv:2304.07193), CLIP (Radford et al., arXiv:2103.00020), SigLIP (Zhai et al.,
+    arXiv:2303.15343; also the second, where its images have one size), or another that transformers' AutoModel reads.
+
+    Images are resampled (bicubic, with antialiasing) to `size` pixels a side, None for the model's own; "grid" makes 16
+    of their pixels a patch, so that a tokenizer of stride 16 and the model see one grid (DINOv2's patches are of 14:
+    256 becomes 224). Then they are given the colours' `mean` and `std` [3] that the model has learned from.
     """
 
-    def __init__(self, family: Family, model: nn.Module):
+    def __init__(self, kind: str, model: nn.Module, mean: list[float], std: list[float], size: Size = None):
         super().__init__()
-        self.family, self.model = family, model
-        self.size = family.size or model.config.image_size
-        self.register_buffer("mean", 255 * torch.tensor(family.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(family.std)[:, None, None], persistent=False)
+        self.kind, self.model, self.family = kind, model, FAMILIES.get(kind, GENERAL)
+        own = model.config.image_size if isinstance(model.config.image_size, int) else model.config.image_size[0]
+        self.size = own if size is None else size
+        taken = inspect.signature(model.forward).parameters
+        resampled = self.size != own and "interpolate_pos_encoding" in taken  # others do so of themselves
+        self.arguments = {"interpolate_pos_encoding": True} if resampled else {}
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     @classmethod
-    def load(cls, folder: Path, kind: str) -> "VisionModel":
-        """From a folder with config.json and model.safetensors (or pytorch_model.bin, read without running code).
+    def load(cls, folder: Path, kind: str | None = None, size: Size = None) -> "VisionModel":
+        """From a folder with config.json and model.safetensors, as facebook/dinov2-base; frozen, in evaluation mode.
 
-        Frozen, in evaluation mode, in float32. Raises ValueError where it holds no model of this `kind`, or not all of
-        its weights.
+        Colours are as preprocessor_config.json says where it is there. Raises ValueError where the folder holds no
+        vision model, another than `kind`, or not all of its weights; a pickle is read for CLIP alone, and runs nothing.
         """
-        check_folder(folder, kind)
-        import transformers  # takes seconds, which the check of a recipe need not
-
-        family = FAMILIES[kind]
-        model, report = getattr(transformers, family.architecture).from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
-        )
-        if missing := sorted(report["missing_keys"]):
+        kind = read_kind(folder, kind)
+        family = FAMILIES.get(kind, GENERAL)
+        if not (any(folder.glob("model*.safetensors")) or family.pickled and (folder / "pytorch_model.bin").is_file()):
+            raise ValueError(f"{folder} holds no model.safetensors, and other weights of a {kind} are not read")
+        model, missing = _model(folder, family)
+        if missing:
             raise ValueError(f"{folder} lacks {missing[0]} of a {kind}; fetch it again")
-        return cls(family, model).requires_grad_(False).eval()
+        file = folder / "preprocessor_config.json"
+        stated = json.loads(file.read_text()) if file.is_file() else {}
+        mean, std = (stated.get(name, own) for name, own in zip(("image_mean", "image_std"), family.colours))
+        return cls(kind, model, mean, std, size).requires_grad_(False).eval()
+
+    @property
+    def name(self) -> str:
+        """What numbers on it are called after: dinov2_b, clip, dinov3_vit."""
+        return called(self.kind, self.width)
 
     @property
     def dim(self) -> int:
-        config = self.model.config
-        return config.projection_dim if self.family.output == "image_embeds" else config.hidden_size
+        """Channels of `features`."""
+        return self.model.config.projection_dim if self.family.output == "image_embeds" else self.width
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] in [0, 255]; resized as Pillow does, whole, to the model's own size."""
-        pixels = (resize_antialias(images, self.size, self.size) - self.mean) / self.std
-        found = getattr(self.model(pixel_values=pixels), self.family.output)
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        config = self.model.config
+        return config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, dim]: DINOv2's class token after the last norm, CLIP's and SigLIP's image embedding as the model gives it
+        (not of unit length), the mean over tokens of any other."""
+        if self.family is GENERAL:
+            return self.mean_token(images)
+        found = self.see(self.pixels(images))[self.family.output].float()
         return found[:, 0] if found.ndim == 3 else found
 
+    def tokens(self, images: Tensor, layer: int | None = None) -> Tensor:
+        """[B, P, width], the tokens of the P patches, row by row, as `all_tokens` has them."""
+        pixels = self.pixels(images)
+        found, count = self._hidden(pixels, layer), self._patches(pixels)
+        if found.shape[1] < count:
+            raise ValueError(f"a {self.kind} merges its {count} patches into {found.shape[1]} tokens; name another")
+        return found[:, -count:]  # before them are the class token and registers
 
-def check_folder(folder: Path, kind: str) -> None:
-    """ValueError unless the config in `folder` is that of a model of this kind, or of its image half."""
-    found = json.loads((folder / "config.json").read_text()).get("model_type")
-    if found not in (kind, f"{kind}_vision_model"):
+    def all_tokens(self, images: Tensor, layer: int | None = None) -> Tensor:
+        """[B, N, width], the class token and registers first, where there are any.
+
+        They are the model's last hidden state: after the last norm, which CLIP gives its class token alone; or what
+        `layer` leaves, 0 for what the first one reads and -1 for the last, before the norm.
+        """
+        return self._hidden(self.pixels(images), layer)
+
+    def mean_token(self, images: Tensor) -> Tensor:
+        """[B, width], the mean over `all_tokens`."""
+        return self.all_tokens(images).mean(dim=1)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images as the model reads them."""
+        sides = [self.size] * 2
+        if self.size == "grid":
+            sides = [self.model.config.patch_size * max(1, round(side / PLACE)) for side in images.shape[2:]]
+        images = images.float()
+        if list(images.shape[2:]) != sides:
+            images = F.interpolate(images, sides, mode="bicubic", antialias=True)
+        return ((images + 1) / 2 - self.mean) / self.std
+
+    def see(self, pixels: Tensor, **arguments: Any) -> Mapping[str, Any]:
+        """What transformers' model gives."""
+        if self.kind == "vit_mae":  # it shuffles its tokens by a noise; an ascending one leaves them in their places
+            places = torch.arange(self._patches(pixels), device=pixels.device)
+            arguments["noise"] = places.expand(len(pixels), -1)
+        return self.model(pixel_values=pixels, **self.arguments, **arguments)
+
+    def _patches(self, pixels: Tensor) -> int:
+        patch = self.model.config.patch_size
+        return (pixels.shape[2] // patch) * (pixels.shape[3] // patch)
+
+    def _hidden(self, pixels: Tensor, layer: int | None) -> Tensor:
+        if layer is None:
+            found = self.see(pixels).last_hidden_state
+        else:
+            found = self.see(pixels, output_hidden_states=True).hidden_states[layer]
+        return (found.flatten(2).mT if found.ndim == 4 else found).float()  # a map's places are its tokens
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json; ValueError where there is none."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json; name the folder of one of transformers' vision models")
+    return json.loads((folder / "config.json").read_text())
+
+
+def read_kind(folder: Path, kind: str | None = None) -> str:
+    """`model_type` of the model in `folder`, or of the one that it is half of; ValueError unless it is `kind`."""
+    found = read_config(folder).get("model_type", "nameless")
+    if kind not in (None, found.removesuffix("_vision_model")):
         raise ValueError(f"{folder} holds a {found}, not a {kind}; name the folder of one")
+    return found.removesuffix("_vision_model")
+
+
+def called(kind: str, width: int) -> str:
+    """The model's name in numbers; with its size where the paper has a letter for it, or with its width."""
+    letters = FAMILIES.get(kind, GENERAL).letters
+    return f"{kind}_{letters.get(width, width)}" if letters else kind
+
+
+def _model(folder: Path, family: Family) -> tuple[nn.Module, list[str]]:
+    """The image half in float32, and which of its weights the folder lacks."""
+    import transformers  # takes seconds, which the check of a recipe need not
+
+    own = {"local_files_only": True}
+    if family is GENERAL:
+        own["config"] = _general_config(folder)
+    model, report = getattr(transformers, family.architecture).from_pretrained(
+        folder,
+        use_safetensors=None if family.pickled else True,
+        output_loading_info=True,
+        dtype=torch.float32,
+        **own,
+    )
+    half = getattr(model, "vision_model", model) if family is GENERAL else model
+    if not hasattr(half.config, "image_size"):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, which sees no images of one size; name another")
+    return half, sorted(report["missing_keys"])
+
+
+def _general_config(folder: Path) -> Any:
+    """The config of a model of no family; ValueError where transformers does not know it."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    kind = read_config(folder).get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"{folder} holds a {kind}, which transformers here does not know")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if hasattr(config, "mask_ratio"):
+        config.mask_ratio = 0.0  # a masked autoencoder sees whole images
+    return config
