@@ -174,9 +174,16 @@ def pick(rows: Rows, key: str, scale: float = 1.0, **wanted: str) -> dict[int, f
     return {row["seed"]: scale * row[key] for row in chosen}
 
 
+def paired(before: dict[int, float], after: dict[int, float]) -> tuple[dict[int, float], dict[int, float]]:
+    """Both, of the seeds that both have."""
+    seeds = sorted(before.keys() & after.keys())
+    return {seed: before[seed] for seed in seeds}, {seed: after[seed] for seed in seeds}
+
+
 def change(before: dict[int, float], after: dict[int, float], digits: int = 3) -> str:
     """Mean and spread of the paired differences."""
-    return mean([after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())], digits)
+    before, after = paired(before, after)
+    return mean([after[seed] - before[seed] for seed in before], digits)
 
 
 def remedies_table(rows: Rows) -> Iterator[str]:
@@ -186,8 +193,8 @@ def remedies_table(rows: Rows) -> Iterator[str]:
         at = {"generator": generator, "tokenizer": tokenizer}
         cells = []
         for key, scale, digits in (("fd_classifier", 1, 3), ("class_accuracy", 100, 1), ("psnr", 1, 2)):
-            off, on = (pick(rows, key, scale, variant=variant, **at) for variant in ("off", "on"))
-            if not on.keys() & off.keys():
+            off, on = paired(*(pick(rows, key, scale, variant=variant, **at) for variant in ("off", "on")))
+            if not on:
                 break
             cells += [mean(list(off.values()), digits)]
             cells += [mean(list(on.values()), digits)] if key == "fd_classifier" else []
@@ -201,8 +208,9 @@ def perturbed_table(rows: Rows) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for generator, tokenizer in itertools.product(GENERATORS, TOKENIZERS):
         at = {"generator": generator, "tokenizer": tokenizer}
-        keys = itertools.product(("pfd_classifier", "rfd_classifier"), ("off", "on"))
-        found = [pick(rows, key, variant=variant, **at) for key, variant in keys]
+        found = []
+        for key in ("pfd_classifier", "rfd_classifier"):
+            found += paired(*(pick(rows, key, variant=variant, **at) for variant in ("off", "on")))
         if all(found):
             yield f"| {generator}, {tokenizer} | " + " | ".join(mean(list(f.values())) for f in found) + " |"
 
