@@ -1,10 +1,10 @@
 """Times sampling against the bare network evaluations it needs, and against diffusers' DiTPipeline.
 
-    python benchmarks/sampling.py [--rounds 5] [--threads 2] [--steps 50] [--images 16] [--precision fp32]
+    python benchmarks/sampling.py [--rounds 3] [--threads 2] [--steps 50] [--images 4] [--precision fp32]
 
-DiT-S/2 on latents [16, 4, 16, 16], 1,000 classes, learned variance, guided: both halves in one batch of 32. What is
+DiT-S/2 on latents [4, 4, 16, 16], 1,000 classes, learned variance, guided: both halves in one batch of 8. What is
 timed is denoising, from noise to latents: no decoder (DiTPipeline's is replaced by one that returns its input). `bare`
-calls our network as often on a batch of 32 and does nothing else. The ways alternate in one process; the table holds
+calls our network as often on a batch of 8 and does nothing else. The ways alternate in one process; the table holds
 medians, and ratios are medians of the rounds' ratios, so that other work on the machine falls on all. `to own network`
 is a run's time over the part of it that was spent inside its network's forward, which other work hardly moves.
 """
@@ -124,10 +124,10 @@ def ratio(times: dict[str, list[tuple[float, float]]], name: str, to: str) -> fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
