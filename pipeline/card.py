@@ -15,6 +15,7 @@ from pipeline.finished_runs import run_folder, tokenizer_of
 from pipeline.images import Images
 from pipeline.machine import accelerate
 from pipeline.recipe import load, merge, parse
+from pipeline.rendering import rendered
 from pipeline.reporting import pictures
 from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page
 from pipeline.throughput import device_name
@@ -129,5 +130,5 @@ def describe(
 def save_reconstructions(measuring: Measuring, held_out: Images, path: Path) -> None:
     count = min(len(held_out), pictures.columns(held_out.data.size))
     images = held_out.plain(even(None, len(held_out), count)).images
-    again = measuring.rebuilt(measuring.encode(images.to(measuring.device)))
+    again = rendered(measuring.tokenizer, measuring.encode(images.to(measuring.device)))
     pictures.reconstructions(images, again.cpu()).save(path)

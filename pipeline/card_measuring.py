@@ -23,7 +23,7 @@ from pipeline.card_sight import CardSettings, Sight
 from pipeline.code import Code, Condition, stack_ids
 from pipeline.code_usage import LARGEST
 from pipeline.draws import ImageDraws, mix
-from pipeline.eight_bits import eight_bits, levels
+from pipeline.eight_bits import levels
 from pipeline.evaluation import (
     Number,
     Rows,
@@ -43,6 +43,7 @@ from pipeline.metrics.haar import band_power
 from pipeline.metrics.perturbed import grid
 from pipeline.metrics.spectrum import radial_power
 from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
+from pipeline.rendering import rendered
 from pipeline.small_prior import LARGEST as LARGEST_OF_PRIOR
 from pipeline.small_prior import Learned, learn
 from pipeline.throughput import device_name, rate
@@ -82,14 +83,6 @@ class Measuring:
         z = self.tokenizer.normalize(self.tokenizer.neck.lookup(code.ids)) if code.z is None else code.z
         return Code(z.float(), code.ids)
 
-    @torch.no_grad()
-    def rebuilt(self, code: Code) -> Tensor:
-        """The images of a code, rounded to 8 bits, in [-1, 1]."""
-        images = self.tokenizer.decode(code).float()
-        if not images.isfinite().all():
-            raise ValueError("the decoder makes images that are not finite, so there is nothing to measure")
-        return eight_bits(images)
-
     def codes(self, images: Images) -> Rows:
         """`z`, `ids` and `labels` of the chosen images, as far as there are such."""
         chosen = self.chosen(images)
@@ -109,7 +102,7 @@ class Measuring:
             batch = images.plain(chosen[places])
             pixels, draws = batch.images.to(self.device), self.draws(places)
             code = self.encode(pixels)
-            again = self.rebuilt(code)
+            again = rendered(self.tokenizer, code)
             rows = labelled(batch.condition) | named(code) | {"vision": self.sight.vision(pixels)}
             rows |= self.compared(pixels, again) | self.moved("again", code, again) | self.divergence(pixels)
             for decibel in self.settings.noise:
@@ -186,7 +179,7 @@ class Measuring:
         """pFID, by features."""
 
         def see(code: Code) -> Rows:
-            images = self.rebuilt(code.to(self.device))
+            images = rendered(self.tokenizer, code.to(self.device))
             return {feature.name: feature.extract(images) for feature in self.sight.features}
 
         code = Code(ids=new["ids"]) if "ids" in new else Code(z=new["z"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.code import Code
 from pipeline.components import find
 from pipeline.draws import mix
-from pipeline.eight_bits import eight_bits, from_bytes
+from pipeline.eight_bits import from_bytes
 from pipeline.evaluation import (
     Rows,
     accuracy_numbers,
@@ -41,6 +41,7 @@ from pipeline.nn.feature_distance import Backbone
 from pipeline.pipeline_folder import load_component
 from pipeline.recipe import Recipe, settings
 from pipeline.reference import Reference, load_reference, reference_numbers
+from pipeline.rendering import rendered
 from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves
 from pipeline.reporting.page import ARTEFACTS, Picture, write_page
@@ -194,15 +195,6 @@ def spread_images(
 def rebuild(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     """Through the mode of the code and back, as the 8-bit images that people look at."""
     return rendered(tokenizer, tokenizer.encode(images))
-
-
-@torch.no_grad()
-def rendered(tokenizer: Tokenizer, code: Code) -> Tensor:
-    """The images of a code, rounded to 8 bits, in [-1, 1]."""
-    again = eight_bits(tokenizer.decode(code))
-    if not again.isfinite().all():
-        raise ValueError("the decoder makes images that are not finite; train the tokenizer again, with a lower rate")
-    return again
 
 
 def measure(
