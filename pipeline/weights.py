@@ -103,6 +103,8 @@ KNOWN = {
     ),
     "mae_large": Folder("vit-mae-large", "facebook/vit-mae-large", "Apache-2.0 (MAE)"),
     "siglip_base": Folder("siglip-base-patch16-224", "google/siglip-base-patch16-224", "Apache-2.0 (SigLIP)"),
+    "dino_small": Folder("dino-vits16", "facebook/dino-vits16", "Apache-2.0 (DINO)", "pytorch_model.bin"),
+    "dino_small_8": Folder("dino-vits8", "facebook/dino-vits8", "Apache-2.0 (DINO)"),
 }
 
 

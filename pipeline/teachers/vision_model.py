@@ -25,6 +25,7 @@ class Family:
     output: str  # its field that holds the features; of a sequence, the first token's
     colours: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, where the folder states none
     letters: Mapping[int, str] = field(default_factory=dict)  # width -> what the paper calls this size
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the class, where it would want what nobody reads
     pickled: bool = False  # whether pytorch_model.bin may take the place of safetensors
 
 
@@ -32,6 +33,9 @@ FAMILIES = {  # by `model_type` of config.json, of a whole model or of its image
     "dinov2": Family("Dinov2Model", "last_hidden_state", IMAGENET, {384: "s", 768: "b", 1024: "l", 1536: "g"}),
     "clip": Family(  # the hub has openai/clip-vit-large-patch14-336 as a pickle alone; no code in one is run
         "CLIPVisionModelWithProjection", "image_embeds", CLIP, pickled=True
+    ),
+    "vit": Family(  # DINO of arXiv:2104.14294, of which the hub has the ViT-S/16 as a pickle alone, and others
+        "ViTModel", "last_hidden_state", IMAGENET, arguments={"add_pooling_layer": False}, pickled=True
     ),
     "siglip": Family("SiglipVisionModel", "pooler_output", ((0.5,) * 3,) * 2),
 }
@@ -49,7 +53,9 @@ class VisionModel(nn.Module):
     256 becomes 224). Then they are given the colours' `mean` and `std` [3] that the model has learned from.
 
     `layers` are those that `maps` are of, counted in blocks: 0 is what the first one reads, k what block k leaves, and
-    the last, its number or -1, is after the model's last norm. ValueError where there is no such layer.
+    the last, its number or -1, is after the model's last norm. ValueError where there is no such layer. With `readout`
+    maps have the class token added to every patch's, where there is one, and no last norm: so a projected critic reads
+    them (Sauer et al., arXiv:2301.09515).
     """
 
     def __init__(
@@ -60,11 +66,12 @@ class VisionModel(nn.Module):
         std: list[float],
         size: Size = None,
         layers: Sequence[int] = (-1,),
+        readout: bool = False,
     ):
         super().__init__()
         self.kind, self.model, self.family = kind, model, FAMILIES.get(kind, GENERAL)
         own = model.config.image_size if isinstance(model.config.image_size, int) else model.config.image_size[0]
-        self.size = own if size is None else size
+        self.size, self.readout = own if size is None else size, readout
         taken = inspect.signature(model.forward).parameters
         resampled = self.size != own and "interpolate_pos_encoding" in taken  # others do so of themselves
         self.arguments = {"interpolate_pos_encoding": True} if resampled else {}
@@ -81,12 +88,13 @@ class VisionModel(nn.Module):
         size: Size = None,
         layers: Sequence[int] = (-1,),
         affine: bool = True,
+        readout: bool = False,
     ) -> "VisionModel":
         """From a folder with config.json and model.safetensors, as facebook/dinov2-base; frozen, in evaluation mode.
 
         Colours are as preprocessor_config.json says where it is there. Without `affine` the last norm has no scale and
         shift, as in RAE (arXiv:2510.11690). Raises ValueError where the folder holds no vision model, another than
-        `kind`, or not all of its weights; a pickle is read for CLIP alone, and runs nothing.
+        `kind`, or not all of its weights; a pickle is read for CLIP and DINO alone, and runs nothing.
         """
         kind = read_kind(folder, kind)
         family = FAMILIES.get(kind, GENERAL)
@@ -100,7 +108,7 @@ class VisionModel(nn.Module):
         mean, std = (stated.get(name, own) for name, own in zip(("image_mean", "image_std"), family.colours))
         if not affine:
             plain(last_norm(model, kind))
-        return cls(kind, model, mean, std, size, layers).requires_grad_(False).eval()
+        return cls(kind, model, mean, std, size, layers, readout).requires_grad_(False).eval()
 
     @property
     def name(self) -> str:
@@ -125,11 +133,12 @@ class VisionModel(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """[B, width, h, w], the patches' tokens in their places, for each of `layers`; without any other token."""
-        pixels, last = self.pixels(images), -1 if self.depth is None else self.depth
+        last = -1 if self.depth is None else self.depth + self.readout  # with readout no layer is
+        pixels = self.pixels(images)
         seen = self.see(pixels, output_hidden_states=any(layer != last for layer in self.layers))
         found = [seen.last_hidden_state if layer == last else seen.hidden_states[layer] for layer in self.layers]
         rows = pixels.shape[2] // self.model.config.patch_size
-        return [self._of_patches(as_tokens(each), pixels).mT.unflatten(2, (rows, -1)) for each in found]
+        return [self._shown(as_tokens(each), pixels).mT.unflatten(2, (rows, -1)) for each in found]
 
     def features(self, images: Tensor) -> Tensor:
         """[B, dim]: DINOv2's class token after the last norm, CLIP's and SigLIP's image embedding as the model gives it
@@ -183,6 +192,11 @@ class VisionModel(nn.Module):
         if tokens.shape[1] < count:
             raise ValueError(f"a {self.kind} merges its {count} patches into {tokens.shape[1]} tokens; name another")
         return tokens[:, -count:]
+
+    def _shown(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        """What `maps` shows of tokens [B, N, width]: [B, P, width]."""
+        patches = self._of_patches(tokens, pixels)
+        return patches + tokens[:, :1] if self.readout and tokens.shape[1] > patches.shape[1] else patches
 
     def _hidden(self, pixels: Tensor, layer: int | None) -> Tensor:
         if layer is None:
@@ -247,7 +261,7 @@ def _model(folder: Path, family: Family) -> tuple[nn.Module, list[str]]:
     """The image half in float32, and which of its weights the folder lacks."""
     import transformers  # takes seconds, which the check of a recipe need not
 
-    own = {"local_files_only": True}
+    own = {"local_files_only": True} | family.arguments
     if family is GENERAL:
         own["config"] = _general_config(folder)
     model, report = getattr(transformers, family.architecture).from_pretrained(
