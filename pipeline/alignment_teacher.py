@@ -119,9 +119,9 @@ def stored_teacher(described: Mapping[str, Any]) -> Tap:
     return Tap(Stored(described["teacher"], described["width"]))
 
 
-def chosen(node: Node, stated: dict[str, str]) -> str:
-    """What `auto` comes to on this machine, else what is stated."""
+def chosen(node: Node, stated: dict[str, str], auto: str = AUTO) -> str:
+    """What `auto` comes to on this machine, the weights of that name or the stand-in; else what is stated."""
     given = node.get("teacher", "auto")
     if given != "auto":
         return given
-    return AUTO if locate(AUTO, stated) or hub_id(AUTO, stated) else STAND_IN
+    return auto if locate(auto, stated) or hub_id(auto, stated) else STAND_IN

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.code import Code, Condition
+from pipeline.contest import opponent
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.generation import Generation, watched
@@ -13,7 +14,7 @@ from pipeline.latents import CodeBatch
 from pipeline.losses.base import Loss
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.recipe import Phase
-from pipeline.reconstruction import Reconstruction, opponent
+from pipeline.reconstruction import Reconstruction
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
 
 

@@ -15,10 +15,11 @@ from pipeline.call_arguments import check_settings
 from pipeline.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.code import LatentSpec
 from pipeline.components import build, check, find, kinds, match_names, suggestion
+from pipeline.critic_teacher import check_critic_teacher, takes_features
 from pipeline.loss_heads import output_layout
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipe import Phase, Recipe
+from pipeline.recipe import Loop, Phase, Recipe
 from pipeline.reconstruction import check_balance, expected_terms
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.weak_network import check_weak_folder
@@ -29,7 +30,7 @@ DERIVED = {  # what a recipe may not state, by slot
     "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token"),
     "objectives": (),
     "losses": ("backbone", "class_teacher", "tap", "dim", "grid"),
-    "critics": (),
+    "critics": ("widths", "source"),
     "perturbations": (),
 }
 
@@ -77,8 +78,25 @@ def check_whole_phase(recipe: Recipe, phase: Phase, where: str, others: Sequence
     check_perturbation(phase, cls, spec, f"{where}.perturbation")
     check_class_teachers(phase, cls, arguments, recipe.weights, f"{where}.losses")
     check_alignments(recipe, phase, spec, where)
+    check_critic(recipe, phase, where)
+    if phase.only:
+        check_only(recipe, phase, where)
     if phase.balance:
         check_balances(recipe, phase, where)
+
+
+def check_critic(recipe: Recipe, phase: Phase, where: str) -> None:
+    """ValueError where the network by which a critic judges cannot be had."""
+    if phase.adversary is not None and takes_features(phase.adversary.critic):
+        check_critic_teacher(phase.adversary.critic, recipe.weights, recipe.data.size, f"{where}.adversary.critic")
+
+
+def check_only(recipe: Recipe, phase: Phase, where: str) -> None:
+    """ValueError where a phase names modules that are none of the part it trains; builds on the meta device."""
+    try:
+        list(on_meta(recipe).trainable(phase.train, phase.only))
+    except ValueError as error:
+        raise ValueError(f"{where}.only: {error}") from None
 
 
 def check_phase(
@@ -101,10 +119,21 @@ def check_phase(
             raise ValueError(f"{where}.adversary.critic judges images of {smallest} px or more, these are of {size}")
         if channels != values.get("channels", 3):
             raise ValueError(f"{where}.adversary.critic has images of {channels} channels; set its channels={channels}")
+        if phase.adversary.feature_matching and not critic.shows_layers:
+            raise ValueError(
+                f"{where}.adversary.feature_matching: this critic shows no layers to match; set it to false"
+            )
         players.append("critic")
     terms = expected_terms(None if from_codes else tokenizer, arguments, phase)
     match_names(phase.weights, terms, f"{where}.weights", "loss term")
     match_names(phase.loop.lr, [*players, *others], f"{where}.loop.lr", "player")
+    check_decay(phase.loop, [*players, *others], f"{where}.loop.weight_decay")
+
+
+def check_decay(loop: Loop, players: Sequence[str], where: str) -> None:
+    for name in loop.weight_decay if isinstance(loop.weight_decay, dict) else ():
+        if name not in players:
+            raise ValueError(f"{where}.{name}: there is no player {name!r}{suggestion(name, list(players))}")
 
 
 def check_losses(
@@ -203,6 +232,7 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     terms = [*cls.terms(**arguments), *check_hidden_losses(recipe, spec, network, objective)]
     match_names(part.weights, terms, "generator.weights", "loss term")
     match_names(part.loop.lr, ["network"], "generator.loop.lr", "player")
+    check_decay(part.loop, ["network"], "generator.loop.weight_decay")
     return objective
 
 
@@ -358,6 +388,9 @@ def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
         if not loss.of_pixels:
             raise ValueError(f"{where}.losses.{name} is not of pixels, which are all a decoder makes; leave it out")
     check_phase(phase, tokenizer, {}, recipe.data.size, where, from_codes=True)
+    check_critic(recipe, phase, where)
+    if phase.only:
+        check_only(recipe, phase, where)
 
 
 def check_evaluation(recipe: Recipe) -> None:

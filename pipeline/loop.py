@@ -118,7 +118,7 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
         progress.averages[name].module.to(accelerator.device)
         trained = [p for p in player.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": loop.weight_decay},
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": loop.decay_of(name)},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]

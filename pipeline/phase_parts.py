@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from pipeline.alignment_teacher import alignment_teacher, takes_tap
 from pipeline.class_teacher import class_teacher, takes_class_teacher
 from pipeline.components import Node, build, check, find
+from pipeline.critic_teacher import critic_teacher, takes_features
 from pipeline.critics.base import Critic
 from pipeline.draws import mix
 from pipeline.images import Images
@@ -78,11 +79,19 @@ def generator_nodes(recipe: Recipe) -> dict[str, Node]:
     return {find("losses", node["kind"]).terms()[0]: node for node in recipe.generator.losses.values()}
 
 
-def build_critic(phase: Phase, seed: int) -> Critic | None:
+def build_critic(
+    recipe: Recipe, accelerator: Accelerator, phase: Phase, images: Images, folder: Path, seed: int
+) -> Critic | None:
+    """The phase's critic, its weights drawn by `seed`, with the frozen network by which it judges where it has one."""
     if phase.adversary is None:
         return None
+    node = phase.adversary.critic
+    if not takes_features(node):
+        seeded(seed)
+        return build("critics", node)
+    teacher = critic_teacher(recipe, node, images, folder, accelerator)
     seeded(seed)
-    return build("critics", phase.adversary.critic)
+    return build("critics", node, widths=list(teacher.widths), source=teacher.name).see_by(teacher)
 
 
 def critic_folder(recipe: Recipe, tokenizer: Path) -> Path | None:
@@ -93,7 +102,7 @@ def critic_folder(recipe: Recipe, tokenizer: Path) -> Path | None:
 
 
 def carry_over(critic: Critic, folder: Path | None) -> tuple[Critic, bool]:
-    """The critic in `folder` where it is of the same make as `critic`, else `critic`, which is said; and whether."""
+    """`critic` with the weights in `folder` where these are of the same make, else as it is, which is said; whether."""
     if folder is None or not folder.is_dir():
         log.warning("the tokenizer was trained without a critic, or came without it: a fresh one is trained")
         return critic, False
@@ -101,4 +110,5 @@ def carry_over(critic: Critic, folder: Path | None) -> tuple[Critic, bool]:
     if there | {"_diffusers_version": None} != here | {"_diffusers_version": None}:
         log.warning("the tokenizer's critic in %s is of another make than this one's: a fresh one is trained", folder)
         return critic, False
-    return load_component(type(critic), folder), True
+    critic.load_state_dict(load_component(type(critic), folder).state_dict())
+    return critic, True

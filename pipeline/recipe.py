@@ -41,7 +41,7 @@ class Loop:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     final: float = 0.0  # share of the rate that cosine and linear end at
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0  # of matrices and kernels; norms and biases have none
+    weight_decay: float | dict[str, float] = 0.0  # of matrices and kernels, also by player; norms and biases have none
     clip: float = 1.0  # largest norm of a player's gradient; 0 leaves it
     ema: float = 0.999
     skip: int = 10  # consecutive non-finite steps that are left out before the run stops
@@ -50,16 +50,50 @@ class Loop:
     log_every: int = field(default=50, metadata=ONLY_SPEED)
     compile: bool = field(default=False, metadata=ONLY_SPEED)
 
+    def decay_of(self, player: str) -> float:
+        """The weight decay of a player, 0 where a mapping does not name it."""
+        return self.weight_decay.get(player, 0.0) if isinstance(self.weight_decay, dict) else self.weight_decay
+
+
+@dataclass
+class Augmentation:
+    """Changes of what a critic sees, real and rebuilt: DiffAugment (Zhao et al., arXiv:2006.10738)."""
+
+    share: float = 1.0  # of the images, for each of the three on its own
+    colour: bool = True  # brightness, saturation and contrast
+    translation: float = 0.125  # of the sides at most; 0 leaves images where they are
+    cutout: float = 0.5  # of the sides; 0 cuts nothing out
+
+    def __post_init__(self) -> None:
+        for name in ("share", "translation", "cutout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augmentation.{name} is {getattr(self, name):g}; it is a share from 0 to 1")
+
 
 @dataclass
 class Adversary:
-    """The patch critic's part in a phase."""
+    """The critic's part in a phase."""
 
     critic: Node  # slot critics
     loss: Literal["hinge", "nonsaturating", "least_squares"] = "hinge"
     start: int = 0  # step at which critic and term join
     warmup: int = 0  # steps from there on over which the term's weight grows to the full one
     adaptive: bool = True  # weight balanced by the gradients at the decoder's last layer
+    ahead: int = 0  # steps by which the critic begins to learn before `start`
+    augmentation: Augmentation | None = None
+    lecam: float = 0.0  # weight of LeCam's regularisation, by running means of the logits
+    lecam_decay: float = 0.999  # of these means
+    feature_matching: bool = False  # also the term feature_matching, of what the critic's layers make
+
+    def __post_init__(self) -> None:
+        if self.ahead < 0 or self.ahead > self.start:
+            raise ValueError(f"adversary.ahead is {self.ahead} of the {self.start} steps before start; use 0 to that")
+        if self.lecam < 0 or not 0 <= self.lecam_decay < 1:
+            raise ValueError("adversary.lecam is a weight, 0 or more, and lecam_decay a share, 0 or more and below 1")
+
+    def learns(self, step: int) -> bool:
+        """Whether the critic is trained at `step`."""
+        return step >= self.start - self.ahead
 
     def share(self, step: int) -> float:
         """Of the term's weight at `step`: 0 before `start`, from then on above it."""
@@ -76,6 +110,7 @@ class Phase:
     weights: dict[str, float]  # loss term -> weight
     losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}})  # slot losses
     train: str = "all"  # or "encoder", "decoder", or what else the tokenizer has among its trained_parts
+    only: tuple[str, ...] = ()  # modules of that part by name, decoder.levels.3 for one; empty for all of it
     balance: dict[str, str] = field(default_factory=dict)  # term -> parameter at which its weight is adapted
     adversary: Adversary | None = None
     perturbation: Node | None = None  # slot perturbations: what the decoder is shown instead of the code

@@ -1,7 +1,6 @@
 """The task of training a tokenizer, and of post-training its decoder: rebuild images, optionally against a critic."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.code_usage import CodeUsage
 from pipeline.components import suggestion
+from pipeline.contest import Contest, gradient
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.loss_heads import joined
 from pipeline.losses.base import Loss
-from pipeline.nn.adversarial import critic_loss, generator_loss
 from pipeline.nn.processes import processes, summed
 from pipeline.recipe import Phase
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
@@ -26,14 +25,14 @@ LARGEST = 1e8  # that of any other term, as in VA-VAE
 
 
 class Reconstruction:
-    """Two players at most: the tokenizer, whose parts outside `phase.train` are frozen, and a critic.
+    """Two players at most: the tokenizer, frozen but for `phase.train`, or but for `phase.only` of it, and a critic.
 
     The terms are those of the tokenizer, of the losses and `adversarial`; each has a weight in `phase.weights`, and
     each weight a term, or it is a ValueError. Heads that losses train are a part of the tokenizer's player. A term in
     `phase.balance` has its weight times the ratio of gradients, that of the pixel terms over its own, at the parameter
-    stated. Until `phase.adversary.start` the critic is neither run nor trained. `phase.perturbation` changes what the
-    decoder is shown, here and nowhere else. With accumulation adaptive weights are those of each micro-batch. `usage`
-    counts the ids of discrete codes.
+    stated. The critic's part is that of `pipeline.contest`; before it, the critic is not run. `phase.perturbation`
+    changes what the decoder is shown, here and nowhere else. With accumulation adaptive weights are those of each
+    micro-batch. `usage` counts the ids of discrete codes.
     """
 
     own_terms = True  # the tokenizer's, of what lies before its decoder, are among the terms
@@ -52,12 +51,13 @@ class Reconstruction:
         check_balance(tokenizer, phase, {term for loss in losses.values() if loss.of_pixels for term in loss.terms()})
         for loss in losses.values():
             loss.check(type(tokenizer), stated_arguments(tokenizer))
-        trained = {id(parameter) for parameter in tokenizer.trainable(phase.train)}
+        trained = {id(parameter) for parameter in tokenizer.trainable(phase.train, phase.only)}
         for parameter in tokenizer.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         self.players: dict[str, nn.Module] = {"tokenizer": joined(tokenizer, losses.values())}
-        if critic is not None:
-            self.players["critic"] = critic
+        self.contest = None if critic is None else Contest(phase.adversary, critic)
+        if self.contest is not None:
+            self.players["critic"] = self.contest.player
         self.last_layer = tokenizer.last_layer_of(phase.train)
         self.balanced = {term: tokenizer.get_parameter(name) for term, name in phase.balance.items()}
         pixels = critic is not None or any(loss.of_pixels for loss in losses.values())
@@ -81,15 +81,14 @@ class Reconstruction:
         if self.usage is not None:
             self.usage.add(rebuilt.code.ids)
             self.metrics |= self.usage.values
-        terms = self.tokenizer_terms(images, rebuilt, contested)
+        terms = self.tokenizer_terms(images, rebuilt, contested, draws)
         for loss in self.losses.values():
             self.metrics |= loss.metrics
         yield "tokenizer", terms
-        if contested:
-            both = torch.cat([images.float(), rebuilt.images.detach().float()])
-            real, fake = self.players["critic"](both).float().chunk(2)
-            self.metrics |= {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
-            yield "critic", critic_loss(adversary.loss, real, fake)
+        if adversary is not None and adversary.learns(step):
+            terms = self.contest.learned(self.players["critic"], images, rebuilt.images, draws)
+            self.metrics |= self.contest.metrics
+            yield "critic", terms
 
     def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
         """The pass of the tokenizer that the losses look at."""
@@ -100,7 +99,9 @@ class Reconstruction:
             asked["perturb"] = partial(self.perturbation, draws=draws, step=step)
         return self.players["tokenizer"](batch.images, batch.condition, draws, **asked)
 
-    def tokenizer_terms(self, images: Tensor, rebuilt: Rebuilt, contested: float) -> dict[str, Tensor]:
+    def tokenizer_terms(
+        self, images: Tensor, rebuilt: Rebuilt, contested: float, draws: StepDraws
+    ) -> dict[str, Tensor]:
         """The weighted terms, with their true values.
 
         Losses of pixels and the critic are differentiated once each, at the image; what they add up to there goes
@@ -120,10 +121,12 @@ class Reconstruction:
         for name, layer in self.balanced.items():
             terms[name] = terms[name] * self.balance(name, found[name], layer, rebuilt.images, uphill)
         if contested:
-            value, towards = self.judged(leaf)
-            weight = contested * weights["adversarial"] * self.adversarial_balance(rebuilt.images, uphill, towards)
-            terms["adversarial"] = weight * value
-            uphill = uphill + weight * towards
+            told = self.contest.told(self.players["critic"], images, leaf, draws)
+            balance = self.adversarial_balance(rebuilt.images, uphill, told["adversarial"][1])
+            for name, (value, towards) in told.items():
+                weight = contested * weights[name] * (balance if name == "adversarial" else 1.0)
+                terms[name] = weight * value
+                uphill = uphill + weight * towards
         if carrier := next(iter(pixel_terms), "adversarial" if contested else None):
             terms[carrier] = carrying(terms[carrier], rebuilt.images, uphill)
         return terms
@@ -134,12 +137,6 @@ class Reconstruction:
             if loss.of_pixels:
                 found |= {name: self.phase.weights[name] * value for name, value in loss(images, rebuilt).items()}
         return found
-
-    def judged(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        """The unweighted adversarial term, and its gradient at the image."""
-        with opponent(self.players["critic"]) as judge:
-            value = generator_loss(self.phase.adversary.loss, judge(leaf).float())
-            return value.detach(), gradient(value, leaf)
 
     def balance(self, term: str, value: Tensor, layer: nn.Parameter, made: Tensor, uphill: Tensor) -> Tensor:
         """|grad nll| / (|grad term| + 1e-4) at `layer`, clamped to [0, 1e8]: Yao et al., arXiv:2501.01423, equation 6.
@@ -178,10 +175,12 @@ def check_adversary(tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss],
     channels, size = tokenizer.view_shape(phase.train, **stated_arguments(tokenizer))
     if size < (least := critic.smallest(**critic.config)):
         raise ValueError(f"the critic needs images of {least} pixels a side or more, not {size}; give it fewer layers")
+    if phase.adversary.feature_matching and not critic.shows_layers:
+        raise ValueError(f"a {type(critic).__name__} shows no layers to match; set adversary.feature_matching=false")
     if channels != critic.config.get("channels", 3):
         raise ValueError(f"the critic is for other images than these of {channels} channels; state channels={channels}")
     last = tokenizer.last_layer_of(phase.train)
-    if phase.adversary.adaptive and all(p is not last for p in tokenizer.trainable(phase.train)):
+    if phase.adversary.adaptive and all(p is not last for p in tokenizer.trainable(phase.train, phase.only)):
         raise ValueError("the adaptive weight is taken at the decoder, which is frozen; set adversary.adaptive=false")
     if phase.adversary.adaptive and not any(loss.of_pixels for loss in losses.values()):
         raise ValueError("the adaptive weight balances the pixel losses, and there are none; set adaptive=false")
@@ -194,7 +193,7 @@ def check_balance(tokenizer: Tokenizer, phase: Phase, of_pixels: set[str]) -> No
     """
     if phase.balance and not of_pixels:
         raise ValueError("balance compares with the gradient of pixel losses, and there are none; leave it out")
-    named, trained = dict(tokenizer.named_parameters()), {id(p) for p in tokenizer.trainable(phase.train)}
+    named, trained = dict(tokenizer.named_parameters()), {id(p) for p in tokenizer.trainable(phase.train, phase.only)}
     for term, name in phase.balance.items():
         if term not in phase.weights:
             raise ValueError(f"balance.{term}: there is no loss term {term!r}{suggestion(term, list(phase.weights))}")
@@ -210,24 +209,6 @@ def ratio(nll: Tensor, term: Tensor, largest: float) -> Tensor:
     """|nll| / (|term| + 1e-4) of two gradients, at most `largest`; averaged over processes before norms are taken."""
     both = summed(torch.stack([nll, term])) / processes()
     return (both[0].norm() / (both[1].norm() + 1e-4)).clamp(0, largest)
-
-
-@contextmanager
-def opponent(player: nn.Module) -> Iterator[nn.Module]:
-    """A player as another's judge: without its distributed wrapper, and frozen until the block ends."""
-    judge = player.module if isinstance(player, nn.parallel.DistributedDataParallel) else player
-    flags = [(parameter, parameter.requires_grad) for parameter in judge.parameters()]
-    judge.requires_grad_(False)
-    try:
-        yield judge
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-def gradient(value: Tensor, leaf: Tensor) -> Tensor:
-    """d value / d leaf. Scaled up on its way, for a mean's share of one pixel is too small for half precision."""
-    return torch.autograd.grad(value * leaf.numel() ** 0.5, leaf)[0] / leaf.numel() ** 0.5
 
 
 def carrying(value: Tensor, made: Tensor, uphill: Tensor) -> Tensor:
@@ -253,7 +234,7 @@ def expected_terms(tokenizer: type[Tokenizer] | None, arguments: dict[str, Any],
         cls = components.find("losses", node["kind"])
         names += cls.terms(**{name: value for name, value in node.items() if name != "kind"})
     if phase.adversary is not None:
-        names.append("adversarial")
+        names += ["adversarial", "feature_matching"] if phase.adversary.feature_matching else ["adversarial"]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two losses give the term {twice[0]!r}; leave one of them out of losses")
     return set(names)

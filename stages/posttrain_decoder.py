@@ -53,7 +53,7 @@ def trained(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path
     losses = build_losses(recipe, accelerator, part.phase, images, folder)
     held_out = Pairs(out / "pairs", store, images, recipe, count, part.held_out)
     stop = EarlyStop(part, losses, held_out, folder, accelerator)
-    critic, carried = build_critic(part.phase, recipe.seed), None
+    critic, carried = build_critic(recipe, accelerator, part.phase, images, folder, recipe.seed), None
     if critic is not None:
         critic, carried = carry_over(critic, work.artefact("joint") / "critic")
     model: Tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), tokenizer)

@@ -64,7 +64,8 @@ def trained(recipe: Recipe, work: Workspace, source: Path, out: Path) -> None:
     tokenizer: Tokenizer = load_component(cls, source)
     losses = build_losses(recipe, accelerator, part.phase, images, out, recipe.seed)
     carry_heads(losses.values(), [source / "phases" / name for name in recipe.tokenizer.phases])
-    critic = started_critic(recipe, source)
+    critic = build_critic(recipe, accelerator, part.phase, images, out, recipe.seed)
+    critic = started_critic(recipe, critic, source)
     generation = started_generation(recipe, work, tokenizer, images, out)
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     player = task.players["tokenizer"]
@@ -83,9 +84,8 @@ def trained(recipe: Recipe, work: Workspace, source: Path, out: Path) -> None:
         critic.save_pretrained(out / "critic")
 
 
-def started_critic(recipe: Recipe, source: Path) -> Critic | None:
-    """The critic that training begins with: `joint.critic`, else the tokenizer's where it is of the same make."""
-    critic = build_critic(recipe.joint.phase, recipe.seed)
+def started_critic(recipe: Recipe, critic: Critic | None, source: Path) -> Critic | None:
+    """`critic` as training begins with it: as `joint.critic` is, else as the tokenizer's of the same make."""
     if critic is None or recipe.joint.critic is not None:
         return critic and starting_weights.loaded(critic, recipe.joint.critic, "joint.critic")
     return carry_over(critic, critic_folder(recipe, source))[0]

@@ -52,7 +52,7 @@ def train_phase(
     accelerator.wait_for_everyone()
     losses = build_losses(recipe, accelerator, phase, images, folder, recipe.seed + number)
     carry_heads(losses.values(), [folder.parent / name for name in list(recipe.tokenizer.phases)[:number]])
-    critic = build_critic(phase, recipe.seed + number)
+    critic = build_critic(recipe, accelerator, phase, images, folder, recipe.seed + number)
     epoch = min(len(images), phase.loop.steps * phase.loop.batch)
     usage = usage_of_training(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)

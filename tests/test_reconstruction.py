@@ -8,13 +8,14 @@ from torch import Tensor
 from two_processes import as_two
 
 from pipeline import components
+from pipeline.contest import opponent
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
 from pipeline.images import ImageBatch
 from pipeline.losses.base import Loss
 from pipeline.losses.pixel import Pixel
 from pipeline.recipe import Adversary, Loop, Phase
-from pipeline.reconstruction import Reconstruction, expected_terms, opponent
+from pipeline.reconstruction import Reconstruction, expected_terms
 from pipeline.tokenizers.base import Rebuilt
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 

@@ -1,7 +1,7 @@
 """What every tokenizer promises: images to codes and back, at unit scale."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import Node
+from pipeline.components import Node, suggestion
 from pipeline.draws import Draws
 from pipeline.nn.quiet_cast import QuietCast
 
@@ -183,13 +183,26 @@ class Tokenizer(QuietCast, ConfigMixin):
     def denormalize(self, z: Tensor) -> Tensor:
         return z * self.std + self.mean
 
-    def trainable(self, part: str) -> Iterator[nn.Parameter]:
-        """The parameters of one of `trained_parts`, but for those `fixed`; ValueError for another name."""
+    def trainable(self, part: str, only: Sequence[str] = ()) -> Iterator[nn.Parameter]:
+        """The parameters of one of `trained_parts`, but for those `fixed`, or those of its modules named in `only`.
+
+        Raises ValueError for a part that there is not, and for a module that has no such parameters.
+        """
         if part not in self.trained_parts:
             raise ValueError(f"{type(self).__name__} has no part {part!r}; its parts: {', '.join(self.trained_parts)}")
         fixed = {id(parameter) for parameter in self.fixed()}
-        for module in [self] if part == "all" else self.parts()[part]:
-            yield from (parameter for parameter in module.parameters() if id(parameter) not in fixed)
+        modules = [self] if part == "all" else self.parts()[part]
+        whole = [parameter for module in modules for parameter in module.parameters() if id(parameter) not in fixed]
+        if not only:
+            yield from whole
+            return
+        able = {id(parameter) for parameter in whole}
+        found = {name: [p for p in module.parameters() if id(p) in able] for name, module in self.named_modules()}
+        for name in only:
+            if not found.get(name):
+                fitting = [inner for inner, parameters in found.items() if inner and parameters]
+                raise ValueError(f"{part} has no module {name!r} that can be trained{suggestion(name, fitting)}")
+            yield from found[name]
 
     def fixed(self) -> Iterable[nn.Parameter]:
         """The parameters that no phase trains, whichever part that does."""

@@ -1,0 +1,64 @@
+"""The frozen network whose features a critic judges by: DINO where its weights are, else a stand-in."""
+
+import inspect
+import logging
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from pipeline.alignment_teacher import STAND_IN, check_teacher, chosen
+from pipeline.components import Node, find
+from pipeline.images import Images
+from pipeline.recipe import Recipe
+from pipeline.stand_in import stand_in
+from pipeline.teachers.base import Teacher
+from pipeline.teachers.vision_model import VisionModel, read_config
+from pipeline.weights import remedy, require_model
+
+AUTO = "dino_small"  # what `auto` takes, a name in pipeline.weights
+log = logging.getLogger(__name__)
+
+
+def takes_features(node: Node) -> bool:
+    return "widths" in inspect.signature(find("critics", node["kind"]).__init__).parameters
+
+
+def check_critic_teacher(node: Node, stated: dict[str, str], image_size: int, where: str) -> None:
+    """ValueError where the teacher that the critic `node` names cannot be had, or has not the layers stated.
+
+    Reads the config of the weights, not the weights; `stated` are the recipe's.
+    """
+    layers = node.get("layers")
+    if node.get("teacher") == STAND_IN and layers is not None:
+        raise ValueError(f"{where}.layers is of a transformer; all maps of the classifier are judged: leave it out")
+    found = node | {"teacher": chosen(node, stated, AUTO)}
+    for layer in [-1] if layers is None or found["teacher"] == STAND_IN else layers:
+        check_teacher(found | {"layer": layer}, stated, image_size, where)
+
+
+def critic_teacher(recipe: Recipe, node: Node, images: Images, folder: Path, accelerator: Accelerator) -> Teacher:
+    """The teacher that the critic `node` names by `teacher`, `layers` and `teacher_size`, frozen.
+
+    The stand-in is kept in `folder/stand_in`; where it takes DINO's place the log says so.
+    """
+    if (given := chosen(node, recipe.weights, AUTO)) != STAND_IN:
+        weights = require_model(given, recipe.weights, f"{node['kind']}.teacher")
+        layers = node.get("layers")
+        layers = quarters(weights) if layers is None else layers
+        shown = VisionModel.load(weights, size=node.get("teacher_size"), layers=layers, readout=True)
+        return shown.to(accelerator.device)
+    teacher = stand_in(recipe, images, folder / "stand_in", accelerator)
+    if node.get("teacher", "auto") == "auto" and accelerator.is_main_process:
+        log.warning(
+            "%s: the weights %s are not on this machine, so the critic judges by a %s of the recipe's own images; for"
+            " DINO, %s; to have the stand-in without this line, set teacher: classifier",
+            *(node["kind"], AUTO, teacher.name, remedy(AUTO)),
+        )
+    return teacher
+
+
+def quarters(weights: Path) -> list[int]:
+    """What the first block reads and what each quarter of the blocks leaves; the last map of a model without blocks."""
+    config = read_config(weights)
+    depth = config.get("vision_config", config).get("num_hidden_layers")
+    return [-1] if depth is None else [depth * i // 4 for i in range(5)]
