@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.components import Node, find
 from pipeline.images import Images
-from pipeline.nn.convolution_stages import shape
+from pipeline.nn.convolution_stages import WIDTH, channels, shape
 from pipeline.recipe import Recipe
 from pipeline.stand_in import stand_in
 from pipeline.teachers.base import Tap
@@ -49,6 +49,17 @@ def check_teacher(node: Node, stated: dict[str, str], image_size: int, where: st
                 check_layer(node.get("layer", -1), count, read_kind(folder))
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+
+
+def teacher_width(node: Node, stated: dict[str, str], image_size: int) -> int | None:
+    """Channels of the map of the teacher that the loss `node` names; None where they are not known on this machine."""
+    if (given := chosen(node, stated)) == STAND_IN:
+        return channels(WIDTH, shape(image_size)["stages"])[node.get("layer", -1)]
+    folder = locate_model(given, stated, "teacher")
+    if folder is None:
+        return None
+    config = read_config(folder)
+    return config.get("vision_config", config).get("hidden_size")
 
 
 def alignment_teacher(recipe: Recipe, node: Node, images: Images, folder: Path, accelerator: Accelerator) -> Tap:

@@ -5,12 +5,17 @@ import math
 import torch
 from torch import nn
 
+from pipeline.alignment_teacher import teacher_width
 from pipeline.code import LatentSpec
-from pipeline.line import build_network, build_tokenizer, check_line, parameters
+from pipeline.components import Node
+from pipeline.line import build_network, build_tokenizer, check_line, hidden_layout, parameters
+from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipe import Recipe
+from pipeline.tokenizers.base import Tokenizer
 
 BYTES_TRAINED = 20  # a trained fp32 parameter: itself, gradient, two moments of AdamW, average
+BYTES_FROZEN = 4
 BYTES_SAVED = 16  # the same in a checkpoint, without the gradient
 
 
@@ -28,13 +33,13 @@ def print_check(recipe: Recipe) -> None:
     rows = [
         ("recipe", recipe.name),
         ("images", note),
-        ("tokenizer", f"{line.tokenizer.__name__}, {million(tokenizer and parameters(tokenizer))}"),
+        ("tokenizer", f"{line.tokenizer.__name__}, {'frozen' if tokenizer is None else sizes(tokenizer)}"),
         ("latents", f"{line.spec.tokens} tokens ({grid}) of {line.spec.dim} channels" + codebook(line.spec)),
-        ("generator", f"{line.network.__name__}, {million(parameters(network))}"),
+        ("generator", f"{line.network.__name__}, {million(parameters(network))} parameters"),
         ("objective", type(line.objective).__name__),
         *([] if recipe.joint is None else [("together", together(recipe, tokenizer, network))]),
         ("memory", memory(tokenizer, network)),
-        ("disk", disk(recipe, line.spec, line.objective, images, parameters(network))),
+        ("disk", disk(recipe, line.spec, line.objective, images, network)),
         (
             "sampling",
             f"{recipe.sample.images} images, {line.objective.steps_for(line.spec, recipe.sample.steps)}"
@@ -62,13 +67,23 @@ def codebook(spec: LatentSpec) -> str:
     return f", {spec.codebooks} x {spec.vocab:,} codes" if spec.vocab else ""
 
 
-def million(count: int | None) -> str:
-    return "frozen" if count is None else f"{count / 1e6:.2f} M parameters"
+def million(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
 
 
-def memory(tokenizer: nn.Module | None, network: nn.Module) -> str:
-    parts = {"tokenizer": tokenizer, "generator": network}
-    text = [f"{name} {size(parameters(m) * BYTES_TRAINED)}" for name, m in parts.items() if m is not None]
+def sizes(tokenizer: Tokenizer) -> str:
+    """Its parameters, and how many of them are never trained."""
+    fixed = sum(parameter.numel() for parameter in tokenizer.fixed())
+    text = f"{million(parameters(tokenizer))} parameters"
+    return f"{text}, {million(fixed)} of them frozen" if fixed else text
+
+
+def memory(tokenizer: Tokenizer | None, network: nn.Module) -> str:
+    text = [f"generator {size(parameters(network) * BYTES_TRAINED)}"]
+    if tokenizer is not None:
+        fixed = sum(parameter.numel() for parameter in tokenizer.fixed())
+        needed = fixed * BYTES_FROZEN + (parameters(tokenizer) - fixed) * BYTES_TRAINED
+        text.insert(0, f"tokenizer {size(needed)}")
     return f"{', '.join(text)} to train in fp32, without activations"
 
 
@@ -80,16 +95,28 @@ def together(recipe: Recipe, tokenizer: nn.Module | None, network: nn.Module) ->
     return f"{text}{', '.join(f'{weight:g} {term}' for term, weight in terms)}; checkpoints {size(saved)} while it runs"
 
 
-def disk(recipe: Recipe, spec: LatentSpec, objective: Objective, images: int, weights: int) -> str:
+def disk(recipe: Recipe, spec: LatentSpec, objective: Objective, images: int, network: Network) -> str:
     width = 1 if recipe.latents.posterior != "moments" else 2
     scalar = 4 if recipe.latents.precision == "fp32" else 2
     entry = 2 if spec.vocab <= 2**16 else 4  # an id as pipeline.encoding stores it
     code = spec.tokens * (spec.codebooks * entry if spec.vocab else spec.dim * width * scalar)
     code += objective.class_token * scalar
+    note = ""
+    if recipe.latents.features:
+        features = [stored_features(recipe, node, network) for node in recipe.generator.losses.values()]
+        code += sum(count or 0 for count in features) * scalar
+        note = " without features, for the teacher's width is not known here" if None in features else " with features"
     code *= recipe.latents.views
-    saved = size(recipe.generator.loop.keep * weights * BYTES_SAVED)
+    saved = size(recipe.generator.loop.keep * parameters(network) * BYTES_SAVED)
     latents = f"latents {size(images * code)}" if images else f"latents {size(code)} an image"
-    return f"{latents}, generator checkpoints {saved} while it trains"
+    return f"{latents}{note}, generator checkpoints {saved} while it trains"
+
+
+def stored_features(recipe: Recipe, node: Node, network: Network) -> int | None:
+    """Values that a teacher's features of one view have; None where its width is not known on this machine."""
+    width = teacher_width(node, recipe.weights, recipe.data.size)
+    grid, _ = hidden_layout(network, node["block"])
+    return None if width is None else math.prod(grid) * width
 
 
 def size(count: float) -> str:

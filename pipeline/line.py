@@ -199,10 +199,12 @@ def check_alignments(recipe: Recipe, phase: Phase, spec: LatentSpec, where: str)
             check_codes_move(phase, at)
         if stated.get("source") == "shown" and phase.perturbation is None:
             raise ValueError(f"{at}.source is shown, but there is no perturbation; state one, or set source=clean")
+        compared = spec
         try:
-            loss.validate(spec, **stated)
             if stated.get("at") is not None:
-                output_layout(on_meta(recipe), stated["at"])
+                grid, _ = output_layout(on_meta(recipe), stated["at"])
+                compared = replace(spec, grid=tuple(grid))
+            loss.validate(compared, **stated)
         except ValueError as error:
             raise ValueError(f"{at}: {error}") from None
         check_teacher(node, recipe.weights, recipe.data.size, at)

@@ -56,7 +56,7 @@ class WithHeads(nn.Module):
             rebuilt = self.model(images, condition, draws, **asked)
         z = rebuilt.code.z
         rebuilt = replace(rebuilt, shown=in_place(shown[0], z, rebuilt.features) if shown else None)
-        made = {term: self.heads[term](as_tokens(outputs[name])) for term, name in self.at.items()}
+        made = {term: self.heads[term](self.model.at_places(name, outputs[name])) for term, name in self.at.items()}
         for term, head in self.heads.items():
             if term not in made:
                 made[term] = head(z, rebuilt.shown, rebuilt.features, draws)
@@ -97,11 +97,6 @@ def outputs_of(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Ten
             handle.remove()
 
 
-def as_tokens(made: Tensor) -> Tensor:
-    """A map [B, C, h, w] row by row, or tokens [B, N, C], as [B, N, C]."""
-    return made.flatten(2).mT if made.ndim == 4 else made
-
-
 @torch.no_grad()
 def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
     """Grid and width of what a module makes, of a tokenizer on the meta device; ValueError where it makes no map."""
@@ -116,10 +111,11 @@ def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
         raise ValueError(f"at: {name} makes no map and no tokens in a training; name another module")
     if made.ndim == 4:
         return list(made.shape[2:]), made.shape[1]
-    side = math.isqrt(made.shape[1])
-    if side**2 != made.shape[1]:
-        raise ValueError(f"at: {name} makes {made.shape[1]} tokens, which are no square map; name another module")
-    return [side, side], made.shape[2]
+    tokens = tokenizer.at_places(name, made)
+    side = math.isqrt(tokens.shape[1])
+    if side**2 != tokens.shape[1]:
+        raise ValueError(f"at: {name} makes {tokens.shape[1]} tokens, which are no square map; name another module")
+    return [side, side], tokens.shape[2]
 
 
 def in_place(shown: Tensor, z: Tensor, features: Mapping[str, Tensor]) -> Tensor:

@@ -29,6 +29,8 @@ from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import Rebuilt
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+from pipeline.tokenizers.latent_vit import LatentViT
+from pipeline.tokenizers.titok import TiTok
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
 
 LAYER = "encoder.conv_out.weight"
@@ -261,6 +263,40 @@ def test_a_module_of_the_tokenizer_may_be_aligned_in_place_of_its_code():
     for name, words in (("decoder.mid", "has no module 'decoder.mid'; did you mean"), ("neck", "makes no map")):
         with pytest.raises(ValueError, match=words):
             output_layout(shadow, name)
+
+
+SEQUENCES = {
+    "titok": (TiTok, "decoder.blocks.0"),
+    "latent_vit": (LatentViT, "decoder.vit.blocks.0"),
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_of_a_sequence_the_places_of_the_image_are_aligned_and_not_the_tokens_beside_them(kind):
+    """GigaTok's, on a code without places: what is compared comes of the mask tokens of the decoder alone."""
+    torch.manual_seed(1)
+    cls, name = SEQUENCES[kind]
+    arguments = {"image_size": 16, "bottleneck": {"kind": "gaussian", "dim": DIM}, "tokens": 5, "patch_size": 2}
+    tokenizer = cls(**arguments, width=16, depth=1, heads=2)
+    with torch.device("meta"):
+        assert output_layout(cls(**arguments, width=16, depth=1, heads=2), name) == (GRID, 16)
+    loss = build("losses", {"kind": "feature_cosine", "at": name, "head": SMALL_MLP}, tap=tap(), dim=16, grid=GRID)
+    seen = []
+    tokenizer.get_submodule(name).register_forward_hook(lambda module, given, made: seen.append(made))
+    rebuilt = joined(tokenizer, [loss])(images(), None, draws())
+    assert seen[0].shape == (4, 1 + 64 + 5, 16), "a class token, the places and the tokens of the code"
+    assert torch.equal(rebuilt.heads["feature_cosine"], loss.head(seen[0][:, 1:65]))
+    loss(images(), rebuilt)["feature_cosine"].backward()
+    assert tokenizer.encoder.projection.weight.grad.abs().sum() > 0, "the encoder hears of it through the code"
+    assert torch.equal(tokenizer.at_places("output", torch.ones(2, 3, 4, 4)), torch.ones(2, 16, 3))
+
+
+def test_a_recipe_may_align_the_decoder_of_a_code_without_places_but_not_the_code():
+    alignment = "tokenizer.phases.main.losses.alignment={{kind: feature_cosine, teacher: classifier{}}}"
+    weight = "tokenizer.phases.main.weights.feature_cosine=0.5"
+    check_line(load("digits_titok_dit", [alignment.format(", at: decoder.blocks.0"), weight]))
+    with pytest.raises(ValueError, match=r"tokens on a grid of \[8\] have none"):
+        check_line(load("digits_titok_dit", [alignment.format(""), weight]))
 
 
 def test_patches_that_were_left_out_are_told_from_the_noised_ones_that_the_decoder_is_shown():

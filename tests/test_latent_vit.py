@@ -1,6 +1,7 @@
 """The tokenizer of two DINOv2: equal to the published transformer, what starts it, what each tuning moves."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -419,10 +420,19 @@ def test_starts_that_are_incomplete_or_unknown_are_refused(start):
     file.unlink()
     with pytest.raises(ValueError, match="holds no model.safetensors"):
         vit(decoder_start=start)
-    with pytest.raises(ValueError, match="encoder_start: ./not/here is no folder here and cannot be had from the hub"):
-        vit(encoder_start="./not/here")
+    for device in ("cpu", "meta"):
+        with torch.device(device), pytest.raises(ValueError, match="encoder_start: './not/here' is no folder here"):
+            vit(encoder_start="./not/here")
     with torch.device("meta"):
-        assert vit(encoder_start="./not/here").last_layer.is_meta, "a check of a recipe reads no weights"
+        assert vit(encoder_start="nobody/nothing").last_layer.is_meta, "a check of a recipe fetches nothing"
+
+
+def test_published_weights_are_found_by_name_and_by_hub_id_where_teachers_are(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("TESSERA_WEIGHTS", str(tmp_path))
+    shutil.copytree(start, tmp_path / "dinov2-base")
+    plain = vit(encoder_start=start).encoder.vit.class_token
+    for name in ("dinov2_base", "facebook/dinov2-base"):
+        assert torch.equal(vit(encoder_start=name).encoder.vit.class_token, plain)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ class FeatureCosine(Alignment):
     - `source: shown`: what the phase's perturbation has made of z for the decoder. RecTok (arXiv:2512.13421): the
       perturbation `interpolated` with its shift, three blocks and one layer, a mask token.
     - `source: clean`: the code itself.
-    - `at: decoder.mid_block`: what that module of the tokenizer makes, a map or the tokens of one. GigaTok
-      (arXiv:2504.08736): a layer early in the decoder.
+    - `at: decoder.blocks.2`: what that module of the tokenizer makes, a map or the tokens of one; of a sequence, its
+      places of the image. GigaTok (arXiv:2504.08736): a layer early in the decoder, for its code has no places.
 
     Levels u are shifted as s t / (1 + (s - 1) t) of a uniform t, with s = `shift`, times sqrt(values of a code /
     `shift_base`) where a base is stated. `positions: dropped` takes the mean over the places that the encoder was

@@ -3,17 +3,15 @@
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.nn.dinov2 import Dinov2
+from pipeline.weights import OF_A_FOLDER, locate_model, require_model
 
-FILES = ("config.json", "model.safetensors")
 FIXED = {  # what `Dinov2` cannot be otherwise, by the name in config.json
     "model_type": "dinov2",
     "mlp_ratio": 4,
@@ -37,8 +35,10 @@ def start_from(vit: Dinov2, source: str, where: str) -> None:
     Raises ValueError, naming the argument `where` it was stated, for another model, another size, and keys that are
     missing or unknown.
     """
-    folder = fetch(source, where)
-    state = converted(load_file(folder / FILES[1]), len(vit.blocks), f"{where}: {source}")
+    file = require_model(source, {}, where) / OF_A_FOLDER[1]
+    if not file.is_file():
+        raise ValueError(f"{where}: {source} holds no {file.name}; name a DINOv2 in transformers' format")
+    state = converted(load_file(file), len(vit.blocks), f"{where}: {source}")
     state["positions"] = resampled_positions(state["positions"], math.isqrt(len(vit.positions) - 1))
     if vit.patch_embedding is None:
         state = {name: value for name, value in state.items() if not name.startswith("patch_embedding.")}
@@ -53,33 +53,17 @@ def start_from(vit: Dinov2, source: str, where: str) -> None:
     vit.load_state_dict(state)
 
 
-def fetch(source: str, where: str) -> Path:
-    """The folder of a path or hub id, with all `FILES` in it."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(source, allow_patterns=list(FILES)))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{where}: {source} is no folder here and cannot be had from the hub ({reason}); name a folder with"
-                f" {' and '.join(FILES)}, or set {where}=null to begin from scratch"
-            ) from None
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise ValueError(f"{where}: {source} holds no {missing[0]}; name a DINOv2 in transformers' format")
-    return folder
-
-
 def check_config(source: str, sizes: Mapping[str, int], where: str) -> None:
-    """ValueError where a folder on this machine holds another model than a `Dinov2` of these sizes.
+    """ValueError where a model that is on this machine is another than a `Dinov2` of these sizes.
 
-    `sizes` are hidden_size, num_hidden_layers and num_attention_heads. A hub id is not looked up.
+    `sizes` are hidden_size, num_hidden_layers and num_attention_heads. A model of the hub is not fetched for that.
     """
-    file = Path(source).expanduser() / FILES[0]
-    if not file.parent.is_dir():
+    folder = locate_model(source, {}, where)
+    if folder is None:
         return
+    file = folder / OF_A_FOLDER[0]
     if not file.is_file():
-        raise ValueError(f"{where}: {source} holds no {FILES[0]}; name a DINOv2 in transformers' format")
+        raise ValueError(f"{where}: {source} holds no {file.name}; name a DINOv2 in transformers' format")
     config = json.loads(file.read_text())
     for name, value in (FIXED | dict(sizes)).items():
         if config.get(name, value) != value:

@@ -10,16 +10,15 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, channels, shape
+from pipeline.weights import OF_A_FOLDER, locate_model, require_model
 
 Norm = Literal["plain", "own"]
 Layout = list[tuple[int, int]]  # channels and side of maps
 
 EPSILON = 1e-6
-FILES = ("config.json", "model.safetensors")
 SIZES = ("model_type", "hidden_size", "num_hidden_layers", "patch_size")  # what a recipe is checked by
 RANDOM, SAVED = "random", "saved"  # starts that read no weights
 IMAGENET = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]  # mean and std of colours in [0, 1]
@@ -102,9 +101,10 @@ class StandIn(FrozenEncoder):
 class VisionTransformer(FrozenEncoder):
     """The image half of one of transformers' vision models with patches: DINOv2, DINOv3, SigLIP, CLIP, MAE, ViT.
 
-    `start` is the folder or hub id of its weights, read when a tokenizer is built anew; "random" has none. `model` are
-    values of its config.json, which must be those of `start`; of a hub id model_type, hidden_size, num_hidden_layers
-    and patch_size must be stated, so that a recipe is checked without network. Taps count layers: 0 is what the first
+    `start` is the folder or hub id of its weights, or their name in `pipeline.weights`, read when a tokenizer is built
+    anew; "random" has none. `model` are values of its config.json, which must be those of `start`; of a hub id
+    model_type, hidden_size, num_hidden_layers and patch_size must be stated, so that a recipe is checked without
+    network. Taps count layers: 0 is what the first
     block reads, k what block k leaves, and -1, the last, passes through the model's last norm too.
 
     `image_patch` pixels of an image, a side, become one patch: images are resampled to that (bicubic, without
@@ -215,9 +215,8 @@ def check_taps(taps: list[int], count: int) -> list[int]:
 
 def read_config(start: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the config of `start` without network; ValueError where a folder's differs from `stated`."""
-    if start in (RANDOM, SAVED) or not Path(start).expanduser().is_dir():
-        return dict(stated)
-    return agreed(image_half(Path(start).expanduser(), start), stated, start)
+    folder = None if start in (RANDOM, SAVED) else locate_model(start, {}, "start")
+    return dict(stated) if folder is None else agreed(image_half(folder), stated, start)
 
 
 def agreed(config: dict[str, Any], stated: Mapping[str, Any], start: str) -> dict[str, Any]:
@@ -227,11 +226,11 @@ def agreed(config: dict[str, Any], stated: Mapping[str, Any], start: str) -> dic
     return dict(stated) | config
 
 
-def image_half(folder: Path, start: str) -> dict[str, Any]:
+def image_half(folder: Path) -> dict[str, Any]:
     """config.json of a vision model, or of the image half of a larger one."""
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise ValueError(f"{start} holds no {missing[0]}; name one of transformers' vision models")
-    whole = json.loads((folder / FILES[0]).read_text())
+    if missing := [name for name in OF_A_FOLDER if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} holds no {missing[0]}; name one of transformers' vision models")
+    whole = json.loads((folder / OF_A_FOLDER[0]).read_text())
     if "vision_config" not in whole:
         return whole
     return {"model_type": f"{whole['model_type']}_vision_model"} | whole["vision_config"]
@@ -252,17 +251,8 @@ def filled(start: str, config: Mapping[str, Any]) -> nn.Module:
     """The image half with the weights of `start`; ValueError where they cannot be had or are not all there."""
     from transformers import AutoModel
 
-    folder = Path(start).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(start, allow_patterns=list(FILES)))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{start} is no folder here and cannot be had from the hub ({reason}); set start to a folder with"
-                f" {' and '.join(FILES)}"
-            ) from None
-    model = empty(agreed(image_half(folder, start), config, start))
+    folder = require_model(start, {}, "start")
+    model = empty(agreed(image_half(folder), config, start))
     whole, report = AutoModel.from_pretrained(
         os.fspath(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
     )

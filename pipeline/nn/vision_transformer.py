@@ -104,6 +104,11 @@ class LatentDecoder(Trunk):
         return self.norm_out(places)
 
 
+def image_places(sequence: Tensor, count: int) -> Tensor:
+    """The image's places of a sequence [class token | places | latent tokens], [B, count, width]; of fewer, all."""
+    return sequence[:, 1 : 1 + count] if sequence.shape[1] > count else sequence
+
+
 def learned(count: int, width: int) -> nn.Parameter:
     """`count` learned vectors [count, width], normal with a standard deviation of width^-0.5."""
     return nn.Parameter(width**-0.5 * torch.randn(count, width))

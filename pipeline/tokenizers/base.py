@@ -109,6 +109,13 @@ class Tokenizer(QuietCast, ConfigMixin):
         """The weight that makes what a phase compares which trains `part`."""
         return self.last_layer
 
+    def at_places(self, name: str, made: Tensor) -> Tensor:
+        """What the inner module `name` makes, a map or tokens, as a token a place of the image, row by row, [B, N, C].
+
+        Overridden where tokens of no place lie beside those.
+        """
+        return made.flatten(2).mT if made.ndim == 4 else made
+
     def projection(self, features: Tensor) -> Tensor:
         """Features [B, projection_width] through the last layer before the bottleneck, to [B, neck.inputs]."""
         raise ValueError(f"this {type(self).__name__} has no layer from its encoder's width to its code's")

@@ -14,6 +14,7 @@ from pipeline.draws import Draws, PartDraws
 from pipeline.nn import dinov2_weights, lora
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
+from pipeline.nn.vision_transformer import image_places
 from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
 
 Tuning = Literal["full", "lora", "frozen"]
@@ -164,6 +165,11 @@ class LatentViT(Tokenizer):
         paths = draws if self.training else None
         code, z, terms = self.through_neck(self.features(images, condition, paths), draws, perturb)
         return Rebuilt(self.render(z, condition, paths), code, terms, projected=self.projected(class_features))
+
+    def at_places(self, name: str, made: Tensor) -> Tensor:
+        if made.ndim != 3:
+            return super().at_places(name, made)
+        return image_places(made, (self.config.image_size // self.config.patch_size) ** 2)
 
     def tunings(self) -> list[tuple[Dinov2, Tuning]]:
         """Both transformers, and how much of each is trained."""

@@ -13,7 +13,7 @@ from pipeline.components import Node
 from pipeline.draws import Draws
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
-from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, initialise
+from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_places, initialise
 from pipeline.tokenizer_folder import load_tokenizer
 from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
 
@@ -184,6 +184,12 @@ class TiTok(Tokenizer):
         logits = self.output.logits(h)
         made = self.output.paint(logits) * 2 - 1 if pixels else None
         return Rebuilt(made, code, terms, {"proxy_logits": logits}, projected)
+
+    def at_places(self, name: str, made: Tensor) -> Tensor:
+        side = name.partition(".")[0]
+        if made.ndim != 3 or side not in ("encoder", "decoder"):
+            return super().at_places(name, made)
+        return image_places(made, len(self.get_submodule(side).place_positions) - 1)
 
     def states(self, z: Tensor) -> Tensor:
         """z [B, at most `tokens`, dim] at the bottleneck's own scale to what the head reads, [B, places, width].
