@@ -352,7 +352,8 @@ def names() -> list[str]:
 
 def catalogue() -> str:
     """Every recipe with the first sentence of its comment block, a line each."""
-    return "\n".join(f"{name:<24}{headline(CONFIGS / f'{name}.yaml')}" for name in names())
+    wide = max(map(len, names())) + 2
+    return "\n".join(f"{name:<{wide}}{headline(CONFIGS / f'{name}.yaml')}" for name in names())
 
 
 def headline(path: Path) -> str:

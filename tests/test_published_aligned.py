@@ -9,10 +9,11 @@ from test_published_autoencoders import checkpoint
 from torch import Tensor
 
 from pipeline import LatentPipeline
+from pipeline.class_token import join_token, split_token
 from pipeline.code import Condition
 from pipeline.networks.wide_head_transformer import WideHeadTransformer
 from pipeline.nn.embeddings import fixed_positions
-from pipeline.published import ditdh, formats, import_checkpoint, lightningdit, repa, repa_e, vavae
+from pipeline.published import ditdh, formats, import_checkpoint, lightningdit, reg, repa, repa_e, vavae
 from pipeline.published.checkpoint import read
 
 VAE = {"multipliers": [1, 2], "blocks": 1, "bottleneck": {"kind": "gaussian", "dim": 4}}
@@ -49,11 +50,31 @@ def apply(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
 
 
+def reg_state(token: int = 6, width: int = 16) -> dict[str, Tensor]:
+    """The same with a class token, which has a row of zeros among the positions."""
+    state = repa_state(width)
+    state["pos_embed"] = F.pad(state["pos_embed"], (0, 0, 1, 0))
+    state |= linear("cls_projectors2", width, token) | linear("final_layer.linear_cls", token, width)
+    return state | {"wg_norm.weight": random(width), "wg_norm.bias": random(width)}
+
+
 def repa_forward(state: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor, heads: int) -> Tensor:
     """The published forward pass on a map x [B, C, H, W], written out."""
+    return forward(state, x, t, y, heads)[0]
+
+
+def forward(
+    state: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor, heads: int, token: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """That of a map and, in REG, of a class token [B, D] before its patches."""
     h = F.conv2d(x, state["x_embedder.proj.weight"], state["x_embedder.proj.bias"], stride=2)
     rows = h.shape[-1]
-    h = h.flatten(2).mT + state["pos_embed"]
+    h = h.flatten(2).mT
+    if token is not None:
+        entry = apply(state, "cls_projectors2", token)
+        entry = F.layer_norm(entry, entry.shape[1:], state["wg_norm.weight"], state["wg_norm.bias"], eps=1e-6)
+        h = torch.cat([entry[:, None], h], dim=1)
+    h = h + state["pos_embed"]
     angles = t[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
     c = apply(state, "t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()], dim=-1))
     c = apply(state, "t_embedder.mlp.2", F.silu(c)) + state["y_embedder.embedding_table.weight"][y]
@@ -67,9 +88,12 @@ def repa_forward(state: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor, head
         up = F.gelu(apply(state, f"{block}.mlp.fc1", norm(h) * (1 + k2) + s2), approximate="tanh")
         h = h + g2 * apply(state, f"{block}.mlp.fc2", up)
     shift, scale = apply(state, "final_layer.adaLN_modulation.1", F.silu(c))[:, None].chunk(2, dim=-1)
-    h = apply(state, "final_layer.linear", norm(h) * (1 + scale) + shift)
+    h, made = norm(h) * (1 + scale) + shift, None
+    if token is not None:
+        h, made = h[:, 1:], apply(state, "final_layer.linear_cls", h[:, 0])
+    h = apply(state, "final_layer.linear", h)
     h = h.unflatten(1, (rows, rows)).unflatten(-1, (2, 2, -1))  # [B, rows, columns, 2, 2, C]
-    return h.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    return h.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3), made
 
 
 @torch.no_grad()
@@ -79,6 +103,29 @@ def test_repa_is_its_own_forward_pass():
     ours = parts["network"](x.flatten(2).mT, t, Condition(labels=y)).mT.unflatten(2, (4, 4))
     torch.testing.assert_close(ours, repa_forward(state, x, t, y, heads=2), atol=1e-4, rtol=1e-4)
     assert parts["objective"].config.prediction == "velocity" and parts["objective"].config.path == "linear"
+
+
+@torch.no_grad()
+def test_reg_is_its_own_forward_pass_with_the_token_below_the_code():
+    state, x, t, y = reg_state(), torch.randn(2, 4, 4, 4), torch.tensor([0.2, 0.9]), torch.tensor([0, 3])
+    token = torch.randn(2, 6)
+    parts = reg.convert(state, heads=2)
+    given = join_token(x.flatten(2).mT, token)
+    z, predicted = split_token(parts["network"](given, t, Condition(labels=y)), 6)
+    there, of_the_token = forward(state, x, t, y, heads=2, token=token)
+    torch.testing.assert_close(z.mT.unflatten(2, (4, 4)), there, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(predicted, of_the_token, atol=1e-4, rtol=1e-4)
+    assert parts["objective"].class_token == 6
+
+
+def test_what_reg_does_not_have_is_named():
+    with pytest.raises(ValueError, match="final_layer.linear_cls.weight"):
+        reg.convert(repa_state(), heads=2)
+    state = reg_state()
+    with pytest.raises(ValueError, match="wg_norm.bias"):
+        reg.convert({name: value for name, value in state.items() if name != "wg_norm.bias"}, heads=2)
+    with pytest.raises(ValueError, match="first row of pos_embed"):
+        reg.convert(state | {"pos_embed": state["pos_embed"] + 1}, heads=2)
 
 
 def test_what_repa_does_not_have_is_named():

@@ -8,7 +8,7 @@ import pytest
 from fresh_process import run_fresh
 
 from pipeline.line import check_line
-from pipeline.recipe import load, merge, names, read
+from pipeline.recipe import catalogue, load, merge, names, read
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,3 +106,9 @@ def test_help_needs_no_torch():
     code = "import sys, run; status = run.main(['--help']); print(*sys.modules); sys.exit(status)"
     *lines, imported = run_fresh(code).splitlines()
     assert any("train-generator RECIPE" in line for line in lines) and "torch" not in imported.split()
+
+
+def test_the_catalogue_sets_every_name_apart_from_what_it_says():
+    rows = [row.split(maxsplit=1) for row in catalogue().splitlines()]
+    assert [name for name, _ in rows] == names()
+    assert all(row.endswith(".") for _, row in rows), "a recipe's comment begins with a sentence"

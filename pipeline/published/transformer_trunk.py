@@ -30,6 +30,9 @@ NAMES = {
     r"final_layer\.adaLN_modulation\.1\.(weight|bias)": r"head.modulation.\1",
     r"final_layer\.norm_final\.weight": r"head.norm.weight",
     r"final_layer\.linear\.(weight|bias)": r"head.linear.\1",
+    r"cls_projectors2\.(weight|bias)": r"class_token_layers.embedding.\1",
+    r"wg_norm\.(weight|bias)": r"class_token_layers.norm.\1",
+    r"final_layer\.linear_cls\.(weight|bias)": r"class_token_layers.linear.\1",
     **BLOCK_NAMES,
 }
 TABLES = (r"pos_embed", r"feat_rope\.freqs_(cos|sin)")  # computed from the sizes here
