@@ -1,7 +1,6 @@
 """The frozen network whose feature maps codes or hidden states are aligned with, as a loss of a recipe names it."""
 
 import inspect
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,12 @@ from pipeline.components import Node, find
 from pipeline.images import Images
 from pipeline.nn.convolution_stages import WIDTH, channels, shape
 from pipeline.recipe import Recipe
-from pipeline.stand_in import stand_in
+from pipeline.teacher_choice import STAND_IN, chosen, standing_in
 from pipeline.teachers.base import Tap
 from pipeline.teachers.vision_model import VisionModel, check_layer, read_config, read_kind
-from pipeline.weights import hub_id, locate, locate_model, remedy, require_model
+from pipeline.weights import locate_model, require_model
 
 AUTO = "dinov2_base"  # what `auto` takes, a name in pipeline.weights
-STAND_IN = "classifier"
-log = logging.getLogger(__name__)
 
 
 def takes_tap(node: Node) -> bool:
@@ -34,7 +31,7 @@ def check_teacher(node: Node, stated: dict[str, str], image_size: int, where: st
 
     Reads the config of the weights, not the weights; `stated` are the recipe's.
     """
-    if (given := chosen(node, stated)) == STAND_IN:
+    if (given := chosen(node, stated, AUTO)) == STAND_IN:
         count, layer = shape(image_size)["stages"] + 1, node.get("layer", -1)
         if not -count <= layer < count:
             raise ValueError(f"{where}.layer is {layer}; the maps of the classifier are 0 to {count - 1}, or -1")
@@ -53,7 +50,7 @@ def check_teacher(node: Node, stated: dict[str, str], image_size: int, where: st
 
 def teacher_width(node: Node, stated: dict[str, str], image_size: int) -> int | None:
     """Channels of the map of the teacher that the loss `node` names; None where they are not known on this machine."""
-    if (given := chosen(node, stated)) == STAND_IN:
+    if (given := chosen(node, stated, AUTO)) == STAND_IN:
         return channels(WIDTH, shape(image_size)["stages"])[node.get("layer", -1)]
     folder = locate_model(given, stated, "teacher")
     if folder is None:
@@ -70,17 +67,11 @@ def alignment_teacher(recipe: Recipe, node: Node, images: Images, folder: Path, 
     DINOv2-B where that is found, else the classifier, which the log then says.
     """
     layer = node.get("layer", -1)
-    if (given := chosen(node, recipe.weights)) != STAND_IN:
+    if (given := chosen(node, recipe.weights, AUTO)) != STAND_IN:
         weights = require_model(given, recipe.weights, f"{node['kind']}.teacher")
         size = node.get("teacher_size", "grid")
         return Tap(VisionModel.load(weights, size=size, layers=[layer])).to(accelerator.device)
-    teacher = stand_in(recipe, images, folder / "stand_in", accelerator)
-    if node.get("teacher", "auto") == "auto" and accelerator.is_main_process:
-        log.warning(
-            "%s: the weights %s are not on this machine, so a %s of the recipe's own images is the teacher; for DINOv2,"
-            " %s; to have the stand-in without this line, set teacher: classifier",
-            *(node["kind"], AUTO, teacher.name, remedy(AUTO)),
-        )
+    teacher = standing_in(recipe, node, AUTO, images, folder / "stand_in", accelerator)
     return Tap(teacher, layer)
 
 
@@ -128,11 +119,3 @@ class Stored(nn.Module):
 def stored_teacher(described: Mapping[str, Any]) -> Tap:
     """What stands for a teacher whose features a store of codes holds, as its manifest describes them."""
     return Tap(Stored(described["teacher"], described["width"]))
-
-
-def chosen(node: Node, stated: dict[str, str], auto: str = AUTO) -> str:
-    """What `auto` comes to on this machine, the weights of that name or the stand-in; else what is stated."""
-    given = node.get("teacher", "auto")
-    if given != "auto":
-        return given
-    return auto if locate(auto, stated) or hub_id(auto, stated) else STAND_IN

@@ -1,22 +1,20 @@
 """The frozen network whose features a critic judges by: DINO where its weights are, else a stand-in."""
 
 import inspect
-import logging
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from pipeline.alignment_teacher import STAND_IN, check_teacher, chosen
+from pipeline.alignment_teacher import check_teacher
 from pipeline.components import Node, find
 from pipeline.images import Images
 from pipeline.recipe import Recipe
-from pipeline.stand_in import stand_in
+from pipeline.teacher_choice import STAND_IN, chosen, standing_in
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.vision_model import VisionModel, read_config
-from pipeline.weights import remedy, require_model
+from pipeline.weights import require_model
 
 AUTO = "dino_small"  # what `auto` takes, a name in pipeline.weights
-log = logging.getLogger(__name__)
 
 
 def takes_features(node: Node) -> bool:
@@ -47,14 +45,7 @@ def critic_teacher(recipe: Recipe, node: Node, images: Images, folder: Path, acc
         layers = quarters(weights) if layers is None else layers
         shown = VisionModel.load(weights, size=node.get("teacher_size"), layers=layers, readout=True)
         return shown.to(accelerator.device)
-    teacher = stand_in(recipe, images, folder / "stand_in", accelerator)
-    if node.get("teacher", "auto") == "auto" and accelerator.is_main_process:
-        log.warning(
-            "%s: the weights %s are not on this machine, so the critic judges by a %s of the recipe's own images; for"
-            " DINO, %s; to have the stand-in without this line, set teacher: classifier",
-            *(node["kind"], AUTO, teacher.name, remedy(AUTO)),
-        )
-    return teacher
+    return standing_in(recipe, node, AUTO, images, folder / "stand_in", accelerator)
 
 
 def quarters(weights: Path) -> list[int]:

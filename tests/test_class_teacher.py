@@ -50,13 +50,16 @@ def recipe(tmp_path, monkeypatch) -> str:
 
 def test_a_recipe_says_which_teacher_and_what_does_not_fit_stops_at_load(recipe, dinov2):
     found = f"weights.dinov2_base={dinov2}"
-    for settings in ([], [f"{TEACHER}=auto"], [f"{TEACHER}=dinov2", found], [f"{TEACHER}=auto", found]):
+    for settings in ([], [f"{TEACHER}=auto"], [f"{TEACHER}=dinov2_base", found], [f"{TEACHER}={dinov2}"]):
         check_line(load(recipe, settings))
     check_line(load(recipe, [found, WIDER]))  # the recipe's classifier has as many features as it takes
     semantic = "tokenizer.phases.main.losses.semantic"
     for settings, words in (
-        ([f"{TEACHER}=dinov2"], f"^{semantic}: the weights dinov2_base are not on this machine; run hf download"),
-        ([f"{TEACHER}=dino"], f"^{TEACHER}: 'dino' is not one of auto, dinov2, classifier"),
+        ([f"{TEACHER}=dinov2_base"], f"^{semantic}: the weights dinov2_base are not on this machine; run hf download"),
+        (
+            [f"{TEACHER}=dino"],
+            f"^{semantic}: teacher: 'dino' is no folder here, no model of the hub, and none of dinov2_base",
+        ),
         ([f"{TEACHER}=auto", found, WIDER], f"^{semantic}: .*dinov2_32 has 32 channels, but the tokenizer projects 48"),
         ([f"{semantic}.class_teacher=3"], f"^{semantic}.class_teacher is determined"),
         (["tokenizer.phases.main.train=decoder"], f"^{semantic} aligns codes, which train=decoder leaves as they are"),
@@ -94,7 +97,7 @@ def test_weights_that_are_found_are_used_and_a_stand_in_is_named(recipe, dinov2,
 def test_a_model_of_the_hub_may_be_stated_and_is_fetched_when_it_is_built(recipe, dinov2, tmp_path, monkeypatch):
     fetched = []
     monkeypatch.setattr(weights, "snapshot_download", lambda given, **_: fetched.append(given) or str(dinov2))
-    for teacher in ("auto", "dinov2"):
+    for teacher in ("auto", "dinov2_base"):
         stated = load(recipe, [f"{TEACHER}={teacher}", "weights.dinov2_base=someone/dinov2-tiny"])
         check_line(stated)
         assert not fetched

@@ -1,6 +1,6 @@
 """A code that tells its image from the others of a batch as a frozen network's class feature does."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class ClassContrast(Loss):
     def __init__(
         self,
         class_teacher: nn.Module,
-        teacher: Literal["auto", "dinov2", "classifier"] = "auto",
+        teacher: str = "auto",
         normalize: bool = False,
         scale: float = 1.0,
     ):

@@ -226,6 +226,15 @@ def read_kind(folder: Path, kind: str | None = None) -> str:
     return found.removesuffix("_vision_model")
 
 
+def feature_width(folder: Path) -> tuple[str, int]:
+    """Name and channels of `features` of the model in a folder, by its config alone."""
+    config, kind = read_config(folder), read_kind(folder)
+    half = config.get("vision_config", config)
+    width = half["hidden_size"] if "hidden_size" in half else half["hidden_sizes"][-1]
+    projected = FAMILIES.get(kind, GENERAL).output == "image_embeds"
+    return called(kind, width), half.get("projection_dim", 512) if projected else width
+
+
 def check_layer(layer: int, count: int | None, kind: str) -> int:
     """The number of a layer of `count`, where -1 is the last; ValueError where a model has no such layer."""
     if count is None:
