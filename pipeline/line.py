@@ -166,7 +166,7 @@ def check_alignments(recipe: Recipe, phase: Phase, spec: LatentSpec, where: str)
         loss, stated = check("losses", node, DERIVED["losses"], at)
         if stated.get("block") is not None:
             raise ValueError(f"{at}.block is of a generator; take it out, or state this loss under generator.losses")
-        if stated.get("at") is None:
+        if stated.get("at") is None and not loss.of_pixels:
             check_codes_move(phase, at)
         if stated.get("source") == "shown" and phase.perturbation is None:
             raise ValueError(f"{at}.source is shown, but there is no perturbation; state one, or set source=clean")
@@ -359,6 +359,8 @@ def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
         loss, _ = check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
         if not loss.of_pixels:
             raise ValueError(f"{where}.losses.{name} is not of pixels, which are all a decoder makes; leave it out")
+        if takes_tap(node):
+            check_teacher(node, recipe.weights, recipe.data.size, f"{where}.losses.{name}")
     check_phase(phase, tokenizer, {}, recipe.data.size, where, from_codes=True)
 
 
