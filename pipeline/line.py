@@ -15,10 +15,11 @@ from pipeline.call_arguments import check_settings
 from pipeline.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.code import LatentSpec
 from pipeline.components import build, check, find, kinds, match_names, suggestion
+from pipeline.equivariance import check_equivariance, check_passage
 from pipeline.loss_heads import output_layout
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipe import Phase, Recipe
+from pipeline.recipe import Equivariance, Phase, Recipe
 from pipeline.reconstruction import check_balance, expected_terms
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.weak_network import check_weak_folder
@@ -62,6 +63,7 @@ def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
     spec = cls.geometry(image_size=recipe.data.size, **arguments)
     for name, phase in part.phases.items():
         check_whole_phase(recipe, phase, f"tokenizer.phases.{name}")
+    check_passages(recipe)
     if not part.phases and not cls.frozen and part.start is None:
         raise ValueError(
             "tokenizer.phases is empty: a tokenizer of our own needs a phase that trains it, or tokenizer.start=FOLDER"
@@ -77,6 +79,12 @@ def check_whole_phase(recipe: Recipe, phase: Phase, where: str, others: Sequence
     check_perturbation(phase, cls, spec, f"{where}.perturbation")
     check_class_teachers(phase, cls, arguments, recipe.weights, f"{where}.losses")
     check_alignments(recipe, phase, spec, where)
+    if phase.equivariance:
+        losses = {name: check("losses", node, DERIVED["losses"]) for name, node in phase.losses.items()}
+        try:
+            check_equivariance(phase, losses, (cls, arguments), spec, recipe.data.size)
+        except ValueError as error:
+            raise ValueError(f"{where}.equivariance: {error}") from None
     if phase.balance:
         check_balances(recipe, phase, where)
 
@@ -137,6 +145,20 @@ def check_perturbation(phase: Phase, tokenizer: type[Tokenizer], spec: LatentSpe
         build("perturbations", phase.perturbation).check(tokenizer, spec)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def check_passages(recipe: Recipe) -> None:
+    """ValueError where transformed codes or images do not pass; builds the tokenizer on the meta device for that."""
+    phases = {name: phase.equivariance for name, phase in recipe.tokenizer.phases.items() if phase.equivariance}
+    tokenizer = on_meta(recipe) if phases else None
+    passed: list[Equivariance] = []
+    for name, part in phases.items():
+        if part not in passed:
+            try:
+                check_passage(part, tokenizer)
+            except ValueError as error:
+                raise ValueError(f"tokenizer.phases.{name}.equivariance: {error}") from None
+            passed.append(part)
 
 
 def check_class_teachers(
@@ -314,6 +336,8 @@ def check_joint_training(recipe: Recipe) -> None:
         )
     if phase.train == "decoder":
         raise ValueError("joint.phase.train is decoder, and so codes stay what they are; set train: all, or encoder")
+    if phase.equivariance:
+        raise ValueError("joint.phase.equivariance: the generator has codes of one size alone; leave it out")
     check_whole_phase(recipe, phase, "joint.phase", others=["network"])
     terms = {term for node in nodes for term in find("losses", node["kind"]).terms()}
     match_names(recipe.joint.alignment, terms, "joint.alignment", "term of generator.losses")
@@ -353,6 +377,8 @@ def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
         raise ValueError(
             f"{where}.balance is of terms that are not of pixels, and a decoder makes nothing else; leave it out"
         )
+    if phase.equivariance:
+        raise ValueError(f"{where}.equivariance transforms codes that are encoded, not those given here; leave it out")
     if not phase.losses:
         raise ValueError(f"{where}.losses is empty, and so held-out pairs have no error; name one, for example pixel")
     for name, node in phase.losses.items():
