@@ -1,4 +1,4 @@
-"""The frozen network whose feature maps codes or hidden states are aligned with, as a loss of a recipe names it."""
+"""The frozen network whose feature maps codes, hidden states or images are compared in, as a loss names it."""
 
 import inspect
 from collections.abc import Mapping
@@ -32,9 +32,10 @@ def check_teacher(node: Node, stated: dict[str, str], image_size: int, where: st
     Reads the config of the weights, not the weights; `stated` are the recipe's.
     """
     if (given := chosen(node, stated, AUTO)) == STAND_IN:
-        count, layer = shape(image_size)["stages"] + 1, node.get("layer", -1)
-        if not -count <= layer < count:
-            raise ValueError(f"{where}.layer is {layer}; the maps of the classifier are 0 to {count - 1}, or -1")
+        count = shape(image_size)["stages"] + 1
+        for layer in layers_of(node):
+            if not -count <= layer < count:
+                raise ValueError(f"{where}: layer {layer} is asked for; the classifier's are 0 to {count - 1}, or -1")
         return
     folder = locate_model(given, stated, f"{where}.teacher")
     if folder is not None:
@@ -43,7 +44,8 @@ def check_teacher(node: Node, stated: dict[str, str], image_size: int, where: st
         count = half.get("num_hidden_layers")
         if count is not None:
             try:
-                check_layer(node.get("layer", -1), count, read_kind(folder))
+                for layer in layers_of(node):
+                    check_layer(layer, count, read_kind(folder))
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
 
@@ -63,16 +65,20 @@ def alignment_teacher(recipe: Recipe, node: Node, images: Images, folder: Path, 
     """The map of the teacher that the loss `node` names by `teacher`, `layer` and `teacher_size`, frozen.
 
     `teacher` is the name of known weights (dinov2_large, ...), a folder, a model of the hub, or `classifier`: a small
-    one of the recipe's own images, kept in `folder/stand_in`; `layer` numbers its maps, fine to coarse. `auto` is
-    DINOv2-B where that is found, else the classifier, which the log then says.
+    one of the recipe's own images, kept in `folder/stand_in`; `layer` numbers its maps, fine to coarse, or `layers`
+    does, of several. `auto` is DINOv2-B where that is found, else the classifier, which the log then says.
     """
-    layer = node.get("layer", -1)
+    layers = layers_of(node)
     if (given := chosen(node, recipe.weights, AUTO)) != STAND_IN:
         weights = require_model(given, recipe.weights, f"{node['kind']}.teacher")
         size = node.get("teacher_size", "grid")
-        return Tap(VisionModel.load(weights, size=size, layers=[layer])).to(accelerator.device)
-    teacher = standing_in(recipe, node, AUTO, images, folder / "stand_in", accelerator)
-    return Tap(teacher, layer)
+        return Tap(VisionModel.load(weights, size=size, layers=layers), *range(len(layers))).to(accelerator.device)
+    return Tap(standing_in(recipe, node, AUTO, images, folder / "stand_in", accelerator), *layers)
+
+
+def layers_of(node: Node) -> list[int]:
+    """Numbers of the maps that the loss `node` asks for: its `layers`, else its one `layer`."""
+    return list(node.get("layers") or [node.get("layer", -1)])
 
 
 class ClassFeature(nn.Module):

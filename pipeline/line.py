@@ -16,10 +16,11 @@ from pipeline.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.code import LatentSpec
 from pipeline.components import build, check, find, kinds, match_names, suggestion
 from pipeline.critic_teacher import check_critic_teacher, takes_features
+from pipeline.equivariance import check_equivariance, check_passage
 from pipeline.loss_heads import output_layout
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipe import Loop, Phase, Recipe
+from pipeline.recipe import Equivariance, Loop, Phase, Recipe
 from pipeline.reconstruction import check_balance, expected_terms
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.weak_network import check_weak_folder
@@ -63,6 +64,7 @@ def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
     spec = cls.geometry(image_size=recipe.data.size, **arguments)
     for name, phase in part.phases.items():
         check_whole_phase(recipe, phase, f"tokenizer.phases.{name}")
+    check_passages(recipe)
     if not part.phases and not cls.frozen and part.start is None:
         raise ValueError(
             "tokenizer.phases is empty: a tokenizer of our own needs a phase that trains it, or tokenizer.start=FOLDER"
@@ -81,6 +83,14 @@ def check_whole_phase(recipe: Recipe, phase: Phase, where: str, others: Sequence
     check_critic(recipe, phase, where)
     if phase.only:
         check_only(recipe, phase, where)
+    if phase.equivariance:
+        losses = {name: check("losses", node, DERIVED["losses"]) for name, node in phase.losses.items()}
+        part = phase.adversary
+        critic = None if part is None else check("critics", part.critic, DERIVED["critics"])
+        try:
+            check_equivariance(phase, losses, critic, (cls, arguments), spec, recipe.data.size)
+        except ValueError as error:
+            raise ValueError(f"{where}.equivariance: {error}") from None
     if phase.balance:
         check_balances(recipe, phase, where)
 
@@ -168,6 +178,20 @@ def check_perturbation(phase: Phase, tokenizer: type[Tokenizer], spec: LatentSpe
         raise ValueError(f"{where}: {error}") from None
 
 
+def check_passages(recipe: Recipe) -> None:
+    """ValueError where transformed codes or images do not pass; builds the tokenizer on the meta device for that."""
+    phases = {name: phase.equivariance for name, phase in recipe.tokenizer.phases.items() if phase.equivariance}
+    tokenizer = on_meta(recipe) if phases else None
+    passed: list[Equivariance] = []
+    for name, part in phases.items():
+        if part not in passed:
+            try:
+                check_passage(part, tokenizer)
+            except ValueError as error:
+                raise ValueError(f"tokenizer.phases.{name}.equivariance: {error}") from None
+            passed.append(part)
+
+
 def check_class_teachers(
     phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, Any], stated: dict[str, str], where: str
 ) -> None:
@@ -195,7 +219,7 @@ def check_alignments(recipe: Recipe, phase: Phase, spec: LatentSpec, where: str)
         loss, stated = check("losses", node, DERIVED["losses"], at)
         if stated.get("block") is not None:
             raise ValueError(f"{at}.block is of a generator; take it out, or state this loss under generator.losses")
-        if stated.get("at") is None:
+        if stated.get("at") is None and not loss.of_pixels:
             check_codes_move(phase, at)
         if stated.get("source") == "shown" and phase.perturbation is None:
             raise ValueError(f"{at}.source is shown, but there is no perturbation; state one, or set source=clean")
@@ -344,6 +368,8 @@ def check_joint_training(recipe: Recipe) -> None:
         )
     if phase.train == "decoder":
         raise ValueError("joint.phase.train is decoder, and so codes stay what they are; set train: all, or encoder")
+    if phase.equivariance:
+        raise ValueError("joint.phase.equivariance: the generator has codes of one size alone; leave it out")
     check_whole_phase(recipe, phase, "joint.phase", others=["network"])
     terms = {term for node in nodes for term in find("losses", node["kind"]).terms()}
     match_names(recipe.joint.alignment, terms, "joint.alignment", "term of generator.losses")
@@ -383,12 +409,16 @@ def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
         raise ValueError(
             f"{where}.balance is of terms that are not of pixels, and a decoder makes nothing else; leave it out"
         )
+    if phase.equivariance:
+        raise ValueError(f"{where}.equivariance transforms codes that are encoded, not those given here; leave it out")
     if not phase.losses:
         raise ValueError(f"{where}.losses is empty, and so held-out pairs have no error; name one, for example pixel")
     for name, node in phase.losses.items():
         loss, _ = check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
         if not loss.of_pixels:
             raise ValueError(f"{where}.losses.{name} is not of pixels, which are all a decoder makes; leave it out")
+        if takes_tap(node):
+            check_teacher(node, recipe.weights, recipe.data.size, f"{where}.losses.{name}")
     check_phase(phase, tokenizer, {}, recipe.data.size, where, from_codes=True)
     check_critic(recipe, phase, where)
     if phase.only:

@@ -103,6 +103,28 @@ class Adversary:
 
 
 @dataclass
+class Equivariance:
+    """How often, and how, what the decoder is shown shrinks and turns, and the image that it is to make with it.
+
+    EQ-VAE (Kouzelis et al., arXiv:2502.09509) and VFM-VAE (arXiv:2510.18457); the shares are those of both.
+    """
+
+    codes: float = 0.5  # share of the steps at which the code is transformed
+    images: float = 0.25  # share of the other steps at which the image is, before it is encoded
+    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the sides; one is drawn for a step
+    turns: tuple[int, ...] = (0, 1, 2, 3)  # quarters; one is drawn for a step
+
+    def __post_init__(self) -> None:
+        for name in ("codes", "images"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"equivariance.{name} is {getattr(self, name):g}; it is a share, from 0 to 1")
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"equivariance.scales are {list(self.scales)}; state one or more above 0, and 1 at most")
+        if not self.turns or not set(self.turns) <= {0, 1, 2, 3}:
+            raise ValueError(f"equivariance.turns are {list(self.turns)}; state one or more of 0, 1, 2 and 3 quarters")
+
+
+@dataclass
 class Phase:
     """One training of the tokenizer: what moves, under which terms, for how long."""
 
@@ -114,6 +136,7 @@ class Phase:
     balance: dict[str, str] = field(default_factory=dict)  # term -> parameter at which its weight is adapted
     adversary: Adversary | None = None
     perturbation: Node | None = None  # slot perturbations: what the decoder is shown instead of the code
+    equivariance: Equivariance | None = None  # that the decoder's images shrink and turn as their codes do
     least_usage: float = field(default=0.5, metadata=ONLY_SPEED)  # share of the codes below which a warning is logged
 
 

@@ -14,8 +14,10 @@ from pipeline.components import suggestion
 from pipeline.contest import Contest, gradient
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
+from pipeline.equivariance import drawn
 from pipeline.loss_heads import joined
 from pipeline.losses.base import Loss
+from pipeline.nn.map_transform import UNCHANGED
 from pipeline.nn.processes import processes, summed
 from pipeline.recipe import Phase
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
@@ -31,8 +33,9 @@ class Reconstruction:
     each weight a term, or it is a ValueError. Heads that losses train are a part of the tokenizer's player. A term in
     `phase.balance` has its weight times the ratio of gradients, that of the pixel terms over its own, at the parameter
     stated. The critic's part is that of `pipeline.contest`; before it, the critic is not run. `phase.perturbation`
-    changes what the decoder is shown, here and nowhere else. With accumulation adaptive weights are those of each
-    micro-batch. `usage` counts the ids of discrete codes.
+    changes what the decoder is shown, here and nowhere else; `phase.equivariance` transforms it and, alike, the images
+    that losses and critic compare with. With accumulation adaptive weights are those of each micro-batch. `usage`
+    counts the ids of discrete codes.
     """
 
     own_terms = True  # the tokenizer's, of what lies before its decoder, are among the terms
@@ -75,13 +78,16 @@ class Reconstruction:
         """The tokenizer's turn, then the critic's from its start on. `batch` holds `images` and `condition`."""
         if self.view is not None:  # of a branch: what it is given, and what all losses compare
             batch = replace(batch, images=self.view(batch.images))
-        images, adversary = batch.images, self.phase.adversary
+        before, after = drawn(self.phase.equivariance, draws)
+        if before != UNCHANGED:
+            batch = replace(batch, images=before(batch.images))
+        images, adversary = after(batch.images), self.phase.adversary  # what is to be made
         contested = 0.0 if adversary is None else adversary.share(step)
-        rebuilt = self.rebuild(batch, draws, step)
+        rebuilt = self.rebuild(batch, draws, step, **({} if after == UNCHANGED else {"transform": after}))
         if self.usage is not None:
             self.usage.add(rebuilt.code.ids)
             self.metrics |= self.usage.values
-        terms = self.tokenizer_terms(images, rebuilt, contested, draws)
+        terms = self.tokenizer_terms(images, batch.images, rebuilt, contested, draws)
         for loss in self.losses.values():
             self.metrics |= loss.metrics
         yield "tokenizer", terms
@@ -90,9 +96,9 @@ class Reconstruction:
             self.metrics |= self.contest.metrics
             yield "critic", terms
 
-    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
-        """The pass of the tokenizer that the losses look at."""
-        asked: dict[str, Any] = dict(self.asked)
+    def rebuild(self, batch: Any, draws: StepDraws, step: int, **asked: Any) -> Rebuilt:
+        """The pass of the tokenizer that the losses look at; it is `asked` for more where a step needs that."""
+        asked |= self.asked
         for loss in self.losses.values():
             asked |= loss.asks(batch.images)
         if self.perturbation is not None:
@@ -100,9 +106,9 @@ class Reconstruction:
         return self.players["tokenizer"](batch.images, batch.condition, draws, **asked)
 
     def tokenizer_terms(
-        self, images: Tensor, rebuilt: Rebuilt, contested: float, draws: StepDraws
+        self, images: Tensor, encoded: Tensor, rebuilt: Rebuilt, contested: float, draws: StepDraws
     ) -> dict[str, Tensor]:
-        """The weighted terms, with their true values.
+        """The weighted terms, with their true values, of `encoded` images and of those that are to be made of them.
 
         Losses of pixels and the critic are differentiated once each, at the image; what they add up to there goes
         back through the tokenizer in one pass, by way of `carrying`.
@@ -110,7 +116,7 @@ class Reconstruction:
         weights, found = self.phase.weights, dict(rebuilt.terms)
         for loss in self.losses.values():
             if not loss.of_pixels:
-                found |= loss(images, rebuilt)
+                found |= loss(encoded if loss.of_code else images, rebuilt)
         terms = {name: weights[name] * value for name, value in found.items()}
         if rebuilt.images is None:
             return terms

@@ -95,6 +95,9 @@ KNOWN = {
     "clip_large_336": Folder(
         "clip-vit-large-patch14-336", "openai/clip-vit-large-patch14-336", "MIT (CLIP)", "pytorch_model.bin"
     ),
+    "dinov3_small": Folder(
+        "dinov3-vits16-pretrain-lvd1689m", "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3 License"
+    ),
     "dinov3_base": Folder(
         "dinov3-vitb16-pretrain-lvd1689m", "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3 License"
     ),

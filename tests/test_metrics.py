@@ -11,12 +11,13 @@ from pipeline.eight_bits import eight_bits, from_bytes, levels, to_bytes
 from pipeline.feature_choice import KINDS
 from pipeline.metrics.copies import near_copies, nearest_two
 from pipeline.metrics.features import PixelFeatures
-from pipeline.metrics.fidelity import gaussian, psnr, ssim
+from pipeline.metrics.fidelity import psnr, ssim
 from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.metrics.inception_score import inception_score
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.precision_recall import precision_recall
 from pipeline.nn.resize import resize_tensorflow1
+from pipeline.nn.structural_similarity import gaussian
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

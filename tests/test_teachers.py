@@ -100,6 +100,12 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
 
     named = built(teacher=str(folders / "dinov3_vit"), layer=1, teacher_size=16)
     assert (named.name, named.width) == ("dinov3_vit", 16) and named.teacher.layers == [1]
+    several = built(teacher=str(folders / "dinov3_vit"), layers=[1, -1], teacher_size=16)
+    made = images(16).requires_grad_()
+    first, last = several.maps(made)
+    assert torch.equal(first, named.maps(made)[0]) and torch.equal(last, several.teacher.maps(made)[1])
+    torch.autograd.backward(first.sum() + last.square().sum())
+    assert made.grad.abs().sum() > 0 and all(p.grad is None for p in several.parameters())
     recipe.weights = {"dinov2_base": str(folders / "dinov2")}
     assert built().name == built(teacher="dinov2_base").name == "dinov2_16"
     recipe.weights = {}
@@ -110,7 +116,7 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
         ({"teacher": "dinov3_large"}, "weights dinov3_large are not on this machine; run hf download facebook/dinov3"),
         ({"teacher": str(folders / "clip"), "layer": 7}, "^here: there is no layer 7 in a clip of 2"),
         ({"teacher": str(tmp_path)}, "holds no config.json"),
-        ({"teacher": "classifier", "layer": 3}, "^here.layer is 3; the maps of the classifier are 0 to 2, or -1"),
+        ({"teacher": "classifier", "layer": 3}, "^here: layer 3 is asked for; the classifier's are 0 to 2, or -1"),
     ):
         with pytest.raises(ValueError, match=words) as error:
             check_teacher(node, {}, 16, "here")

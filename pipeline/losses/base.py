@@ -1,5 +1,6 @@
 """What every reconstruction loss promises."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ class Loss(nn.Module, ABC):
 
     any_channels: bool = False  # it looks at images of any channels, not of three colours alone
     of_pixels: bool = True  # it looks at rebuilt.images alone, so its gradient can be taken at the image
+    of_code: bool = False  # it looks at the images that were encoded, where others are to be made
     reads: tuple[str, ...] = ()  # names of rebuilt.features that it needs
 
     def __init__(self):
@@ -36,6 +38,11 @@ class Loss(nn.Module, ABC):
     def needs(cls, **arguments) -> tuple[str, ...]:
         """Names of rebuilt.features that the loss needs with these arguments."""
         return cls.reads
+
+    @classmethod
+    def of_one_grid(cls, **arguments) -> bool:
+        """Whether with these arguments it knows codes of the tokenizer's own grid alone, and none of smaller images."""
+        return False
 
     @classmethod
     def validate(cls, spec: LatentSpec, **arguments) -> None:
@@ -63,6 +70,7 @@ class Alignment(Loss):
     """
 
     of_pixels = False
+    of_code = True
 
     def __init__(self, tap: Tap, grid: Sequence[int], block: int | None = None, at: str | None = None):
         super().__init__()
@@ -84,7 +92,12 @@ class Alignment(Loss):
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         (term,) = self.terms()
         made = rebuilt.code.z if self.head is None else rebuilt.heads[term]
-        return self.compared(made, self.tap(images, self.grid), rebuilt.features.get("kept"))
+        return self.compared(made, self.tap(images, self.grid_of(made)), rebuilt.features.get("kept"))
+
+    def grid_of(self, made: Tensor) -> tuple[int, ...]:
+        """The grid that tokens [B, N, C] are on: `grid`, or of images that are smaller, one as much smaller."""
+        shrunk = math.sqrt(made.shape[1] / math.prod(self.grid))
+        return tuple(round(side * shrunk) for side in self.grid)
 
     @abstractmethod
     def compared(self, made: Tensor, aims: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:

@@ -67,6 +67,10 @@ class FeatureCosine(Alignment):
         return ("kept",) if head.mask or positions == "dropped" else ()
 
     @classmethod
+    def of_one_grid(cls, head: HeadShape = HeadShape(), **arguments) -> bool:
+        return head.blocks > 0  # whose positions are fixed
+
+    @classmethod
     def validate(
         cls,
         spec: LatentSpec,

@@ -9,13 +9,19 @@ from pipeline.tokenizers.base import Rebuilt
 
 
 class Pixel(Loss):
-    """`pixel`: the mean absolute (l1) or squared (l2) difference over all pixels and colours."""
+    """`pixel`: a mean over all pixels and colours of the absolute (l1) or squared (l2) difference d, or Charbonnier's.
+
+    That is sqrt(d^2 + epsilon^2), l1 with a smooth bottom (Charbonnier et al., ICIP 1994; with epsilon 1e-3 by Lai et
+    al., arXiv:1710.01992), which is `epsilon` where images are equal. `epsilon` is of `charbonnier` alone.
+    """
 
     any_channels = True
 
-    def __init__(self, norm: Literal["l1", "l2"] = "l1"):
+    def __init__(self, norm: Literal["l1", "l2", "charbonnier"] = "l1", epsilon: float = 1e-3):
         super().__init__()
-        self.norm = norm
+        if epsilon <= 0:
+            raise ValueError(f"pixel: epsilon is {epsilon:g}; use a small number above 0, or norm=l1")
+        self.norm, self.epsilon = norm, epsilon
 
     @classmethod
     def terms(cls, **arguments) -> tuple[str, ...]:
@@ -23,4 +29,7 @@ class Pixel(Loss):
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         difference = rebuilt.images.float() - images.float()
-        return {"pixel": (difference.abs() if self.norm == "l1" else difference.square()).mean()}
+        if self.norm == "l1":
+            return {"pixel": difference.abs().mean()}
+        squared = difference.square()
+        return {"pixel": (squared if self.norm == "l2" else (squared + self.epsilon**2).sqrt()).mean()}

@@ -20,17 +20,20 @@ class Teacher(Protocol):
 
 
 class Tap(nn.Module):
-    """One map of a teacher, number `index`, which stays frozen and in evaluation mode whatever it is a part of.
+    """A map of a teacher, number `index`, or several; it stays frozen and in evaluation mode whatever it is a part of.
 
-    Raises ValueError where the teacher has no such map.
+    Of several the first is the one that features of places are of. Raises ValueError where the teacher has no such map.
     """
 
-    def __init__(self, teacher: Teacher, index: int = -1):
+    def __init__(self, teacher: Teacher, index: int = -1, *others: int):
         super().__init__()
         count = len(teacher.widths)
-        if not -count <= index < count:
-            raise ValueError(f"the teacher {teacher.name} has maps 0 to {count - 1}, or -{count} to -1, and no {index}")
-        self.teacher, self.index = teacher.requires_grad_(False).eval(), index
+        for one in (index, *others):
+            if not -count <= one < count:
+                raise ValueError(
+                    f"the teacher {teacher.name} has maps 0 to {count - 1}, or -{count} to -1, and no {one}"
+                )
+        self.teacher, self.index, self.others = teacher.requires_grad_(False).eval(), index, others
         self.name, self.width = teacher.name, teacher.widths[index]
 
     def train(self, mode: bool = True) -> "Tap":
@@ -38,10 +41,15 @@ class Tap(nn.Module):
         self.teacher.eval()
         return self
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] in [-1, 1] to the maps [B, C, h, w], through which a gradient goes back to the images."""
+        found = self.teacher.maps(images)
+        return [found[index] for index in (self.index, *self.others)]
+
     @torch.no_grad()
     def forward(self, images: Tensor, grid: Sequence[int]) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] to a feature for every place of `grid`, [B, h * w, width], row by row.
 
         Maps of another grid are resampled as `resize_map` does it.
         """
-        return resize_map(self.teacher.maps(images)[self.index], grid).flatten(2).mT
+        return resize_map(self.maps(images)[0], grid).flatten(2).mT

@@ -15,6 +15,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Node, suggestion
 from pipeline.draws import Draws
+from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.quiet_cast import QuietCast
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
@@ -78,6 +79,11 @@ class Tokenizer(QuietCast, ConfigMixin):
     def view_shape(cls, part: str, image_size: int, **arguments) -> tuple[int, int]:
         """Channels and side of the images that a phase compares which trains `part`, known without building."""
         return 3, image_size
+
+    @classmethod
+    def takes_transforms(cls, **arguments) -> bool:
+        """Whether `forward` can be given the `transform` of a map, known without building."""
+        return False
 
     @classmethod
     def projection_width(cls, **arguments) -> int | None:
@@ -158,12 +164,7 @@ class Tokenizer(QuietCast, ConfigMixin):
         lets the wrapper that averages gradients over processes see it.
         """
         code, z, terms = self.squeezed(images, condition, draws, perturb)
-        made = self.render_like(images, z, condition)
-        return Rebuilt(made, code, terms, projected=self.projected(class_features))
-
-    def render_like(self, images: Tensor, z: Tensor, condition: Condition | None) -> Tensor:
-        """`render` of a code of `images`, to images of their size."""
-        return self.render(z, condition)
+        return Rebuilt(self.render(z, condition), code, terms, projected=self.projected(class_features))
 
     def squeezed(
         self, images: Tensor, condition: Condition | None, draws: Draws | None, perturb: Perturb | None
@@ -224,6 +225,10 @@ class MapTokenizer(Tokenizer):
     """
 
     @classmethod
+    def takes_transforms(cls, **arguments) -> bool:
+        return True
+
+    @classmethod
     def halved(cls, image_size: int, bottleneck: Node, multipliers: list[int], patch_size: int = 1) -> LatentSpec:
         """The spec where each level but the first halves the sides of an image, or of its patches."""
         if not multipliers:
@@ -269,8 +274,23 @@ class MapTokenizer(Tokenizer):
             raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
         return self.decoded(z.transpose(1, 2).unflatten(2, grid))
 
-    def render_like(self, images: Tensor, z: Tensor, condition: Condition | None) -> Tensor:
-        return self.render(z, condition, self.grid(images))
+    def forward(
+        self,
+        images: Tensor,
+        condition: Condition | None = None,
+        draws: Draws | None = None,
+        perturb: Perturb | None = None,
+        class_features: Tensor | None = None,
+        transform: MapTransform = UNCHANGED,
+    ) -> Rebuilt:
+        """As in the base; `transform` is done to the map that the decoder is shown, so that it makes such images."""
+        code, z, terms = self.squeezed(images, condition, draws, perturb)
+        made = self.decoded(self.shown_map(images, z, transform))
+        return Rebuilt(made, code, terms, projected=self.projected(class_features))
+
+    def shown_map(self, images: Tensor, z: Tensor, transform: MapTransform = UNCHANGED) -> Tensor:
+        """z [B, N, C] of the code of `images` as the map [B, C, h, w] that the decoder is shown."""
+        return transform(z.transpose(1, 2).unflatten(2, self.grid(images)))
 
     @apply_forward_hook
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:

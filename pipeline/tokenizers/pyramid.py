@@ -12,6 +12,7 @@ from pipeline.components import Node
 from pipeline.draws import Draws
 from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
+from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
 from pipeline.tokenizers.base import MapTokenizer, Perturb, Rebuilt
 
@@ -108,9 +109,10 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         draws: Draws | None = None,
         perturb: Perturb | None = None,
         class_features: Tensor | None = None,
+        transform: MapTransform = UNCHANGED,
     ) -> Rebuilt:
         code, z, terms = self.squeezed(images, condition, draws, perturb)
-        *scales, made = self.painted(z.mT.unflatten(2, self.grid(images)))
+        *scales, made = self.painted(self.shown_map(images, z, transform))
         return Rebuilt(made, code, terms, {"scales": scales})
 
     @property

@@ -12,6 +12,7 @@ from pipeline.components import Node
 from pipeline.draws import Draws
 from pipeline.nn.convolution import Decoder, Encoder, laid_out
 from pipeline.nn.haar import haar, inverse_haar
+from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.tokenizers.base import MapTokenizer, Perturb, Rebuilt
 
 BAND_CHANNELS = {"low": 3, "high": 9}
@@ -168,11 +169,12 @@ class TwoBand(MapTokenizer):
         draws: Draws | None = None,
         perturb: Perturb | None = None,
         class_features: Tensor | None = None,
+        transform: MapTransform = UNCHANGED,
         branch: str | None = None,
     ) -> Rebuilt:
         """With a `branch`, `images` are its view of the images, and so is what comes back."""
         if branch is None:
-            return super().forward(images, condition, draws, perturb, class_features)
+            return super().forward(images, condition, draws, perturb, class_features, transform)
         net = getattr(self, branch)
         own = net.encode(images)  # [B, inputs, h, w]
         other = own.new_zeros(len(own), self.neck.inputs - own.shape[1], *own.shape[2:])

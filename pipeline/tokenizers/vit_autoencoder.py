@@ -20,6 +20,7 @@ from pipeline.nn.grid_transformer import (
     Position,
     initialise,
 )
+from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.patch_heads import Head, as_maps
 from pipeline.nn.token_drop import kept_places, restored
 from pipeline.tokenizers.base import MapTokenizer, Perturb, Rebuilt
@@ -127,6 +128,10 @@ class VitAutoencoder(MapTokenizer):
         return ("kept",) if drops(token_drop) else ()
 
     @classmethod
+    def takes_transforms(cls, token_drop: Sequence[float] = (0.0, 0.0), **arguments) -> bool:
+        return not drops(token_drop)  # with it there are places without a code
+
+    @classmethod
     def projection_width(cls, width: int, **arguments) -> int:
         return width
 
@@ -146,9 +151,10 @@ class VitAutoencoder(MapTokenizer):
         draws: Draws | None = None,
         perturb: Perturb | None = None,
         class_features: Tensor | None = None,
+        transform: MapTransform = UNCHANGED,
     ) -> Rebuilt:
         if not drops(self.config.token_drop):
-            return super().forward(images, condition, draws, perturb, class_features)
+            return super().forward(images, condition, draws, perturb, class_features, transform)
         grid = self.grid(images)
         shown = self.shown(len(images), grid[0] * grid[1], draws)
         code, z, terms = self.through_neck(self.encoder(images, shown), draws, perturb)
