@@ -2,13 +2,14 @@
 
     python benchmarks/alignment.py [--seeds 3] [--workers 2] [--folder runs/alignment] [--parts steps ...]
 
-The teacher is a small classifier of the same digits, on its map of 4x4; the codes are those of the recipe `digits`, the
-generator reads them token by token. The judge of distances is a classifier of another seed; `fd_pixels` asks none.
+The teacher is a small classifier of the same digits, on its map of 4x4. The judge of distances is a classifier of
+another seed; `fd_pixels` asks none.
 
-`steps`: the distance of samples after 100, 200 and 400 steps of the generator (each a training of its own, with its own
-decay of the rate) on plain codes, on codes aligned by `relational` (VA-VAE) and by `feature_cosine` of noised codes
-(Send-VAE, RecTok), each with and without REPA; reconstruction beside it. `dimensions`: codes of 4 to 64 channels with
-and without `relational`. `budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `bands`: the error
+`steps`: the distance of samples after a quarter, half and all of the recipe's 1,200 steps of the generator (each a
+training of its own, with its own decay of the rate) on plain codes, on codes aligned by `relational` (VA-VAE) and by
+`feature_cosine` of noised codes (Send-VAE, RecTok), each with and without REPA; reconstruction beside it.
+`dimensions`: codes of 4 to 64 channels with and without `relational`, under a smaller generator that reads them token
+by token, 600 steps. `budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `bands`: the error
 of FA-VAE's two bands beside plain codes of as many channels. `flow`: how well a linear map reads the class off codes on
 their way to noise, of plain, aligned and RecTok's. Means and spread (standard deviation) over seeds; figures go to
 FOLDER. Every line runs in one process on one thread; what is finished in FOLDER is not run again.
@@ -23,8 +24,11 @@ from pathlib import Path
 from quality_runs import Line, Rows, Tables, change, mean, parser_of, pick, print_tables, rows_in, run_all
 
 MAIN = "tokenizer.phases.main"
-GENERATOR = ("generator.network.patch_size=1", "generator.network.depth=3", "generator.network.width=128")
-STEPS = (100, 200, 400)
+STEPS = (300, 600, 1200)
+TOKENWISE = (  # for any number of channels
+    *("generator.network.patch_size=1", "generator.network.depth=3", "generator.network.width=128"),
+    *("generator.loop.steps=600", "generator.loop.warmup=30", "generator.loop.ema=0.98"),
+)
 COSINE = "kind: feature_cosine, teacher: classifier, source: noised, standardize: true"
 HEAD = "head: {blocks: 1, width: 64, heads: 4, hidden: 128}"
 RELATIONAL = (
@@ -50,13 +54,13 @@ def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
     for seed in range(seeds):
         if "steps" in parts:
             for name, changes in TOKENIZERS.items():
-                yield Line("digits", {"part": "steps", "tokenizer": name}, seed, (*GENERATOR, *changes), trainings())
+                yield Line("digits", {"part": "steps", "tokenizer": name}, seed, changes, trainings())
         if "dimensions" in parts:
             for aligned in ("plain", "relational"):
                 for dim in DIMENSIONS:
                     facts = {"part": "dimensions", "tokenizer": aligned, "channels": str(dim)}
-                    overrides = (*GENERATOR, *TOKENIZERS[aligned], f"tokenizer.model.bottleneck.dim={dim}")
-                    yield Line("digits", facts, seed, (*overrides, "generator.loop.steps=400"), {"whole": ()})
+                    overrides = (*TOKENWISE, *TOKENIZERS[aligned], f"tokenizer.model.bottleneck.dim={dim}")
+                    yield Line("digits", facts, seed, overrides, {"whole": ()})
         if "budget" in parts:
             for patch, dim in BUDGETS:
                 facts = {"part": "budget", "patch": str(patch), "channels": str(dim)}
