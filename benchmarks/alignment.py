@@ -5,9 +5,10 @@
 The teacher is a small classifier of the same digits, on its map of 4x4. The judge of distances is a classifier of
 another seed; `fd_pixels` asks none.
 
-`steps`: the distance of samples after a quarter, half and all of the recipe's 1,200 steps of the generator (each a
-training of its own, with its own decay of the rate) on plain codes, on codes aligned by `relational` (VA-VAE) and by
-`feature_cosine` of noised codes (Send-VAE, RecTok), each with and without REPA; reconstruction beside it.
+`steps`: the distance of samples after an eighth, a quarter, half and all of the recipe's 1,200 steps of the generator
+(each a training of its own, with its own decay of the rate) on plain codes, on codes aligned by `relational` (VA-VAE)
+and by `feature_cosine` of noised codes (Send-VAE, RecTok), each with and without REPA; reconstruction beside it, and
+how many steps the plain recipe takes to the same distance.
 `dimensions`: codes of 4 to 64 channels with and without `relational`, under a smaller generator that reads them token
 by token, 600 steps. `budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `bands`: the error
 of FA-VAE's two bands beside plain codes of as many channels. `flow`: how well a linear map reads the class off codes on
@@ -21,19 +22,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from quality_runs import Line, Rows, Tables, change, mean, parser_of, pick, print_tables, rows_in, run_all
+from quality_runs import Line, Rows, Tables, mean, parser_of, pick, print_tables, rows_in, run_all
 
 MAIN = "tokenizer.phases.main"
-STEPS = (300, 600, 1200)
+STEPS = (150, 300, 600, 1200)
+QUICK = ("generator.loop.warmup=30", "generator.loop.ema=0.98")  # else short trainings end in what they began with
 TOKENWISE = (  # for any number of channels
     *("generator.network.patch_size=1", "generator.network.depth=3", "generator.network.width=128"),
-    *("generator.loop.steps=600", "generator.loop.warmup=30", "generator.loop.ema=0.98"),
+    *("generator.loop.steps=600", *QUICK),
 )
 COSINE = "kind: feature_cosine, teacher: classifier, source: noised, standardize: true"
 HEAD = "head: {blocks: 1, width: 64, heads: 4, hidden: 128}"
 RELATIONAL = (
     f"{MAIN}.losses.alignment={{kind: relational, teacher: classifier}}",
-    f"{MAIN}.weights.relational=0.1",
+    f"{MAIN}.weights.relational=0.5",
     f"{MAIN}.balance.relational=encoder.conv_out.weight",
 )
 TOKENIZERS = {
@@ -54,7 +56,7 @@ def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
     for seed in range(seeds):
         if "steps" in parts:
             for name, changes in TOKENIZERS.items():
-                yield Line("digits", {"part": "steps", "tokenizer": name}, seed, changes, trainings())
+                yield Line("digits", {"part": "steps", "tokenizer": name}, seed, (*QUICK, *changes), trainings())
         if "dimensions" in parts:
             for aligned in ("plain", "relational"):
                 for dim in DIMENSIONS:
@@ -96,17 +98,34 @@ def steps_table(rows: Rows) -> Iterator[str]:
             yield f"| {name}, {generator} | {' | '.join(cells)} |"
 
 
-def halves_table(rows: Rows) -> Iterator[str]:
-    """Paired with the plain recipe of all steps: below zero, a line is better after so many steps of the generator."""
-    yield f"| change from plain, {STEPS[-1]} steps | {' | '.join(f'{steps} steps' for steps in STEPS)} |"
+def speed_table(rows: Rows) -> Iterator[str]:
+    """How many times as many steps the plain recipe takes to the same distance: 2 is half of the steps."""
+    yield f"| plain steps for one | {' | '.join(f'{steps} steps' for steps in STEPS)} |"
     yield "|---|" + "---|" * len(STEPS)
-    plain = pick(rows, "fd_classifier", part="steps", tokenizer="plain", variant=f"alone {STEPS[-1]}")
+    plain = [pick(rows, "fd_classifier", part="steps", tokenizer="plain", variant=f"alone {steps}") for steps in STEPS]
     for name in TOKENIZERS:
         for generator in ("alone", "REPA"):
             at = {"part": "steps", "tokenizer": name}
-            found = [pick(rows, "fd_classifier", **at, variant=f"{generator} {steps}") for steps in STEPS]
-            if all(plain.keys() & by.keys() for by in found):
-                yield f"| {name}, {generator} | {' | '.join(change(plain, by) for by in found)} |"
+            cells = []
+            for steps in STEPS:
+                found = pick(rows, "fd_classifier", **at, variant=f"{generator} {steps}")
+                seeds = [seed for seed in found if all(seed in by for by in plain)]
+                speeds = [plain_steps([by[seed] for by in plain], found[seed]) / steps for seed in seeds]
+                cells += [mean(speeds, 2) if all(map(math.isfinite, speeds)) else "beyond"] if speeds else []
+            if len(cells) == len(STEPS):
+                yield f"| {name}, {generator} | {' | '.join(cells)} |"
+
+
+def plain_steps(distances: list[float], distance: float) -> float:
+    """Steps after which the plain recipe, at `distances` after STEPS, is at `distance`, or infinitely many.
+
+    Logarithms of both are joined by straight lines, the first of which goes on to fewer steps.
+    """
+    points = [(math.log(steps), math.log(found)) for steps, found in zip(STEPS, distances)]
+    for (early, far), (late, near) in zip(points, points[1:]):
+        if near <= math.log(distance) and near < far:
+            return math.exp(early + (late - early) * (far - math.log(distance)) / (far - near))
+    return math.inf
 
 
 def dimensions_table(rows: Rows) -> Iterator[str]:
@@ -211,7 +230,7 @@ def draw(rows: Rows, folder: Path) -> None:
 
 def main() -> None:
     tables: Tables = {
-        "steps": [steps_table, halves_table],
+        "steps": [steps_table, speed_table],
         "dimensions": [dimensions_table],
         "budget": [budget_table],
         "bands": [bands_table],
