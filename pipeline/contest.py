@@ -58,7 +58,7 @@ class Contest:
                 with torch.no_grad():
                     _, aims = judge(self.seen(images.float(), draws), *asked)
                 values["feature_matching"] = matching_loss(aims, layers)
-            return {term: (value.detach(), gradient(value, made)) for term, value in values.items()}
+            return {term: (value.detach(), gradient(value, made, matching)) for term, value in values.items()}
 
     def learned(self, player: nn.Module, images: Tensor, made: Tensor, draws: Draws) -> dict[str, Tensor]:
         """The critic's terms, of images and what was made of them."""
@@ -86,10 +86,13 @@ def opponent(player: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
 
 
-def gradient(value: Tensor, leaf: Tensor) -> Tensor:
-    """d value / d leaf. Scaled up on its way, for a mean's share of one pixel is too small for half precision."""
+def gradient(value: Tensor, leaf: Tensor, again: bool = False) -> Tensor:
+    """d value / d leaf, of whose graph nothing is kept unless another term is to go through it `again`.
+
+    Scaled up on its way, for a mean's share of one pixel is too small for half precision.
+    """
     scale = leaf.numel() ** 0.5
-    return torch.autograd.grad(value * scale, leaf, retain_graph=True)[0] / scale
+    return torch.autograd.grad(value * scale, leaf, retain_graph=again)[0] / scale
 
 
 def floats(logits: Any) -> Any:
