@@ -21,11 +21,20 @@ from pipeline.nn.quiet_cast import QuietCast
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
 
 
+@dataclass(frozen=True)
+class Given:
+    """What comes with the images of a training."""
+
+    condition: Condition | None = None
+    draws: Draws | None = None
+    perturb: Perturb | None = None  # makes what the decoder is shown in place of the code
+
+
 @dataclass
 class Rebuilt:
     """One pass through a tokenizer in training."""
 
-    images: Tensor | None  # [B, 3, H, W], nominally in [-1, 1]; None after forward(..., pixels=False)
+    images: Tensor | None  # [B, 3, H, W], nominally in [-1, 1]; None after pixels=False
     code: Code  # at the bottleneck's own scale
     terms: dict[str, Tensor]  # the tokenizer's own loss terms, unweighted
     features: dict[str, Any] = field(default_factory=dict)  # tensors of inner layers, for losses that `read` them
@@ -45,8 +54,8 @@ class Tokenizer(QuietCast, ConfigMixin):
     spec: LatentSpec
     frozen: bool = False  # it comes trained, and a recipe may leave out its phases
     trained_parts: tuple[str, ...] = ("all", "encoder", "decoder")  # what a phase can train
-    without_pixels: tuple[str, ...] = ()  # those that train when no loss is of pixels; forward then gets pixels=False
-    branches: tuple[str, ...] = ()  # those that train alone, on a `view` of the images; forward then gets branch=part
+    without_pixels: tuple[str, ...] = ()  # those that train when no loss is of pixels; forward: pixels=False
+    branches: tuple[str, ...] = ()  # those that train alone, on a `view` of the images; forward: branch=part
     takes_prefixes: bool = False  # `render` makes images of the first few tokens, too
     of_the_run: tuple[str, ...] = ("image_size",)  # arguments that may differ from a folder's that training starts from
 
@@ -82,7 +91,7 @@ class Tokenizer(QuietCast, ConfigMixin):
 
     @classmethod
     def takes_transforms(cls, **arguments) -> bool:
-        """Whether `forward` can be given the `transform` of a map, known without building."""
+        """Whether `forward` can be asked for the `transform` of a map, known without building."""
         return False
 
     @classmethod
@@ -157,27 +166,30 @@ class Tokenizer(QuietCast, ConfigMixin):
         draws: Draws | None = None,
         perturb: Perturb | None = None,
         class_features: Tensor | None = None,
+        **asked: Any,
     ) -> Rebuilt:
         """Images to images as a training sees them; `perturb` says what the decoder is shown instead of the code.
 
         `class_features` [B, projection_width] are another network's of the same images; to project them in here
-        lets the wrapper that averages gradients over processes see it.
+        lets the wrapper that averages gradients over processes see it. `asked` is for `rebuild`.
         """
-        code, z, terms = self.squeezed(images, condition, draws, perturb)
-        return Rebuilt(self.render(z, condition), code, terms, projected=self.projected(class_features))
+        rebuilt = self.rebuild(images, Given(condition, draws, perturb), **asked)
+        rebuilt.projected = self.projected(class_features)
+        return rebuilt
 
-    def squeezed(
-        self, images: Tensor, condition: Condition | None, draws: Draws | None, perturb: Perturb | None
-    ) -> tuple[Code, Tensor, dict[str, Tensor]]:
+    def rebuild(self, images: Tensor, given: Given) -> Rebuilt:
+        """`forward` without `projected`; those override it that make it otherwise, or can be asked for more."""
+        code, z, terms = self.squeezed(images, given)
+        return Rebuilt(self.render(z, given.condition), code, terms)
+
+    def squeezed(self, images: Tensor, given: Given) -> tuple[Code, Tensor, dict[str, Tensor]]:
         """The code at the bottleneck's own scale, z [B, N, C] as the decoder is shown it, and the terms."""
-        return self.through_neck(self.features(images, condition), draws, perturb)
+        return self.through_neck(self.features(images, given.condition), given)
 
-    def through_neck(
-        self, h: Tensor, draws: Draws | None, perturb: Perturb | None
-    ) -> tuple[Code, Tensor, dict[str, Tensor]]:
+    def through_neck(self, h: Tensor, given: Given) -> tuple[Code, Tensor, dict[str, Tensor]]:
         """As `squeezed`, of features h [B, N, neck.inputs]."""
-        code, terms = self.neck(h, draws)
-        return code, code.z if perturb is None else perturb(self.neck, h, code), terms
+        code, terms = self.neck(h, given.draws)
+        return code, code.z if given.perturb is None else given.perturb(self.neck, h, code), terms
 
     def projected(self, class_features: Tensor | None) -> Tensor | None:
         """Features [B, projection_width] at the width of the code, [B, neck.dim]; None of none."""
@@ -274,19 +286,10 @@ class MapTokenizer(Tokenizer):
             raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
         return self.decoded(z.transpose(1, 2).unflatten(2, grid))
 
-    def forward(
-        self,
-        images: Tensor,
-        condition: Condition | None = None,
-        draws: Draws | None = None,
-        perturb: Perturb | None = None,
-        class_features: Tensor | None = None,
-        transform: MapTransform = UNCHANGED,
-    ) -> Rebuilt:
+    def rebuild(self, images: Tensor, given: Given, transform: MapTransform = UNCHANGED) -> Rebuilt:
         """As in the base; `transform` is done to the map that the decoder is shown, so that it makes such images."""
-        code, z, terms = self.squeezed(images, condition, draws, perturb)
-        made = self.decoded(self.shown_map(images, z, transform))
-        return Rebuilt(made, code, terms, projected=self.projected(class_features))
+        code, z, terms = self.squeezed(images, given)
+        return Rebuilt(self.decoded(self.shown_map(images, z, transform)), code, terms)
 
     def shown_map(self, images: Tensor, z: Tensor, transform: MapTransform = UNCHANGED) -> Tensor:
         """z [B, N, C] of the code of `images` as the map [B, C, h, w] that the decoder is shown."""

@@ -15,7 +15,7 @@ from pipeline.nn import dinov2_weights, lora
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
 from pipeline.nn.vision_transformer import image_places
-from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
 
 Tuning = Literal["full", "lora", "frozen"]
 
@@ -154,17 +154,10 @@ class LatentViT(Tokenizer):
             raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.spec.tokens}")
         return self.decoder(z, None if draws is None else PartDraws(draws, "decoder"))
 
-    def forward(
-        self,
-        images: Tensor,
-        condition: Condition | None = None,
-        draws: Draws | None = None,
-        perturb: Perturb | None = None,
-        class_features: Tensor | None = None,
-    ) -> Rebuilt:
-        paths = draws if self.training else None
-        code, z, terms = self.through_neck(self.features(images, condition, paths), draws, perturb)
-        return Rebuilt(self.render(z, condition, paths), code, terms, projected=self.projected(class_features))
+    def rebuild(self, images: Tensor, given: Given) -> Rebuilt:
+        paths = given.draws if self.training else None
+        code, z, terms = self.through_neck(self.features(images, given.condition, paths), given)
+        return Rebuilt(self.render(z, given.condition, paths), code, terms)
 
     def at_places(self, name: str, made: Tensor) -> Tensor:
         if made.ndim != 3:

@@ -8,10 +8,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.code import Code, Condition, LatentSpec
-from pipeline.draws import Draws
+from pipeline.code import Code, LatentSpec
 from pipeline.nn import stock_autoencoder
-from pipeline.tokenizers.base import MapTokenizer, Perturb
+from pipeline.tokenizers.base import Given, MapTokenizer
 
 
 class Pretrained(MapTokenizer):
@@ -91,10 +90,8 @@ class Pretrained(MapTokenizer):
     def decoded(self, maps: Tensor) -> Tensor:
         return stock_autoencoder.decoded(self.autoencoder, maps.contiguous())
 
-    def squeezed(
-        self, images: Tensor, condition: Condition | None, draws: Draws | None, perturb: Perturb | None
-    ) -> tuple[Code, Tensor, dict[str, Tensor]]:
-        code, z, _ = super().squeezed(images, condition, draws, perturb)
+    def squeezed(self, images: Tensor, given: Given) -> tuple[Code, Tensor, dict[str, Tensor]]:
+        code, z, _ = super().squeezed(images, given)
         return code, z, {}  # a frozen posterior's divergence trains nothing
 
     def train(self, mode: bool = True) -> "Pretrained":

@@ -7,14 +7,13 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.code import Condition, LatentSpec
+from pipeline.code import LatentSpec
 from pipeline.components import Node
-from pipeline.draws import Draws
 from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
-from pipeline.tokenizers.base import MapTokenizer, Perturb, Rebuilt
+from pipeline.tokenizers.base import Given, MapTokenizer, Rebuilt
 
 
 class Pyramid(OnFrozenEncoder, MapTokenizer):
@@ -102,16 +101,8 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         """z as maps [B, C, h, w] to images of every scale, coarse to fine."""
         return self.decoder(self.post(maps))
 
-    def forward(
-        self,
-        images: Tensor,
-        condition: Condition | None = None,
-        draws: Draws | None = None,
-        perturb: Perturb | None = None,
-        class_features: Tensor | None = None,
-        transform: MapTransform = UNCHANGED,
-    ) -> Rebuilt:
-        code, z, terms = self.squeezed(images, condition, draws, perturb)
+    def rebuild(self, images: Tensor, given: Given, transform: MapTransform = UNCHANGED) -> Rebuilt:
+        code, z, terms = self.squeezed(images, given)
         *scales, made = self.painted(self.shown_map(images, z, transform))
         return Rebuilt(made, code, terms, {"scales": scales})
 

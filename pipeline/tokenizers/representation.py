@@ -8,13 +8,13 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.code import Code, Condition, LatentSpec
+from pipeline.code import Code, LatentSpec
 from pipeline.components import Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
 from pipeline.nn.texture_branch import BRANCHES
-from pipeline.tokenizers.base import MapTokenizer, Perturb
+from pipeline.tokenizers.base import Given, MapTokenizer
 
 DERIVED = ("image_size", "maps", "inputs", "stride")  # what a part is told and a recipe may not state
 
@@ -102,12 +102,10 @@ class Representation(OnFrozenEncoder, MapTokenizer):
     def decoded(self, maps: Tensor) -> Tensor:
         return self.decoder(maps)
 
-    def squeezed(
-        self, images: Tensor, condition: Condition | None, draws: Draws | None, perturb: Perturb | None
-    ) -> tuple[Code, Tensor, dict[str, Tensor]]:
+    def squeezed(self, images: Tensor, given: Given) -> tuple[Code, Tensor, dict[str, Tensor]]:
         self.grid(images)
-        h = self.encoded(images, draws if self.training else None).flatten(2).mT
-        return self.through_neck(h, draws, perturb)
+        h = self.encoded(images, given.draws if self.training else None).flatten(2).mT
+        return self.through_neck(h, given)
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.code import Condition, LatentSpec
 from pipeline.components import Node
-from pipeline.draws import Draws
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_places, initialise
 from pipeline.tokenizer_folder import load_tokenizer
-from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
 
 
 class ProxyHead(nn.Module):
@@ -168,22 +167,14 @@ class TiTok(Tokenizer):
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
         return self.output(self.states(z)) * 2 - 1
 
-    def forward(
-        self,
-        images: Tensor,
-        condition: Condition | None = None,
-        draws: Draws | None = None,
-        perturb: Perturb | None = None,
-        pixels: bool = True,
-        class_features: Tensor | None = None,
-    ) -> Rebuilt:
-        code, z, terms = self.squeezed(images, condition, draws, perturb)
-        h, projected = self.states(z), self.projected(class_features)
+    def rebuild(self, images: Tensor, given: Given, pixels: bool = True) -> Rebuilt:
+        code, z, terms = self.squeezed(images, given)
+        h = self.states(z)
         if self.config.head == "pixels":
-            return Rebuilt(self.output(h) * 2 - 1 if pixels else None, code, terms, projected=projected)
+            return Rebuilt(self.output(h) * 2 - 1 if pixels else None, code, terms)
         logits = self.output.logits(h)
         made = self.output.paint(logits) * 2 - 1 if pixels else None
-        return Rebuilt(made, code, terms, {"proxy_logits": logits}, projected)
+        return Rebuilt(made, code, terms, {"proxy_logits": logits})
 
     def at_places(self, name: str, made: Tensor) -> Tensor:
         side = name.partition(".")[0]

@@ -7,13 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import components
-from pipeline.code import Code, Condition, LatentSpec
+from pipeline.code import Code, LatentSpec
 from pipeline.components import Node
-from pipeline.draws import Draws
 from pipeline.nn.convolution import Decoder, Encoder, laid_out
 from pipeline.nn.haar import haar, inverse_haar
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.tokenizers.base import MapTokenizer, Perturb, Rebuilt
+from pipeline.tokenizers.base import Given, MapTokenizer, Rebuilt
 
 BAND_CHANNELS = {"low": 3, "high": 9}
 
@@ -162,24 +161,17 @@ class TwoBand(MapTokenizer):
         low, high = maps.split([self.dims[band] for band in self.branches], dim=1)
         return self.merged(self.low.decode(low), self.high.decode(high))
 
-    def forward(
-        self,
-        images: Tensor,
-        condition: Condition | None = None,
-        draws: Draws | None = None,
-        perturb: Perturb | None = None,
-        class_features: Tensor | None = None,
-        transform: MapTransform = UNCHANGED,
-        branch: str | None = None,
+    def rebuild(
+        self, images: Tensor, given: Given, transform: MapTransform = UNCHANGED, branch: str | None = None
     ) -> Rebuilt:
         """With a `branch`, `images` are its view of the images, and so is what comes back."""
         if branch is None:
-            return super().forward(images, condition, draws, perturb, class_features, transform)
+            return super().rebuild(images, given, transform)
         net = getattr(self, branch)
         own = net.encode(images)  # [B, inputs, h, w]
         other = own.new_zeros(len(own), self.neck.inputs - own.shape[1], *own.shape[2:])
         maps = self.joined({band: own if band == branch else other for band in self.branches})
-        code, z, terms = self.through_neck(maps.flatten(2).transpose(1, 2), draws, perturb)
+        code, z, terms = self.through_neck(maps.flatten(2).transpose(1, 2), given)
         shown = self.apart(z)[branch].transpose(1, 2).unflatten(2, tuple(own.shape[2:]))
         alone = [half if band == branch else torch.zeros_like(half) for band, half in self.apart(code.z).items()]
         return Rebuilt(net.decode(shown), Code(torch.cat(alone, dim=2)), terms)

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.code import Code, Condition, LatentSpec
+from pipeline.code import Code, LatentSpec
 from pipeline.components import Node
 from pipeline.draws import Draws
 from pipeline.nn.grid_transformer import (
@@ -23,7 +23,7 @@ from pipeline.nn.grid_transformer import (
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.patch_heads import Head, as_maps
 from pipeline.nn.token_drop import kept_places, restored
-from pipeline.tokenizers.base import MapTokenizer, Perturb, Rebuilt
+from pipeline.tokenizers.base import Given, MapTokenizer, Rebuilt
 
 
 class VitAutoencoder(MapTokenizer):
@@ -144,24 +144,15 @@ class VitAutoencoder(MapTokenizer):
     def decoded(self, maps: Tensor) -> Tensor:
         return self.decoder(maps.flatten(2).transpose(1, 2), tuple(maps.shape[2:]))
 
-    def forward(
-        self,
-        images: Tensor,
-        condition: Condition | None = None,
-        draws: Draws | None = None,
-        perturb: Perturb | None = None,
-        class_features: Tensor | None = None,
-        transform: MapTransform = UNCHANGED,
-    ) -> Rebuilt:
+    def rebuild(self, images: Tensor, given: Given, transform: MapTransform = UNCHANGED) -> Rebuilt:
         if not drops(self.config.token_drop):
-            return super().forward(images, condition, draws, perturb, class_features, transform)
+            return super().rebuild(images, given, transform)
         grid = self.grid(images)
-        shown = self.shown(len(images), grid[0] * grid[1], draws)
-        code, z, terms = self.through_neck(self.encoder(images, shown), draws, perturb)
+        shown = self.shown(len(images), grid[0] * grid[1], given.draws)
+        code, z, terms = self.through_neck(self.encoder(images, shown), given)
         clean, kept = restored(code.z, shown, grid[0] * grid[1])
         z, _ = restored(z, shown, grid[0] * grid[1])
-        made = self.decoder(z, grid, kept)
-        return Rebuilt(made, Code(clean, code.ids), terms, {"kept": kept}, self.projected(class_features))
+        return Rebuilt(self.decoder(z, grid, kept), Code(clean, code.ids), terms, {"kept": kept})
 
     def shown(self, batch: int, places: int, draws: Draws | None) -> Tensor:
         """The places [B, K], in order, whose patches the encoder is shown at this step."""
