@@ -16,7 +16,8 @@ from pipeline.nn.convolution_stages import WIDTH, channels, shape
 from pipeline.recipe import Recipe
 from pipeline.teacher_choice import STAND_IN, chosen, standing_in
 from pipeline.teachers.base import Tap
-from pipeline.teachers.vision_model import VisionModel, check_layer, read_config, read_kind
+from pipeline.teachers.vision_model import VisionModel, check_layer
+from pipeline.vision_config import read_config, read_depth, read_kind
 from pipeline.weights import locate_model, require_model
 
 AUTO = "dinov2_base"  # what `auto` takes, a name in pipeline.weights
@@ -38,16 +39,12 @@ def check_teacher(node: Node, stated: dict[str, str], image_size: int, where: st
                 raise ValueError(f"{where}: layer {layer} is asked for; the classifier's are 0 to {count - 1}, or -1")
         return
     folder = locate_model(given, stated, f"{where}.teacher")
-    if folder is not None:
-        config = read_config(folder)
-        half = config.get("vision_config", config)
-        count = half.get("num_hidden_layers")
-        if count is not None:
-            try:
-                for layer in layers_of(node):
-                    check_layer(layer, count, read_kind(folder))
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+    if folder is not None and (count := read_depth(folder)) is not None:
+        try:
+            for layer in layers_of(node):
+                check_layer(layer, count, read_kind(folder))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 def teacher_width(node: Node, stated: dict[str, str], image_size: int) -> int | None:
@@ -55,10 +52,7 @@ def teacher_width(node: Node, stated: dict[str, str], image_size: int) -> int | 
     if (given := chosen(node, stated, AUTO)) == STAND_IN:
         return channels(WIDTH, shape(image_size)["stages"])[node.get("layer", -1)]
     folder = locate_model(given, stated, "teacher")
-    if folder is None:
-        return None
-    config = read_config(folder)
-    return config.get("vision_config", config).get("hidden_size")
+    return None if folder is None else read_config(folder).get("hidden_size")
 
 
 def alignment_teacher(recipe: Recipe, node: Node, images: Images, folder: Path, accelerator: Accelerator) -> Tap:

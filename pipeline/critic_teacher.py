@@ -11,7 +11,8 @@ from pipeline.images import Images
 from pipeline.recipe import Recipe
 from pipeline.teacher_choice import STAND_IN, chosen, standing_in
 from pipeline.teachers.base import Teacher
-from pipeline.teachers.vision_model import VisionModel, read_config
+from pipeline.teachers.vision_model import VisionModel
+from pipeline.vision_config import read_depth
 from pipeline.weights import require_model
 
 AUTO = "dino_small"  # what `auto` takes, a name in pipeline.weights
@@ -50,6 +51,5 @@ def critic_teacher(recipe: Recipe, node: Node, images: Images, folder: Path, acc
 
 def quarters(weights: Path) -> list[int]:
     """What the first block reads and what each quarter of the blocks leaves; the last map of a model without blocks."""
-    config = read_config(weights)
-    depth = config.get("vision_config", config).get("num_hidden_layers")
+    depth = read_depth(weights)
     return [-1] if depth is None else [depth * i // 4 for i in range(5)]

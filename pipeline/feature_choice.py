@@ -8,7 +8,8 @@ from pipeline.components import suggestion
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import ClassifierFeatures, InceptionFeatures, PixelFeatures, VisionFeatures
 from pipeline.teachers.inception import Inception
-from pipeline.teachers.vision_model import VisionModel, read_kind
+from pipeline.teachers.vision_model import VisionModel
+from pipeline.vision_config import read_kind
 from pipeline.weights import KNOWN, digest, hub_id, locate, remedy, require
 
 WEIGHTS = {  # names in pipeline.weights, any of which will do

@@ -1,7 +1,6 @@
 """Frozen networks as the first part of a tokenizer: built from plain values, filled once, and saved with the rest."""
 
 import inspect
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, channels, shape
+from pipeline.vision_config import read_config
 from pipeline.weights import OF_A_FOLDER, locate_model, require_model
 
 Norm = Literal["plain", "own"]
@@ -124,7 +124,7 @@ class VisionTransformer(FrozenEncoder):
         std: list[float] = IMAGENET[1],
         source: str | None = None,
     ):
-        config = read_config(start, model)
+        config = known_config(start, model)
         super().__init__([tap % (config["num_hidden_layers"] + 1) for tap in taps], norm)
         on_meta = torch.empty(0).device.type == "meta"
         reads = start not in (RANDOM, SAVED) and not on_meta
@@ -149,7 +149,7 @@ class VisionTransformer(FrozenEncoder):
         taps: list[int] = [-1],  # noqa: B006
         **arguments,
     ) -> Layout:
-        config = read_config(start, model)
+        config = known_config(start, model)
         for name in SIZES:
             if name not in config:
                 raise ValueError(f"state {name} of {start} under model, so that it is known without its weights")
@@ -213,10 +213,10 @@ def check_taps(taps: list[int], count: int) -> list[int]:
     return [tap % count for tap in taps]
 
 
-def read_config(start: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+def known_config(start: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the config of `start` without network; ValueError where a folder's differs from `stated`."""
     folder = None if start in (RANDOM, SAVED) else locate_model(start, {}, "start")
-    return dict(stated) if folder is None else agreed(image_half(folder), stated, start)
+    return dict(stated) if folder is None else agreed(config_of_whole(folder), stated, start)
 
 
 def agreed(config: dict[str, Any], stated: Mapping[str, Any], start: str) -> dict[str, Any]:
@@ -226,14 +226,11 @@ def agreed(config: dict[str, Any], stated: Mapping[str, Any], start: str) -> dic
     return dict(stated) | config
 
 
-def image_half(folder: Path) -> dict[str, Any]:
-    """config.json of a vision model, or of the image half of a larger one."""
-    if missing := [name for name in OF_A_FOLDER if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} holds no {missing[0]}; name one of transformers' vision models")
-    whole = json.loads((folder / OF_A_FOLDER[0]).read_text())
-    if "vision_config" not in whole:
-        return whole
-    return {"model_type": f"{whole['model_type']}_vision_model"} | whole["vision_config"]
+def config_of_whole(folder: Path) -> dict[str, Any]:
+    """The config of a model whose weights are there, too; ValueError where they are not."""
+    if not (folder / OF_A_FOLDER[1]).is_file():
+        raise ValueError(f"{folder} holds no {OF_A_FOLDER[1]}; name one of transformers' vision models")
+    return read_config(folder)
 
 
 def empty(config: Mapping[str, Any]) -> nn.Module:
@@ -252,7 +249,7 @@ def filled(start: str, config: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoModel
 
     folder = require_model(start, {}, "start")
-    model = empty(agreed(image_half(folder), config, start))
+    model = empty(agreed(config_of_whole(folder), config, start))
     whole, report = AutoModel.from_pretrained(
         os.fspath(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
     )

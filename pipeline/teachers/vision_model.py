@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.vision_config import read_config, read_kind, read_width
+
 Size = int | Literal["grid"] | None
 PLACE = 16  # pixels of an image that become a patch where the size is "grid"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of colours in [0, 1]
@@ -211,28 +213,11 @@ def as_tokens(found: Tensor) -> Tensor:
     return (found.flatten(2).mT if found.ndim == 4 else found).float()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json; ValueError where there is none."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json; name the folder of one of transformers' vision models")
-    return json.loads((folder / "config.json").read_text())
-
-
-def read_kind(folder: Path, kind: str | None = None) -> str:
-    """`model_type` of the model in `folder`, or of the one that it is half of; ValueError unless it is `kind`."""
-    found = read_config(folder).get("model_type", "nameless")
-    if kind not in (None, found.removesuffix("_vision_model")):
-        raise ValueError(f"{folder} holds a {found}, not a {kind}; name the folder of one")
-    return found.removesuffix("_vision_model")
-
-
 def feature_width(folder: Path) -> tuple[str, int]:
     """Name and channels of `features` of the model in a folder, by its config alone."""
-    config, kind = read_config(folder), read_kind(folder)
-    half = config.get("vision_config", config)
-    width = half["hidden_size"] if "hidden_size" in half else half["hidden_sizes"][-1]
+    kind, width = read_kind(folder), read_width(folder)
     projected = FAMILIES.get(kind, GENERAL).output == "image_embeds"
-    return called(kind, width), half.get("projection_dim", 512) if projected else width
+    return called(kind, width), read_config(folder).get("projection_dim", 512) if projected else width
 
 
 def check_layer(layer: int, count: int | None, kind: str) -> int:
@@ -290,8 +275,7 @@ def _general_config(folder: Path) -> Any:
     """The config of a model of no family; ValueError where transformers does not know it."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    kind = read_config(folder).get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if (kind := read_kind(folder)) not in CONFIG_MAPPING:
         raise ValueError(f"{folder} holds a {kind}, which transformers here does not know")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if hasattr(config, "mask_ratio"):
