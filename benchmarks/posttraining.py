@@ -52,12 +52,12 @@ BUDGET = {
 }
 OFF, ON = ("posttrain=null",), ()
 LOOP = "posttrain.phase.loop"
-SETTINGS = {  # one value changed at a time; the recipes' own are measured by the remedies
-    "preserve": {str(share): (f"posttrain.preserve={share}",) for share in (0.5, 0.65, 0.8, 0.95)},
-    "pairs": {str(count): (f"posttrain.pairs={count}",) for count in (500, 4000)},
+SETTINGS = {  # one value changed at a time, first where the same pairs serve; the recipes' own are the remedies'
     "steps": {str(steps): (f"{LOOP}.steps={steps}",) for steps in (100, 1000)},
     "rehearsal": {str(share): (f"posttrain.rehearsal={share}",) for share in (0.0, 0.5)},
+    "preserve": {str(share): (f"posttrain.preserve={share}",) for share in (0.5, 0.65, 0.8, 0.95)},
     "route": {"reencode": ("posttrain.route=reencode",)},
+    "pairs": {str(count): (f"posttrain.pairs={count}",) for count in (500, 4000)},
 }
 DIFFERING = {  # beside those of the remedies
     "32 codes": (f"{BOTTLENECK}.vocab=32",),

@@ -1,5 +1,8 @@
 """Pairs of a real image and the code that the generator made of it: making them, and reading them in training."""
 
+import json
+import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,10 +19,12 @@ from pipeline.eight_bits import eight_bits
 from pipeline.encoding import as_stored, fill
 from pipeline.images import Images
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.latents import FORMAT, LatentStore, key_of, load_shard, shard_file
+from pipeline.latents import FORMAT, MANIFEST, LatentStore, key_of, load_shard, shard_file
 from pipeline.precision import autocast
 from pipeline.recipe import PostTraining, Recipe
 from pipeline.sampling import counted, sampling_record
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,18 +75,37 @@ class Pairs:
 
 
 def make_pairs(
-    recipe: Recipe, pipe: LatentPipeline, store: LatentStore, folder: Path, accelerator: Accelerator
+    recipe: Recipe,
+    pipe: LatentPipeline,
+    store: LatentStore,
+    folder: Path,
+    accelerator: Accelerator,
+    networks: dict[str, str] = {},  # noqa: B006
+    earlier: Path | None = None,
 ) -> None:
     """Write the codes of `recipe.posttrain.pairs` images as the generator makes them anew, a store of codes of its own.
 
     A pair is a function of (generator, tokenizer, stored code, seed, row, how often the row came before), up to
-    rounding: not of the batch or the number of processes. Finished shards are kept. Raises ValueError where the pairs
-    held out leave no image to train on.
+    rounding: not of the batch or the number of processes. Finished shards are kept, and pairs in the folder `earlier`
+    are copied where they were made from all the same; `networks` are hashes of what makes them. Raises ValueError where
+    the pairs held out leave no image to train on.
     """
     recipe.posttrain.check_images(len(store))
     pipe.to(accelerator.device)
-    manifest = describe(recipe, store)
+    manifest = describe(recipe, store) | {"networks": networks}
+    if accelerator.is_main_process and not folder.exists() and earlier is not None and made_alike(earlier, manifest):
+        draft = folder.with_name(f".{folder.name}")
+        shutil.copytree(earlier, draft, dirs_exist_ok=True)
+        draft.rename(folder)
+        log.info("pairs: those of the decoder before are of the same codes and generator, and are taken over")
+    accelerator.wait_for_everyone()
     fill(folder, manifest, maker(recipe, pipe, store), recipe.sample.batch, accelerator, "making pairs")
+
+
+def made_alike(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a folder holds pairs that were made with this manifest."""
+    there = folder / MANIFEST
+    return there.is_file() and json.loads(there.read_text()) == json.loads(json.dumps(manifest))
 
 
 def maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from pipeline.latents import LatentStore
 from pipeline.loop import train
 from pipeline.pairs import Pairs, cost_of_pairs, make_pairs
 from pipeline.phase_parts import build_critic, build_losses, carry_over
-from pipeline.pipeline_folder import load_component
+from pipeline.pipeline_folder import fingerprint_files, load_component
 from pipeline.posttraining import DecoderTraining, EarlyStop
 from pipeline.recipe import Recipe
 from pipeline.sampling import assemble, sampling_record
@@ -44,7 +44,9 @@ def trained(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path
     """The folder of the post-trained tokenizer; pairs, log and cost stay in `out` beside what is made of it."""
     part, accelerator, folder = recipe.posttrain, work.accelerator, out / "posttraining"
     images, store = Images(recipe.data, "train"), LatentStore(work.artefact("latents"))
-    make_pairs(recipe, assemble(recipe, tokenizer, work.artefact("generator")), store, out / "pairs", accelerator)
+    generator, weak = work.artefact("generator"), starting_weights.fingerprints(plain(recipe.sample.weak))
+    pipe, networks = assemble(recipe, tokenizer, generator), weak | {"generator": fingerprint_files(generator)}
+    make_pairs(recipe, pipe, store, out / "pairs", accelerator, networks, work.root / WRITES / "pairs")
     if accelerator.is_main_process:
         folder.mkdir(exist_ok=True)
     accelerator.wait_for_everyone()

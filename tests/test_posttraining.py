@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from pipeline.components import find, structure
 from pipeline.critics.patch import Patch
 from pipeline.eight_bits import eight_bits
 from pipeline.images import Images
-from pipeline.latents import LatentStore, shard_file
+from pipeline.latents import MANIFEST, LatentStore, shard_file
 from pipeline.line import build_network, build_tokenizer, check_line
 from pipeline.losses.pixel import Pixel
 from pipeline.pairs import Pairs, chosen_rows, make_pairs
@@ -215,6 +217,28 @@ def test_pairs_are_the_generator_s_version_of_the_codes(lines, tmp_path):
         made = LatentStore(folder).plain(torch.arange(24)).code.ids
         shares.append(float((made == stored).float().mean()))
     assert 0.2 < shares[0] < shares[1] - 0.3 and shares[1] < 1
+
+
+def test_pairs_of_the_decoder_before_are_taken_over_where_all_that_makes_them_is_the_same(lines, tmp_path, monkeypatch):
+    recipe, work = lines("kl")
+    first, decoder = run(recipe, work, tmp_path / "decoder"), work.root / "decoder"
+    (tmp_path / "decoder").rename(decoder)
+
+    def never(*of: Any) -> None:
+        raise AssertionError("pairs are made anew")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.pairs.regenerated", never)
+        other = run(changed(recipe, rehearsal=0.5), work, tmp_path / "other")
+        assert other["cost"]["seconds_of_pairs"] == first["cost"]["seconds_of_pairs"]
+        for name in (MANIFEST, shard_file(decoder, 2).name):
+            assert (tmp_path / "other" / "pairs" / name).read_bytes() == (decoder / "pairs" / name).read_bytes()
+        with pytest.raises(AssertionError, match="anew"):
+            run(changed(recipe, preserve=0.7), work, tmp_path / "preserve")
+        os.utime(next((work.root / "generator" / "network").glob("*.safetensors")))  # as a new training leaves it
+        with pytest.raises(AssertionError, match="anew"):
+            run(changed(recipe, rehearsal=0.5), work, tmp_path / "generator")
+    shutil.rmtree(decoder)
 
 
 def test_what_it_cost_is_recorded(lines, tmp_path):
