@@ -101,7 +101,7 @@ def dispatch(command: str, rest: list[str]) -> int | None:
 
         return examine()
     if command == "reference":
-        from pipeline.reference import reference_from_command_line
+        from pipeline.measuring.reference import reference_from_command_line
 
         return reference_from_command_line(rest)
     if command == "import":
@@ -109,15 +109,15 @@ def dispatch(command: str, rest: list[str]) -> int | None:
 
         return import_checkpoint(rest)
     if command == "compare":
-        from pipeline.comparison import compare_from_command_line
+        from pipeline.measuring.comparison import compare_from_command_line
 
         return compare_from_command_line(rest)
     if command == "card" and rest:
-        from pipeline.card import card_from_command_line
+        from pipeline.measuring.card import card_from_command_line
 
         return card_from_command_line(rest[0], rest[1:])
     if command == "sweep" and rest:
-        from pipeline.sweep import sweep_from_command_line
+        from pipeline.measuring.sweep import sweep_from_command_line
 
         return sweep_from_command_line(rest[0], rest[1:])
     if not rest:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from scipy.linalg import sqrtm
 from torch import Generator, Tensor
 
-from pipeline.image_statistics import gather_statistics
+from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.metrics.frechet import Moments, frechet_distance
 
 SLOWEST, CLOSEST, FLAT = 0.15, 1e-6, 8.0  # targets: share of the time, relative difference, megabytes

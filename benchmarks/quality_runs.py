@@ -67,7 +67,7 @@ class Line:
     def measure(self, folder: Path, work: Path, overrides: list[str]) -> dict[str, Any]:
         """The numbers of the report or the card, by key, and what post-training says of itself."""
         import run
-        from pipeline.card import card_from_command_line
+        from pipeline.measuring.card import card_from_command_line
         from pipeline.recipe import load
         from stages import ORDER
 

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import nn
 
-from pipeline.alignment_teacher import teacher_width
 from pipeline.code import LatentSpec
 from pipeline.components import Node
+from pipeline.frozen.alignment_teacher import teacher_width
 from pipeline.line import build_network, build_tokenizer, check_line, hidden_layout, parameters
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective

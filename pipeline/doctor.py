@@ -23,7 +23,7 @@ def examine() -> int:
     free = shutil.disk_usage(".").free
     print(f"{'disk, free':<16}{free / 1e9:.0f} GB")
     print("\nweights (TESSERA_WEIGHTS=" + os.environ.get("TESSERA_WEIGHTS", "not set") + ")")
-    from pipeline.weights import table
+    from pipeline.frozen.weights import table
 
     print(table())
     for trouble in troubles:

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.alignment_teacher import ClassFeature
 from pipeline.code import LatentSpec
 from pipeline.draws import ImageDraws, mix
+from pipeline.frozen.alignment_teacher import ClassFeature
 from pipeline.images import Images
 from pipeline.latents import FEATURE, FORMAT, MANIFEST, sha256_of, shard_file, write_manifest, write_shard
 from pipeline.precision import DTYPES, autocast

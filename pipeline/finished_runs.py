@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from pipeline.frozen.weights import digest
 from pipeline.machine import RUNS
 from pipeline.recipe import CONFIGS, load
-from pipeline.weights import digest
 from pipeline.workspace import NOTE, OWNER
 
 CARD = "card.json"  # in card/

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from pipeline.draws import StepDraws
 from pipeline.guidance import drop
-from pipeline.loss_heads import Tapped
 from pipeline.losses.base import Alignment
 from pipeline.objectives.base import Objective
+from pipeline.training.loss_heads import Tapped
 
 
 class Generation:

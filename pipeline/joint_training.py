@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.code import Code, Condition
-from pipeline.contest import opponent
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.generation import Generation, watched
@@ -16,6 +15,7 @@ from pipeline.nn.running_norm import RunningNorm
 from pipeline.recipe import Phase
 from pipeline.reconstruction import Reconstruction
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.training.contest import opponent
 
 
 class Normalised(nn.Module):

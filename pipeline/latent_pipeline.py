@@ -30,7 +30,7 @@ from pipeline.draws import Draws, GivenDraws, ImageDraws
 from pipeline.file_modes import ordinary_modes
 from pipeline.guidance import Guidance, check_pair
 from pipeline.objectives.base import OnStep
-from pipeline.pipeline_folder import (
+from pipeline.publishing.pipeline_folder import (
     fetch,
     import_components,
     keep_code,

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.alignment_teacher import check_teacher, takes_tap
 from pipeline.call_arguments import check_settings
-from pipeline.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.code import LatentSpec
 from pipeline.components import build, check, find, kinds, match_names, suggestion
-from pipeline.critic_teacher import check_critic_teacher, takes_features
-from pipeline.equivariance import check_equivariance, check_passage
-from pipeline.loss_heads import output_layout
+from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
+from pipeline.frozen.class_teacher import check_class_teacher, takes_class_teacher
+from pipeline.frozen.critic_teacher import check_critic_teacher, takes_features
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipe import Equivariance, Loop, Phase, Recipe
 from pipeline.reconstruction import check_balance, expected_terms
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.training.equivariance import check_equivariance, check_passage
+from pipeline.training.loss_heads import output_layout
 from pipeline.weak_network import check_weak_folder
 
 DERIVED = {  # what a recipe may not state, by slot
@@ -427,8 +427,8 @@ def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
 
 def check_evaluation(recipe: Recipe) -> None:
     """ValueError where features, their weights or the reference are not on this machine."""
-    from pipeline.feature_choice import check_features
-    from pipeline.reference import check_reference
+    from pipeline.measuring.feature_choice import check_features
+    from pipeline.measuring.reference import check_reference
 
     check_features(recipe.evaluate.features, recipe.weights)
     check_reference(recipe.evaluate.reference, recipe.evaluate.features)

@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from pipeline import checkpoints
-from pipeline.checkpoints import Progress
 from pipeline.draws import StepDraws
-from pipeline.ema import Average
-from pipeline.journal import Journal
-from pipeline.order import Readable, Share, batches
 from pipeline.recipe import Loop
+from pipeline.training import checkpoints
+from pipeline.training.checkpoints import Progress
+from pipeline.training.ema import Average
+from pipeline.training.journal import Journal
+from pipeline.training.order import Readable, Share, batches
 
 
 class Task(Protocol):

@@ -11,15 +11,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline import checkpoints
 from pipeline.code import Code, Condition
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
-from pipeline.pairs import Pairs
 from pipeline.recipe import Phase, PostTraining
 from pipeline.reconstruction import Reconstruction
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.training import checkpoints
+from pipeline.training.pairs import Pairs
 
 
 class FromCode(nn.Module):

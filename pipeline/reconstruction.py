@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.code_usage import CodeUsage
 from pipeline.components import suggestion
-from pipeline.contest import Contest, gradient
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
-from pipeline.equivariance import drawn
-from pipeline.loss_heads import joined
 from pipeline.losses.base import Loss
+from pipeline.measuring.code_usage import CodeUsage
 from pipeline.nn.map_transform import UNCHANGED
 from pipeline.nn.processes import processes, summed
 from pipeline.recipe import Phase
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.training.contest import Contest, gradient
+from pipeline.training.equivariance import drawn
+from pipeline.training.loss_heads import joined
 
 LARGEST_ADVERSARIAL = 1e4  # ratio of gradients that adapts the weight of the adversarial term
 LARGEST = 1e8  # that of any other term, as in VA-VAE
@@ -32,10 +32,10 @@ class Reconstruction:
     The terms are those of the tokenizer, of the losses and `adversarial`; each has a weight in `phase.weights`, and
     each weight a term, or it is a ValueError. Heads that losses train are a part of the tokenizer's player. A term in
     `phase.balance` has its weight times the ratio of gradients, that of the pixel terms over its own, at the parameter
-    stated. The critic's part is that of `pipeline.contest`; before it, the critic is not run. `phase.perturbation`
-    changes what the decoder is shown, here and nowhere else; `phase.equivariance` transforms it and, alike, the images
-    that losses and critic compare with. With accumulation adaptive weights are those of each micro-batch. `usage`
-    counts the ids of discrete codes.
+    stated. The critic's part is that of `pipeline.training.contest`; before it, the critic is not run.
+    `phase.perturbation` changes what the decoder is shown, here and nowhere else; `phase.equivariance` transforms it
+    and, alike, the images that losses and critic compare with. With accumulation adaptive weights are those of each
+    micro-batch. `usage` counts the ids of discrete codes.
     """
 
     own_terms = True  # the tokenizer's, of what lies before its decoder, are among the terms

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.components import find, kinds
-from pipeline.loss_heads import parted
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.pipeline_folder import load_component
+from pipeline.publishing.pipeline_folder import load_component
+from pipeline.training.loss_heads import parted
 
 MEANINGS = ("prediction", "path", "variance", "num_train_timesteps", "beta_start", "beta_end")  # of what it predicts
 

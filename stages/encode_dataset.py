@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 
-from pipeline import starting_weights
-from pipeline.alignment_teacher import class_feature
 from pipeline.components import build, find
 from pipeline.encoding import encode
+from pipeline.frozen.alignment_teacher import class_feature
 from pipeline.images import Images
 from pipeline.latent_scale import measure
 from pipeline.line import build_network, hidden_layout
-from pipeline.phase_parts import generator_nodes, generator_taps
 from pipeline.recipe import Recipe
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.training import starting_weights
+from pipeline.training.phase_parts import generator_nodes, generator_taps
 from pipeline.workspace import Workspace, plain
 
 READS, WRITES = ("joint",), "latents"

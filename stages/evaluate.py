@@ -9,7 +9,11 @@ import torch
 
 from pipeline.code import Code
 from pipeline.draws import mix
-from pipeline.evaluation import (
+from pipeline.images import ImageBatch, Images
+from pipeline.interpolation import interpolate
+from pipeline.latent_pipeline import LatentPipeline
+from pipeline.latents import LatentStore
+from pipeline.measuring.evaluation import (
     Number,
     Rows,
     code_numbers,
@@ -19,12 +23,16 @@ from pipeline.evaluation import (
     reconstruction_numbers,
     versions,
 )
-from pipeline.eyes import Eyes
-from pipeline.images import ImageBatch, Images
-from pipeline.interpolation import interpolate
-from pipeline.judge import fit_judge
-from pipeline.latent_pipeline import LatentPipeline
-from pipeline.latents import LatentStore
+from pipeline.measuring.eyes import Eyes
+from pipeline.measuring.judge import fit_judge
+from pipeline.measuring.sample_measuring import (
+    Real,
+    common_protocol,
+    numbers_of_samples,
+    read_samples,
+    see_real,
+    see_samples,
+)
 from pipeline.metrics.perturbed import grid
 from pipeline.precision import autocast
 from pipeline.recipe import Recipe, settings
@@ -33,14 +41,6 @@ from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves
 from pipeline.reporting.page import Picture
 from pipeline.reporting.run_page import ARTEFACTS, render_report, save_report
-from pipeline.sample_measuring import (
-    Real,
-    common_protocol,
-    numbers_of_samples,
-    read_samples,
-    see_real,
-    see_samples,
-)
 from pipeline.sampling import assemble
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.workspace import NOTE, Workspace

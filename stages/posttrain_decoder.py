@@ -6,18 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import starting_weights
 from pipeline.components import find
 from pipeline.images import Images
 from pipeline.latents import LatentStore
 from pipeline.loop import train
-from pipeline.pairs import Pairs, cost_of_pairs, make_pairs
-from pipeline.phase_parts import build_critic, build_losses, carry_over
-from pipeline.pipeline_folder import fingerprint_files, load_component
 from pipeline.posttraining import DecoderTraining, EarlyStop
+from pipeline.publishing.pipeline_folder import fingerprint_files, load_component
 from pipeline.recipe import Recipe
 from pipeline.sampling import assemble, sampling_record
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.training import starting_weights
+from pipeline.training.pairs import Pairs, cost_of_pairs, make_pairs
+from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.workspace import Workspace, plain
 
 READS, WRITES = ("joint", "latents", "generator"), "decoder"

@@ -11,12 +11,12 @@ from torch import Generator, Tensor
 
 from pipeline.image_files import make_grid
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.model_card import Facts, model_card
+from pipeline.publishing.model_card import Facts, model_card
+from pipeline.publishing.self_contained import write_self_contained
+from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
+from pipeline.publishing.stock_transformer import stock_transformer
 from pipeline.recipe import Recipe, settings
 from pipeline.sampling import assemble
-from pipeline.self_contained import write_self_contained
-from pipeline.stock_transformer import NOTE as STOCK_NOTE
-from pipeline.stock_transformer import stock_transformer
 from pipeline.workspace import NOTE, Workspace
 
 READS, WRITES = ("decoder", "generator", "report"), "pipeline"

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.recipe import Recipe
 from pipeline.sampling import assemble, plan_recipe, sample_images
-from pipeline.starting_weights import fingerprints
+from pipeline.training.starting_weights import fingerprints
 from pipeline.workspace import Workspace, plain
 
 READS, WRITES = ("decoder", "generator"), "samples"

@@ -4,21 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline import starting_weights
-from pipeline.alignment_teacher import stored_teacher
-from pipeline.codes_and_images import CodesAndImages
 from pipeline.components import build
+from pipeline.frozen.alignment_teacher import stored_teacher
 from pipeline.generation import Generation
 from pipeline.images import Images
 from pipeline.latents import LatentStore
 from pipeline.line import build_network, classes_told, seeded
 from pipeline.loop import train
-from pipeline.loss_heads import carry_heads, parted, save_heads
 from pipeline.losses.base import Alignment
 from pipeline.networks.base import Network
-from pipeline.order import Readable
-from pipeline.phase_parts import build_generator_losses, generator_taps
 from pipeline.recipe import Recipe
+from pipeline.training import starting_weights
+from pipeline.training.codes_and_images import CodesAndImages
+from pipeline.training.loss_heads import carry_heads, parted, save_heads
+from pipeline.training.order import Readable
+from pipeline.training.phase_parts import build_generator_losses, generator_taps
 from pipeline.weak_network import Milestones
 from pipeline.workspace import Workspace, plain
 

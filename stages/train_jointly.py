@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline import starting_weights
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
 from pipeline.generation import Generation
@@ -14,9 +13,13 @@ from pipeline.joint_training import JointTraining
 from pipeline.latent_scale import measure, of_channels
 from pipeline.line import build_network, classes_told, seeded
 from pipeline.loop import train
-from pipeline.loss_heads import carry_heads, parted, save_heads
 from pipeline.nn.running_norm import RunningNorm
-from pipeline.phase_parts import (
+from pipeline.publishing.pipeline_folder import load_component
+from pipeline.recipe import Recipe
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.training import starting_weights
+from pipeline.training.loss_heads import carry_heads, parted, save_heads
+from pipeline.training.phase_parts import (
     build_critic,
     build_generator_losses,
     build_losses,
@@ -24,9 +27,6 @@ from pipeline.phase_parts import (
     critic_folder,
     generator_taps,
 )
-from pipeline.pipeline_folder import load_component
-from pipeline.recipe import Recipe
-from pipeline.tokenizers.base import Tokenizer
 from pipeline.workspace import NOTE, Workspace, plain
 
 READS, WRITES = ("tokenizer",), "joint"

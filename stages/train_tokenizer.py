@@ -4,17 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline import starting_weights
-from pipeline.code_usage import usage_of_training
+from pipeline.frozen.stand_in import stand_in
 from pipeline.images import Images
 from pipeline.line import build_tokenizer, seeded
 from pipeline.loop import train
-from pipeline.loss_heads import carry_heads, parted, save_heads
-from pipeline.phase_parts import build_critic, build_losses
+from pipeline.measuring.code_usage import usage_of_training
 from pipeline.recipe import Phase, Recipe
 from pipeline.reconstruction import Reconstruction
-from pipeline.stand_in import stand_in
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.training import starting_weights
+from pipeline.training.loss_heads import carry_heads, parted, save_heads
+from pipeline.training.phase_parts import build_critic, build_losses
 from pipeline.workspace import Workspace, plain
 
 READS, WRITES = (), "tokenizer"

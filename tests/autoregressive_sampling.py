@@ -5,11 +5,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from pipeline.choice import Choice
 from pipeline.code import Condition, LatentSpec
 from pipeline.draws import ImageDraws
 from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective
+from pipeline.samplers.choice import Choice
 
 
 def spec_of(network: nn.Module) -> LatentSpec:

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from two_processes import as_two
 
-from pipeline import loss_heads
 from pipeline.code import Batched, Code, LatentSpec
 from pipeline.components import build
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.images import ImageBatch
 from pipeline.line import check_line
 from pipeline.loop import train
-from pipeline.loss_heads import WithHeads, carry_heads, in_place, joined, output_layout, parted, save_heads
 from pipeline.losses.base import Alignment
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.feature_head import FeatureHead, HeadShape
@@ -32,6 +30,8 @@ from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.tokenizers.latent_vit import LatentViT
 from pipeline.tokenizers.titok import TiTok
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
+from pipeline.training import loss_heads
+from pipeline.training.loss_heads import WithHeads, carry_heads, in_place, joined, output_layout, parted, save_heads
 
 LAYER = "encoder.conv_out.weight"
 GRID, DIM = [8, 8], 3

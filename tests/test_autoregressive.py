@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.autoregression import TokenSampler, random_order
-from pipeline.choice import Choice
 from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.guidance import Guidance
@@ -17,6 +15,8 @@ from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.objectives.base import Objective
 from pipeline.objectives.next_token import NextToken
 from pipeline.objectives.random_order import RandomOrder
+from pipeline.samplers.autoregression import TokenSampler, random_order
+from pipeline.samplers.choice import Choice
 
 SPEC = LatentSpec(grid=(2, 3), dim=4, vocab=7)
 PAIRS = LatentSpec(grid=(2, 3), dim=4, vocab=7, codebooks=2)

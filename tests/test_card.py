@@ -15,11 +15,12 @@ from torch import Generator, Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 import run
-from pipeline import judge
-from pipeline.card_numbers import FLOW_LEVELS, NO_STRUCTURE, budget_numbers, extremes, flow_numbers, marks
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import ImageDraws
 from pipeline.line import build_tokenizer
+from pipeline.measuring import judge
+from pipeline.measuring.card_numbers import FLOW_LEVELS, NO_STRUCTURE, budget_numbers, extremes, flow_numbers, marks
+from pipeline.measuring.small_prior import batch_of, learn, loss_on
 from pipeline.metrics.code_entropy import class_information, entropy, entropy_by_position
 from pipeline.metrics.equivariant_views import equivariant_views, turned
 from pipeline.metrics.fidelity import ms_ssim, scales, ssim
@@ -32,7 +33,6 @@ from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
 from pipeline.nn.haar import BANDS, haar
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipe import load, settings
-from pipeline.small_prior import batch_of, learn, loss_on
 from pipeline.workspace import NOTE
 
 SMALL = ["tokenizer.model.width=8", "tokenizer.model.groups=4", "tokenizer.model.middle_attention=false"]

@@ -16,7 +16,7 @@ from pipeline.draws import StepDraws
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.nn import attention as door
 from pipeline.nn.causal import Cache, CausalBlock, ModulatedCausalBlock
-from pipeline.self_contained import pack
+from pipeline.publishing.self_contained import pack
 
 ROOT = Path(__file__).parents[1]
 SIZE = {"vocab": 11, "num_classes": 5, "depth": 2, "width": 16, "heads": 2}

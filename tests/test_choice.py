@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.choice import Choice, invert
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws, scrambled
 from pipeline.nn.dropout import dropped
 from pipeline.nn.tokens import TokenEmbedding, TokenHead
+from pipeline.samplers.choice import Choice, invert
 
 SHARES = torch.tensor([0.1, 0.4, 0.2, 0.3])
 EVEN = (torch.arange(10_000) + 0.5) / 10_000  # uniform numbers without chance: shares come out to 1e-4

@@ -9,15 +9,15 @@ from accelerate import Accelerator
 from huggingface_hub import constants
 from transformers import Dinov2Config, Dinov2Model
 
-from pipeline import weights
+from pipeline.frozen import weights
+from pipeline.frozen.stand_in import train_stand_in
 from pipeline.images import Images
 from pipeline.line import check_line
 from pipeline.losses.class_contrast import ClassContrast
-from pipeline.phase_parts import build_losses
 from pipeline.recipe import Recipe, load
-from pipeline.stand_in import train_stand_in
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel
+from pipeline.training.phase_parts import build_losses
 
 TEACHER = "tokenizer.phases.main.losses.semantic.teacher"
 WIDER = "tokenizer.model.z_channels=48"

@@ -14,11 +14,11 @@ from vision_folders import HALF
 
 import run
 from pipeline import LatentPipeline
-from pipeline.alignment_teacher import class_feature
 from pipeline.class_token import join_token, rows_for, split_token
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import find, kinds
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
+from pipeline.frozen.alignment_teacher import class_feature
 from pipeline.generation import Generation
 from pipeline.guidance import Guidance
 from pipeline.images import Images
@@ -29,9 +29,9 @@ from pipeline.nn.class_token import ClassTokenLayers
 from pipeline.nn.embeddings import rotary_tables, rotate
 from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.objectives.flow_matching import FlowMatching
+from pipeline.publishing.self_contained import write_self_contained
 from pipeline.recipe import Recipe, load
 from pipeline.sampling import assemble
-from pipeline.self_contained import write_self_contained
 from pipeline.teachers.vision_model import VisionModel
 from stages import ORDER
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pipeline.code import LatentSpec
-from pipeline.code_usage import LARGEST, CodeUsage, usage_of, usage_of_training
 from pipeline.draws import StepDraws
 from pipeline.images import ImageBatch
 from pipeline.losses.pixel import Pixel
+from pipeline.measuring.code_usage import LARGEST, CodeUsage, usage_of, usage_of_training
 from pipeline.recipe import Loop, Phase
 from pipeline.reconstruction import Reconstruction
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder

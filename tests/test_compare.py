@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import run
-from pipeline.comparison import chosen_aim, correlations, line_of, line_up, measurement, read_runs
+from pipeline.measuring.comparison import chosen_aim, correlations, line_of, line_up, measurement, read_runs
 from pipeline.recipe import load, settings
 from pipeline.reporting.comparison_page import best, letters
 

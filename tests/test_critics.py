@@ -15,13 +15,12 @@ from two_processes import as_two
 from vision_folders import IMAGE
 
 from pipeline.components import build
-from pipeline.critic_teacher import check_critic_teacher, critic_teacher
 from pipeline.critics.base import Critic
 from pipeline.critics.frozen_features import FrozenFeatures, VirtualBatchNorm
 from pipeline.critics.multiscale_patch import MultiscalePatch
 from pipeline.critics.patch import Patch
 from pipeline.draws import GivenDraws, StepDraws
-from pipeline.ema import Average
+from pipeline.frozen.critic_teacher import check_critic_teacher, critic_teacher
 from pipeline.images import ImageBatch, Images
 from pipeline.line import check_line
 from pipeline.loop import train
@@ -29,12 +28,13 @@ from pipeline.losses.pixel import Pixel
 from pipeline.nn.adversarial import LogitMeans, critic_loss, generator_loss, matching_loss
 from pipeline.nn.augmentation import DRAWS, augmented
 from pipeline.nn.spectral import SpectralConv1d
-from pipeline.phase_parts import build_critic
 from pipeline.recipe import Adversary, Augmentation, Loop, Phase, load
 from pipeline.reconstruction import Reconstruction
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+from pipeline.training.ema import Average
+from pipeline.training.phase_parts import build_critic
 
 RATES = {"tokenizer": 1e-3, "critic": 1e-2}
 CONV = {"bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "multipliers": [1, 2], "blocks": 1}

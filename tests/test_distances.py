@@ -11,19 +11,13 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from pipeline import image_statistics
 from pipeline.eight_bits import from_bytes
 from pipeline.image_files import open_archive
-from pipeline.image_statistics import ImageStatistics, gather_statistics
 from pipeline.images import Images
 from pipeline.line import check_line
-from pipeline.metrics.cmmd import cmmd
-from pipeline.metrics.density_coverage import density_coverage
-from pipeline.metrics.features import PixelFeatures
-from pipeline.metrics.frechet import Gaussian, Moments, factor, frechet_distance
-from pipeline.metrics.inception_score import RunningScore, inception_score_chunks
-from pipeline.recipe import load
-from pipeline.reference import (
+from pipeline.measuring import image_statistics
+from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
+from pipeline.measuring.reference import (
     Reference,
     check_reference,
     load_reference,
@@ -32,6 +26,12 @@ from pipeline.reference import (
     reference_numbers,
     write_statistics,
 )
+from pipeline.metrics.cmmd import cmmd
+from pipeline.metrics.density_coverage import density_coverage
+from pipeline.metrics.features import PixelFeatures
+from pipeline.metrics.frechet import Gaussian, Moments, factor, frechet_distance
+from pipeline.metrics.inception_score import RunningScore, inception_score_chunks
+from pipeline.recipe import load
 
 ACCELERATOR = Accelerator(cpu=True)
 PIXELS = PixelFeatures(4)

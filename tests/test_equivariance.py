@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pipeline.components import build
 from pipeline.draws import GivenDraws, StepDraws
-from pipeline.equivariance import drawn
 from pipeline.images import ImageBatch
 from pipeline.line import check_line, check_tokenizer
 from pipeline.losses.base import Loss
@@ -22,6 +21,7 @@ from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import Rebuilt
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+from pipeline.training.equivariance import drawn
 
 CONV = {"bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "multipliers": [1, 2, 2], "blocks": 1, "groups": 4}
 WEIGHTS = {"pixel": 1.0, "kl": 1e-3}

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 from vision_folders import save_models
 
-from pipeline import feature_choice, weights
 from pipeline.eight_bits import levels
-from pipeline.evaluation import frechet_numbers, row_numbers, score_numbers
-from pipeline.feature_choice import build_features, check_features
+from pipeline.frozen import weights
 from pipeline.line import check_line
+from pipeline.measuring import feature_choice
+from pipeline.measuring.evaluation import frechet_numbers, row_numbers, score_numbers
+from pipeline.measuring.feature_choice import build_features, check_features
 from pipeline.metrics.features import InceptionFeatures, VisionFeatures
 from pipeline.metrics.frechet import Moments
 from pipeline.nn.resize import RULES, resize_antialias, resize_clean

@@ -7,24 +7,24 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.alignment_teacher import stored_teacher
 from pipeline.code import Code, Condition
-from pipeline.codes_and_images import CodesAndImages
 from pipeline.components import build
 from pipeline.draws import StepDraws
 from pipeline.encoding import encode
+from pipeline.frozen.alignment_teacher import stored_teacher
 from pipeline.generation import Generation
 from pipeline.images import Images
 from pipeline.latents import CodeBatch, LatentStore
 from pipeline.line import build_tokenizer, check_line, hidden_layout
-from pipeline.loss_heads import parted
 from pipeline.losses.base import Alignment
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.phase_parts import build_generator_losses
 from pipeline.recipe import Latents, load
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
+from pipeline.training.codes_and_images import CodesAndImages
+from pipeline.training.loss_heads import parted
+from pipeline.training.phase_parts import build_generator_losses
 
 LOSS = "generator.losses.alignment"
 

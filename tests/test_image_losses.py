@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.alignment_teacher import check_teacher
 from pipeline.code import Code
 from pipeline.components import build
+from pipeline.frozen.alignment_teacher import check_teacher
 from pipeline.line import check_tokenizer
 from pipeline.losses.base import Loss
 from pipeline.losses.feature_perceptual import FeaturePerceptual

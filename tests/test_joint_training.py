@@ -18,12 +18,11 @@ from tiny_pipeline import randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import stand_in
 from pipeline.code import Batched, Condition
 from pipeline.components import build, structure
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
-from pipeline.ema import Average
+from pipeline.frozen import stand_in
 from pipeline.generation import Generation
 from pipeline.images import ImageBatch, Images
 from pipeline.joint_training import JointTraining
@@ -38,6 +37,7 @@ from pipeline.recipe import Adversary, Loop, Phase, Recipe, TokenizerTraining, l
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+from pipeline.training.ema import Average
 from pipeline.workspace import NOTE, Workspace, fingerprint
 from stages import encode_dataset, posttrain_decoder, train_generator, train_jointly
 

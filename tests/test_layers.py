@@ -50,6 +50,20 @@ def test_objectives_do_not_know_networks_and_the_loop_no_task():
     assert not [m for m in ours(ROOT / "pipeline/loop.py") if m.startswith(tasks)]
 
 
+def test_what_objectives_share_knows_neither_slots_nor_tasks():
+    tasks = ("pipeline.reconstruction", "pipeline.generation", "pipeline.latent_pipeline", "pipeline.training")
+    for path in ROOT.glob("pipeline/samplers/*.py"):
+        above = (*tasks, *(f"pipeline.{slot}" for slot in SLOTS))
+        shared = "pipeline.objectives.base"
+        assert not [m for m in ours(path) if m.startswith(above) and not m.startswith(shared)], path
+
+
+def test_training_and_frozen_networks_do_not_know_what_measures_and_shows_them():
+    for path in [*ROOT.glob("pipeline/training/*.py"), *ROOT.glob("pipeline/frozen/*.py"), ROOT / "pipeline/loop.py"]:
+        above = ("pipeline.measuring", "pipeline.reporting", "pipeline.latent_pipeline", "pipeline.sampling")
+        assert path.name == "pairs.py" or not [m for m in ours(path) if m.startswith(above)], path
+
+
 def test_codes_and_workspace_import_nothing_of_ours():
     for name in ("code", "workspace", "draws"):
         inside = {m for m in ours(ROOT / f"pipeline/{name}.py") if not m.startswith("pipeline.file_modes")}

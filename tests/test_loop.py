@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 from loop_task import Denoise, Numbers, fit, weights
 
-from pipeline import checkpoints
-from pipeline.ema import Average
 from pipeline.loop import Interrupted, rate
-from pipeline.order import Order, Share
 from pipeline.recipe import Loop
+from pipeline.training import checkpoints
+from pipeline.training.ema import Average
+from pipeline.training.order import Order, Share
 
 SCRIPT = Path(__file__).with_name("loop_task.py")
 

@@ -8,9 +8,9 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import weights
 from pipeline.code import Code
 from pipeline.critics.patch import Patch
+from pipeline.frozen import weights
 from pipeline.losses.perceptual import Perceptual
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.adversarial import critic_loss, generator_loss

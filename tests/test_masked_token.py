@@ -14,9 +14,9 @@ from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.guidance import Guidance
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
 from pipeline.objectives.masked_token import MaskedToken
+from pipeline.samplers.unmasking import Unmasking, halton_order, mask_rate, masked_counts
 from pipeline.sampling import counted
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
-from pipeline.unmasking import Unmasking, halton_order, mask_rate, masked_counts
 
 SCHEDULES = ["arccos", "cosine", "linear"]
 SPEC = LatentSpec(grid=(3, 4), dim=0, vocab=7)

@@ -8,7 +8,7 @@ from scipy.linalg import sqrtm
 from torch import Generator, Tensor
 
 from pipeline.eight_bits import eight_bits, from_bytes, levels, to_bytes
-from pipeline.feature_choice import KINDS
+from pipeline.measuring.feature_choice import KINDS
 from pipeline.metrics.copies import near_copies, nearest_two
 from pipeline.metrics.features import PixelFeatures
 from pipeline.metrics.fidelity import psnr, ssim

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
-from pipeline.noise_chain import NoiseChain, discretized_bits, evenly, gaussian_bits, strided
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
-from pipeline.paths import PATHS
-from pipeline.solvers import DiffusionForm, Solver, settled_shift, shifted
+from pipeline.samplers.noise_chain import NoiseChain, discretized_bits, evenly, gaussian_bits, strided
+from pipeline.samplers.paths import PATHS
+from pipeline.samplers.solvers import DiffusionForm, Solver, settled_shift, shifted
 
 MEAN, STD = 0.7, 0.5
 SPEC = LatentSpec(grid=(2, 3), dim=4)

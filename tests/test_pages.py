@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.comparison import chosen_aim, correlations, line_up, read_runs
-from pipeline.evaluation import Number
 from pipeline.finished_runs import sha256_of_tokenizer
+from pipeline.measuring.comparison import chosen_aim, correlations, line_up, read_runs
+from pipeline.measuring.evaluation import Number
 from pipeline.recipe import load, settings
 from pipeline.reporting.card_page import draw_card, write_card_page
 from pipeline.reporting.comparison_page import write_comparison

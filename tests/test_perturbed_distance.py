@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline import components
 from pipeline.code import Code, LatentSpec
-from pipeline.evaluation import Number, perturbed_numbers, spread
+from pipeline.measuring.evaluation import Number, perturbed_numbers, spread
 from pipeline.metrics.features import PixelFeatures
 from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.metrics.perturbed import NOISES, Exchange, Noise, as_perturbed, grid

@@ -23,13 +23,13 @@ from pipeline.images import Images
 from pipeline.latents import MANIFEST, LatentStore, shard_file
 from pipeline.line import build_network, build_tokenizer, check_line
 from pipeline.losses.pixel import Pixel
-from pipeline.pairs import Pairs, chosen_rows, make_pairs
-from pipeline.phase_parts import carry_over
-from pipeline.pipeline_folder import load_component
 from pipeline.posttraining import EarlyStop, FromCode
+from pipeline.publishing.pipeline_folder import load_component
 from pipeline.recipe import PostTraining, Recipe, TokenizerTraining, load, merge
 from pipeline.sampling import assemble
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.training.pairs import Pairs, chosen_rows, make_pairs
+from pipeline.training.phase_parts import carry_over
 from pipeline.workspace import NOTE, Workspace, fingerprint
 from stages import encode_dataset, train_jointly, train_tokenizer
 from stages import posttrain_decoder as stage
@@ -228,7 +228,7 @@ def test_pairs_of_the_decoder_before_are_taken_over_where_all_that_makes_them_is
         raise AssertionError("pairs are made anew")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.pairs.regenerated", never)
+        patch.setattr("pipeline.training.pairs.regenerated", never)
         other = run(changed(recipe, rehearsal=0.5), work, tmp_path / "other")
         assert other["cost"]["seconds_of_pairs"] == first["cost"]["seconds_of_pairs"]
         for name in (MANIFEST, shard_file(decoder, 2).name):

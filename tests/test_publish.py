@@ -28,8 +28,8 @@ import pipeline
 from pipeline import LatentPipeline
 from pipeline.code import Code, Condition
 from pipeline.components import find, kinds
-from pipeline.self_contained import pack
-from pipeline.stock_transformer import stock_transformer
+from pipeline.publishing.self_contained import pack
+from pipeline.publishing.stock_transformer import stock_transformer
 from stages import publish as stage
 
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,9 @@ from pipeline import components
 from pipeline.bottlenecks.base import Quantizer
 from pipeline.bottlenecks.vector_quantize import VectorQuantize
 from pipeline.code import stack_ids
-from pipeline.ema import Average
 from pipeline.nn import entropy
 from pipeline.nn.clusters import cluster_sums, k_means
+from pipeline.training.ema import Average
 
 every = pytest.mark.parametrize("name", NODES)
 

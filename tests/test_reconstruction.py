@@ -8,7 +8,6 @@ from torch import Tensor
 from two_processes import as_two
 
 from pipeline import components
-from pipeline.contest import opponent
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
 from pipeline.images import ImageBatch
@@ -18,6 +17,7 @@ from pipeline.recipe import Adversary, Loop, Phase
 from pipeline.reconstruction import Reconstruction, expected_terms
 from pipeline.tokenizers.base import Rebuilt
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+from pipeline.training.contest import opponent
 
 WEIGHTS = {"pixel": 2.0, "kl": 1e-3, "adversarial": 0.5}
 CONV = {"bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "multipliers": [1, 2], "blocks": 1}

@@ -13,21 +13,21 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny_pipeline import generators, make_pipeline
 
-from pipeline import judge
 from pipeline.components import build
 from pipeline.eight_bits import from_bytes, to_bytes
 from pipeline.encoding import encode
-from pipeline.evaluation import Number, Rows, code_numbers, even, sample_numbers, spread
 from pipeline.finished_runs import sha256_of_tokenizer
 from pipeline.images import Images
 from pipeline.interpolation import arc, interpolate
 from pipeline.line import build_network, build_tokenizer
+from pipeline.measuring import judge
+from pipeline.measuring.evaluation import Number, Rows, code_numbers, even, sample_numbers, spread
 from pipeline.metrics.features import PixelFeatures
 from pipeline.metrics.frechet import Moments, frechet_distance
-from pipeline.number_text import shown
 from pipeline.recipe import load
 from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves, read_log
+from pipeline.reporting.number_text import shown
 from pipeline.reporting.run_page import refresh_report
 from pipeline.workspace import Workspace
 from stages import evaluate

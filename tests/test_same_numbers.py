@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from torch import Generator, Tensor
 from vision_folders import save_models
 
-from pipeline import judge
 from pipeline.components import build
 from pipeline.encoding import encode
-from pipeline.evaluation import Rows
-from pipeline.image_statistics import ImageStatistics, gather_statistics
 from pipeline.images import Images
 from pipeline.line import build_network, build_tokenizer
+from pipeline.measuring import judge
+from pipeline.measuring.evaluation import Rows
+from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.recipe import Recipe, load
 from pipeline.workspace import NOTE, Workspace
 from stages import evaluate, sample

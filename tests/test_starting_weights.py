@@ -6,7 +6,7 @@ from tiny_pipeline import make_network, make_recipe, make_tokenizer
 
 from pipeline.line import build_network, build_tokenizer, check_line
 from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.starting_weights import fingerprints, loaded
+from pipeline.training.starting_weights import fingerprints, loaded
 from stages import train_tokenizer
 
 

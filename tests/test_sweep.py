@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_pipeline import make_recipe, make_run
 
 import run
-from pipeline import judge, sweep
+from pipeline.measuring import judge, sweep
 from pipeline.recipe import settings
 from pipeline.reporting.sweep_page import best, called, row_names, shared
 from pipeline.sampling import assemble, plan_recipe, sample_images

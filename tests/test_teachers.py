@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from vision_folders import IMAGE, save_models
 
-from pipeline.alignment_teacher import alignment_teacher, check_teacher
+from pipeline.frozen.alignment_teacher import alignment_teacher, check_teacher
 from pipeline.images import Images
 from pipeline.nn.resize import resize_map
 from pipeline.recipe import load

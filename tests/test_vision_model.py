@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from vision_folders import HALF, IMAGE, save_models
 
-from pipeline import weights
+from pipeline.frozen import weights
 from pipeline.teachers.vision_model import FAMILIES, IMAGENET, VisionModel, called
 
 PREFIX = {"dinov2": 1, "clip": 1, "siglip": 0, "dinov3_vit": 5, "vit_mae": 1, "ijepa": 0, "dinov2_with_registers": 5}
@@ -95,8 +95,9 @@ def test_a_model_sees_its_own_size_or_the_one_that_is_stated(tmp_path):
 
 
 def test_a_check_of_a_folder_imports_no_models_of_transformers(dinov2):
-    code = "import sys, pathlib, pipeline.class_teacher, pipeline.feature_choice, pipeline.card_sight as c\n"
-    code += "from pipeline.vision_config import read_kind\n"
+    code = "import sys, pathlib, pipeline.frozen.class_teacher\n"
+    code += "import pipeline.measuring.feature_choice, pipeline.measuring.card_sight\n"
+    code += "from pipeline.frozen.vision_config import read_kind\n"
     code += "assert read_kind(pathlib.Path(sys.argv[1]), 'dinov2') and 'transformers.modeling_utils' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(dinov2)], check=True)
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.bottlenecks.base import Quantizer
-from pipeline.choice import Choice
 from pipeline.code import Code
 from pipeline.draws import Draws
 from pipeline.nn.candidates import candidates, chosen
@@ -16,6 +15,7 @@ from pipeline.nn.clusters import cluster_sums, distances, k_means, nearest
 from pipeline.nn.entropy import entropy_gap, tokens_at_once
 from pipeline.nn.processes import from_first, processes, summed
 from pipeline.nn.straight_through import rotated
+from pipeline.samplers.choice import Choice
 
 ROUNDS = 10  # of k-means
 POINTS = 64  # latents a row that k-means sees at most
@@ -196,7 +196,7 @@ class VectorQuantize(Quantizer):
 
     @torch.no_grad()
     def leap(self, trained: "VectorQuantize") -> None:
-        """As an average of `trained` (`pipeline.ema`): take over the rows that were placed anew there."""
+        """As an average of `trained` (`pipeline.training.ema`): take over the rows that were placed anew there."""
         if not hasattr(self, "placed"):
             return
         anew = self.placed != trained.placed

@@ -26,7 +26,9 @@ class Loss(nn.Module, ABC):
 
     def __init__(self):
         super().__init__()
-        self.head: nn.Module | None = None  # trained with the tokenizer and no part of it, see pipeline.loss_heads
+        self.head: nn.Module | None = (
+            None  # trained with the tokenizer and no part of it, see pipeline.training.loss_heads
+        )
         self.metrics: dict[str, Tensor] = {}  # of the last call, besides its terms, for the log alone
 
     @classmethod
@@ -66,7 +68,7 @@ class Alignment(Loss):
 
     The tokens are a code's; with `block` the hidden states of a generator after that block; with `at` what the module
     of that name in a tokenizer makes. `tap` is a teacher's map, made from the `teacher`, `layer` and `teacher_size`
-    that a recipe states, see `pipeline.alignment_teacher`; its name is a part of every metric.
+    that a recipe states, see `pipeline.frozen.alignment_teacher`; its name is a part of every metric.
     """
 
     of_pixels = False

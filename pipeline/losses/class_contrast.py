@@ -22,7 +22,7 @@ class ClassContrast(Loss):
     is 1; with `normalize` their length is one. With accumulation the i and j are those of a micro-batch.
 
     `class_teacher` is frozen here and stays in evaluation mode: `features(images)` [B, dim], `dim`, and a `name`
-    ("dinov2_b", "classifier"). A recipe chooses it by `teacher`, see `pipeline.class_teacher`. The metric
+    ("dinov2_b", "classifier"). A recipe chooses it by `teacher`, see `pipeline.frozen.class_teacher`. The metric
     `class_match_<name>` is the share of codes whose largest logit is their own image's.
     """
 

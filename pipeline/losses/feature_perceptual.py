@@ -19,8 +19,8 @@ class FeaturePerceptual(Loss):
     norm. A token of C channels at an angle a from its aim adds 2 (1 - cos a) / C, which is why the weight is large.
 
     `tap` holds the maps of the `layers` of `teacher`, which reads images at `teacher_size`, see
-    `pipeline.alignment_teacher`. It is frozen, and the gradient goes through it to the images that were made. The
-    metric `perceptual_cosine_<teacher>` is the mean of cos a.
+    `pipeline.frozen.alignment_teacher`. It is frozen, and the gradient goes through it to the images that were made.
+    The metric `perceptual_cosine_<teacher>` is the mean of cos a.
     """
 
     def __init__(

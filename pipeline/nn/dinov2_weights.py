@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.frozen.weights import OF_A_FOLDER, locate_model, require_model
 from pipeline.nn.dinov2 import Dinov2
-from pipeline.weights import OF_A_FOLDER, locate_model, require_model
 
 FIXED = {  # what `Dinov2` cannot be otherwise, by the name in config.json
     "model_type": "dinov2",

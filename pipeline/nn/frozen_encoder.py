@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.frozen.vision_config import read_config
+from pipeline.frozen.weights import OF_A_FOLDER, locate_model, require_model
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, channels, shape
-from pipeline.vision_config import read_config
-from pipeline.weights import OF_A_FOLDER, locate_model, require_model
 
 Norm = Literal["plain", "own"]
 Layout = list[tuple[int, int]]  # channels and side of maps
@@ -101,11 +101,11 @@ class StandIn(FrozenEncoder):
 class VisionTransformer(FrozenEncoder):
     """The image half of one of transformers' vision models with patches: DINOv2, DINOv3, SigLIP, CLIP, MAE, ViT.
 
-    `start` is the folder or hub id of its weights, or their name in `pipeline.weights`, read when a tokenizer is built
-    anew; "random" has none. `model` are values of its config.json, which must be those of `start`; of a hub id
+    `start` is the folder or hub id of its weights, or their name in `pipeline.frozen.weights`, read when a tokenizer is
+    built anew; "random" has none. `model` are values of its config.json, which must be those of `start`; of a hub id
     model_type, hidden_size, num_hidden_layers and patch_size must be stated, so that a recipe is checked without
-    network. Taps count layers: 0 is what the first
-    block reads, k what block k leaves, and -1, the last, passes through the model's last norm too.
+    network. Taps count layers: 0 is what the first block reads, k what block k leaves, and -1, the last, passes through
+    the model's last norm too.
 
     `image_patch` pixels of an image, a side, become one patch: images are resampled to that (bicubic, without
     antialiasing, as RAE does it) and given the colours' `mean` and `std`. `source` is what a saved folder keeps of

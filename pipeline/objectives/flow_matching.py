@@ -14,8 +14,8 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.guidance import Guidance, Predict, guided
 from pipeline.objectives.base import Objective, OnStep, check_share
-from pipeline.paths import PATHS, Path
-from pipeline.solvers import (
+from pipeline.samplers.paths import PATHS, Path
+from pipeline.samplers.solvers import (
     Reverse,
     Sampler,
     check_shift,
@@ -28,7 +28,7 @@ from pipeline.solvers import (
     stochastic,
     unshifted,
 )
-from pipeline.solvers_of_diffusers import check_flow, flow_solver, run_flow, set_evaluations
+from pipeline.samplers.solvers_of_diffusers import check_flow, flow_solver, run_flow, set_evaluations
 
 WEIGHTINGS = {
     "velocity": ("none",),

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.guidance import Guidance, Predict, guided
-from pipeline.noise_chain import NoiseChain, Spacing, discretized_bits, gaussian_bits
 from pipeline.objectives.base import Objective, OnStep, check_share
-from pipeline.solvers import told
-from pipeline.solvers_of_diffusers import check_noise, run_noise
+from pipeline.samplers.noise_chain import NoiseChain, Spacing, discretized_bits, gaussian_bits
+from pipeline.samplers.solvers import told
+from pipeline.samplers.solvers_of_diffusers import check_noise, run_noise
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from diffusers import SchedulerMixin  # noqa: F401
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from pipeline.autoregression import TokenSampler
-from pipeline.choice import Choice
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective, OnStep
+from pipeline.samplers.autoregression import TokenSampler
+from pipeline.samplers.choice import Choice
 
 
 class NextToken(Objective):

@@ -8,12 +8,12 @@ from diffusers import SchedulerMixin  # noqa: F401
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from pipeline.autoregression import TokenSampler, random_order, row_by_row
-from pipeline.choice import Choice
 from pipeline.code import Code, Condition, LatentSpec, stack_ids
 from pipeline.draws import Draws, StepDraws
 from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective, OnStep
+from pipeline.samplers.autoregression import TokenSampler, random_order, row_by_row
+from pipeline.samplers.choice import Choice
 
 ORDERS = {"row_by_row": row_by_row, "random": random_order}
 

@@ -5,8 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipeline.number_text import shown
 from pipeline.reporting.curves import read_log
+from pipeline.reporting.number_text import shown
 from pipeline.reporting.page import Picture, brief, document, headlines, part, section, written
 from pipeline.reporting.pictures import AMPLIFIED
 from pipeline.reporting.plots import Plot, Series, draw_plot

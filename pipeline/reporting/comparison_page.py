@@ -5,12 +5,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.number_text import shown
+from pipeline.reporting.number_text import shown
 from pipeline.reporting.page import ARROWS, Picture, capital, document, picture, section, value
 from pipeline.reporting.plots import Plot, Series, draw_plot
 
 if TYPE_CHECKING:
-    from pipeline.comparison import Finished, Line
+    from pipeline.measuring.comparison import Finished, Line
 
 RECONSTRUCTION = ("psnr", "rfd_classifier", "rfd_rotation", "rfd_pixels")  # drawn against generation, where there
 WARNING = "Values with a letter were measured otherwise than those without: they are not comparable."

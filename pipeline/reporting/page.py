@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipeline.number_text import shown
+from pipeline.reporting.number_text import shown
 from pipeline.reporting.style import STYLE
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.image_files import image_file
-from pipeline.number_text import shown
 from pipeline.reporting import pictures
+from pipeline.reporting.number_text import shown
 from pipeline.reporting.page import ARROWS, Picture, brief, capital, document, picture, section, value, written
 from pipeline.reporting.plots import Plot, Series, draw_plot
 

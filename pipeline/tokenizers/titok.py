@@ -13,7 +13,7 @@ from pipeline.components import Node
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_places, initialise
-from pipeline.tokenizer_folder import load_tokenizer
+from pipeline.publishing.tokenizer_folder import load_tokenizer
 from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
 
 

@@ -9,7 +9,7 @@ from pipeline.code import Condition
 from pipeline.guidance import Guidance
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.published.lightningdit import convert
-from pipeline.solvers import ladder
+from pipeline.samplers.solvers import ladder
 
 MATCHES = "models.lightningdit.LightningDiT"
 

@@ -8,8 +8,8 @@ from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
 from pipeline.guidance import Guidance
 from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.paths import PATHS
 from pipeline.published.sit import convert
+from pipeline.samplers.paths import PATHS
 
 MATCHES = "models.SiT"
 

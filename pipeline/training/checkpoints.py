@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.ema import Average
+from pipeline.training.ema import Average
 
 FOLDER = "checkpoints"
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, stack_ids
-from pipeline.code_usage import usage_of
 from pipeline.eight_bits import levels
+from pipeline.measuring.code_usage import usage_of
 from pipeline.metrics.base import Features
 from pipeline.metrics.cmmd import BANDWIDTH, SCALE, cmmd
 from pipeline.metrics.copies import near_copies

@@ -7,7 +7,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline.card_numbers import (
+from pipeline.code import Code, stack_ids
+from pipeline.draws import ImageDraws, mix
+from pipeline.eight_bits import levels
+from pipeline.images import ImageBatch, Images
+from pipeline.measuring.card_numbers import (
     Numbers,
     budget_numbers,
     frequency_numbers,
@@ -19,12 +23,9 @@ from pipeline.card_numbers import (
     stability_numbers,
     structure_numbers,
 )
-from pipeline.card_sight import CardSettings, Sight
-from pipeline.code import Code, stack_ids
-from pipeline.code_usage import LARGEST
-from pipeline.draws import ImageDraws, mix
-from pipeline.eight_bits import levels
-from pipeline.evaluation import (
+from pipeline.measuring.card_sight import CardSettings, Sight
+from pipeline.measuring.code_usage import LARGEST
+from pipeline.measuring.evaluation import (
     Number,
     Rows,
     code_numbers,
@@ -35,7 +36,9 @@ from pipeline.evaluation import (
     spread,
     versions,
 )
-from pipeline.images import ImageBatch, Images
+from pipeline.measuring.small_prior import LARGEST as LARGEST_OF_PRIOR
+from pipeline.measuring.small_prior import Learned, learn
+from pipeline.measuring.throughput import device_name, rate
 from pipeline.metrics.code_entropy import entropy_by_position
 from pipeline.metrics.equivariant_views import equivariant_views
 from pipeline.metrics.fidelity import ms_ssim
@@ -44,9 +47,6 @@ from pipeline.metrics.perturbed import grid
 from pipeline.metrics.spectrum import radial_power
 from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
 from pipeline.rendering import rendered
-from pipeline.small_prior import LARGEST as LARGEST_OF_PRIOR
-from pipeline.small_prior import Learned, learn
-from pipeline.throughput import device_name, rate
 from pipeline.tokenizers.base import Tokenizer
 
 BATCH_VALUES = 2**22  # numbers in a batch of images, at most

@@ -9,17 +9,17 @@ from typing import Any
 
 from pipeline.call_arguments import Defaults
 from pipeline.components import structure
-from pipeline.eyes import Eyes
 from pipeline.finished_runs import run_folder
 from pipeline.image_files import image_file
 from pipeline.images import Images
-from pipeline.judge import fit_judge
 from pipeline.line import check_sampling
 from pipeline.machine import accelerate
+from pipeline.measuring.eyes import Eyes
+from pipeline.measuring.judge import fit_judge
+from pipeline.measuring.sample_measuring import Real, numbers_of_samples, read_samples, see_real, see_samples
 from pipeline.recipe import ONLY_SPEED, Recipe, load, merge, parse
 from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
-from pipeline.sample_measuring import Real, numbers_of_samples, read_samples, see_real, see_samples
 from pipeline.sampling import assemble, plan_recipe, sample_images, sampling_record
 from pipeline.workspace import NOTE, OWNER, Workspace, fingerprint
 

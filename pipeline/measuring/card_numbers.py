@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.code import LatentSpec, stack_ids
-from pipeline.evaluation import Number, Rows, mean
+from pipeline.measuring.evaluation import Number, Rows, mean
 from pipeline.metrics.code_entropy import class_information, entropy_by_class, entropy_by_position
 from pipeline.metrics.fidelity import scales
 from pipeline.metrics.latent_statistics import channel_moments, used_dimensions

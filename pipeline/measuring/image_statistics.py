@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.evaluation import Rows, own_batches
+from pipeline.measuring.evaluation import Rows, own_batches
 from pipeline.metrics.frechet import Moments
 from pipeline.metrics.inception_score import RunningScore
 

@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.eight_bits import from_bytes
-from pipeline.evaluation import (
+from pipeline.image_files import open_archive
+from pipeline.images import ImageBatch, Images
+from pipeline.measuring.evaluation import (
     Number,
     Rows,
     accuracy_numbers,
@@ -23,12 +25,10 @@ from pipeline.evaluation import (
     spread,
     versions,
 )
-from pipeline.eyes import Eyes
-from pipeline.image_files import open_archive
-from pipeline.image_statistics import ImageStatistics, gather_statistics
-from pipeline.images import ImageBatch, Images
+from pipeline.measuring.eyes import Eyes
+from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
+from pipeline.measuring.reference import Reference, load_reference, reference_numbers
 from pipeline.recipe import Recipe
-from pipeline.reference import Reference, load_reference, reference_numbers
 
 SURROUNDINGS = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
 

@@ -5,15 +5,15 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
+from pipeline.frozen.stand_in import stand_in
+from pipeline.frozen.weights import locate
 from pipeline.images import Images
 from pipeline.recipe import Recipe
-from pipeline.stand_in import stand_in
 from pipeline.teachers.lpips_vgg import LpipsVgg
-from pipeline.weights import locate
 
 
 def perceptual_backbone(recipe: Recipe, images: Images, folder: Path, accelerator: Accelerator) -> nn.Module:
-    """LPIPS-VGG when its two files are found by the rule of `pipeline.weights`, else a small classifier.
+    """LPIPS-VGG when its two files are found by the rule of `pipeline.frozen.weights`, else a small classifier.
 
     The classifier is kept in `folder/stand_in`, and named in every number that comes of it.
     """

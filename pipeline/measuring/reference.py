@@ -15,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.eight_bits import from_bytes
-from pipeline.evaluation import Number, Rows, even, frechet_numbers, row_numbers, versions
-from pipeline.feature_choice import build_features
 from pipeline.image_files import open_archive
-from pipeline.image_statistics import ImageStatistics, gather_statistics
 from pipeline.images import Images
+from pipeline.measuring.evaluation import Number, Rows, even, frechet_numbers, row_numbers, versions
+from pipeline.measuring.feature_choice import build_features
+from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.metrics.base import Features
 from pipeline.metrics.frechet import Gaussian, Moments
 from pipeline.recipe import Data, Recipe, is_recipe, load, merge, parse

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.evaluation import Rows
-from pipeline.feature_choice import build_features
-from pipeline.judge import judge_features, judge_seed, load_judge, perceptual_eye
+from pipeline.measuring.evaluation import Rows
+from pipeline.measuring.feature_choice import build_features
+from pipeline.measuring.judge import judge_features, judge_seed, load_judge, perceptual_eye
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import PixelFeatures
 from pipeline.nn.feature_distance import Backbone

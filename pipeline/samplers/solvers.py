@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.draws import Draws
-from pipeline.paths import Path
+from pipeline.samplers.paths import Path
 
 Levels = TypeVar("Levels", float, np.ndarray, Tensor)
 Velocity = Callable[[Tensor, float], Tensor]  # (z [B, N, C], u) -> dz/du

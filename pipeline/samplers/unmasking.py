@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.choice import Choice
 from pipeline.code import LatentSpec
 from pipeline.guidance import guided_logits
+from pipeline.samplers.choice import Choice
 
 Schedule = Literal["arccos", "cosine", "linear"]
 Order = Literal["confidence", "halton", "random"]

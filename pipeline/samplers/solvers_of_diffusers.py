@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultiste
 from torch import Generator, Tensor
 
 from pipeline.draws import Draws
-from pipeline.solvers import Report, ladder, told
+from pipeline.samplers.solvers import Report, ladder, told
 
 NEARLY_NOISE = 1 - 1e-6  # alpha = 0 has no logarithm, which these solvers step in
 

@@ -8,15 +8,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipeline.components import Node, find
+from pipeline.frozen.teacher_choice import STAND_IN, chosen, standing_in
+from pipeline.frozen.weights import locate_model, require_model
 from pipeline.images import Images
 from pipeline.losses.class_contrast import check_width, projected_width
 from pipeline.recipe import Recipe
-from pipeline.teacher_choice import STAND_IN, chosen, standing_in
 from pipeline.teachers.vision_model import VisionModel, feature_width
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.weights import locate_model, require_model
 
-AUTO = "dinov2_base"  # what `auto` takes, a name in pipeline.weights
+AUTO = "dinov2_base"  # what `auto` takes, a name in pipeline.frozen.weights
 
 
 def takes_class_teacher(node: Node) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.components import NESTED, SLOTS, kinds
-from pipeline.name_scopes import module_bindings, references
-from pipeline.pipeline_folder import INDEX
+from pipeline.publishing.name_scopes import module_bindings, references
+from pipeline.publishing.pipeline_folder import INDEX
 
 ROOT = "pipeline"
 PIPELINE = "pipeline.latent_pipeline"
