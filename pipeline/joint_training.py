@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
-from pipeline.generation import Generation, watched
+from pipeline.generation import Generation
 from pipeline.latents import CodeBatch
 from pipeline.losses.base import Loss
 from pipeline.nn.running_norm import RunningNorm
@@ -25,8 +25,8 @@ class Normalised(nn.Module):
         super().__init__()
         self.player, self.norm = player, norm
 
-    def forward(self, *asked: Any) -> Any:
-        return self.player(*asked)
+    def forward(self, *asked: Any, **how: Any) -> Any:
+        return self.player(*asked, **how)
 
 
 class JointTraining(Reconstruction):
@@ -76,11 +76,12 @@ class JointTraining(Reconstruction):
 
     def aligned(self, condition: Condition | None, aims: dict[str, Tensor], draws: StepDraws) -> dict[str, Tensor]:
         """The weighted terms of the generator's losses, whose gradient goes to the code alone."""
-        objective, made = self.generation.objective, {}
+        objective = self.generation.objective
         with opponent(self.players["network"]) as generator:
             generator.eval()
             code = Code(z=generator.norm(self.z))
-            objective.loss(watched(generator, made), code, condition, **objective.draw(code, draws))
+            asked = objective.asked(code, condition, **objective.draw(code, draws))
+            _, made = generator(*asked, predict=False)
             generator.train()
         found = {}
         for term, loss in self.generation.losses.items():

@@ -144,7 +144,7 @@ def asked_in(task: JointTraining) -> list[dict[str, Any]]:
         labels = None if condition is None else condition.labels
         seen.append({"state": state.detach(), "time": time, "labels": labels, "training": network.training})
 
-    network.register_forward_pre_hook(note)
+    task.players["network"].register_forward_pre_hook(note)
     norm = task.norm
     for player, _ in turns(task):
         if player == "tokenizer":
@@ -174,6 +174,15 @@ def test_the_tokenizer_s_turn_leaves_the_running_scale_and_the_network_s_moves_i
     z = task.z.detach()
     torch.testing.assert_close(task.norm.mean, 0.9 * task.before[0] + 0.1 * z.mean((0, 1)))
     torch.testing.assert_close(task.norm.variance, 0.9 * task.before[1] + 0.1 * z.flatten(0, 1).var(0))
+
+
+def test_blocks_behind_the_aligned_one_run_in_the_network_s_own_turn_alone():
+    task, ran = task_of(), []
+    for number, block in enumerate(task.generation.network.blocks, start=1):
+        block.register_forward_hook(lambda *of, number=number: ran.append(number))
+    ran_by = {player: ran[:] for player, _ in turns(task)}
+    first, whole = list(range(1, BLOCK + 1)), list(range(1, SIZES["depth"] + 1))
+    assert len(first) < len(whole) and (ran_by["tokenizer"], ran_by["network"]) == (first, first + whole)
 
 
 def test_a_generator_without_classes_is_asked_for_none():

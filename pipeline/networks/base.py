@@ -46,6 +46,12 @@ class Network(QuietCast, ConfigMixin):
         neither time nor taps; what they are asked and answer is in their own docstring.
         """
 
+    def states(
+        self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
+    ) -> list[Tensor]:
+        """As `forward`, the hidden states after the blocks `taps` alone; blocks behind the last of them do not run."""
+        raise ValueError(f"a {type(self).__name__} has no hidden states of patches")
+
     @property
     def state_shape(self) -> tuple[int, int]:
         """Of the noisy state of one image that it reads, [N, dim]: the code, and below it the class token's rows."""

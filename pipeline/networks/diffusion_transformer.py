@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.class_token import join_token, split_token
 from pipeline.code import Condition
 from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_transformer
-from pipeline.nn.blocks import ModulatedBlock, ModulatedHead
+from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, Rotary
 from pipeline.nn.class_token import ClassTokenLayers
 from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, patchify, unpatchify
 from pipeline.nn.modulated import ModulatedTransformer, Position, check_count, check_patches, check_places
@@ -102,8 +102,29 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         null class. Raises ValueError when an unconditional network is given labels, when N is not the grid's, and for a
         tap that is no block.
         """
-        grid, patch = self.config.grid, self.config.patch_size
         check_taps(taps, len(self.blocks))
+        h, c, rotary = self._begun(hidden_states, time, condition)
+        h, tapped = self.walk(self.blocks, h, c, rotary, taps)
+        predicted = None
+        if self.class_token_layers is not None:
+            predicted = self.class_token_layers.predicted(h, c, self.head)
+            h = h[:, 1:]
+        made = unpatchify(self.head(h, c), self.config.grid, self.config.patch_size)
+        prediction = join_token(made, predicted)
+        return (prediction, self._of_patches(tapped)) if taps else prediction
+
+    def states(
+        self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
+    ) -> list[Tensor]:
+        check_taps(taps, len(self.blocks))
+        h, c, rotary = self._begun(hidden_states, time, condition)
+        return self._of_patches(self.walk(self.blocks[: max(taps)], h, c, rotary, taps)[1])
+
+    def _begun(
+        self, hidden_states: Tensor, time: Tensor, condition: Condition | None
+    ) -> tuple[Tensor, Tensor, Rotary | None]:
+        """What the first block reads, [B, rows, width], what every block is told, and the rotary tables."""
+        grid, patch = self.config.grid, self.config.patch_size
         z, token = split_token(hidden_states, self.config.class_token)
         check_count(z, grid)
         h = self.placed(self.patch_embedding(patchify(z, grid, patch)))  # [B, N / patch^axes, width]
@@ -111,13 +132,11 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         c = F.silu(self._request(time, condition))  # every modulation begins with it
         if self.class_token_layers is not None:
             h, rotary = self.class_token_layers(token, h, rotary)
-        h, tapped = self.walk(self.blocks, h, c, rotary, taps)
-        predicted = None
-        if self.class_token_layers is not None:
-            predicted = self.class_token_layers.predicted(h, c, self.head)
-            h, tapped = h[:, 1:], [states[:, 1:] for states in tapped]
-        prediction = join_token(unpatchify(self.head(h, c), grid, patch), predicted)
-        return (prediction, tapped) if taps else prediction
+        return h, c, rotary
+
+    def _of_patches(self, tapped: list[Tensor]) -> list[Tensor]:
+        """Hidden states without the class token's row."""
+        return tapped if self.class_token_layers is None else [states[:, 1:] for states in tapped]
 
     def _request(self, time: Tensor, condition: Condition | None) -> Tensor:
         """What every block is told, [B, width]: the time's vector plus the class's."""

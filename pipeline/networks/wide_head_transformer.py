@@ -1,6 +1,6 @@
 """The transformer on noisy codes of many channels: a deep trunk, and a wide head that is told what the trunk saw."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -106,21 +106,32 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         first). Without a condition a network of classes answers for its null class. Raises ValueError when an
         unconditional network is given labels, when N is not the grid's, and for a tap that is no block of the trunk.
         """
-        grid, patch = self.config.grid, self.config.patch_size
         check_taps(taps, len(self.blocks))
-        check_count(hidden_states, grid)
-        x = patchify(hidden_states, grid, patch)  # [B, N / patch^axes, patch^axes * dim]
-        moment = self.time_embedding(time.float() if self.config.time_direction == "noise" else 1 - time.float())
-        s, tapped = self._understand(x, moment, self.labels(condition, len(time), time.device), taps)
+        x, moment = self._begun(hidden_states, time)
+        s, tapped = self._understand(self.blocks, x, moment, self.labels(condition, len(time), time.device), taps)
         request = F.silu(self.head_request(F.silu(s + moment[:, None])))  # [B, N / patch^axes, head_width]
         h, _ = self.walk(self.head_blocks, self.head_embedding(x), request, (self.head_cosines, self.head_sines))
-        prediction = unpatchify(self.head(h, request), grid, patch)
+        prediction = unpatchify(self.head(h, request), self.config.grid, self.config.patch_size)
         return (prediction, tapped) if taps else prediction
 
+    def states(
+        self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
+    ) -> list[Tensor]:
+        check_taps(taps, len(self.blocks))
+        x, moment = self._begun(hidden_states, time)
+        labels = self.labels(condition, len(time), time.device)
+        return self._understand(self.blocks[: max(taps)], x, moment, labels, taps)[1]
+
+    def _begun(self, hidden_states: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches [B, N / patch^axes, patch^axes * dim], and the times embedded, [B, width]."""
+        check_count(hidden_states, self.config.grid)
+        noise = time.float() if self.config.time_direction == "noise" else 1 - time.float()
+        return patchify(hidden_states, self.config.grid, self.config.patch_size), self.time_embedding(noise)
+
     def _understand(
-        self, x: Tensor, moment: Tensor, labels: Tensor, taps: Sequence[int]
+        self, blocks: Iterable[nn.Module], x: Tensor, moment: Tensor, labels: Tensor, taps: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """The trunk's output [B, N, width] for tokens x at times embedded as `moment` [B, width], and its taps."""
+        """What these blocks of the trunk make of patches x at times embedded as `moment`, and its taps."""
         vector = moment if self.label_embedding is None else moment + self.label_embedding(labels)
         c = F.silu(F.silu(vector))  # as released: once at the request, once at the head of every modulation
-        return self.walk(self.blocks, self.placed(self.patch_embedding(x)), c, (self.cosines, self.sines), taps)
+        return self.walk(blocks, self.placed(self.patch_embedding(x)), c, (self.cosines, self.sines), taps)

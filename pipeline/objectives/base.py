@@ -63,6 +63,10 @@ class Objective(SchedulerMixin, ConfigMixin):
     def draw(self, code: Code, draws: Draws) -> dict[str, Tensor | Draws]:
         """The random arguments of `loss` for this batch (times, noise, orders, masks, where dropout draws from)."""
 
+    def asked(self, code: Code, condition: Condition | None, **draws: Any) -> tuple[Tensor, Tensor, Condition | None]:
+        """What `loss` asks a denoiser of this batch: state, noise levels [B] and condition."""
+        raise ValueError(f"a {type(self).__name__} trains no denoiser")
+
     @abstractmethod
     def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Any) -> dict[str, Tensor]:
         """Unweighted terms, means over the batch."""

@@ -119,6 +119,11 @@ class FlowMatching(Objective):
             return 1e-5, 1 - 1e-5
         return (0.0, 1.0) if self.config.prediction in ("velocity", "data") else (1e-3, 1 - 1e-3)
 
+    def asked(
+        self, code: Code, condition: Condition | None, time: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Condition | None]:
+        return self.route.state(self._state(code), noise, time[:, None, None]), time, condition
+
     def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Tensor) -> dict[str, Tensor]:
         return {name: each.mean() for name, each in self.per_image(network, code, condition, **draws).items()}
 
@@ -127,8 +132,7 @@ class FlowMatching(Objective):
     ) -> dict[str, Tensor]:
         """The terms of each image, [B], means over tokens and channels."""
         u, data = time[:, None, None], self._state(code)
-        z = self.route.state(data, noise, u)
-        predicted = network(z, time, condition).float()
+        predicted = network(*self.asked(code, condition, time, noise)).float()
         error, of_token = split_token(self.error(predicted, data, noise, u), self.class_token)
         terms = {"flow": error.mean(dim=(1, 2))}
         if self.config.cosine:

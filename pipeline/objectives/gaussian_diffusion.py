@@ -77,6 +77,12 @@ class GaussianDiffusion(Objective):
         timestep = (draws.uniform("time") * span).long().clamp(max=span - 1)
         return {"timestep": timestep, "noise": draws.normal("noise", tuple(code.z.shape[1:]))}
 
+    def asked(
+        self, code: Code, condition: Condition | None, timestep: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Condition | None]:
+        z = self.chain.noised(code.z, noise, timestep)
+        return z, timestep.float() / self.config.num_train_timesteps, condition
+
     def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Tensor) -> dict[str, Tensor]:
         return {name: each.mean() for name, each in self.per_image(network, code, condition, **draws).items()}
 
@@ -84,8 +90,8 @@ class GaussianDiffusion(Objective):
         self, network: nn.Module, code: Code, condition: Condition | None, timestep: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """The terms of each image, [B], means over tokens and channels."""
-        z = self.chain.noised(code.z, noise, timestep)
-        output = network(z, timestep.float() / self.config.num_train_timesteps, condition).float()
+        z, *rest = self.asked(code, condition, timestep, noise)
+        output = network(z, *rest).float()
         predicted = output[..., : z.shape[-1]]
         terms = {"mse": ((predicted - noise) ** 2).mean(dim=(1, 2))}
         if self.config.variance == "learned_range":

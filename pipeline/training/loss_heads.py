@@ -75,9 +75,16 @@ class Tapped(nn.Module):
         self.heads = nn.ModuleDict({term: loss.head or nn.Identity() for term, loss in losses.items()})
         self.blocks = {term: loss.block for term, loss in losses.items()}
 
-    def forward(self, *asked: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the network predicts of what it is asked, and by term what its head makes, [B, N, C]."""
-        prediction, states = self.model(*asked, taps=tuple(self.blocks.values()))
+    def forward(self, *asked: Any, predict: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """What the network predicts of what it is asked, and by term what its head makes, [B, N, C].
+
+        Without `predict` no more of the network is run than the heads read.
+        """
+        taps, prediction = tuple(self.blocks.values()), None
+        if predict:
+            prediction, states = self.model(*asked, taps=taps)
+        else:
+            states = self.model.states(*asked, taps)
         return prediction, {term: self.heads[term](state) for term, state in zip(self.blocks, states)}
 
 
