@@ -5,10 +5,11 @@ import math
 import torch
 from torch import nn
 
+from pipeline.building import build_network, build_tokenizer, hidden_layout, parameters
 from pipeline.code import LatentSpec
 from pipeline.components import Node
 from pipeline.frozen.alignment_teacher import teacher_width
-from pipeline.line import build_network, build_tokenizer, check_line, hidden_layout, parameters
+from pipeline.line import check_line
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipe import Recipe

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch import Generator, nn
 from tqdm import tqdm
 
+from pipeline.building import parameters
 from pipeline.call_arguments import GUIDANCE, check_settings, find_labels, resolve_guidance
 from pipeline.components import find, structure
 from pipeline.draws import mix
 from pipeline.image_files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.line import parameters
 from pipeline.machine import accelerate
 from pipeline.networks.base import Network
 from pipeline.precision import Precision, autocast

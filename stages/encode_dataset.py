@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
+from pipeline.building import build_network, hidden_layout
 from pipeline.components import build, find
 from pipeline.encoding import encode
 from pipeline.frozen.alignment_teacher import class_feature
 from pipeline.images import Images
 from pipeline.latent_scale import measure
-from pipeline.line import build_network, hidden_layout
 from pipeline.recipe import Recipe
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer

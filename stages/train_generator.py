@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.building import build_network, classes_told, seeded
 from pipeline.components import build
 from pipeline.frozen.alignment_teacher import stored_teacher
 from pipeline.generation import Generation
 from pipeline.images import Images
 from pipeline.latents import LatentStore
-from pipeline.line import build_network, classes_told, seeded
 from pipeline.loop import train
 from pipeline.losses.base import Alignment
 from pipeline.networks.base import Network

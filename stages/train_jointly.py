@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.building import build_network, classes_told, seeded
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
 from pipeline.generation import Generation
 from pipeline.images import Images
 from pipeline.joint_training import JointTraining
 from pipeline.latent_scale import measure, of_channels
-from pipeline.line import build_network, classes_told, seeded
 from pipeline.loop import train
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.publishing.pipeline_folder import load_component

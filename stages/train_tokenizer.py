@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.building import build_tokenizer, seeded
 from pipeline.frozen.stand_in import stand_in
 from pipeline.images import Images
-from pipeline.line import build_tokenizer, seeded
 from pipeline.loop import train
 from pipeline.measuring.code_usage import usage_of_training
 from pipeline.recipe import Phase, Recipe

@@ -15,9 +15,9 @@ from torch import Generator, Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 import run
+from pipeline.building import build_tokenizer
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import ImageDraws
-from pipeline.line import build_tokenizer
 from pipeline.measuring import judge
 from pipeline.measuring.card_numbers import FLOW_LEVELS, NO_STRUCTURE, budget_numbers, extremes, flow_numbers, marks
 from pipeline.measuring.small_prior import batch_of, learn, loss_on

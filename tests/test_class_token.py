@@ -14,6 +14,7 @@ from vision_folders import HALF
 
 import run
 from pipeline import LatentPipeline
+from pipeline.building import build_network, hidden_layout, parameters
 from pipeline.class_token import join_token, rows_for, split_token
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import find, kinds
@@ -23,7 +24,7 @@ from pipeline.generation import Generation
 from pipeline.guidance import Guidance
 from pipeline.images import Images
 from pipeline.latents import CodeBatch, LatentStore
-from pipeline.line import build_network, check_line, hidden_layout, parameters
+from pipeline.line import check_line
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.nn.class_token import ClassTokenLayers
 from pipeline.nn.embeddings import rotary_tables, rotate

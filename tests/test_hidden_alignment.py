@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from pipeline.building import build_tokenizer, hidden_layout
 from pipeline.code import Code, Condition
 from pipeline.components import build
 from pipeline.draws import StepDraws
@@ -15,7 +16,7 @@ from pipeline.frozen.alignment_teacher import stored_teacher
 from pipeline.generation import Generation
 from pipeline.images import Images
 from pipeline.latents import CodeBatch, LatentStore
-from pipeline.line import build_tokenizer, check_line, hidden_layout
+from pipeline.line import check_line
 from pipeline.losses.base import Alignment
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching

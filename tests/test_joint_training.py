@@ -18,6 +18,7 @@ from tiny_pipeline import randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.building import build_tokenizer
 from pipeline.code import Batched, Condition
 from pipeline.components import build, structure
 from pipeline.critics.patch import Patch
@@ -27,7 +28,7 @@ from pipeline.generation import Generation
 from pipeline.images import ImageBatch, Images
 from pipeline.joint_training import JointTraining
 from pipeline.latent_scale import measure, of_channels
-from pipeline.line import build_tokenizer, check_line
+from pipeline.line import check_line
 from pipeline.loop import train
 from pipeline.losses.pixel import Pixel
 from pipeline.networks.diffusion_transformer import DiffusionTransformer

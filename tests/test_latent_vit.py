@@ -14,12 +14,13 @@ from tiny_pipeline import make_recipe, randomised
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
+from pipeline.building import parameters
 from pipeline.code import Code, LatentSpec
 from pipeline.components import build
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
 from pipeline.images import ImageBatch
-from pipeline.line import check_line, check_tokenizer, parameters
+from pipeline.line import check_line, check_tokenizer
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.dinov2 import ScaledBlock
 from pipeline.nn.dinov2_weights import resampled_kernel, resampled_positions

@@ -12,11 +12,12 @@ import torch
 from diffusers import AutoencoderKL
 
 from pipeline import LatentPipeline
+from pipeline.building import build_network
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import build, find, kinds, structure
 from pipeline.draws import StepDraws
 from pipeline.generation import Generation
-from pipeline.line import build_network, check_line
+from pipeline.line import check_line
 from pipeline.recipe import CONFIGS, Recipe, merge, read
 from pipeline.tokenizers.base import Tokenizer
 

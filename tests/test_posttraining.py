@@ -15,13 +15,14 @@ from diffusers import AutoencoderKL
 from tiny_pipeline import randomised
 from torch import Tensor
 
+from pipeline.building import build_network, build_tokenizer
 from pipeline.code import Code
 from pipeline.components import find, structure
 from pipeline.critics.patch import Patch
 from pipeline.eight_bits import eight_bits
 from pipeline.images import Images
 from pipeline.latents import MANIFEST, LatentStore, shard_file
-from pipeline.line import build_network, build_tokenizer, check_line
+from pipeline.line import check_line
 from pipeline.losses.pixel import Pixel
 from pipeline.posttraining import EarlyStop, FromCode
 from pipeline.publishing.pipeline_folder import load_component

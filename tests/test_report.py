@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny_pipeline import generators, make_pipeline
 
+from pipeline.building import build_network, build_tokenizer
 from pipeline.components import build
 from pipeline.eight_bits import from_bytes, to_bytes
 from pipeline.encoding import encode
 from pipeline.finished_runs import sha256_of_tokenizer
 from pipeline.images import Images
 from pipeline.interpolation import arc, interpolate
-from pipeline.line import build_network, build_tokenizer
 from pipeline.measuring import judge
 from pipeline.measuring.evaluation import Number, Rows, code_numbers, even, sample_numbers, spread
 from pipeline.metrics.features import PixelFeatures

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from torch import Generator, Tensor
 from vision_folders import save_models
 
+from pipeline.building import build_network, build_tokenizer
 from pipeline.components import build
 from pipeline.encoding import encode
 from pipeline.images import Images
-from pipeline.line import build_network, build_tokenizer
 from pipeline.measuring import judge
 from pipeline.measuring.evaluation import Rows
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_pipeline import make_network, make_recipe, make_tokenizer
 
-from pipeline.line import build_network, build_tokenizer, check_line
+from pipeline.building import build_network, build_tokenizer
+from pipeline.line import check_line
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.training.starting_weights import fingerprints, loaded
 from stages import train_tokenizer

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from tiny_pipeline import make_recipe, randomised
 from torch import Tensor
 
+from pipeline.building import parameters
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import build, check
 from pipeline.draws import StepDraws
 from pipeline.images import ImageBatch
-from pipeline.line import check_line, check_tokenizer, parameters
+from pipeline.line import check_line, check_tokenizer
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.proxy_codes import ProxyCodes
 from pipeline.networks.diffusion_transformer import DiffusionTransformer

@@ -8,12 +8,13 @@ from accelerate import Accelerator
 from tiny_pipeline import make_recipe, randomised
 from torch import Tensor
 
+from pipeline.building import parameters
 from pipeline.code import LatentSpec
 from pipeline.components import build
 from pipeline.critics.patch import Patch
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.images import ImageBatch
-from pipeline.line import check_tokenizer, parameters
+from pipeline.line import check_tokenizer
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.wavelet import Wavelet
 from pipeline.nn.haar import haar

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from tiny_pipeline import randomised
 from torch import Tensor, nn
 
+from pipeline.building import parameters
 from pipeline.code import Code, LatentSpec
 from pipeline.components import build
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.images import ImageBatch
-from pipeline.line import parameters
 from pipeline.losses.feature_cosine import FeatureCosine
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.embeddings import rotary_tables

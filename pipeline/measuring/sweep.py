@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.call_arguments import Defaults
 from pipeline.components import structure
 from pipeline.finished_runs import run_folder
+from pipeline.generator_checks import check_sampling
 from pipeline.image_files import image_file
 from pipeline.images import Images
-from pipeline.line import check_sampling
 from pipeline.machine import accelerate
 from pipeline.measuring.eyes import Eyes
 from pipeline.measuring.judge import fit_judge

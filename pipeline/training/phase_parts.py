@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from pipeline.building import DERIVED, hidden_layout, on_meta, seeded
 from pipeline.components import Node, build, check, find
 from pipeline.critics.base import Critic
 from pipeline.draws import mix
@@ -16,7 +17,6 @@ from pipeline.frozen.class_teacher import class_teacher, takes_class_teacher
 from pipeline.frozen.critic_teacher import critic_teacher, takes_features
 from pipeline.frozen.perceptual_backbone import perceptual_backbone
 from pipeline.images import Images
-from pipeline.line import DERIVED, hidden_layout, on_meta, seeded
 from pipeline.losses.base import Alignment, Loss
 from pipeline.losses.class_contrast import projected_width
 from pipeline.networks.base import Network
