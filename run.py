@@ -93,7 +93,7 @@ def dispatch(command: str, rest: list[str]) -> int | None:
     if command not in known:
         raise ValueError(f"there is no command {command!r}{suggestion(command, list(known))}")
     if command == "recipes":
-        from pipeline.recipe import catalogue
+        from pipeline.recipe_files import catalogue
 
         return print(catalogue())
     if command == "doctor":
@@ -126,7 +126,8 @@ def dispatch(command: str, rest: list[str]) -> int | None:
 
 
 def with_recipe(command: str, name: str, overrides: list[str]) -> int | None:
-    from pipeline.recipe import is_recipe, load
+    from pipeline.recipe import load
+    from pipeline.recipe_files import is_recipe
 
     if command == "sample" and not is_recipe(name):
         from pipeline.sampling import sample_from_command_line
@@ -145,7 +146,8 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
     import stages
     from pipeline.line import check_line
     from pipeline.machine import start
-    from pipeline.recipe import origin, settings
+    from pipeline.recipe import settings
+    from pipeline.recipe_files import origin
     from pipeline.workspace import fingerprint
 
     check_line(recipe)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pipeline.frozen.weights import digest
 from pipeline.machine import RUNS
-from pipeline.recipe import CONFIGS, load
+from pipeline.recipe import load
+from pipeline.recipe_files import CONFIGS
 from pipeline.workspace import NOTE, OWNER
 
 CARD = "card.json"  # in card/

@@ -23,7 +23,8 @@ from pipeline.machine import accelerate
 from pipeline.networks.base import Network
 from pipeline.precision import Precision, autocast
 from pipeline.publishing.pipeline_folder import fetch, fingerprint_files, load_component
-from pipeline.recipe import Recipe, merge, parse
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import merge, parse
 from pipeline.weak_network import check_same_codes, load_weak, milestone
 from pipeline.workspace import surroundings
 

@@ -18,7 +18,8 @@ from pipeline.components import build, find, kinds, structure
 from pipeline.draws import StepDraws
 from pipeline.generation import Generation
 from pipeline.line import check_line
-from pipeline.recipe import CONFIGS, Recipe, merge, read
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import CONFIGS, merge, read
 from pipeline.tokenizers.base import Tokenizer
 
 SIZES = (8, 16, 32)  # pixels

@@ -26,7 +26,8 @@ from pipeline.line import check_line
 from pipeline.losses.pixel import Pixel
 from pipeline.posttraining import EarlyStop, FromCode
 from pipeline.publishing.pipeline_folder import load_component
-from pipeline.recipe import PostTraining, Recipe, TokenizerTraining, load, merge
+from pipeline.recipe import PostTraining, Recipe, TokenizerTraining, load
+from pipeline.recipe_files import merge
 from pipeline.sampling import assemble
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.pairs import Pairs, chosen_rows, make_pairs

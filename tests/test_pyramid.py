@@ -19,7 +19,8 @@ from pipeline.losses.multiscale_pixel import MultiscalePixel
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.pyramid_decoder import Mapping, Modulated, PyramidDecoder, Upsample
-from pipeline.recipe import CONFIGS, Loop, Phase, load
+from pipeline.recipe import Loop, Phase, load
+from pipeline.recipe_files import CONFIGS
 from pipeline.reconstruction import Reconstruction
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import Rebuilt

@@ -9,7 +9,8 @@ import pytest
 from tiny_pipeline import make_pipeline
 
 from pipeline.line import check_line
-from pipeline.recipe import is_recipe, load
+from pipeline.recipe import load
+from pipeline.recipe_files import is_recipe
 from stages import ORDER
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,8 @@ import pytest
 from fresh_process import run_fresh
 
 from pipeline.line import check_line
-from pipeline.recipe import catalogue, load, merge, names, read
+from pipeline.recipe import load
+from pipeline.recipe_files import catalogue, merge, names, read
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,7 +22,8 @@ from pipeline.losses.pixel import Pixel
 from pipeline.nn.frozen_encoder import SAVED, VisionTransformer
 from pipeline.nn.texture_branch import Residual
 from pipeline.perturbations.gaussian import Gaussian
-from pipeline.recipe import CONFIGS, Loop, Phase
+from pipeline.recipe import Loop, Phase
+from pipeline.recipe_files import CONFIGS
 from pipeline.reconstruction import Reconstruction
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.representation import Representation

@@ -18,7 +18,8 @@ from pipeline.line import check_tokenizer
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.wavelet import Wavelet
 from pipeline.nn.haar import haar
-from pipeline.recipe import CONFIGS, Adversary, Loop, Phase, read
+from pipeline.recipe import Adversary, Loop, Phase
+from pipeline.recipe_files import CONFIGS, read
 from pipeline.reconstruction import Reconstruction
 from pipeline.tokenizers.two_band import TwoBand, resized
 from pipeline.workspace import Workspace

@@ -18,7 +18,8 @@ from pipeline.nn.feature_head import HeadShape
 from pipeline.nn.grid_transformer import GridTransformer, PlainBlock
 from pipeline.nn.patch_heads import make_head
 from pipeline.nn.token_drop import kept_places, restored
-from pipeline.recipe import CONFIGS, Loop, Phase, read
+from pipeline.recipe import Loop, Phase
+from pipeline.recipe_files import CONFIGS, read
 from pipeline.reconstruction import Reconstruction
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder

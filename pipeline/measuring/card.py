@@ -16,7 +16,8 @@ from pipeline.measuring.card_sight import CardSettings, Sight
 from pipeline.measuring.evaluation import even
 from pipeline.measuring.throughput import device_name
 from pipeline.publishing.tokenizer_folder import load_any
-from pipeline.recipe import load, merge, parse
+from pipeline.recipe import load
+from pipeline.recipe_files import merge, parse
 from pipeline.rendering import rendered
 from pipeline.reporting import pictures
 from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from pipeline.finished_runs import run_folder
-from pipeline.recipe import parse
+from pipeline.recipe_files import parse
 from pipeline.reporting.comparison_page import write_comparison
 from pipeline.workspace import NOTE, OWNER
 

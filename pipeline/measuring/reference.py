@@ -22,7 +22,8 @@ from pipeline.measuring.feature_choice import build_features
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.metrics.base import Features
 from pipeline.metrics.frechet import Gaussian, Moments
-from pipeline.recipe import Data, Recipe, is_recipe, load, merge, parse
+from pipeline.recipe import Data, Recipe, load
+from pipeline.recipe_files import is_recipe, merge, parse
 
 SPLITS = ("train", "held_out")
 NAMES = {"inception": ("mu", "sigma"), "inception_spatial": ("mu_s", "sigma_s")}  # as ADM and pytorch-fid write them

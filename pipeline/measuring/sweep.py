@@ -17,7 +17,8 @@ from pipeline.machine import accelerate
 from pipeline.measuring.eyes import Eyes
 from pipeline.measuring.judge import fit_judge
 from pipeline.measuring.sample_measuring import Real, numbers_of_samples, read_samples, see_real, see_samples
-from pipeline.recipe import ONLY_SPEED, Recipe, load, merge, parse
+from pipeline.recipe import ONLY_SPEED, Recipe, load
+from pipeline.recipe_files import merge, parse
 from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
 from pipeline.sampling import assemble, plan_recipe, sample_images, sampling_record
