@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-QUALITY := digits posttraining alignment
+QUALITY := digits small_recipes posttraining alignment
 SPEED := autoencoder frechet latent_reads many_images sampling token_sampling training_step
 
 bench: install
