@@ -23,6 +23,7 @@ One stage
 Without training
   check RECIPE             is the recipe right; parameters, latent shape, memory, disk; writes nothing
   recipes                  the recipes there are
+  describe [NAME]          what a recipe can state: its sections and kinds; of one of them (generator.loop, titok), all
   doctor                   what this machine has: packages, devices, weight files
   card RUN|FOLDER          what a tokenizer is worth alone; of a folder state data.source.kind=... data.size=...
   sweep RUN                the same seeds at several settings: guidance=[1,1.25,1.5,2] steps=[10,25] sampler.NAME=[..]
@@ -89,13 +90,17 @@ def complain(message: object, status: int) -> int:
 def dispatch(command: str, rest: list[str]) -> int | None:
     from pipeline.components import suggestion
 
-    known = ("all", *ORDER, "check", "recipes", "doctor", "import", "card", "sweep", "compare", "reference")
+    known = ("all", *ORDER, "check", "recipes", "describe", "doctor", "import", "card", "sweep", "compare", "reference")
     if command not in known:
         raise ValueError(f"there is no command {command!r}{suggestion(command, list(known))}")
     if command == "recipes":
         from pipeline.recipe_files import catalogue
 
         return print(catalogue())
+    if command == "describe":
+        from pipeline.describing import describe
+
+        return print("\n\n".join(map(describe, rest)) if rest else describe())
     if command == "doctor":
         from pipeline.doctor import examine
 

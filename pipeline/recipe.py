@@ -139,6 +139,8 @@ class Phase:
 
 @dataclass
 class TokenizerTraining:
+    """The tokenizer, and the trainings that it goes through."""
+
     model: Node  # slot tokenizers
     start: str | None = None  # folder of a tokenizer whose weights the first phase goes on from
     phases: dict[str, Phase] = field(default_factory=dict)  # in order; empty for one that is frozen, or used as it is
@@ -191,6 +193,8 @@ class Latents:
 
 @dataclass
 class GeneratorTraining:
+    """The network that learns the codes, what it is trained under, and for how long."""
+
     network: Node  # slot networks
     objective: Node  # slot objectives
     weights: dict[str, float]  # loss term -> weight
@@ -283,6 +287,8 @@ class Sampling:
 
 @dataclass
 class Evaluation:
+    """What samples and reconstructions are measured by."""
+
     features: tuple[str, ...] = ("classifier", "pixels")  # also inception, dinov2, clip, siglip, given their weights
     reference: str = "train"  # what samples are measured against: train, held_out, a folder, or an .npz
     resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"  # of images before Inception
@@ -293,6 +299,8 @@ class Evaluation:
 
 @dataclass
 class Publication:
+    """What is written beside the pipeline that this library loads."""
+
     self_contained: bool = False  # also a folder that loads with diffusers alone
     stock: bool = False  # also folders of stock diffusers classes, where the shapes allow
     license: str = "unknown"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_pipeline import make_pipeline
 
+from pipeline.describing import describe
 from pipeline.line import check_line
 from pipeline.recipe import load
 from pipeline.recipe_files import is_recipe
@@ -23,7 +24,9 @@ COMMANDS = [re.search(r"run\.py (.*)", line)[1].split() for line in LINES if "ru
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_are_ones_that_run(words):
     command, *rest = words
-    others = ("import", "card", "sweep", "compare", "reference")
+    others = ("import", "card", "sweep", "compare", "reference", "describe")
+    if command == "describe":
+        assert all(describe(name) for name in rest)
     assert command.replace("-", "_") in ("all", "check", "recipes", "doctor", *others, *ORDER)
     if rest and command not in others and is_recipe(rest[0]):
         check_line(load(rest[0], rest[1:]))
