@@ -6,12 +6,14 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.building import DERIVED
 from pipeline.call_arguments import PIPELINES_OWN
 from pipeline.components import NESTED, find, kinds, suggestion
 from pipeline.recipe import Recipe
+from pipeline.tokenizers.base import TOLD
 
 PLACES = {  # where a recipe names the kinds of a slot
     "datasets": "data.source",
@@ -93,10 +95,10 @@ def fields_of(cls: type) -> list[str]:
     """The fields of a record with their types, defaults and comments."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
     types = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
-    comments, lines = comments_of(cls), []
+    hints, comments, lines = get_type_hints(cls), comments_of(cls), []
     for f in fields(cls):
         default = f.default if f.default_factory is MISSING else f.default_factory()
-        lines.append(setting(f.name, types[f.name], default, MISSING, comments))
+        lines.append(setting(f.name, values_of(hints[f.name], types[f.name]), default, MISSING, comments))
     return lines
 
 
@@ -106,6 +108,10 @@ def component(slot: str, kind: str) -> str:
     lines = arguments_of(cls.__init__, lambda parameter: parameter.name not in DERIVED.get(slot, ()))
     for record in records_of(cls.__init__):
         lines += ["", f"{record.__name__}: {inspect.getdoc(record)}", "", *fields_of(record)]
+    for name, choices in getattr(cls, "choices", {}).items():
+        for choice, of in choices.items():
+            stated = arguments_of(of.__init__, lambda parameter: parameter.name not in TOLD) or [NOTHING]
+            lines += ["", f"{name}.kind={choice}: {inspect.getdoc(of)}", "", *stated]
     if slot == "objectives":
         own = arguments_of(cls.sample, lambda parameter: parameter.kind is parameter.KEYWORD_ONLY)
         lines += ["", "At sample.sampler:", "", *(own or [NOTHING])]
@@ -118,12 +124,20 @@ def arguments_of(function: Callable, shown: Callable[[inspect.Parameter], bool])
     source = inspect.unwrap(function)
     stated = ast.parse(textwrap.dedent(inspect.getsource(source))).body[0].args
     types = {a.arg: ast.unparse(a.annotation) for a in stated.args + stated.kwonlyargs if a.annotation}
-    comments, lines = comments_of(source), []
+    hints, comments, lines = get_type_hints(source), comments_of(source), []
     for name, parameter in inspect.signature(source).parameters.items():
         if name in types and name not in PIPELINES_OWN and shown(parameter):
-            of = f"one of {NESTED[name]}" if name in NESTED else types[name]
+            of = f"one of {NESTED[name]}" if name in NESTED else values_of(hints[name], types[name])
             lines.append(setting(name, of, parameter.default, parameter.empty, comments))
     return lines
+
+
+def values_of(hint: Any, text: str) -> str:
+    """The values that a type has, where these are few, else its name as the source has it."""
+    if get_origin(hint) in (Union, UnionType):
+        parts = [values_of(inner, "") for inner in get_args(hint) if inner is not NoneType]
+        return text if "" in parts else " | ".join([*parts, "null"])
+    return " | ".join(map(str, get_args(hint))) if get_origin(hint) is Literal else text
 
 
 def records_of(function: Callable) -> list[type]:

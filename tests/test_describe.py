@@ -85,16 +85,24 @@ def test_a_setting_comes_with_its_type_default_and_meaning():
     assert "  betas: tuple[float, float] = [0.9, 0.95]" in loop and "  compile: bool = false" in loop
     titok = describe("titok").splitlines()
     assert "  bottleneck: one of bottlenecks" in titok and "  proxy_start: str | None = null" in titok
-    assert "  head: Literal['pixels', 'proxy'] = pixels" in titok
+    assert "  head: pixels | proxy = pixels" in titok
 
 
 def test_samplers_and_records_are_described_with_what_takes_them():
     before, sampler = describe("flow_matching").split("At sample.sampler:")
-    assert "\n  solver: Literal['euler'" in sampler and "solver" not in settings(before)
+    assert "\n  solver: euler | heun | " in sampler and "solver" not in settings(before)
     assert not settings(sampler) & {"scheduler", "weak", "on_step", "steps", "guidance"}
     both = describe("gaussian")
     assert both.count("gaussian, at ") == 2 and "\nAnnealing: A factor" in both and "  to: float = 0.5" in both
     assert describe("perturbations.gaussian") in both and describe("bottlenecks.gaussian") in both
+
+
+def test_parts_of_a_tokenizer_that_are_chosen_by_kind_are_described_with_it():
+    text = describe("representation")
+    for name in ("frozen_encoder.kind=stand_in", "texture_branch.kind=shallow", "pixel_decoder.kind=conv"):
+        assert f"\n{name}: " in text
+    assert "  norm: plain | own = plain" in text and "  taps: list[int] = [-1]" in text
+    assert not settings(text) & {"image_size", "maps", "inputs", "stride"}
 
 
 def test_the_command_prints_it_and_refuses_what_is_neither(capsys):

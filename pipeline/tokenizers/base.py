@@ -19,6 +19,7 @@ from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.quiet_cast import QuietCast
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
+TOLD = ("image_size", "maps", "inputs", "stride")  # what a part of `choices` is told, and a recipe may not state
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Tokenizer(QuietCast, ConfigMixin):
     without_pixels: tuple[str, ...] = ()  # those that train when no loss is of pixels; forward: pixels=False
     branches: tuple[str, ...] = ()  # those that train alone, on a `view` of the images; forward: branch=part
     takes_prefixes: bool = False  # `render` makes images of the first few tokens, too
+    choices: dict[str, dict[str, type]] = {}  # arguments that name one of a few classes, and these by their kind
     of_the_run: tuple[str, ...] = ("image_size",)  # arguments that may differ from a folder's that training starts from
 
     def __init__(self, dim: int, places: int | None = None):

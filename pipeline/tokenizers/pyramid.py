@@ -13,7 +13,7 @@ from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
-from pipeline.tokenizers.base import Given, MapTokenizer, Rebuilt
+from pipeline.tokenizers.base import TOLD, Given, MapTokenizer, Rebuilt
 
 
 class Pyramid(OnFrozenEncoder, MapTokenizer):
@@ -34,6 +34,8 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     _no_split_modules = ["Level", "AttentionProjection"]
     _repeated_blocks = ["Level"]
     _skip_layerwise_casting_patterns = ["norm"]
+
+    choices = {"frozen_encoder": ENCODERS}
 
     @register_to_config
     def __init__(
@@ -116,7 +118,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
 
 
 def chosen(frozen_encoder: Node) -> tuple[type, dict]:
-    return components.choose(ENCODERS, frozen_encoder, ("image_size",), "frozen_encoder")
+    return components.choose(ENCODERS, frozen_encoder, TOLD, "frozen_encoder")
 
 
 def check_sides(

@@ -14,9 +14,7 @@ from pipeline.draws import Draws, PartDraws
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
 from pipeline.nn.texture_branch import BRANCHES
-from pipeline.tokenizers.base import Given, MapTokenizer
-
-DERIVED = ("image_size", "maps", "inputs", "stride")  # what a part is told and a recipe may not state
+from pipeline.tokenizers.base import TOLD, Given, MapTokenizer
 
 
 class Representation(OnFrozenEncoder, MapTokenizer):
@@ -39,6 +37,8 @@ class Representation(OnFrozenEncoder, MapTokenizer):
     _no_split_modules = ["PreNormBlock"]
     _repeated_blocks = ["PreNormBlock"]
     _skip_layerwise_casting_patterns = ["norm"]
+
+    choices = {"frozen_encoder": ENCODERS, "texture_branch": BRANCHES, "pixel_decoder": DECODERS}
 
     @register_to_config
     def __init__(
@@ -117,7 +117,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
 
 
 def chosen(choices: dict[str, type], node: Node, where: str) -> tuple[type, dict[str, Any]]:
-    return components.choose(choices, node, DERIVED, where)
+    return components.choose(choices, node, TOLD, where)
 
 
 def part(choices: dict[str, type], node: Node | None, where: str, **derived: Any) -> nn.Module | None:
