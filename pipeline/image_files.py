@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 GRID_ROWS, GRID_COLUMNS, GRID_PIXELS = 8, 8, 64  # at most so many rows; small images are enlarged to so many pixels
+GAP = 2  # pixels between images
 
 
 def image_file(folder: Path, i: int) -> Path:
@@ -67,11 +68,11 @@ def write_grid(out: Path, num_classes: int, images: int) -> None:
 
 
 def make_grid(images: list[Image.Image], columns: int) -> Image.Image:
-    """Images of one size in rows of `columns`, small ones enlarged pixel by pixel."""
-    width, height = images[0].size
-    times = -(-GRID_PIXELS // min(width, height))
-    grid = Image.new("RGB", (columns * width * times, -(-len(images) // columns) * height * times))
+    """Images of one size in rows of `columns`, apart from each other, small ones enlarged pixel by pixel."""
+    times, rows = -(-GRID_PIXELS // min(images[0].size)), -(-len(images) // columns)
+    width, height = (side * times for side in images[0].size)
+    grid = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for i, image in enumerate(images):
-        place = (i % columns * width * times, i // columns * height * times)
-        grid.paste(image.resize((width * times, height * times), Image.Resampling.NEAREST), place)
+        place = (i % columns * (width + GAP), i // columns * (height + GAP))
+        grid.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
     return grid

@@ -91,7 +91,7 @@ def test_the_archive_is_what_the_images_are(made):
         assert archive["arr_0"].dtype == np.uint8 and archive["arr_1"].dtype == np.int64
         assert np.array_equal(archive["arr_0"], read(made))
         assert archive["arr_1"].tolist() == [0, 1, 2, 3, 0, 1, 2]
-    assert Image.open(made / "grid.png").size == (4 * 64, 2 * 64)
+    assert Image.open(made / "grid.png").size == (4 * 64 + 3 * 2, 2 * 64 + 2)
 
 
 def test_the_protocol_says_how(made):
@@ -253,5 +253,6 @@ def test_what_changes_images_makes_samples_stale_and_nothing_else():
 def test_grids_enlarge_small_images():
     images = [Image.new("RGB", (16, 16), (i, 0, 0)) for i in range(3)]
     grid = make_grid(images, 2)
-    assert grid.size == (128, 128) and grid.getpixel((100, 10)) == (1, 0, 0) and grid.getpixel((10, 100)) == (2, 0, 0)
+    assert grid.size == (130, 130) and grid.getpixel((100, 10)) == (1, 0, 0) and grid.getpixel((10, 100)) == (2, 0, 0)
+    assert [grid.getpixel((x, 10))[1] for x in (63, 64, 65, 66)] == [0, 255, 255, 0], "they stand apart"
     assert make_grid([Image.new("RGB", (100, 80))], 1).size == (100, 80)
