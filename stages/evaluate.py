@@ -82,10 +82,11 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
 
 
 def own_eyes(recipe: Recipe, work: Workspace, train: Images, folder: Path) -> Eyes:
-    """With a classifier of the training split as the judge, which the main process trains and keeps in `folder`."""
+    """With a classifier of the training split as the judge, kept in `folder`: that of the report before, or new."""
     part, device = recipe.evaluate, work.accelerator.device
     if work.accelerator.is_main_process:
-        fit_judge(train, recipe.data.size, recipe.seed, device, folder)
+        earlier = work.root / WRITES / folder.name
+        fit_judge(train, recipe.data.size, recipe.seed, device, folder, earlier)
     work.accelerator.wait_for_everyone()
     return Eyes.of(folder, part.features, part.resize, recipe.weights, recipe.data.size, recipe.seed, device)
 

@@ -1,5 +1,7 @@
 """The classifier that judges images, as a report and a card of the same data and seed train it alike."""
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,25 @@ from pipeline.nn.feature_distance import Backbone
 from pipeline.teachers.classifier import Classifier, fit
 from pipeline.teachers.lpips_vgg import LpipsVgg
 
+NOTE = "judge.json"  # what it was made from
 VALUES = 2**28  # numbers in the images that train it, at most: 1 GiB
 
 
-def fit_judge(train: Images, size: int, seed: int, device: torch.device, folder: Path) -> None:
-    """Train on the training split of images of `size` pixels, by `judge_seed(seed)`, and keep it in `folder`."""
+def fit_judge(
+    train: Images, size: int, seed: int, device: torch.device, folder: Path, earlier: Path | None = None
+) -> None:
+    """Train on the training split of images of `size` pixels, by `judge_seed(seed)`, and keep it in `folder`.
+
+    The judge in the folder `earlier` is copied where it was made from the same.
+    """
+    cause = {"images": train.fingerprint(), "size": size, "seed": judge_seed(seed), "torch": torch.__version__}
+    if earlier is not None and (earlier / NOTE).is_file() and json.loads((earlier / NOTE).read_text()) == cause:
+        shutil.copytree(earlier, folder, dirs_exist_ok=True)
+        return
     batch = train.plain(even(None, len(train), min(len(train), VALUES // (3 * size * size))))
     labels = batch.condition.labels if batch.condition else None
     fit(batch.images.to(device), labels, train.num_classes, seed=judge_seed(seed)).save_pretrained(folder)
+    (folder / NOTE).write_text(json.dumps(cause, indent=2) + "\n")
 
 
 def judge_seed(seed: int) -> int:
