@@ -18,6 +18,7 @@ from pipeline.training.phase_parts import build_critic, build_losses
 from pipeline.workspace import Workspace, plain
 
 READS, WRITES = (), "tokenizer"
+FROZEN = "frozen"  # in its folder: networks that are trained for losses and critics, once for all phases
 
 
 def uses(recipe: Recipe) -> Any:
@@ -31,7 +32,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if recipe.tokenizer.phases:
         images = Images(recipe.data, "train")
         if tokenizer.awaits_stand_in:
-            tokenizer.fill_stand_in(stand_in(recipe, images, out / "phases" / "stand_in", work.accelerator))
+            tokenizer.fill_stand_in(stand_in(recipe, images, out / FROZEN / "stand_in", work.accelerator))
         for number, (name, phase) in enumerate(recipe.tokenizer.phases.items()):
             tokenizer = train_phase(recipe, work, out / "phases" / name, tokenizer, phase, images, number)
     if work.accelerator.is_main_process:
@@ -50,13 +51,14 @@ def train_phase(
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
-    losses = build_losses(recipe, accelerator, phase, images, folder, recipe.seed + number)
+    frozen, seed = folder.parents[1] / FROZEN, recipe.seed + number
+    losses = build_losses(recipe, accelerator, phase, images, frozen, seed)
     carry_heads(losses.values(), [folder.parent / name for name in list(recipe.tokenizer.phases)[:number]])
-    critic = build_critic(recipe, accelerator, phase, images, folder, recipe.seed + number)
+    critic = build_critic(recipe, accelerator, phase, images, frozen, seed)
     epoch = min(len(images), phase.loop.steps * phase.loop.batch)
     usage = usage_of_training(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
-    averages = train(task, images, phase.loop, folder, recipe.seed + number, accelerator, recipe.data.workers)
+    averages = train(task, images, phase.loop, folder, seed, accelerator, recipe.data.workers)
     tokenizer, heads = parted(averages["tokenizer"])
     if accelerator.is_main_process:
         save_heads(heads, folder)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.code import Code, LatentSpec
 from pipeline.components import build
 from pipeline.draws import GivenDraws, StepDraws
+from pipeline.frozen import stand_in
 from pipeline.images import ImageBatch
 from pipeline.line import check_tokenizer
 from pipeline.losses.pixel import Pixel
@@ -209,7 +210,7 @@ def test_the_stage_fills_in_the_stand_in_and_the_folder_names_it(tmp_path):
     kept = Classifier(10, stages=2, task="rotation")
     for buffer in kept.buffers():
         buffer.copy_(torch.rand(buffer.shape) + 0.5) if buffer.is_floating_point() else None
-    kept.save_pretrained(tmp_path / "tokenizer" / "phases" / "stand_in")
+    kept.save_pretrained(tmp_path / "tokenizer" / "frozen" / "stand_in")
     phase = {"loop": {"steps": 2, "batch": 8, "lr": {"tokenizer": 1e-3}}, "train": "decoder", "weights": {"pixel": 1.0}}
     model = {"kind": "representation", "frozen_encoder": STAND_IN, "pixel_decoder": VIT}
     recipe = make_recipe(tokenizer={"model": model, "phases": {"main": phase}})
@@ -219,6 +220,17 @@ def test_the_stage_fills_in_the_stand_in_and_the_folder_names_it(tmp_path):
     assert again.config.frozen_encoder["source"] == "rotation" and not again.awaits_stand_in
     for name, value in again.encoder.trunk.state_dict().items():
         assert torch.equal(value, kept.state_dict()[name]), name
+
+
+def test_phases_and_encoder_share_one_stand_in(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(stand_in, "train_stand_in", lambda *of: trained.append(of) or Classifier(10, stages=2))
+    phase = {"loop": {"steps": 1, "batch": 8, "lr": {"tokenizer": 1e-3}}, "train": "decoder"}
+    phase |= {"losses": {"perceptual": {"kind": "perceptual"}}, "weights": {"perceptual": 1.0}}
+    model = {"kind": "representation", "frozen_encoder": STAND_IN, "pixel_decoder": VIT}
+    recipe = make_recipe(tokenizer={"model": model, "phases": {"first": phase, "second": phase}})
+    train_tokenizer.run(recipe, Workspace(tmp_path, Accelerator(cpu=True)), tmp_path / "tokenizer")
+    assert len(trained) == 1 and [path.name for path in (tmp_path / "tokenizer" / "frozen").iterdir()] == ["stand_in"]
 
 
 @torch.no_grad()
