@@ -189,7 +189,7 @@ def tokenizers_table(rows: Rows) -> Iterator[str]:
 
 
 def within_seeds(rows: Rows, key: str) -> str:
-    """Mean and spread over seeds of the rank correlation of a number with distances, over the tokenizers of one seed."""
+    """Rank correlation of a number with distances over the tokenizers of one seed: mean and spread over seeds."""
     at = {"generator": "next-token", "variant": "off"}
     found: dict[int, list[tuple[float, float]]] = {}
     for row in rows:
