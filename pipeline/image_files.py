@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-GRID_ROWS, GRID_COLUMNS, GRID_PIXELS = 8, 8, 64  # at most so many rows; small images are enlarged to so many pixels
-GAP = 2  # pixels between images
+from pipeline.reporting.pictures import grid
+
+GRID_ROWS, GRID_COLUMNS = 8, 8  # at most so many rows
 
 
 def image_file(folder: Path, i: int) -> Path:
@@ -69,10 +70,5 @@ def write_grid(out: Path, num_classes: int, images: int) -> None:
 
 def make_grid(images: list[Image.Image], columns: int) -> Image.Image:
     """Images of one size in rows of `columns`, apart from each other, small ones enlarged pixel by pixel."""
-    times, rows = -(-GRID_PIXELS // min(images[0].size)), -(-len(images) // columns)
-    width, height = (side * times for side in images[0].size)
-    grid = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for i, image in enumerate(images):
-        place = (i % columns * (width + GAP), i // columns * (height + GAP))
-        grid.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
-    return grid
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return grid([pixels[i : i + columns] for i in range(0, len(pixels), columns)], [])

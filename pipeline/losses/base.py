@@ -26,9 +26,7 @@ class Loss(nn.Module, ABC):
 
     def __init__(self):
         super().__init__()
-        self.head: nn.Module | None = (
-            None  # trained with the tokenizer and no part of it, see pipeline.training.loss_heads
-        )
+        self.head: nn.Module | None = None  # trained with the tokenizer, no part of it: pipeline.training.loss_heads
         self.metrics: dict[str, Tensor] = {}  # of the last call, besides its terms, for the log alone
 
     @classmethod
