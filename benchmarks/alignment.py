@@ -5,15 +5,15 @@
 The teacher is a small classifier of the same digits, on its map of 4x4. The judge of distances is a classifier of
 another seed; `fd_pixels` asks none.
 
-`steps`: the distance of samples after an eighth, a quarter, half and all of the recipe's 1,200 steps of the generator
+`steps`: the distance of samples after a quarter, half and all of the recipe's 1,200 steps of the generator
 (each a training of its own, with its own decay of the rate) on plain codes, on codes aligned by `relational` (VA-VAE)
 and by `feature_cosine` of noised codes (Send-VAE, RecTok), each with and without REPA; reconstruction beside it, and
 how many steps the plain recipe takes to the same distance.
 `dimensions`: codes of 4 to 64 channels with and without `relational`, under a smaller generator that reads them token
-by token, 600 steps. `budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `bands`: the error
-of FA-VAE's two bands beside plain codes of as many channels. `flow`: how well a linear map reads the class off codes on
-their way to noise, of plain, aligned and RecTok's. Means and spread (standard deviation) over seeds; figures go to
-FOLDER. Every line runs in one process on one thread; what is finished in FOLDER is not run again.
+by token, 600 steps. `budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `cards`: the error of
+FA-VAE's two bands beside plain and aligned codes, and how well a linear map reads the class off codes on their way to
+noise, RecTok's among them. Means and spread (standard deviation) over seeds; figures go to FOLDER. Every line runs in
+one process on one thread; what is finished in FOLDER is not run again.
 """
 
 import math
@@ -25,7 +25,7 @@ from pathlib import Path
 from quality_runs import Line, Rows, Tables, mean, parser_of, pick, print_tables, rows_in, run_all
 
 MAIN = "tokenizer.phases.main"
-STEPS = (150, 300, 600, 1200)
+STEPS = (300, 600, 1200)
 QUICK = ("generator.loop.warmup=30", "generator.loop.ema=0.98")  # else short trainings end in what they began with
 TOKENWISE = (  # for any number of channels
     *("generator.network.patch_size=1", "generator.network.depth=3", "generator.network.width=128"),
@@ -47,8 +47,7 @@ ALIGNED = "generator.losses.alignment={kind: feature_cosine, teacher: classifier
 REPA = (ALIGNED, "generator.weights.feature_cosine=0.5")
 DIMENSIONS = (4, 8, 16, 32, 64)
 BUDGETS = ((2, 2), (2, 4), (2, 8), (4, 4), (4, 8), (4, 16), (4, 32), (8, 32), (8, 64))  # pixels of a patch, channels
-BANDS = {"plain": "digits", "two bands": "digits_favae", "relational": "digits_vavae"}
-FLOW = {"plain": "digits", "relational": "digits_vavae", "RecTok": "digits_rectok"}
+CARDS = {"plain": "digits", "relational": "digits_vavae", "two bands": "digits_favae", "RecTok": "digits_rectok"}
 
 
 def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
@@ -68,9 +67,9 @@ def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
                 facts = {"part": "budget", "patch": str(patch), "channels": str(dim)}
                 shape = (f"tokenizer.model.patch_size={patch}", f"tokenizer.model.bottleneck.dim={dim}")
                 yield Line("digits_vitok", facts, seed, shape, {"card": ()}, card=True)
-        for part, recipes in (("bands", BANDS), ("flow", FLOW)):
-            for name, recipe in recipes.items() if part in parts else ():
-                yield Line(recipe, {"part": part, "tokenizer": name}, seed, (), {"card": ()}, card=True)
+        if "cards" in parts:
+            for name, recipe in CARDS.items():
+                yield Line(recipe, {"part": "cards", "tokenizer": name}, seed, (), {"card": ()}, card=True)
 
 
 def trainings() -> dict[str, tuple[str, ...]]:
@@ -170,8 +169,8 @@ def bands_table(rows: Rows) -> Iterator[str]:
     keys = {f"error_{band}": f"{band} band" for band in ("LL", "LH", "HL", "HH")} | {"psnr": "PSNR"}
     yield f"| codes | {' | '.join(keys.values())} |"
     yield "|---|" + "---|" * len(keys)
-    for name in BANDS:
-        found = {key: pick(rows, key, part="bands", tokenizer=name) for key in keys}
+    for name in CARDS:
+        found = {key: pick(rows, key, part="cards", tokenizer=name) for key in keys}
         if all(found.values()):
             cells = [mean(by.values(), 2 if key == "psnr" else 5) for key, by in found.items()]
             yield f"| {name} | {' | '.join(cells)} |"
@@ -181,8 +180,8 @@ def flow_table(rows: Rows) -> Iterator[str]:
     levels = sorted({level for row in rows for level in flow_of(row)}, key=float)
     yield f"| accuracy of a probe, % | {' | '.join(f'noise {level}' for level in levels)} |"
     yield "|---|" + "---|" * len(levels)
-    for name in FLOW:
-        found = [flow_of(row) for row in rows if row.items() >= {"part": "flow", "tokenizer": name}.items()]
+    for name in CARDS:
+        found = [flow_of(row) for row in rows if row.items() >= {"part": "cards", "tokenizer": name}.items()]
         if found:
             cells = [mean((100 * accuracy[level] for accuracy in found), 1) for level in levels]
             yield f"| {name} | {' | '.join(cells)} |"
@@ -190,7 +189,7 @@ def flow_table(rows: Rows) -> Iterator[str]:
 
 def flow_of(row: dict) -> dict[str, float]:
     """Accuracy by noise level."""
-    return row.get("details", {}).get("flow_probe", {}) if row.get("part") == "flow" else {}
+    return row.get("details", {}).get("flow_probe", {})
 
 
 def draw(rows: Rows, folder: Path) -> None:
@@ -218,8 +217,8 @@ def draw(rows: Rows, folder: Path) -> None:
         plot = Plot("numbers in a code", "mean squared error", [Series("", across, down, names)], True, True)
         draw_plot(plot, folder / "budget.png")
     curves = []
-    for name in FLOW:
-        found = [flow_of(row) for row in rows if row.items() >= {"part": "flow", "tokenizer": name}.items()]
+    for name in CARDS:
+        found = [flow_of(row) for row in rows if row.items() >= {"part": "cards", "tokenizer": name}.items()]
         if found and found[0]:
             levels = sorted(found[0], key=float)
             down = [statistics.mean(100 * accuracy[level] for accuracy in found) for level in levels]
@@ -233,8 +232,7 @@ def main() -> None:
         "steps": [steps_table, speed_table],
         "dimensions": [dimensions_table],
         "budget": [budget_table],
-        "bands": [bands_table],
-        "flow": [flow_table],
+        "cards": [bands_table, flow_table],
     }
     arguments = parser_of(__doc__, "runs/alignment", 3, tables).parse_args()
     folder = arguments.folder.resolve()
