@@ -48,7 +48,7 @@ def hidden_layout(network: Network, block: int) -> tuple[list[int], int]:
         stated = {name: value for name, value in config.items() if not name.startswith("_")}
         shadow = type(network)(**stated).to("meta")
     z, time = (torch.zeros(shape, device="meta") for shape in ((1, *shadow.state_shape), (1,)))
-    (states,) = shadow.states(z, time, None, (block,))
+    (states,) = shadow.tapped(z, time, None, (block,))
     patch = round((math.prod(config.grid) / states.shape[1]) ** (1 / len(config.grid)))
     return [side // patch for side in config.grid], states.shape[2]
 

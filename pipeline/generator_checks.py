@@ -67,7 +67,7 @@ def check_hidden_losses(recipe: Recipe, spec: LatentSpec, network: type[Network]
                 f"{where}: a generator's losses compare hidden states with a teacher's features: use feature_cosine,"
                 " relational or gram, and state the block, for example block: 8"
             )
-        if "taps" not in inspect.signature(network.forward).parameters:
+        if network.tapped is Network.tapped:
             raise ValueError(f"{where}: {part.network['kind']} does not show its hidden states; leave this loss out")
         with torch.device("meta"):
             built = build_network(recipe, spec, 1, objective)

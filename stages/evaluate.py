@@ -23,8 +23,7 @@ from pipeline.measuring.evaluation import (
     reconstruction_numbers,
     versions,
 )
-from pipeline.measuring.eyes import Eyes
-from pipeline.measuring.judge import fit_judge
+from pipeline.measuring.eyes import Eyes, eyes_of_run
 from pipeline.measuring.sample_measuring import (
     Real,
     common_protocol,
@@ -56,7 +55,7 @@ def uses(recipe: Recipe) -> Any:
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
-    eyes = own_eyes(recipe, work, train, out / "judge")
+    eyes = eyes_of_run(recipe, work, train, out / "judge")
     pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator")).to(work.accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     tokenizer = pipe.tokenizer.eval()
@@ -79,16 +78,6 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     notes = {name: read_note(work.root / name) for name in ARTEFACTS}
     save_report(out, recipe.name, describe(recipe, train, held_out), shown, notes, settings(recipe))
     render_report(work.root, out)
-
-
-def own_eyes(recipe: Recipe, work: Workspace, train: Images, folder: Path) -> Eyes:
-    """With a classifier of the training split as the judge, kept in `folder`: that of the report before, or new."""
-    part, device = recipe.evaluate, work.accelerator.device
-    if work.accelerator.is_main_process:
-        earlier = work.root / WRITES / folder.name
-        fit_judge(train, recipe.data.size, recipe.seed, device, folder, earlier)
-    work.accelerator.wait_for_everyone()
-    return Eyes.of(folder, part.features, part.resize, recipe.weights, recipe.data.size, recipe.seed, device)
 
 
 def see_rebuilt(recipe: Recipe, eyes: Eyes, tokenizer: Tokenizer, batch: ImageBatch) -> Rows:

@@ -128,7 +128,7 @@ def test_any_positions_go_with_a_token_and_hidden_states_are_the_patches(positio
     answer, (hidden,) = network(state, torch.full((2,), 0.5), labels(1, 2), taps=(1,))
     assert answer.shape == state.shape == (2, *network.state_shape) and hidden.shape == (2, 4, 32)
     assert hidden_layout(network, 1) == ([2, 2], 32)
-    assert torch.equal(network.states(state, torch.full((2,), 0.5), labels(1, 2), (1,))[0], hidden)
+    assert torch.equal(network.tapped(state, torch.full((2,), 0.5), labels(1, 2), (1,))[0], hidden)
     with pytest.raises(ValueError, match="a code of 13 tokens does not fit"):
         network(state[:, :16], torch.full((2,), 0.5), labels(1, 2))
 

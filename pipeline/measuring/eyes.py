@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.images import Images
 from pipeline.measuring.evaluation import Rows
 from pipeline.measuring.feature_choice import build_features
-from pipeline.measuring.judge import judge_features, judge_seed, load_judge, perceptual_eye
+from pipeline.measuring.judge import fit_judge, judge_features, judge_seed, load_judge, perceptual_eye
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import PixelFeatures
 from pipeline.nn.feature_distance import Backbone
+from pipeline.recipe import Recipe
 from pipeline.teachers.classifier import Classifier
+from pipeline.workspace import Workspace
 
 
 @dataclass
@@ -65,3 +68,13 @@ class Eyes:
     def logits(self) -> Features | None:
         """The features that give logits for the inception score, if any do."""
         return next((feature for feature in self.features if feature.logits), None)
+
+
+def eyes_of_run(recipe: Recipe, work: Workspace, train: Images, folder: Path) -> Eyes:
+    """With a classifier of the training split as the judge, kept in `folder`: that of the run's report where there is
+    one, or new. Every process takes part."""
+    part, device = recipe.evaluate, work.accelerator.device
+    if work.accelerator.is_main_process:
+        fit_judge(train, recipe.data.size, recipe.seed, device, folder, earlier=work.root / "report" / "judge")
+    work.accelerator.wait_for_everyone()
+    return Eyes.of(folder, part.features, part.resize, recipe.weights, recipe.data.size, recipe.seed, device)

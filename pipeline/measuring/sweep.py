@@ -14,8 +14,7 @@ from pipeline.generator_checks import check_sampling
 from pipeline.image_files import image_file
 from pipeline.images import Images
 from pipeline.machine import accelerate
-from pipeline.measuring.eyes import Eyes
-from pipeline.measuring.judge import fit_judge
+from pipeline.measuring.eyes import Eyes, eyes_of_run
 from pipeline.measuring.sample_measuring import Real, numbers_of_samples, read_samples, see_real, see_samples
 from pipeline.recipe import ONLY_SPEED, Recipe, load
 from pipeline.recipe_files import merge, parse
@@ -102,7 +101,9 @@ def make_sweep(recipe: Recipe, points: list[Point], work: Workspace, made_of: di
     todo = [point for point in points if not (folder_of(out, point) / NUMBERS).exists()]
     work.accelerator.wait_for_everyone()
     if todo:
-        eyes, real = look(recipe, work, out)
+        train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
+        eyes = eyes_of_run(recipe, work, train, out / "judge")
+        real = see_real(recipe, train, held_out, eyes, work.accelerator)
     for number, point in enumerate(todo, 1):
         if work.accelerator.is_main_process:
             print(f"{number} of {len(todo)}: {json.dumps(point.values)}")
@@ -132,19 +133,6 @@ def adopt(run: Path, point: Point, out: Path) -> None:
         if sweep != out and (theirs / NUMBERS).exists() and not (mine / NUMBERS).exists():
             shutil.rmtree(mine, ignore_errors=True)
             shutil.copytree(theirs, mine)
-
-
-def look(recipe: Recipe, work: Workspace, out: Path) -> tuple[Eyes, Real]:
-    """What samples are seen by and measured against; the judge is that of the run's report, where there is one."""
-    train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
-    judge, part, device = work.root / "report" / "judge", recipe.evaluate, work.accelerator.device
-    if not judge.is_dir():
-        judge = out / "judge"
-        if work.accelerator.is_main_process:
-            fit_judge(train, recipe.data.size, recipe.seed, device, judge)
-        work.accelerator.wait_for_everyone()
-    eyes = Eyes.of(judge, part.features, part.resize, recipe.weights, recipe.data.size, recipe.seed, device)
-    return eyes, see_real(recipe, train, held_out, eyes, work.accelerator)
 
 
 def measure(point: Point, eyes: Eyes, real: Real, samples: Path, work: Workspace, folder: Path) -> None:

@@ -46,7 +46,7 @@ class Network(QuietCast, ConfigMixin):
         neither time nor taps; what they are asked and answer is in their own docstring.
         """
 
-    def states(
+    def tapped(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> list[Tensor]:
         """As `forward`, the hidden states after the blocks `taps` alone; blocks behind the last of them do not run."""

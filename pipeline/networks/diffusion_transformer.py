@@ -113,7 +113,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         prediction = join_token(made, predicted)
         return (prediction, self._of_patches(tapped)) if taps else prediction
 
-    def states(
+    def tapped(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> list[Tensor]:
         check_taps(taps, len(self.blocks))

@@ -114,7 +114,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         prediction = unpatchify(self.head(h, request), self.config.grid, self.config.patch_size)
         return (prediction, tapped) if taps else prediction
 
-    def states(
+    def tapped(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> list[Tensor]:
         check_taps(taps, len(self.blocks))

@@ -84,7 +84,7 @@ class Tapped(nn.Module):
         if predict:
             prediction, states = self.model(*asked, taps=taps)
         else:
-            states = self.model.states(*asked, taps)
+            states = self.model.tapped(*asked, taps)
         return prediction, {term: self.heads[term](state) for term, state in zip(self.blocks, states)}
 
 
