@@ -5,15 +5,17 @@
 The teacher is a small classifier of the same digits, on its map of 4x4. The judge of distances is a classifier of
 another seed; `fd_pixels` asks none.
 
-`steps`: the distance of samples after a quarter, half and all of the recipe's 1,200 steps of the generator
-(each a training of its own, with its own decay of the rate) on plain codes, on codes aligned by `relational` (VA-VAE)
-and by `feature_cosine` of noised codes (Send-VAE, RecTok), each with and without REPA; reconstruction beside it, and
-how many steps the plain recipe takes to the same distance.
-`dimensions`: codes of 4 to 64 channels with and without `relational`, under a smaller generator that reads them token
-by token, 600 steps. `budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `cards`: the error of
-FA-VAE's two bands beside plain and aligned codes, and how well a linear map reads the class off codes on their way to
-noise, RecTok's among them. Means and spread (standard deviation) over seeds; figures go to FOLDER. Every line runs in
-one process on one thread; what is finished in FOLDER is not run again.
+`steps`: the distance of samples after a quarter, half and all of 1,200 steps of the generator (each a training of its
+own, with its own decay of the rate) on plain codes of 32 channels, as many as VA-VAE has, on codes aligned by
+`relational` (VA-VAE) and by `feature_cosine` of noised codes (Send-VAE, RecTok), each with and without REPA;
+reconstruction beside it, and how many steps the plain recipe takes to the same distance.
+`dimensions`: codes of 4 to 64 channels with and without `relational`, 600 steps. Both parts have a generator smaller
+than the recipe's that reads codes token by token, whatever their channels.
+
+`budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `cards`: the error of FA-VAE's two bands
+beside plain and aligned codes, and how well a linear map reads the class off codes on their way to noise, RecTok's
+among them. Means and spread (standard deviation) over seeds; figures go to FOLDER. Every line runs in one process on
+one thread; what is finished in FOLDER is not run again.
 """
 
 import math
@@ -26,10 +28,9 @@ from quality_runs import Line, Rows, Tables, mean, parser_of, pick, print_tables
 
 MAIN = "tokenizer.phases.main"
 STEPS = (300, 600, 1200)
-QUICK = ("generator.loop.warmup=30", "generator.loop.ema=0.98")  # else short trainings end in what they began with
-TOKENWISE = (  # for any number of channels
+TOKENWISE = (  # for any number of channels; with the recipe's warm-up and average short trainings end as they began
     *("generator.network.patch_size=1", "generator.network.depth=3", "generator.network.width=128"),
-    *("generator.loop.steps=600", *QUICK),
+    *("generator.loop.steps=600", "generator.loop.warmup=30", "generator.loop.ema=0.98"),
 )
 COSINE = "kind: feature_cosine, teacher: classifier, source: noised, standardize: true"
 HEAD = "head: {blocks: 1, width: 64, heads: 4, hidden: 128}"
@@ -46,6 +47,7 @@ TOKENIZERS = {
 ALIGNED = "generator.losses.alignment={kind: feature_cosine, teacher: classifier, block: 1, head: {hidden: 256}}"
 REPA = (ALIGNED, "generator.weights.feature_cosine=0.5")
 DIMENSIONS = (4, 8, 16, 32, 64)
+WIDE = 32  # channels of the codes of `steps`
 BUDGETS = ((2, 2), (2, 4), (2, 8), (4, 4), (4, 8), (4, 16), (4, 32), (8, 32), (8, 64))  # pixels of a patch, channels
 CARDS = {"plain": "digits", "relational": "digits_vavae", "two bands": "digits_favae", "RecTok": "digits_rectok"}
 
@@ -54,14 +56,16 @@ def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
     """Seed by seed, so that what is stopped early has a few seeds of all."""
     for seed in range(seeds):
         if "steps" in parts:
-            for name, changes in TOKENIZERS.items():
-                yield Line("digits", {"part": "steps", "tokenizer": name}, seed, (*QUICK, *changes), trainings())
+            for name in TOKENIZERS:
+                facts = {"part": "steps", "tokenizer": name}
+                there = dimensions_facts(name, WIDE)
+                yield Line(
+                    "digits", facts, seed, changes(name, WIDE), trainings(), borrowed=there, borrowed_recipe="digits"
+                )
         if "dimensions" in parts:
             for aligned in ("plain", "relational"):
                 for dim in DIMENSIONS:
-                    facts = {"part": "dimensions", "tokenizer": aligned, "channels": str(dim)}
-                    overrides = (*TOKENWISE, *TOKENIZERS[aligned], f"tokenizer.model.bottleneck.dim={dim}")
-                    yield Line("digits", facts, seed, overrides, {"whole": ()})
+                    yield Line("digits", dimensions_facts(aligned, dim), seed, changes(aligned, dim), {"whole": ()})
         if "budget" in parts:
             for patch, dim in BUDGETS:
                 facts = {"part": "budget", "patch": str(patch), "channels": str(dim)}
@@ -72,11 +76,20 @@ def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
                 yield Line(recipe, {"part": "cards", "tokenizer": name}, seed, (), {"card": ()}, card=True)
 
 
+def changes(tokenizer: str, dim: int) -> tuple[str, ...]:
+    """Of the recipe, for codes of `dim` channels."""
+    return *TOKENWISE, *TOKENIZERS[tokenizer], f"tokenizer.model.bottleneck.dim={dim}"
+
+
+def dimensions_facts(tokenizer: str, dim: int) -> dict[str, str]:
+    return {"part": "dimensions", "tokenizer": tokenizer, "channels": str(dim)}
+
+
 def trainings() -> dict[str, tuple[str, ...]]:
     """The generators of one tokenizer."""
     return {
-        f"{name} {steps}": (f"generator.loop.steps={steps}", *changes)
-        for name, changes in (("alone", ()), ("REPA", REPA))
+        f"{name} {steps}": (f"generator.loop.steps={steps}", *alignment)
+        for name, alignment in (("alone", ()), ("REPA", REPA))
         for steps in STEPS
     }
 
