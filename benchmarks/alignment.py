@@ -7,10 +7,10 @@ another seed; `fd_pixels` asks none.
 
 `steps`: the distance of samples after a quarter, half and all of 1,200 steps of the generator (each a training of its
 own, with its own decay of the rate) on plain codes of 32 channels, as many as VA-VAE has, on codes aligned by
-`relational` (VA-VAE) and by `feature_cosine` of noised codes (Send-VAE, RecTok), each with and without REPA;
-reconstruction beside it, and how many steps the plain recipe takes to the same distance.
-`dimensions`: codes of 4 to 64 channels with and without `relational`, 600 steps. Both parts have a generator smaller
-than the recipe's that reads codes token by token, whatever their channels.
+`relational` (VA-VAE; at a weight of 0.5, and of 2) and by `feature_cosine` of noised codes (Send-VAE, RecTok), and with
+REPA; reconstruction beside it, and how many steps the plain recipe takes to the same distance.
+`dimensions`: codes of 4 to 64 channels with and without `relational` at 0.5, 600 steps. Both parts have a generator
+smaller than the recipe's that reads codes token by token, whatever their channels.
 
 `budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `cards`: the error of FA-VAE's two bands
 beside plain and aligned codes, and how well a linear map reads the class off codes on their way to noise, RecTok's
@@ -34,15 +34,27 @@ TOKENWISE = (  # for any number of channels; with the recipe's warm-up and avera
 )
 COSINE = "kind: feature_cosine, teacher: classifier, source: noised, standardize: true"
 HEAD = "head: {blocks: 1, width: 64, heads: 4, hidden: 128}"
-RELATIONAL = (
-    f"{MAIN}.losses.alignment={{kind: relational, teacher: classifier}}",
-    f"{MAIN}.weights.relational=0.5",
-    f"{MAIN}.balance.relational=encoder.conv_out.weight",
-)
+
+
+def relational(weight: float) -> tuple[str, ...]:
+    return (
+        f"{MAIN}.losses.alignment={{kind: relational, teacher: classifier}}",
+        f"{MAIN}.weights.relational={weight}",
+        f"{MAIN}.balance.relational=encoder.conv_out.weight",
+    )
+
+
 TOKENIZERS = {
     "plain": (),
-    "relational": RELATIONAL,
-    "feature cosine": (f"{MAIN}.losses.alignment={{{COSINE}, {HEAD}}}", f"{MAIN}.weights.feature_cosine=0.1"),
+    "relational": relational(0.5),
+    "relational weight 2": relational(2.0),
+    "feature cosine": (f"{MAIN}.losses.alignment={{{COSINE}, {HEAD}}}", f"{MAIN}.weights.feature_cosine=0.3"),
+}
+GENERATORS = {  # of `steps`, by tokenizer
+    "plain": ("alone", "REPA"),
+    "relational": ("alone",),
+    "relational weight 2": ("alone", "REPA"),
+    "feature cosine": ("alone",),
 }
 ALIGNED = "generator.losses.alignment={kind: feature_cosine, teacher: classifier, block: 1, head: {hidden: 256}}"
 REPA = (ALIGNED, "generator.weights.feature_cosine=0.5")
@@ -56,12 +68,10 @@ def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
     """Seed by seed, so that what is stopped early has a few seeds of all."""
     for seed in range(seeds):
         if "steps" in parts:
-            for name in TOKENIZERS:
-                facts = {"part": "steps", "tokenizer": name}
-                there = dimensions_facts(name, WIDE)
-                yield Line(
-                    "digits", facts, seed, changes(name, WIDE), trainings(), borrowed=there, borrowed_recipe="digits"
-                )
+            for name in GENERATORS:
+                facts, there = {"part": "steps", "tokenizer": name}, dimensions_facts(name, WIDE)
+                changed, made = changes(name, WIDE), trainings(name)
+                yield Line("digits", facts, seed, changed, made, borrowed=there, borrowed_recipe="digits")
         if "dimensions" in parts:
             for aligned in ("plain", "relational"):
                 for dim in DIMENSIONS:
@@ -85,11 +95,11 @@ def dimensions_facts(tokenizer: str, dim: int) -> dict[str, str]:
     return {"part": "dimensions", "tokenizer": tokenizer, "channels": str(dim)}
 
 
-def trainings() -> dict[str, tuple[str, ...]]:
+def trainings(tokenizer: str) -> dict[str, tuple[str, ...]]:
     """The generators of one tokenizer."""
     return {
-        f"{name} {steps}": (f"generator.loop.steps={steps}", *alignment)
-        for name, alignment in (("alone", ()), ("REPA", REPA))
+        f"{name} {steps}": (f"generator.loop.steps={steps}", *(REPA if name == "REPA" else ()))
+        for name in GENERATORS[tokenizer]
         for steps in STEPS
     }
 
@@ -97,8 +107,8 @@ def trainings() -> dict[str, tuple[str, ...]]:
 def steps_table(rows: Rows) -> Iterator[str]:
     yield f"| codes, generator | {' | '.join(f'{steps} steps' for steps in STEPS)} | pixels | accuracy, % | PSNR |"
     yield "|---|" + "---|" * (len(STEPS) + 3)
-    for name in TOKENIZERS:
-        for generator in ("alone", "REPA"):
+    for name, generators in GENERATORS.items():
+        for generator in generators:
             at = {"part": "steps", "tokenizer": name}
             found = [pick(rows, "fd_classifier", **at, variant=f"{generator} {steps}") for steps in STEPS]
             if not all(found):
@@ -115,8 +125,8 @@ def speed_table(rows: Rows) -> Iterator[str]:
     yield f"| plain steps for one | {' | '.join(f'{steps} steps' for steps in STEPS)} |"
     yield "|---|" + "---|" * len(STEPS)
     plain = [pick(rows, "fd_classifier", part="steps", tokenizer="plain", variant=f"alone {steps}") for steps in STEPS]
-    for name in TOKENIZERS:
-        for generator in ("alone", "REPA"):
+    for name, generators in GENERATORS.items():
+        for generator in generators:
             at = {"part": "steps", "tokenizer": name}
             cells = []
             for steps in STEPS:

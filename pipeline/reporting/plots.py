@@ -61,6 +61,7 @@ def _line(axis, series: Series, colour: str) -> None:
 def _points(axis, series: Series, colour: str) -> None:
     rings = series.hollow or [False] * len(series.names)
     faces = ["none" if ring else colour for ring in rings]
-    axis.scatter(series.across, series.down, s=30, facecolors=faces, edgecolors=colour, linewidths=1.3)
+    look = {"s": 30, "facecolors": faces, "edgecolors": colour, "linewidths": 1.3}
+    axis.scatter(series.across, series.down, label=series.label, **look)
     for name, *place in zip(series.names, series.across, series.down):
         axis.annotate(name, place, xytext=(0, 6), textcoords="offset points", fontsize=8.5, ha="center")
