@@ -48,7 +48,7 @@ TOKENIZERS = {
     "plain": (),
     "relational": relational(0.5),
     "relational weight 2": relational(2.0),
-    "feature cosine": (f"{MAIN}.losses.alignment={{{COSINE}, {HEAD}}}", f"{MAIN}.weights.feature_cosine=0.3"),
+    "feature cosine": (f"{MAIN}.losses.alignment={{{COSINE}, {HEAD}}}", f"{MAIN}.weights.feature_cosine=0.1"),
 }
 GENERATORS = {  # of `steps`, by tokenizer
     "plain": ("alone", "REPA"),
