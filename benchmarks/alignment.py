@@ -233,12 +233,14 @@ def draw(rows: Rows, folder: Path) -> None:
     if trade:
         plot = Plot("PSNR of reconstructions, dB", "distance of samples", trade, log_down=True)
         draw_plot(plot, folder / "dimensions.png")
-    if points := budget_points(rows):
-        across = [float(values) for values, _, _ in points.values()]
-        down = [statistics.mean(error) for _, _, error in points.values()]
-        names = [f"{patch} px x {dim}" for patch, dim in points]
-        plot = Plot("numbers in a code", "mean squared error", [Series("", across, down, names)], True, True)
-        draw_plot(plot, folder / "budget.png")
+    points, groups = budget_points(rows), []
+    for patch in sorted({patch for patch, _ in points}):
+        mine = {dim: point for (size, dim), point in points.items() if size == patch}
+        across = [float(values) for values, _, _ in mine.values()]
+        down = [statistics.mean(error) for _, _, error in mine.values()]
+        groups.append(Series(f"patches of {patch} pixels", across, down, [str(dim) for dim in mine]))
+    if groups:
+        draw_plot(Plot("numbers in a code", "mean squared error", groups, True, True), folder / "budget.png")
     curves = []
     for name in CARDS:
         found = [flow_of(row) for row in rows if row.items() >= {"part": "cards", "tokenizer": name}.items()]

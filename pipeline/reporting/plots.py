@@ -38,17 +38,31 @@ def draw_plot(plot: Plot, out: Path) -> None:
         (_points if series.names else _line)(axis, series, colour)
     if plot.log_across:
         axis.set_xscale("log")
+        _plain_numbers(axis.xaxis)
     if plot.log_down:
         axis.set_yscale("log")
+        _plain_numbers(axis.yaxis)
     if len(plot.series) > 1:
         axis.legend(fontsize=9, frameon=False)
     axis.set_xlabel(plot.across, fontsize=9.5)
     axis.set_ylabel(plot.down, fontsize=9.5)
-    axis.tick_params(labelsize=9)
+    axis.tick_params(which="both", labelsize=9)
     axis.margins(x=0.12 if any(series.names for series in plot.series) else 0.03, y=0.12)
     axis.grid(True, linewidth=0.3, alpha=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, metadata={"Software": None})
+
+
+def _plain_numbers(log_axis) -> None:
+    """0.2 and 200 in place of powers of ten; between them where there is less than a decade or so."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    log_axis.set_major_formatter("{x:g}")
+    log_axis.set_minor_formatter(Plain(minor_thresholds=(1.5, 0.5)))
 
 
 def _line(axis, series: Series, colour: str) -> None:
