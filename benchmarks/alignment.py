@@ -12,10 +12,10 @@ REPA; reconstruction beside it, and how many steps the plain recipe takes to the
 `dimensions`: codes of 4 to 64 channels with and without `relational` at 0.5, 600 steps. Both parts have a generator
 smaller than the recipe's that reads codes token by token, whatever their channels.
 
-`budget`: reconstruction of ViTok's autoencoder by the numbers in a code. `cards`: the error of FA-VAE's two bands
-beside plain and aligned codes, and how well a linear map reads the class off codes on their way to noise, RecTok's
-among them. Means and spread (standard deviation) over seeds; figures go to FOLDER. Every line runs in one process on
-one thread; what is finished in FOLDER is not run again.
+`budget`: reconstruction of ViTok's autoencoder, after 400 steps, by the numbers in a code. `cards`: the error of
+FA-VAE's two bands beside plain and aligned codes, and how well a linear map reads the class off codes on their way to
+noise, RecTok's among them. Means and spread (standard deviation) over seeds; figures go to FOLDER. Every line runs in
+one process on one thread; what is finished in FOLDER is not run again.
 """
 
 import math
@@ -60,7 +60,7 @@ ALIGNED = "generator.losses.alignment={kind: feature_cosine, teacher: classifier
 REPA = (ALIGNED, "generator.weights.feature_cosine=0.5")
 DIMENSIONS = (4, 8, 16, 32, 64)
 WIDE = 32  # channels of the codes of `steps`
-BUDGETS = ((2, 2), (2, 4), (2, 8), (4, 4), (4, 8), (4, 16), (4, 32), (8, 32), (8, 64))  # pixels of a patch, channels
+BUDGETS = ((2, 2), (2, 8), (4, 4), (4, 8), (4, 16), (4, 32), (8, 32), (8, 64))  # pixels of a patch, channels
 CARDS = {"plain": "digits", "relational": "digits_vavae", "two bands": "digits_favae", "RecTok": "digits_rectok"}
 
 
@@ -80,7 +80,7 @@ def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
             for patch, dim in BUDGETS:
                 facts = {"part": "budget", "patch": str(patch), "channels": str(dim)}
                 shape = (f"tokenizer.model.patch_size={patch}", f"tokenizer.model.bottleneck.dim={dim}")
-                yield Line("digits_vitok", facts, seed, shape, {"card": ()}, card=True)
+                yield Line("digits_vitok", facts, seed, (*shape, f"{MAIN}.loop.steps=400"), {"card": ()}, card=True)
         if "cards" in parts:
             for name, recipe in CARDS.items():
                 yield Line(recipe, {"part": "cards", "tokenizer": name}, seed, (), {"card": ()}, card=True)
