@@ -12,19 +12,25 @@ REPA; reconstruction beside it, and how many steps the plain recipe takes to the
 `dimensions`: codes of 4 to 64 channels with and without `relational` at 0.5, 600 steps. Both parts have a generator
 smaller than the recipe's that reads codes token by token, whatever their channels.
 
-`budget`: reconstruction of ViTok's autoencoder, after 400 steps, by the numbers in a code. `cards`: the error of
-FA-VAE's two bands beside plain and aligned codes, and how well a linear map reads the class off codes on their way to
-noise, RecTok's among them. Means and spread (standard deviation) over seeds; figures go to FOLDER. Every line runs in
-one process on one thread; what is finished in FOLDER is not run again.
+`budget`: reconstruction of ViTok's autoencoder, after 400 steps, by the numbers in a code. `bands`: the error of
+FA-VAE's two bands beside plain and aligned codes, on tiles of scikit-learn's two photographs, since digits, which are
+8x8 enlarged, have no fine detail of their own. `flow`: how well a linear map reads the class off codes on their way to
+noise, of plain, aligned and RecTok's.
+
+Means and spread (standard deviation) over seeds; figures go to FOLDER. Every line runs in one process on one thread;
+what is finished in FOLDER is not run again.
 """
 
 import math
 import statistics
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
+from PIL import Image
 from quality_runs import Line, Rows, Tables, mean, parser_of, pick, print_tables, rows_in, run_all
+from sklearn.datasets import load_sample_images
 
 MAIN = "tokenizer.phases.main"
 STEPS = (300, 600, 1200)
@@ -61,10 +67,11 @@ REPA = (ALIGNED, "generator.weights.feature_cosine=0.5")
 DIMENSIONS = (4, 8, 16, 32, 64)
 WIDE = 32  # channels of the codes of `steps`
 BUDGETS = ((2, 2), (2, 8), (4, 4), (4, 8), (4, 16), (4, 32), (8, 32), (8, 64))  # pixels of a patch, channels
-CARDS = {"plain": "digits", "relational": "digits_vavae", "two bands": "digits_favae", "RecTok": "digits_rectok"}
+BANDS = {"plain": "digits", "relational": "digits_vavae", "two bands": "digits_favae"}
+FLOW = {"plain": "digits", "relational": "digits_vavae", "RecTok": "digits_rectok"}
 
 
-def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
+def lines(parts: Iterable[str], seeds: int, folder: Path) -> Iterator[Line]:
     """Seed by seed, so that what is stopped early has a few seeds of all."""
     for seed in range(seeds):
         if "steps" in parts:
@@ -81,9 +88,30 @@ def lines(parts: Iterable[str], seeds: int) -> Iterator[Line]:
                 facts = {"part": "budget", "patch": str(patch), "channels": str(dim)}
                 shape = (f"tokenizer.model.patch_size={patch}", f"tokenizer.model.bottleneck.dim={dim}")
                 yield Line("digits_vitok", facts, seed, (*shape, f"{MAIN}.loop.steps=400"), {"card": ()}, card=True)
-        if "cards" in parts:
-            for name, recipe in CARDS.items():
-                yield Line(recipe, {"part": "cards", "tokenizer": name}, seed, (), {"card": ()}, card=True)
+        if "bands" in parts:
+            tiles = f"data.source={{kind: image_folder, path: {photo_tiles(folder)}, held_out: 0.2}}"
+            for name, recipe in BANDS.items():
+                yield Line(recipe, {"part": "bands", "tokenizer": name}, seed, (tiles,), {"card": ()}, card=True)
+        if "flow" in parts:
+            for name, recipe in FLOW.items():
+                yield Line(recipe, {"part": "flow", "tokenizer": name}, seed, (), {"card": ()}, card=True)
+
+
+def photo_tiles(folder: Path, size: int = 16) -> Path:
+    """A folder of scikit-learn's two photographs, cut in tiles that do not overlap: a class a photograph."""
+    tiles = folder / "photo_tiles"
+    if not tiles.is_dir():
+        draft = folder / "photo_tiles.draft"
+        photographs = load_sample_images()
+        for name, pixels in zip(photographs.filenames, photographs.images):
+            place = draft / Path(name).stem
+            place.mkdir(parents=True, exist_ok=True)
+            rows, columns = (side // size for side in pixels.shape[:2])
+            for i, j in product(range(rows), range(columns)):
+                tile = pixels[i * size : (i + 1) * size, j * size : (j + 1) * size]
+                Image.fromarray(tile).save(place / f"{i:02}_{j:02}.png")
+        draft.rename(tiles)
+    return tiles
 
 
 def changes(tokenizer: str, dim: int) -> tuple[str, ...]:
@@ -199,8 +227,8 @@ def bands_table(rows: Rows) -> Iterator[str]:
     keys = {f"error_{band}": f"{band} band" for band in ("LL", "LH", "HL", "HH")} | {"psnr": "PSNR"}
     yield f"| codes | {' | '.join(keys.values())} |"
     yield "|---|" + "---|" * len(keys)
-    for name in CARDS:
-        found = {key: pick(rows, key, part="cards", tokenizer=name) for key in keys}
+    for name in BANDS:
+        found = {key: pick(rows, key, part="bands", tokenizer=name) for key in keys}
         if all(found.values()):
             cells = [mean(by.values(), 2 if key == "psnr" else 5) for key, by in found.items()]
             yield f"| {name} | {' | '.join(cells)} |"
@@ -210,8 +238,8 @@ def flow_table(rows: Rows) -> Iterator[str]:
     levels = sorted({level for row in rows for level in flow_of(row)}, key=float)
     yield f"| accuracy of a probe, % | {' | '.join(f'noise {level}' for level in levels)} |"
     yield "|---|" + "---|" * len(levels)
-    for name in CARDS:
-        found = [flow_of(row) for row in rows if row.items() >= {"part": "cards", "tokenizer": name}.items()]
+    for name in FLOW:
+        found = [flow_of(row) for row in rows if row.items() >= {"part": "flow", "tokenizer": name}.items()]
         if found:
             cells = [mean((100 * accuracy[level] for accuracy in found), 1) for level in levels]
             yield f"| {name} | {' | '.join(cells)} |"
@@ -219,7 +247,7 @@ def flow_table(rows: Rows) -> Iterator[str]:
 
 def flow_of(row: dict) -> dict[str, float]:
     """Accuracy by noise level."""
-    return row.get("details", {}).get("flow_probe", {})
+    return row.get("details", {}).get("flow_probe", {}) if row.get("part") == "flow" else {}
 
 
 def draw(rows: Rows, folder: Path) -> None:
@@ -249,8 +277,8 @@ def draw(rows: Rows, folder: Path) -> None:
     if groups:
         draw_plot(Plot("numbers in a code", "mean squared error", groups, True, True), folder / "budget.png")
     curves = []
-    for name in CARDS:
-        found = [flow_of(row) for row in rows if row.items() >= {"part": "cards", "tokenizer": name}.items()]
+    for name in FLOW:
+        found = [flow_of(row) for row in rows if row.items() >= {"part": "flow", "tokenizer": name}.items()]
         if found and found[0]:
             levels = sorted(found[0], key=float)
             down = [statistics.mean(100 * accuracy[level] for accuracy in found) for level in levels]
@@ -264,11 +292,12 @@ def main() -> None:
         "steps": [steps_table, speed_table],
         "dimensions": [dimensions_table],
         "budget": [budget_table],
-        "cards": [bands_table, flow_table],
+        "bands": [bands_table],
+        "flow": [flow_table],
     }
     arguments = parser_of(__doc__, "runs/alignment", 3, tables).parse_args()
     folder = arguments.folder.resolve()
-    run_all(list(lines(arguments.parts, arguments.seeds)), folder, arguments.workers)
+    run_all(list(lines(arguments.parts, arguments.seeds, folder)), folder, arguments.workers)
     rows = rows_in(folder)
     print_tables(tables, arguments.parts, rows)
     draw(rows, folder)
