@@ -32,6 +32,7 @@ from PIL import Image
 from quality_runs import Line, Rows, Tables, mean, parser_of, pick, print_tables, rows_in, run_all
 from sklearn.datasets import load_sample_images
 
+BudgetPoint = tuple[int, list[float], list[float]]  # numbers in a code, PSNR and error by seed
 MAIN = "tokenizer.phases.main"
 STEPS = (300, 600, 1200)
 TOKENWISE = (  # for any number of channels; with the recipe's warm-up and average short trainings end as they began
@@ -199,21 +200,31 @@ def dimensions_table(rows: Rows) -> Iterator[str]:
 
 
 def budget_table(rows: Rows) -> Iterator[str]:
-    """A row a geometry, then the least-squares line of log error over log budget, and how much of it that explains."""
+    """A row a geometry, then the lines through all of them, and through those of one patch size."""
     yield "| pixels of a patch, channels | numbers in a code | PSNR | mean squared error |"
     yield "|---|---|---|---|"
     points = budget_points(rows)
     for (patch, dim), (values, psnr, error) in points.items():
         yield f"| {patch}, {dim} | {values} | {mean(psnr, 2)} | {statistics.mean(error):.5f} |"
+    yield from fitted("all", list(points.values()))
+    for patch in sorted({patch for patch, _ in points}):
+        yield from fitted(f"patches of {patch} pixels", [point for (size, _), point in points.items() if size == patch])
+
+
+def fitted(name: str, points: list[BudgetPoint]) -> Iterator[str]:
+    """The least-squares line of log error over log budget, and how much of it that explains; of three points or more.
+
+    Logarithms are natural.
+    """
     if len(points) > 2:
-        across = [math.log(values) for values, _, _ in points.values()]
-        down = [math.log(statistics.mean(error)) for _, _, error in points.values()]
+        across = [math.log(values) for values, _, _ in points]
+        down = [math.log(statistics.mean(error)) for _, _, error in points]
         slope, start = statistics.linear_regression(across, down)
         explained = statistics.correlation(across, down) ** 2
-        yield f"| log error = {start:.2f} {slope:+.2f} log numbers | | | R² {explained:.2f} |"
+        yield f"| {name}: log error = {start:.2f} {slope:+.2f} log numbers | | | R² {explained:.2f} |"
 
 
-def budget_points(rows: Rows) -> dict[tuple[int, int], tuple[int, list[float], list[float]]]:
+def budget_points(rows: Rows) -> dict[tuple[int, int], BudgetPoint]:
     """By geometry: the numbers in a code, PSNR, and the error of pixels in [-1, 1] that it stands for."""
     found = {}
     for patch, dim in BUDGETS:
