@@ -15,8 +15,7 @@ smaller than the recipe's that reads codes token by token, whatever their channe
 `budget`: reconstruction of ViTok's autoencoder, after 400 steps, by the numbers in a code. `bands`: the error of
 FA-VAE's two bands beside plain codes, on tiles of scikit-learn's two photographs, since digits, which are 8x8 enlarged,
 have no fine detail of their own; with the published KL weight of 1e-6, since under the digits' own of 5e-4 neither code
-keeps any. `flow`: how well a linear map reads the class off codes on their way to
-noise, of plain, aligned and RecTok's.
+keeps any. `flow`: how well a linear map reads the class off codes on their way to noise: plain, aligned and RecTok's.
 
 Means and spread (standard deviation) over seeds; figures go to FOLDER. Every line runs in one process on one thread;
 what is finished in FOLDER is not run again.
