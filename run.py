@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages import ORDER
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Recipe
+    from pipeline.recipes.schema import Recipe
 
 USAGE = """Tessera trains image tokenizers and the generators on their latents, and publishes diffusers pipelines.
 
@@ -94,15 +94,15 @@ def dispatch(command: str, rest: list[str]) -> int | None:
     if command not in known:
         raise ValueError(f"there is no command {command!r}{suggestion(command, list(known))}")
     if command == "recipes":
-        from pipeline.recipe_files import catalogue
+        from pipeline.recipes.files import catalogue
 
         return print(catalogue())
     if command == "describe":
-        from pipeline.describing import describe
+        from pipeline.recipes.describing import describe
 
         return print("\n\n".join(map(describe, rest)) if rest else describe())
     if command == "doctor":
-        from pipeline.doctor import examine
+        from pipeline.runs.doctor import examine
 
         return examine()
     if command == "reference":
@@ -131,16 +131,16 @@ def dispatch(command: str, rest: list[str]) -> int | None:
 
 
 def with_recipe(command: str, name: str, overrides: list[str]) -> int | None:
-    from pipeline.recipe import load
-    from pipeline.recipe_files import is_recipe
+    from pipeline.recipes.files import is_recipe
+    from pipeline.recipes.schema import load
 
     if command == "sample" and not is_recipe(name):
-        from pipeline.sampling import sample_from_command_line
+        from pipeline.sampling.many_images import sample_from_command_line
 
         return sample_from_command_line(name, overrides)
     recipe = load(name, overrides)
     if command == "check":
-        from pipeline.check import print_check
+        from pipeline.checks.summary import print_check
 
         return print_check(recipe)
     return run_stages(recipe, name, overrides, ORDER if command == "all" else (command,))
@@ -149,11 +149,11 @@ def with_recipe(command: str, name: str, overrides: list[str]) -> int | None:
 def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[str, ...]) -> None:
     """Run the chosen stages that are missing or out of date; a single stage needs those before it to be current."""
     import stages
-    from pipeline.line import check_line
-    from pipeline.machine import start
-    from pipeline.recipe import settings
-    from pipeline.recipe_files import origin
-    from pipeline.workspace import fingerprint
+    from pipeline.checks.recipe import check_line
+    from pipeline.recipes.files import origin
+    from pipeline.recipes.schema import settings
+    from pipeline.runs.machine import start
+    from pipeline.runs.workspace import fingerprint
 
     check_line(recipe)
     work = start(recipe)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.latents import FORMAT, LatentStore, write_manifest, write_shard
+from pipeline.latents.store import FORMAT, LatentStore, write_manifest, write_shard
 
 TOKENS, DIM, CLASSES = 256, 32, 1000
 

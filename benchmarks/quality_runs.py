@@ -68,7 +68,7 @@ class Line:
         """The numbers of the report or the card, by key, and what post-training says of itself."""
         import run
         from pipeline.measuring.card import card_from_command_line
-        from pipeline.recipe import load
+        from pipeline.recipes.schema import load
         from stages import ORDER
 
         recipe = load(self.recipe, overrides)

@@ -22,10 +22,10 @@ from torch import nn
 
 from pipeline.code import Condition, LatentSpec
 from pipeline.draws import ImageDraws
-from pipeline.guidance import Guidance
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
+from pipeline.samplers.guidance import Guidance
 
 SPEC, CLASSES, SCALE = LatentSpec(grid=(16, 16), dim=4), 1000, 4.0
 TARGETS = {"bare": 1.05, "DiTPipeline": 1.0}  # the most our DDIM may take, as a multiple of these

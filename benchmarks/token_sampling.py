@@ -26,9 +26,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.code import Condition, LatentSpec
 from pipeline.draws import ImageDraws
-from pipeline.guidance import Guidance
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.objectives.next_token import NextToken
+from pipeline.samplers.guidance import Guidance
 
 CLASSES, SCALE = 1000, 2.0
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from pipeline.code import LatentSpec
 from pipeline.components import conform, structure, suggestion
-from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective
+from pipeline.samplers.guidance import Guidance
 
 PIPELINES_OWN = ("on_step", "scheduler")  # keyword arguments of Objective.sample that a caller does not set
 GUIDANCE = ("interval", "channels", "schedule", "power", "rescale")  # settings besides the scale

@@ -58,7 +58,7 @@ class Code(Batched):
 
     z: Tensor | None = None  # [B, N, C]  what a continuous generator models, zero mean and unit std
     ids: Tensor | None = None  # [B, N] or [B, N, codebooks]  what a discrete generator models
-    class_token: Tensor | None = None  # [B, D]  of a vision model, which no decoder reads; see pipeline.class_token
+    class_token: Tensor | None = None  # [B, D]  of a vision model, which no decoder reads; see pipeline.nn.class_token
 
 
 def stack_ids(ids: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ from pipeline.code import Code, Condition
 from pipeline.components import conform, structure, suggestion
 from pipeline.draws import Draws, GivenDraws, ImageDraws
 from pipeline.file_modes import ordinary_modes
-from pipeline.guidance import Guidance, check_pair
 from pipeline.objectives.base import OnStep
-from pipeline.publishing.pipeline_folder import (
+from pipeline.samplers.guidance import Guidance, check_pair
+from pipeline.saved_folders import (
     fetch,
     import_components,
     keep_code,

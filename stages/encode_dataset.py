@@ -5,18 +5,18 @@ from typing import Any
 
 import torch
 
-from pipeline.building import build_network, hidden_layout
 from pipeline.components import build, find
-from pipeline.encoding import encode
 from pipeline.frozen.alignment_teacher import class_feature
-from pipeline.images import Images
-from pipeline.latent_scale import measure
-from pipeline.recipe import Recipe
+from pipeline.images.reading import Images
+from pipeline.latents.encoding import encode
+from pipeline.latents.scale import measure
+from pipeline.recipes.building import build_network, hidden_layout
+from pipeline.recipes.schema import Recipe
+from pipeline.runs.workspace import Workspace, plain
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.phase_parts import generator_nodes, generator_taps
-from pipeline.workspace import Workspace, plain
 
 READS, WRITES = ("joint",), "latents"
 

@@ -9,10 +9,10 @@ import torch
 
 from pipeline.code import Code
 from pipeline.draws import mix
-from pipeline.images import ImageBatch, Images
-from pipeline.interpolation import interpolate
+from pipeline.images.reading import ImageBatch, Images
+from pipeline.images.rendering import rendered
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.latents import LatentStore
+from pipeline.latents.store import LatentStore
 from pipeline.measuring.evaluation import (
     Number,
     Rows,
@@ -33,16 +33,16 @@ from pipeline.measuring.sample_measuring import (
     see_samples,
 )
 from pipeline.metrics.perturbed import grid
-from pipeline.precision import autocast
-from pipeline.recipe import Recipe, settings
-from pipeline.rendering import rendered
+from pipeline.recipes.schema import Recipe, settings
 from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves
 from pipeline.reporting.page import Picture
 from pipeline.reporting.run_page import ARTEFACTS, render_report, save_report
-from pipeline.sampling import assemble
+from pipeline.runs.precision import autocast
+from pipeline.runs.workspace import NOTE, Workspace
+from pipeline.sampling.interpolation import interpolate
+from pipeline.sampling.many_images import assemble
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.workspace import NOTE, Workspace
 
 READS, WRITES = ("tokenizer", "joint", "latents", "generator", "decoder", "samples"), "report"
 CODES = 50_000  # stored codes at most that their use is counted on

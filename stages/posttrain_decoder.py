@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.components import find
-from pipeline.images import Images
-from pipeline.latents import LatentStore
-from pipeline.loop import train
-from pipeline.posttraining import DecoderTraining, EarlyStop
-from pipeline.publishing.pipeline_folder import fingerprint_files, load_component
-from pipeline.recipe import Recipe
-from pipeline.sampling import assemble, sampling_record
+from pipeline.images.reading import Images
+from pipeline.latents.store import LatentStore
+from pipeline.recipes.schema import Recipe
+from pipeline.runs.workspace import Workspace, plain
+from pipeline.sampling.many_images import assemble, sampling_record
+from pipeline.saved_folders import fingerprint_files, load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
+from pipeline.training.loop import train
 from pipeline.training.pairs import Pairs, cost_of_pairs, make_pairs
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
-from pipeline.workspace import Workspace, plain
+from pipeline.training.posttraining import DecoderTraining, EarlyStop
 
 READS, WRITES = ("joint", "latents", "generator"), "decoder"
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from pipeline.image_files import make_grid
+from pipeline.images.files import make_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.publishing.model_card import Facts, model_card
 from pipeline.publishing.self_contained import write_self_contained
 from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
 from pipeline.publishing.stock_transformer import stock_transformer
-from pipeline.recipe import Recipe, settings
-from pipeline.sampling import assemble
-from pipeline.workspace import NOTE, Workspace
+from pipeline.recipes.schema import Recipe, settings
+from pipeline.runs.workspace import NOTE, Workspace
+from pipeline.sampling.many_images import assemble
 
 READS, WRITES = ("decoder", "generator", "report"), "pipeline"
 MADE = ("tokenizer", "joint", "latents", "generator", "decoder", "samples", "report")  # it comes from, in order

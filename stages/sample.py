@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import Recipe
-from pipeline.sampling import assemble, plan_recipe, sample_images
+from pipeline.recipes.schema import Recipe
+from pipeline.runs.workspace import Workspace, plain
+from pipeline.sampling.many_images import assemble, plan_recipe, sample_images
 from pipeline.training.starting_weights import fingerprints
-from pipeline.workspace import Workspace, plain
 
 READS, WRITES = ("decoder", "generator"), "samples"
 

@@ -4,23 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.building import build_network, classes_told, seeded
 from pipeline.components import build
 from pipeline.frozen.alignment_teacher import stored_teacher
-from pipeline.generation import Generation
-from pipeline.images import Images
-from pipeline.latents import LatentStore
-from pipeline.loop import train
+from pipeline.images.reading import Images
+from pipeline.latents.store import LatentStore
 from pipeline.losses.base import Alignment
 from pipeline.networks.base import Network
-from pipeline.recipe import Recipe
+from pipeline.recipes.building import build_network, classes_told, seeded
+from pipeline.recipes.schema import Recipe
+from pipeline.runs.workspace import Workspace, plain
+from pipeline.sampling.weak_network import Milestones
 from pipeline.training import starting_weights
 from pipeline.training.codes_and_images import CodesAndImages
+from pipeline.training.generation import Generation
+from pipeline.training.loop import train
 from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.order import Readable
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
-from pipeline.weak_network import Milestones
-from pipeline.workspace import Workspace, plain
 
 READS, WRITES = ("latents", "joint"), "generator"
 

@@ -5,19 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.building import build_network, classes_told, seeded
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
-from pipeline.generation import Generation
-from pipeline.images import Images
-from pipeline.joint_training import JointTraining
-from pipeline.latent_scale import measure, of_channels
-from pipeline.loop import train
+from pipeline.images.reading import Images
+from pipeline.latents.scale import measure, of_channels
 from pipeline.nn.running_norm import RunningNorm
-from pipeline.publishing.pipeline_folder import load_component
-from pipeline.recipe import Recipe
+from pipeline.recipes.building import build_network, classes_told, seeded
+from pipeline.recipes.schema import Recipe
+from pipeline.runs.workspace import NOTE, Workspace, plain
+from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
+from pipeline.training.generation import Generation
+from pipeline.training.joint import JointTraining
+from pipeline.training.loop import train
 from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.phase_parts import (
     build_critic,
@@ -27,7 +28,6 @@ from pipeline.training.phase_parts import (
     critic_folder,
     generator_taps,
 )
-from pipeline.workspace import NOTE, Workspace, plain
 
 READS, WRITES = ("tokenizer",), "joint"
 

@@ -4,18 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.building import build_tokenizer, seeded
 from pipeline.frozen.stand_in import stand_in
-from pipeline.images import Images
-from pipeline.loop import train
+from pipeline.images.reading import Images
 from pipeline.measuring.code_usage import usage_of_training
-from pipeline.recipe import Phase, Recipe
-from pipeline.reconstruction import Reconstruction
+from pipeline.recipes.building import build_tokenizer, seeded
+from pipeline.recipes.schema import Phase, Recipe
+from pipeline.runs.workspace import Workspace, plain
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
+from pipeline.training.loop import train
 from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses
-from pipeline.workspace import Workspace, plain
+from pipeline.training.reconstruction import Reconstruction
 
 READS, WRITES = (), "tokenizer"
 FROZEN = "frozen"  # in its folder: networks that are trained for losses and critics, once for all phases

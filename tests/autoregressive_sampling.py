@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition, LatentSpec
 from pipeline.draws import ImageDraws
-from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective
 from pipeline.samplers.choice import Choice
+from pipeline.samplers.guidance import Guidance
 
 
 def spec_of(network: nn.Module) -> LatentSpec:

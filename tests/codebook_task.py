@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.code import Batched
 from pipeline.draws import Draws, PartDraws
-from pipeline.loop import train
-from pipeline.recipe import Loop
+from pipeline.recipes.schema import Loop
+from pipeline.training.loop import train
 
 ROW = {"kind": "vector_quantize", "dim": 4, "vocab": 12, "decay": 0.6}
 NECKS = {

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline.code import Batched
-from pipeline.loop import train
-from pipeline.recipe import Loop
+from pipeline.recipes.schema import Loop
+from pipeline.training.loop import train
 
 
 @dataclass

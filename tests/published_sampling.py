@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import GivenDraws
-from pipeline.guidance import Guidance, combine
 from pipeline.objectives.base import Objective
+from pipeline.samplers.guidance import Guidance, combine
 
 
 class BothHalves(nn.Module):

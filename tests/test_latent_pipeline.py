@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from tiny_pipeline import generators, make_network, make_pipeline, make_tokenizer
 from torch import Generator
 
-import pipeline.publishing.pipeline_folder
+import pipeline.saved_folders
 from pipeline import LatentPipeline
 from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws
-from pipeline.guidance import Guidance
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
+from pipeline.samplers.guidance import Guidance
 
 ROOT = Path(__file__).parents[1]
 RELOAD = """
@@ -329,7 +329,7 @@ def test_a_hub_id_is_downloaded_whole_first(saved, pipe, monkeypatch):
         asked.update(options, source=source)
         return str(saved)
 
-    monkeypatch.setattr(pipeline.publishing.pipeline_folder, "snapshot_download", download)
+    monkeypatch.setattr(pipeline.saved_folders, "snapshot_download", download)
     loaded = LatentPipeline.from_pretrained("someone/digits", revision="v1")
     assert asked["source"] == "someone/digits" and asked["revision"] == "v1" and "*.bin" in asked["ignore_patterns"]
     loaded.set_progress_bar_config(disable=True)

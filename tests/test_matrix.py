@@ -12,15 +12,15 @@ import torch
 from diffusers import AutoencoderKL
 
 from pipeline import LatentPipeline
-from pipeline.building import build_network
+from pipeline.checks.recipe import check_line
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import build, find, kinds, structure
 from pipeline.draws import StepDraws
-from pipeline.generation import Generation
-from pipeline.line import check_line
-from pipeline.recipe import Recipe
-from pipeline.recipe_files import CONFIGS, merge, read
+from pipeline.recipes.building import build_network
+from pipeline.recipes.files import CONFIGS, merge, read
+from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.training.generation import Generation
 
 SIZES = (8, 16, 32)  # pixels
 SMALL: dict[str, Any] = {

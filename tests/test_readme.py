@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_pipeline import make_pipeline
 
-from pipeline.describing import describe
-from pipeline.line import check_line
-from pipeline.recipe import load
-from pipeline.recipe_files import is_recipe
+from pipeline.checks.recipe import check_line
+from pipeline.recipes.describing import describe
+from pipeline.recipes.files import is_recipe
+from pipeline.recipes.schema import load
 from stages import ORDER
 
 ROOT = Path(__file__).parents[1]

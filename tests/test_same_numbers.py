@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from torch import Generator, Tensor
 from vision_folders import save_models
 
-from pipeline.building import build_network, build_tokenizer
 from pipeline.components import build
-from pipeline.encoding import encode
-from pipeline.images import Images
+from pipeline.images.reading import Images
+from pipeline.latents.encoding import encode
 from pipeline.measuring import judge
 from pipeline.measuring.evaluation import Rows
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
-from pipeline.recipe import Recipe, load
-from pipeline.workspace import NOTE, Workspace
+from pipeline.recipes.building import build_network, build_tokenizer
+from pipeline.recipes.schema import Recipe, load
+from pipeline.runs.workspace import NOTE, Workspace
 from stages import evaluate, sample
 
 ROOT = Path(__file__).parents[1]

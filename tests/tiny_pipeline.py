@@ -12,9 +12,9 @@ from pipeline import LatentPipeline
 from pipeline.components import structure
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.recipe import Recipe
+from pipeline.recipes.schema import Recipe
+from pipeline.runs.workspace import NOTE, Workspace
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
-from pipeline.workspace import NOTE, Workspace
 
 NAMES = {0: "zero", 1: "great white shark", 2: "crane, bird", 3: "crane, machine"}
 SAMPLING = {"steps": 3, "guidance": {"scale": 2.0}}

@@ -24,7 +24,7 @@ class BrokenImage(ValueError):
 
 @dataclass
 class Record:
-    """One image as it is stored; making it RGB and square is `pipeline.images`' business."""
+    """One image as it is stored; making it RGB and square is `pipeline.images.reading`' business."""
 
     image: Image.Image
     label: int | None = None

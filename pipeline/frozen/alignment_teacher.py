@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from pipeline.components import Node, find
 from pipeline.frozen.teacher_choice import STAND_IN, chosen, standing_in
-from pipeline.frozen.vision_config import read_config, read_depth, read_kind
-from pipeline.frozen.weights import locate_model, require_model
-from pipeline.images import Images
+from pipeline.images.reading import Images
 from pipeline.nn.convolution_stages import WIDTH, channels, shape
-from pipeline.recipe import Recipe
+from pipeline.recipes.schema import Recipe
 from pipeline.teachers.base import Tap
 from pipeline.teachers.vision_model import VisionModel, check_layer
+from pipeline.vision.config import read_config, read_depth, read_kind
+from pipeline.vision.weights import locate_model, require_model
 
-AUTO = "dinov2_base"  # what `auto` takes, a name in pipeline.frozen.weights
+AUTO = "dinov2_base"  # what `auto` takes, a name in pipeline.vision.weights
 
 
 def takes_tap(node: Node) -> bool:

@@ -9,14 +9,14 @@ from torch import nn
 
 from pipeline.components import Node, find
 from pipeline.frozen.teacher_choice import STAND_IN, chosen, standing_in
-from pipeline.frozen.weights import locate_model, require_model
-from pipeline.images import Images
+from pipeline.images.reading import Images
 from pipeline.losses.class_contrast import check_width, projected_width
-from pipeline.recipe import Recipe
+from pipeline.recipes.schema import Recipe
 from pipeline.teachers.vision_model import VisionModel, feature_width
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.vision.weights import locate_model, require_model
 
-AUTO = "dinov2_base"  # what `auto` takes, a name in pipeline.frozen.weights
+AUTO = "dinov2_base"  # what `auto` takes, a name in pipeline.vision.weights
 
 
 def takes_class_teacher(node: Node) -> bool:

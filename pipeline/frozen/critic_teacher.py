@@ -8,14 +8,14 @@ from accelerate import Accelerator
 from pipeline.components import Node, find
 from pipeline.frozen.alignment_teacher import check_teacher
 from pipeline.frozen.teacher_choice import STAND_IN, chosen, standing_in
-from pipeline.frozen.vision_config import read_depth
-from pipeline.frozen.weights import require_model
-from pipeline.images import Images
-from pipeline.recipe import Recipe
+from pipeline.images.reading import Images
+from pipeline.recipes.schema import Recipe
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.vision_model import VisionModel
+from pipeline.vision.config import read_depth
+from pipeline.vision.weights import require_model
 
-AUTO = "dino_small"  # what `auto` takes, a name in pipeline.frozen.weights
+AUTO = "dino_small"  # what `auto` takes, a name in pipeline.vision.weights
 
 
 def takes_features(node: Node) -> bool:

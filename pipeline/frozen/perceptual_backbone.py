@@ -6,14 +6,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipeline.frozen.stand_in import stand_in
-from pipeline.frozen.weights import locate
-from pipeline.images import Images
-from pipeline.recipe import Recipe
+from pipeline.images.reading import Images
+from pipeline.recipes.schema import Recipe
 from pipeline.teachers.lpips_vgg import LpipsVgg
+from pipeline.vision.weights import locate
 
 
 def perceptual_backbone(recipe: Recipe, images: Images, folder: Path, accelerator: Accelerator) -> nn.Module:
-    """LPIPS-VGG when its two files are found by the rule of `pipeline.frozen.weights`, else a small classifier.
+    """LPIPS-VGG when its two files are found by the rule of `pipeline.vision.weights`, else a small classifier.
 
     The classifier is kept in `folder/stand_in`, and named in every number that comes of it.
     """

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from pipeline.images import Images
-from pipeline.recipe import Recipe
+from pipeline.images.reading import Images
+from pipeline.recipes.schema import Recipe
 from pipeline.teachers.classifier import Classifier, fit
 
 IMAGES = 20_000  # at most so many train it

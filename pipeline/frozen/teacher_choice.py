@@ -7,10 +7,10 @@ from accelerate import Accelerator
 
 from pipeline.components import Node
 from pipeline.frozen.stand_in import stand_in
-from pipeline.frozen.weights import hub_id, locate, remedy
-from pipeline.images import Images
-from pipeline.recipe import Recipe
+from pipeline.images.reading import Images
+from pipeline.recipes.schema import Recipe
 from pipeline.teachers.classifier import Classifier
+from pipeline.vision.weights import hub_id, locate, remedy
 
 STAND_IN = "classifier"
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def chosen(node: Node, stated: dict[str, str], auto: str) -> str:
     """What is stated; of `auto`, the weights of the name `auto` where they can be had, else the stand-in.
 
-    A name is one in pipeline.frozen.weights, a folder, or a model of the hub. `stated` are the recipe's weights.
+    A name is one in pipeline.vision.weights, a folder, or a model of the hub. `stated` are the recipe's weights.
     """
     given = node.get("teacher", "auto")
     if given != "auto":

@@ -8,22 +8,22 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipeline.components import structure
-from pipeline.finished_runs import CARD, run_folder, sha256_of_tokenizer, tokenizer_of
-from pipeline.images import Images
-from pipeline.machine import accelerate
+from pipeline.images.reading import Images
+from pipeline.images.rendering import rendered
 from pipeline.measuring.card_measuring import Measuring
 from pipeline.measuring.card_sight import CardSettings, Sight
 from pipeline.measuring.evaluation import even
 from pipeline.measuring.throughput import device_name
 from pipeline.publishing.tokenizer_folder import load_any
-from pipeline.recipe import load
-from pipeline.recipe_files import merge, parse
-from pipeline.rendering import rendered
+from pipeline.recipes.files import merge, parse
+from pipeline.recipes.schema import load
 from pipeline.reporting import pictures
 from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page
 from pipeline.reporting.run_page import refresh_report
+from pipeline.runs.finished import CARD, run_folder, sha256_of_tokenizer, tokenizer_of
+from pipeline.runs.machine import accelerate
+from pipeline.runs.workspace import OWNER, Workspace, fingerprint
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.workspace import OWNER, Workspace, fingerprint
 
 
 @dataclass

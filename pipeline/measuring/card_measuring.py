@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pipeline.code import Code, stack_ids
 from pipeline.draws import ImageDraws, mix
-from pipeline.eight_bits import levels
-from pipeline.images import ImageBatch, Images
+from pipeline.images.eight_bits import levels
+from pipeline.images.reading import ImageBatch, Images
+from pipeline.images.rendering import rendered
 from pipeline.measuring.card_numbers import (
     Numbers,
     budget_numbers,
@@ -46,7 +47,6 @@ from pipeline.metrics.haar import band_power
 from pipeline.metrics.perturbed import grid
 from pipeline.metrics.spectrum import radial_power
 from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
-from pipeline.rendering import rendered
 from pipeline.tokenizers.base import Tokenizer
 
 BATCH_VALUES = 2**22  # numbers in a batch of images, at most

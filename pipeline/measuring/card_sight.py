@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.frozen.weights import digest
-from pipeline.images import Images
+from pipeline.images.reading import Images
 from pipeline.measuring.eyes import Eyes
 from pipeline.measuring.judge import fit_judge, judge_features
-from pipeline.recipe import ONLY_SPEED, Data
+from pipeline.recipes.schema import ONLY_SPEED, Data
 from pipeline.teachers.vision_model import VisionModel
+from pipeline.vision.weights import digest
 
 
 @dataclass

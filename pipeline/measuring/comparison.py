@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
-from pipeline.finished_runs import run_folder
-from pipeline.recipe_files import parse
+from pipeline.recipes.files import parse
 from pipeline.reporting.comparison_page import write_comparison
-from pipeline.workspace import NOTE, OWNER
+from pipeline.runs.finished import run_folder
+from pipeline.runs.workspace import NOTE, OWNER
 
 OF_THE_RUN = ("sampling", "versions", "codes", "seed")  # what a protocol says of the run and not of the measurement
 TRAINED = ("tokenizer", "joint", "latents", "generator", "decoder")  # the artefacts whose making counts as training

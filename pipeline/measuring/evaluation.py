@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, stack_ids
-from pipeline.eight_bits import levels
+from pipeline.images.eight_bits import levels
 from pipeline.measuring.code_usage import usage_of
 from pipeline.metrics.base import Features
 from pipeline.metrics.cmmd import BANDWIDTH, SCALE, cmmd

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.images import Images
+from pipeline.images.reading import Images
 from pipeline.measuring.evaluation import Rows
 from pipeline.measuring.feature_choice import build_features
 from pipeline.measuring.judge import fit_judge, judge_features, judge_seed, load_judge, perceptual_eye
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import PixelFeatures
 from pipeline.nn.feature_distance import Backbone
-from pipeline.recipe import Recipe
+from pipeline.recipes.schema import Recipe
+from pipeline.runs.workspace import Workspace
 from pipeline.teachers.classifier import Classifier
-from pipeline.workspace import Workspace
 
 
 @dataclass

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pipeline.components import suggestion
-from pipeline.frozen.vision_config import read_kind
-from pipeline.frozen.weights import KNOWN, digest, hub_id, locate, remedy, require
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import ClassifierFeatures, InceptionFeatures, PixelFeatures, VisionFeatures
 from pipeline.teachers.inception import Inception
 from pipeline.teachers.vision_model import VisionModel
+from pipeline.vision.config import read_kind
+from pipeline.vision.weights import KNOWN, digest, hub_id, locate, remedy, require
 
-WEIGHTS = {  # names in pipeline.frozen.weights, any of which will do
+WEIGHTS = {  # names in pipeline.vision.weights, any of which will do
     "inception": ("inception", "inception_torch_fidelity"),
     "dinov2": ("dinov2_large",),
     "clip": ("clip_large_336",),
@@ -49,7 +49,7 @@ def build_features(
 
 
 def weights_name(kind: str, stated: Mapping[str, str]) -> str:
-    """The name in pipeline.frozen.weights of those that a kind takes; ValueError where none are on this machine."""
+    """The name in pipeline.vision.weights of those that a kind takes; ValueError where none are on this machine."""
     for name in WEIGHTS[kind]:
         if locate(name, stated) or hub_id(name, stated):
             return name

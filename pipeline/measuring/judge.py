@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from pipeline.draws import mix
-from pipeline.frozen.weights import digest, locate
-from pipeline.images import Images
+from pipeline.images.reading import Images
 from pipeline.measuring.evaluation import even
 from pipeline.metrics.features import ClassifierFeatures
 from pipeline.nn.feature_distance import Backbone
 from pipeline.teachers.classifier import Classifier, fit
 from pipeline.teachers.lpips_vgg import LpipsVgg
+from pipeline.vision.weights import digest, locate
 
 NOTE = "judge.json"  # what it was made from
 VALUES = 2**28  # numbers in the images that train it, at most: 1 GiB

@@ -14,16 +14,16 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.eight_bits import from_bytes
-from pipeline.image_files import open_archive
-from pipeline.images import Images
+from pipeline.images.eight_bits import from_bytes
+from pipeline.images.files import open_archive
+from pipeline.images.reading import Images
 from pipeline.measuring.evaluation import Number, Rows, even, frechet_numbers, row_numbers, versions
 from pipeline.measuring.feature_choice import build_features
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.metrics.base import Features
 from pipeline.metrics.frechet import Gaussian, Moments
-from pipeline.recipe import Data, Recipe, load
-from pipeline.recipe_files import is_recipe, merge, parse
+from pipeline.recipes.files import is_recipe, merge, parse
+from pipeline.recipes.schema import Data, Recipe, load
 
 SPLITS = ("train", "held_out")
 NAMES = {"inception": ("mu", "sigma"), "inception_spatial": ("mu_s", "sigma_s")}  # as ADM and pytorch-fid write them
@@ -167,7 +167,7 @@ def write_statistics(path: Path, moments: dict[str, Moments], protocol: dict[str
 
 def reference_from_command_line(arguments: list[str]) -> None:
     """`run.py reference DATA OUT.npz key=value ...`: statistics of all images of a folder, or of a recipe's split."""
-    from pipeline.machine import accelerate
+    from pipeline.runs.machine import accelerate
 
     if len(arguments) < 2 or not arguments[1].endswith(".npz"):
         raise ValueError("reference needs DATA (a recipe or a folder of images) and OUT.npz; a folder also size=256")

@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline.eight_bits import from_bytes
-from pipeline.image_files import open_archive
-from pipeline.images import ImageBatch, Images
+from pipeline.images.eight_bits import from_bytes
+from pipeline.images.files import open_archive
+from pipeline.images.reading import ImageBatch, Images
 from pipeline.measuring.evaluation import (
     Number,
     Rows,
@@ -28,7 +28,7 @@ from pipeline.measuring.evaluation import (
 from pipeline.measuring.eyes import Eyes
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.measuring.reference import Reference, load_reference, reference_numbers
-from pipeline.recipe import Recipe
+from pipeline.recipes.schema import Recipe
 
 SURROUNDINGS = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from pipeline.code import Code, LatentSpec
 from pipeline.components import build
 from pipeline.draws import StepDraws, mix
-from pipeline.generation import Generation
-from pipeline.latents import CodeBatch
-from pipeline.loop import train
+from pipeline.latents.store import CodeBatch
 from pipeline.objectives.base import Objective
-from pipeline.recipe import Loop
+from pipeline.recipes.schema import Loop
+from pipeline.training.generation import Generation
+from pipeline.training.loop import train
 
 SHAPE = {"depth": 4, "width": 128, "heads": 4}
 PRIORS = {  # network and objective, by whether codes have ids

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.call_arguments import Defaults
+from pipeline.checks.generator import check_sampling
 from pipeline.components import structure
-from pipeline.finished_runs import run_folder
-from pipeline.generator_checks import check_sampling
-from pipeline.image_files import image_file
-from pipeline.images import Images
-from pipeline.machine import accelerate
+from pipeline.images.files import image_file
+from pipeline.images.reading import Images
 from pipeline.measuring.eyes import Eyes, eyes_of_run
 from pipeline.measuring.sample_measuring import Real, numbers_of_samples, read_samples, see_real, see_samples
-from pipeline.recipe import ONLY_SPEED, Recipe, load
-from pipeline.recipe_files import merge, parse
+from pipeline.recipes.files import merge, parse
+from pipeline.recipes.schema import ONLY_SPEED, Recipe, load
 from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
-from pipeline.sampling import assemble, plan_recipe, sample_images, sampling_record
-from pipeline.workspace import NOTE, OWNER, Workspace, fingerprint
+from pipeline.runs.finished import run_folder
+from pipeline.runs.machine import accelerate
+from pipeline.runs.workspace import NOTE, OWNER, Workspace, fingerprint
+from pipeline.sampling.many_images import assemble, plan_recipe, sample_images, sampling_record
 
 MADE_OF = ("generator", "decoder")
 NUMBERS = "numbers.json"  # of a point, written last: what has it is finished

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.eight_bits import levels
+from pipeline.images.eight_bits import levels
 from pipeline.metrics.base import Features
 from pipeline.nn.resize import DESCRIBED, RULES, resize_antialias
 from pipeline.teachers.inception import SIZE, Inception

@@ -9,8 +9,8 @@ import torch
 from diffusers import ConfigMixin
 from torch import Tensor
 
-from pipeline.class_token import rows_for
 from pipeline.code import Condition
+from pipeline.nn.class_token import rows_for
 from pipeline.nn.quiet_cast import QuietCast
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
@@ -40,7 +40,7 @@ class Network(QuietCast, ConfigMixin):
     ) -> Tensor | Tapped:
         """hidden_states [B, N, dim] at noise levels `time` [B] (float32, 1 is pure noise) to [B, N, outputs * dim].
 
-        With a class token both have its rows below, as `pipeline.class_token.join_token` puts them there. With `taps`,
+        With a class token both have its rows below, as `join_token` puts them there. With `taps`,
         numbers of blocks (1 is the first), it returns (prediction, hidden states after these blocks, in the order of
         `taps`), each [B, M, width]: a row a patch, where codes are read in patches. Networks of ids take ids and
         neither time nor taps; what they are asked and answer is in their own docstring.

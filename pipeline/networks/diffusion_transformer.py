@@ -11,11 +11,10 @@ from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
-from pipeline.class_token import join_token, split_token
 from pipeline.code import Condition
 from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_transformer
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, Rotary
-from pipeline.nn.class_token import ClassTokenLayers
+from pipeline.nn.class_token import ClassTokenLayers, join_token, split_token
 from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, patchify, unpatchify
 from pipeline.nn.modulated import ModulatedTransformer, Position, check_count, check_patches, check_places
 

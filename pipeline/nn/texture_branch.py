@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from pipeline.draws import Draws
 from pipeline.nn.convolution import Tower
 from pipeline.nn.embeddings import fixed_positions
-from pipeline.nn.frozen_encoder import Layout
 from pipeline.nn.processes import global_mean
 from pipeline.nn.vision_transformer import PreNormBlock
+from pipeline.vision.frozen_encoder import Layout
 
 EPSILON = 1e-6
 

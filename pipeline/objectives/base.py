@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
-from pipeline.guidance import Guidance
+from pipeline.samplers.guidance import Guidance
 
 OnStep = Callable[
     [int, float, Tensor], Tensor | None
@@ -25,7 +25,7 @@ class Objective(SchedulerMixin, ConfigMixin):
     order: int = 1  # diffusers asks schedulers for it
     role: str = "denoiser"  # of the networks it trains, see Network.role
     discrete: bool = False  # whether it models ids, and not z
-    autoguided: bool = False  # whether a weaker network may guide it, see `pipeline.guidance`
+    autoguided: bool = False  # whether a weaker network may guide it, see `pipeline.samplers.guidance`
 
     @property
     def outputs(self) -> int:

@@ -9,11 +9,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from pipeline.class_token import join_token, split_token
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
-from pipeline.guidance import Guidance, Predict, guided
+from pipeline.nn.class_token import join_token, split_token
 from pipeline.objectives.base import Objective, OnStep, check_share
+from pipeline.samplers.guidance import Guidance, Predict, guided
 from pipeline.samplers.paths import PATHS, Path
 from pipeline.samplers.solvers import (
     Reverse,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
-from pipeline.guidance import Guidance, Predict, guided
 from pipeline.objectives.base import Objective, OnStep, check_share
+from pipeline.samplers.guidance import Guidance, Predict, guided
 from pipeline.samplers.noise_chain import NoiseChain, Spacing, discretized_bits, gaussian_bits
 from pipeline.samplers.solvers import told
 from pipeline.samplers.solvers_of_diffusers import check_noise, run_noise

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import Draws
-from pipeline.guidance import Guidance, both_halves
 from pipeline.objectives.base import Objective, OnStep, check_share
+from pipeline.samplers.guidance import Guidance, both_halves
 from pipeline.samplers.unmasking import Unmasking, mask_rate, masked_counts
 
 

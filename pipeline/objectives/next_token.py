@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
-from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective, OnStep
 from pipeline.samplers.autoregression import TokenSampler
 from pipeline.samplers.choice import Choice
+from pipeline.samplers.guidance import Guidance
 
 
 class NextToken(Objective):

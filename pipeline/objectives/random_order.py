@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec, stack_ids
 from pipeline.draws import Draws, StepDraws
-from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective, OnStep
 from pipeline.samplers.autoregression import TokenSampler, random_order, row_by_row
 from pipeline.samplers.choice import Choice
+from pipeline.samplers.guidance import Guidance
 
 ORDERS = {"row_by_row": row_by_row, "random": random_order}
 

@@ -60,7 +60,7 @@ def import_checkpoint(arguments: list[str]) -> None:
 def stated(convert: Callable[..., Any], overrides: list[str]) -> dict[str, Any]:
     """`key=value` settings as the arguments of `convert` beyond the state; ValueError for one that it does not have."""
     from pipeline.components import conform, suggestion
-    from pipeline.recipe import parse
+    from pipeline.recipes.schema import parse
 
     hints, known = get_type_hints(convert), list(inspect.signature(convert).parameters)[1:]
     values = {name: value for override in overrides for name, value in parse(override).items()}
@@ -72,7 +72,7 @@ def stated(convert: Callable[..., Any], overrides: list[str]) -> dict[str, Any]:
 
 def in_a_recipe(part: str, component: Any, out: Path) -> str:
     """The lines of a recipe that use a converted component, as they would stand on the command line."""
-    from pipeline.line import DERIVED
+    from pipeline.checks.recipe import DERIVED
 
     slot = {"tokenizer": "tokenizers", "network": "networks", "objective": "objectives"}[part]
     values = {n: v for n, v in component.config.items() if n not in DERIVED[slot] and not n.startswith("_")}

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from pipeline.components import Node
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.recipe import Recipe
+from pipeline.recipes.schema import Recipe
 from pipeline.reporting.number_text import shown
 
 TASK = "unconditional-image-generation"  # the hub's name for images without text

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.components import NESTED, SLOTS, kinds
 from pipeline.publishing.name_scopes import module_bindings, references
-from pipeline.publishing.pipeline_folder import INDEX
+from pipeline.saved_folders import INDEX
 
 ROOT = "pipeline"
 PIPELINE = "pipeline.latent_pipeline"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pipeline.components import build, find, kinds
-from pipeline.publishing.pipeline_folder import load_component
+from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipeline.eight_bits import to_bytes
+from pipeline.images.eight_bits import to_bytes
 
 TILE = 64  # pixels a side at least; smaller images are enlarged by whole numbers, each pixel staying a square
 WIDTH = 1280  # pixels of a grid at most, as far as whole images allow

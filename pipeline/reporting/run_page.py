@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipeline.finished_runs import CARD, sha256_of_tokenizer
 from pipeline.reporting.card_page import card_section
 from pipeline.reporting.page import Picture, document, headlines, part, section
 from pipeline.reporting.sweep_page import SWEEP, sweep_section
+from pipeline.runs.finished import CARD, sha256_of_tokenizer
 
 ARTEFACTS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")  # in the order of the line
 PAGE, NUMBERS, REPORT = "page.json", "metrics.json", "index.html"

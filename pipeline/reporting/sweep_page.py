@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.image_files import image_file
+from pipeline.images.files import image_file
 from pipeline.reporting import pictures
 from pipeline.reporting.number_text import shown
 from pipeline.reporting.page import ARROWS, Picture, brief, capital, document, picture, section, value, written

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import Draws
-from pipeline.guidance import Guidance, both_halves, guided_logits
 from pipeline.nn.tokens import Choose
 from pipeline.objectives.base import OnStep, check_share
 from pipeline.samplers.choice import Choice
+from pipeline.samplers.guidance import Guidance, both_halves, guided_logits
 
 
 class CausalNetwork(Protocol):

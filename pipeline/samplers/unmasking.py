@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.code import LatentSpec
-from pipeline.guidance import guided_logits
 from pipeline.samplers.choice import Choice
+from pipeline.samplers.guidance import guided_logits
 
 Schedule = Literal["arccos", "cosine", "linear"]
 Order = Literal["confidence", "halton", "random"]

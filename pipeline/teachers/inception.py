@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.frozen.weights import verify
+from pipeline.vision.weights import verify
 
 Kernel = int | tuple[int, int] | Literal["fork"]  # a fork: 1 x 3 and 3 x 1 side by side
 Step = tuple[int, Kernel]  # channels out, kernel

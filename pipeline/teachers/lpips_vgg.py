@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.frozen.weights import verify
+from pipeline.vision.weights import verify
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions between poolings
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet's colours for images in [-1, 1]
@@ -21,7 +21,7 @@ class LpipsVgg(ModelMixin, ConfigMixin):
     published ones. Images need 16 pixels a side or more.
     """
 
-    FILES = ("vgg16", "lpips_vgg")  # names in pipeline.frozen.weights, in the order that `load` takes them
+    FILES = ("vgg16", "lpips_vgg")  # names in pipeline.vision.weights, in the order that `load` takes them
     name = "lpips_vgg"
 
     @register_to_config

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.frozen.vision_config import read_config, read_kind, read_width
+from pipeline.vision.config import read_config, read_kind, read_width
 
 Size = int | Literal["grid"] | None
 PLACE = 16  # pixels of an image that become a patch where the size is "grid"

@@ -11,11 +11,12 @@ from pipeline import components
 from pipeline.code import Condition, LatentSpec
 from pipeline.components import Node
 from pipeline.draws import Draws, PartDraws
-from pipeline.nn import dinov2_weights, lora
+from pipeline.nn import lora
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
 from pipeline.nn.vision_transformer import image_places
 from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
+from pipeline.vision import dinov2_weights
 
 Tuning = Literal["full", "lora", "frozen"]
 

@@ -10,16 +10,16 @@ from pipeline import components
 from pipeline.code import LatentSpec
 from pipeline.components import Node
 from pipeline.nn.attention_projection import AttentionProjection
-from pipeline.nn.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
 from pipeline.tokenizers.base import TOLD, Given, MapTokenizer, Rebuilt
+from pipeline.vision.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
 
 
 class Pyramid(OnFrozenEncoder, MapTokenizer):
     """VFM-VAE (arXiv:2510.18457), without what it is trained by; written from its description.
 
-    Every tap of `frozen_encoder` (see pipeline/nn/frozen_encoder.py) is brought to `tap_width` channels by an attention
+    Every tap of `frozen_encoder` is brought to `tap_width` channels by an attention
     projection, and by folding places into channels to `side` places a side; together, one more makes of them what the
     bottleneck reads. `code_width` channels of the code, by another, are what the decoder is told: their mean as a
     style at all of its levels, and they themselves, as a map, at the first ones. Its levels have `widths`, the first

@@ -12,9 +12,9 @@ from pipeline.code import Code, LatentSpec
 from pipeline.components import Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.feature_decoder import DECODERS
-from pipeline.nn.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
 from pipeline.nn.texture_branch import BRANCHES
 from pipeline.tokenizers.base import TOLD, Given, MapTokenizer
+from pipeline.vision.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
 
 
 class Representation(OnFrozenEncoder, MapTokenizer):
@@ -24,7 +24,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
     that is trained with the decoder. Each part is chosen by its kind:
 
     - `frozen_encoder`: `vision_transformer`, of transformers, or `stand_in`, a small classifier of the recipe's own
-      images (see pipeline/nn/frozen_encoder.py);
+      images (see pipeline/vision/frozen_encoder.py);
     - `texture_branch`: `residual` (SVG), `shallow` (DINO-Tok) or null (RAE; see pipeline/nn/texture_branch.py);
     - `pixel_decoder`: `vit` (RAE) or `conv` (SVG; see pipeline/nn/feature_decoder.py).
 

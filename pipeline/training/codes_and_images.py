@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pipeline.images import Images
-from pipeline.latents import CodeBatch, LatentStore
+from pipeline.images.reading import Images
+from pipeline.latents.store import CodeBatch, LatentStore
 
 
 class CodesAndImages:

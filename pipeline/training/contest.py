@@ -11,7 +11,7 @@ from pipeline.critics.base import Critic
 from pipeline.draws import Draws
 from pipeline.nn.adversarial import LogitMeans, critic_loss, generator_loss, matching_loss, mean_of, views
 from pipeline.nn.augmentation import augmented
-from pipeline.recipe import Adversary
+from pipeline.recipes.schema import Adversary
 
 
 class Remembering(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from pipeline.code import LatentSpec
 from pipeline.draws import Draws
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.recipe import Equivariance, Phase
+from pipeline.recipes.schema import Equivariance, Phase
 from pipeline.tokenizers.base import Tokenizer
 
 Stated = tuple[type, dict[str, Any]]

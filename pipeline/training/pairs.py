@@ -15,14 +15,14 @@ from torch import Tensor
 
 from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws, mix, uniform_by_seed
-from pipeline.eight_bits import eight_bits
-from pipeline.encoding import as_stored, fill
-from pipeline.images import Images
+from pipeline.images.eight_bits import eight_bits
+from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.latents import FORMAT, MANIFEST, LatentStore, key_of, load_shard, shard_file
-from pipeline.precision import autocast
-from pipeline.recipe import PostTraining, Recipe
-from pipeline.sampling import counted, sampling_record
+from pipeline.latents.encoding import as_stored, fill
+from pipeline.latents.store import FORMAT, MANIFEST, LatentStore, key_of, load_shard, shard_file
+from pipeline.recipes.schema import PostTraining, Recipe
+from pipeline.runs.precision import autocast
+from pipeline.sampling.many_images import counted, sampling_record
 
 log = logging.getLogger(__name__)
 

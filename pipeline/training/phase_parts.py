@@ -8,7 +8,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from pipeline.building import DERIVED, hidden_layout, on_meta, seeded
 from pipeline.components import Node, build, check, find
 from pipeline.critics.base import Critic
 from pipeline.draws import mix
@@ -16,12 +15,13 @@ from pipeline.frozen.alignment_teacher import alignment_teacher, takes_tap
 from pipeline.frozen.class_teacher import class_teacher, takes_class_teacher
 from pipeline.frozen.critic_teacher import critic_teacher, takes_features
 from pipeline.frozen.perceptual_backbone import perceptual_backbone
-from pipeline.images import Images
+from pipeline.images.reading import Images
 from pipeline.losses.base import Alignment, Loss
 from pipeline.losses.class_contrast import projected_width
 from pipeline.networks.base import Network
-from pipeline.publishing.pipeline_folder import load_component
-from pipeline.recipe import Phase, Recipe
+from pipeline.recipes.building import DERIVED, hidden_layout, on_meta, seeded
+from pipeline.recipes.schema import Phase, Recipe
+from pipeline.saved_folders import load_component
 from pipeline.teachers.base import Tap
 from pipeline.training.loss_heads import output_layout
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from diffusers import ModelMixin
 
-from pipeline.publishing.pipeline_folder import INDEX, fingerprint_files, load_component
+from pipeline.saved_folders import INDEX, fingerprint_files, load_component
 
 Model = TypeVar("Model", bound=ModelMixin)
 

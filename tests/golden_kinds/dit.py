@@ -8,10 +8,10 @@ from torch import Tensor
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
-from pipeline.guidance import Guidance
 from pipeline.nn.embeddings import sinusoid
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
 from pipeline.published.dit import convert
+from pipeline.samplers.guidance import Guidance
 
 MATCHES = "models.DiT"
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from golden_kinds import Case, bare
 from pipeline.code import Code, Condition
-from pipeline.guidance import Guidance
 from pipeline.objectives.next_token import NextToken
 from pipeline.published.llamagen_gpt import convert
+from pipeline.samplers.guidance import Guidance
 
 MATCHES = "autoregressive.models.gpt.Transformer"
 

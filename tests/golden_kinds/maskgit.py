@@ -6,9 +6,9 @@ from torch import Tensor
 from golden_kinds import Case, bare
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import ImageDraws
-from pipeline.guidance import Guidance
 from pipeline.objectives.masked_token import MaskedToken
 from pipeline.published.maskgit import convert
+from pipeline.samplers.guidance import Guidance
 
 MATCHES = "modeling.maskgit."
 SCHEDULES = {"constant": "constant", "linear": "linear", "power_cosine": "cosine"}  # theirs and ours

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from golden_kinds import Case, bare
 from pipeline.code import Code, Condition
-from pipeline.guidance import Guidance
 from pipeline.objectives.base import Objective
 from pipeline.published.rar import condition_ids, convert
+from pipeline.samplers.guidance import Guidance
 
 MATCHES = "modeling.rar.RAR"
 

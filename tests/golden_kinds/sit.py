@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
-from pipeline.guidance import Guidance
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.published.sit import convert
+from pipeline.samplers.guidance import Guidance
 from pipeline.samplers.paths import PATHS
 
 MATCHES = "models.SiT"

@@ -12,9 +12,9 @@ from pipeline.draws import GivenDraws
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.relational import Relational
 from pipeline.published.vavae import convert
-from pipeline.recipe import Adversary, Loop, Phase
-from pipeline.reconstruction import Reconstruction
+from pipeline.recipes.schema import Adversary, Loop, Phase
 from pipeline.teachers.base import Tap
+from pipeline.training.reconstruction import Reconstruction
 
 MATCHES = "ldm.models.autoencoder.AutoencoderKL with loss ldm.modules.losses.LPIPSWithDiscriminator"
 LAYER = "encoder.conv_out.weight"  # where the gradients of pixels and alignment are compared

@@ -1,0 +1,125 @@
+"""The check of a recipe: everything that can be said of it before training."""
+
+import math
+
+import torch
+from torch import nn
+
+from pipeline.checks.recipe import check_line
+from pipeline.code import LatentSpec
+from pipeline.components import Node
+from pipeline.frozen.alignment_teacher import teacher_width
+from pipeline.networks.base import Network
+from pipeline.objectives.base import Objective
+from pipeline.recipes.building import build_network, build_tokenizer, hidden_layout, parameters
+from pipeline.recipes.schema import Recipe
+from pipeline.tokenizers.base import Tokenizer
+
+BYTES_TRAINED = 20  # a trained fp32 parameter: itself, gradient, two moments of AdamW, average
+BYTES_FROZEN = 4
+BYTES_SAVED = 16  # the same in a checkpoint, without the gradient
+
+
+def print_check(recipe: Recipe) -> None:
+    """Print parameters, shapes, memory and disk; builds on the meta device and writes nothing."""
+    line = check_line(recipe)
+    images, classes, note = data_summary(recipe)
+    if images and recipe.posttrain is not None:
+        recipe.posttrain.check_images(images)
+    conditional = recipe.generator.condition == "class"
+    with torch.device("meta"):
+        network = build_network(recipe, line.spec, (classes or 1000) if conditional else 0, line.objective)
+        tokenizer = None if line.tokenizer.frozen else build_tokenizer(recipe)
+    grid = "x".join(map(str, line.spec.grid))
+    rows = [
+        ("recipe", recipe.name),
+        ("images", note),
+        ("tokenizer", f"{line.tokenizer.__name__}, {'frozen' if tokenizer is None else sizes(tokenizer)}"),
+        ("latents", f"{line.spec.tokens} tokens ({grid}) of {line.spec.dim} channels" + codebook(line.spec)),
+        ("generator", f"{line.network.__name__}, {million(parameters(network))} parameters"),
+        ("objective", type(line.objective).__name__),
+        *([] if recipe.joint is None else [("together", together(recipe, tokenizer, network))]),
+        ("memory", memory(tokenizer, network)),
+        ("disk", disk(recipe, line.spec, line.objective, images, network)),
+        (
+            "sampling",
+            f"{recipe.sample.images} images, {line.objective.steps_for(line.spec, recipe.sample.steps)}"
+            f" evaluations each, at guidance {recipe.sample.guidance:g}"
+            + (f" away from {recipe.sample.weak}" if recipe.sample.weak else ""),
+        ),
+        ("output", f"runs/{recipe.name}/"),
+    ]
+    for title, text in rows:
+        print(f"{title:<12}{text}")
+
+
+def data_summary(recipe: Recipe) -> tuple[int, int, str]:
+    """Training images and classes; 0 and 0 with the reason when the data is not on this machine."""
+    from pipeline.images.reading import Images
+
+    try:
+        images = Images(recipe.data, "train")
+    except ValueError as error:
+        return 0, 0, f"not on this machine ({error}); counting with 1,000 classes"
+    return len(images), images.num_classes, f"{len(images):,} of {recipe.data.size} px, {images.num_classes} classes"
+
+
+def codebook(spec: LatentSpec) -> str:
+    return f", {spec.codebooks} x {spec.vocab:,} codes" if spec.vocab else ""
+
+
+def million(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
+
+
+def sizes(tokenizer: Tokenizer) -> str:
+    """Its parameters, and how many of them are never trained."""
+    fixed = sum(parameter.numel() for parameter in tokenizer.fixed())
+    text = f"{million(parameters(tokenizer))} parameters"
+    return f"{text}, {million(fixed)} of them frozen" if fixed else text
+
+
+def memory(tokenizer: Tokenizer | None, network: nn.Module) -> str:
+    text = [f"generator {size(parameters(network) * BYTES_TRAINED)}"]
+    if tokenizer is not None:
+        fixed = sum(parameter.numel() for parameter in tokenizer.fixed())
+        needed = fixed * BYTES_FROZEN + (parameters(tokenizer) - fixed) * BYTES_TRAINED
+        text.insert(0, f"tokenizer {size(needed)}")
+    return f"{', '.join(text)} to train in fp32, without activations"
+
+
+def together(recipe: Recipe, tokenizer: nn.Module | None, network: nn.Module) -> str:
+    """What the joint training is, and the disk that it needs."""
+    loop, terms = recipe.joint.phase.loop, recipe.joint.alignment.items()
+    saved = sum(parameters(model) for model in (tokenizer, network) if model is not None) * BYTES_SAVED * loop.keep
+    text = f"{loop.steps:,} steps of {loop.batch} images, the tokenizer by "
+    return f"{text}{', '.join(f'{weight:g} {term}' for term, weight in terms)}; checkpoints {size(saved)} while it runs"
+
+
+def disk(recipe: Recipe, spec: LatentSpec, objective: Objective, images: int, network: Network) -> str:
+    width = 1 if recipe.latents.posterior != "moments" else 2
+    scalar = 4 if recipe.latents.precision == "fp32" else 2
+    entry = 2 if spec.vocab <= 2**16 else 4  # an id as pipeline.latents.encoding stores it
+    code = spec.tokens * (spec.codebooks * entry if spec.vocab else spec.dim * width * scalar)
+    code += objective.class_token * scalar
+    note = ""
+    if recipe.latents.features:
+        features = [stored_features(recipe, node, network) for node in recipe.generator.losses.values()]
+        code += sum(count or 0 for count in features) * scalar
+        note = " without features, for the teacher's width is not known here" if None in features else " with features"
+    code *= recipe.latents.views
+    saved = size(recipe.generator.loop.keep * parameters(network) * BYTES_SAVED)
+    latents = f"latents {size(images * code)}" if images else f"latents {size(code)} an image"
+    return f"{latents}{note}, generator checkpoints {saved} while it trains"
+
+
+def stored_features(recipe: Recipe, node: Node, network: Network) -> int | None:
+    """Values that a teacher's features of one view have; None where its width is not known on this machine."""
+    width = teacher_width(node, recipe.weights, recipe.data.size)
+    grid, _ = hidden_layout(network, node["block"])
+    return None if width is None else math.prod(grid) * width
+
+
+def size(count: float) -> str:
+    power = min(4, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

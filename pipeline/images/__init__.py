@@ -1,0 +1,1 @@
+"""Images read, prepared for the line, and written as files."""

@@ -1,0 +1,243 @@
+"""Images as the line reads them: RGB, square, in [-1, 1], with labels, by index."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pipeline.code import Condition
+from pipeline.components import build
+from pipeline.datasets.base import DAMAGED, BrokenImage, Split
+from pipeline.draws import mix, uniform_by_seed
+from pipeline.recipes.schema import Data
+
+RESIZE = {name: Image.Resampling[name.upper()] for name in ("bicubic", "lanczos", "bilinear", "box", "nearest")}
+FIVE = (None, (0, 0), (1, 0), (0, 1), (1, 1))  # places that `crop` takes: the centre and the corners
+IN_MEMORY = 2**30  # bytes of decoded pixels that a split may keep
+SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ImageBatch:
+    """Rows of a collection, ready for a tokenizer."""
+
+    images: Tensor  # [B, 3, size, size] float32 in [-1, 1]
+    condition: Condition | None = None  # labels; None when the collection has none
+    attributes: Tensor | None = None  # [B, A] bool, of images as they are; None when the collection has none
+
+    def to(self, *args: Any, **kwargs: Any) -> "ImageBatch":
+        condition = self.condition and self.condition.to(*args, **kwargs)
+        return ImageBatch(self.images.to(*args, **kwargs), condition, self.attributes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass
+class Row:
+    """One image in memory."""
+
+    pixels: list[np.ndarray]  # [h, w, 3] uint8, one a size
+    label: int | None
+    attributes: tuple[bool, ...]
+
+
+class Images:
+    """One split of a recipe's images. Its length is the source's; a row is decoded when it is first read.
+
+    A split whose pixels fit into 1 GiB is decoded once and kept (`in_memory`); worker processes do not help it.
+    A broken row is named in `broken` and gives way to the next readable one, the same one every time; when more than
+    `data.tolerate` have been met by this process, reading stops with a ValueError that names them.
+    """
+
+    def __init__(self, data: Data, split: Split):
+        self.data, self.split = data, split
+        self.source = build("datasets", data.source, split=split)
+        self.in_memory = len(self.source) * 3 * data.size**2 <= IN_MEMORY
+        self.broken: list[str] = []
+        self._kept: dict[int, Row] = {}
+        self._next: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Label i is called class_names[i]; empty when there are no classes."""
+        return self.source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """What an image has or has not; empty when the collection says nothing of it."""
+        return self.source.attribute_names
+
+    def batch(self, indices: Tensor, seeds: Tensor) -> ImageBatch:
+        """Rows `indices` [B] for training; mirroring and cropping of row i are functions of `seeds[i]` alone.
+
+        The held-out split is never augmented.
+        """
+        if self.split == "held_out":
+            return self.plain(indices)
+        draws = None
+        if self.data.crop == "random":
+            draws = torch.stack([uniform_by_seed(seeds, "crop across"), uniform_by_seed(seeds, "crop down")], 1)
+        batch = self._read(indices, draws)
+        if self.data.flip:
+            mirrored = uniform_by_seed(seeds, "flip") < 0.5
+            batch.images[mirrored] = batch.images[mirrored].flip(-1)
+        return batch
+
+    def plain(self, indices: Tensor, flip: bool = False) -> ImageBatch:
+        """Rows `indices` [B] without augmentation, cropped at the centre; all mirrored with `flip`."""
+        batch = self._read(indices)
+        return ImageBatch(batch.images.flip(-1), batch.condition) if flip else batch
+
+    def views(self, indices: Tensor, crops: Sequence[float] = (), flip: bool = False) -> Iterator[ImageBatch]:
+        """Rows `indices` [B] without augmentation, a batch a view; each is followed by its mirror with `flip`.
+
+        Without `crops` there is one, `plain`. With them, every factor gives five: the image is resized until the
+        shorter side is round(factor * size), and of the square at its centre the centre is taken and the four corners.
+        With flips this is the ten-crop of LlamaGen (arXiv:2406.06525, extract_codes_c2i.py).
+        """
+        for batch in self._crops(indices, crops) if crops else [self.plain(indices)]:
+            yield batch
+            if flip:
+                yield ImageBatch(batch.images.flip(-1), batch.condition)
+
+    def chosen(self, indices: Tensor, views: Tensor, crops: Sequence[float] = (), flip: bool = False) -> ImageBatch:
+        """Rows `indices` [B], of each its view number `views[i]` in the order of `views`."""
+        pixels: Tensor | None = None
+        for number, batch in enumerate(self.views(indices, crops, flip)):
+            mine = (views == number)[:, None, None, None]
+            pixels = batch.images if pixels is None else torch.where(mine, batch.images, pixels)
+        return ImageBatch(pixels, batch.condition)
+
+    def fingerprint(self) -> str:
+        """A hash of what `plain` returns: the source's records and how they are made ready."""
+        return f"{mix(self.source.fingerprint(), self.split, self.data.size, self.data.resize):016x}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}  # a worker process decodes what it reads
+
+    def _read(self, indices: Tensor, draws: Tensor | None = None) -> ImageBatch:
+        rows = [self._row(index) for index in indices.tolist()]
+        places = [None] * len(rows) if draws is None else draws.tolist()
+        return self._ready([crop(row.pixels[0], self.data.size, place) for row, place in zip(rows, places)], rows)
+
+    def _crops(self, indices: Tensor, factors: Sequence[float]) -> Iterator[ImageBatch]:
+        sides = tuple(round(factor * self.data.size) for factor in factors)
+        rows = [self._row(index, sides) for index in indices.tolist()]
+        for number, place in product(range(len(sides)), FIVE):
+            yield self._ready([crop(row.pixels[number], self.data.size, place) for row in rows], rows)
+
+    def _ready(self, pixels: list[np.ndarray], rows: list[Row]) -> ImageBatch:
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        images = images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+        condition = Condition(torch.tensor([row.label for row in rows])) if self.num_classes else None
+        attributes = torch.tensor([row.attributes for row in rows]) if self.attribute_names else None
+        return ImageBatch(images, condition, attributes)
+
+    def _row(self, index: int, sides: tuple[int, ...] = ()) -> Row:
+        """A row as `_decode` makes it, or the next one that can be read; kept where no `sides` are asked for."""
+        index = self._next.get(index, index)
+        if index in self._kept and not sides:
+            return self._kept[index]
+        for following in range(index, index + len(self)):
+            try:
+                row = self._decode(following % len(self), sides)
+            except BrokenImage as error:
+                self._leave_out(str(error))
+                continue
+            if following != index:
+                self._next[index] = following % len(self)
+            return row
+        raise ValueError("data.source: not one image can be read")
+
+    def _decode(self, index: int, sides: tuple[int, ...]) -> Row:
+        """The whole image, or its central square unless crops are random; with `sides`, central squares of these."""
+        record = self.source.read(index)
+        try:
+            image = to_rgb(record.image)
+            pixels = [np.asarray(fit(image, side, self.data.resize)) for side in sides or (self.data.size,)]
+        except BrokenImage:
+            raise
+        except DAMAGED as error:
+            raise BrokenImage(f"{record.name}: {' '.join(str(error).split())}") from error
+        if sides or self.data.crop == "center":
+            pixels = [crop(array, min(array.shape[:2])) for array in pixels]
+        row = Row([np.ascontiguousarray(array) for array in pixels], record.label, record.attributes)
+        if self.in_memory and not sides:
+            self._kept[index] = row
+        return row
+
+    def _leave_out(self, message: str) -> None:
+        if message not in self.broken:
+            self.broken.append(message)
+            log.warning("left out %s", message)
+        if len(self.broken) > self.data.tolerate:
+            raise ValueError(
+                f"{len(self.broken)} broken, data.tolerate is {self.data.tolerate}: {'; '.join(self.broken[:5])}"
+            )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB, upright by its EXIF orientation, what is transparent over white.
+
+    16-bit grey (and Pillow's I, which holds it) is divided by 257. Floats have no stated white: up to 1 they are taken
+    as [0, 1], else as [0, 255]. Colour profiles are not applied. Raises ValueError for values outside of these.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in SIXTEEN_BIT:
+        image = _grey(np.asarray(image).astype(np.float64) / 257, "16 bits")
+    elif image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        image = _grey(values * 255 if values.max() <= 1 else values, "[0, 1] or [0, 255]")
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        if image.mode in ("La", "RGBa"):  # premultiplied
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray, span: str) -> Image.Image:
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+        raise ValueError(f"its values are outside of {span}")
+    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
+    """The shorter side at `size`, smaller images enlarged.
+
+    As guided-diffusion prepares ImageNet (image_datasets.py, `center_crop_arr`): halved by box averages while at least
+    twice too large, then resampled with antialiasing. `nearest` goes there in one step and mixes no pixels.
+    Raises ValueError for an image without pixels, or so thin that it would come out larger than Pillow opens.
+    """
+    if min(image.size) < 1 or size**2 * max(image.size) / min(image.size) > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels cannot be made {size}x{size}")
+    while resize != "nearest" and min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    target = tuple(max(size, round(side * scale)) for side in image.size)
+    return image if target == image.size else image.resize(target, RESIZE[resize])
+
+
+def crop(pixels: np.ndarray, size: int, place: tuple[float, float] | list[float] | None = None) -> np.ndarray:
+    """A view [size, size, 3] of [h, w, 3]: the centre, or at `place` (across, down), each in [0, 1]."""
+    across, down = pixels.shape[1] - size, pixels.shape[0] - size
+    left, top = (
+        (across // 2, down // 2) if place is None else (int(place[0] * (across + 1)), int(place[1] * (down + 1)))
+    )
+    left, top = min(left, across), min(top, down)  # where the place is 1
+    return pixels[top : top + size, left : left + size]

@@ -1,0 +1,219 @@
+"""From images to the store of codes: by any number of processes, going on where it stopped."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.code import LatentSpec
+from pipeline.draws import ImageDraws, mix
+from pipeline.frozen.alignment_teacher import ClassFeature
+from pipeline.images.reading import Images
+from pipeline.latents.store import FEATURE, FORMAT, MANIFEST, sha256_of, shard_file, write_manifest, write_shard
+from pipeline.recipes.schema import Latents
+from pipeline.runs.precision import DTYPES, autocast
+from pipeline.teachers.base import Tap
+from pipeline.tokenizers.base import Tokenizer
+
+Grid = Sequence[int]  # height and width
+
+
+def encode(
+    tokenizer: Tokenizer,
+    images: Images,
+    latents: Latents,
+    folder: Path,
+    accelerator: Accelerator,
+    seed: int,
+    precision: str,
+    taps: Mapping[str, tuple[Tap, Grid]] | None = None,
+    class_feature: ClassFeature | None = None,
+) -> None:
+    """Write the codes of `images` at the tokenizer's unit scale to `folder`, every process its share of the shards.
+
+    The code of an image is a function of (tokenizer, image, seed, its index), up to rounding: not of the batch or the
+    number of processes. What the `taps`, by the term of a loss, see of the same views is written beside the codes, each
+    on its grid, and what `class_feature` sees as their class token. Finished shards are kept. Raises ValueError when
+    the folder was begun with anything else.
+    """
+    manifest, taps = describe(tokenizer, images, latents, seed, precision), taps or {}
+    if taps:
+        manifest["features"] = {term: described(*tap) for term, tap in taps.items()}
+    if class_feature is not None:
+        name, width = class_feature.name, class_feature.width
+        manifest["class_token"] = {"teacher": name, "width": width, "weights": sha256_of(class_feature.state_dict())}
+    encoder = Encoder(tokenizer, images, latents, seed, precision, accelerator.device, taps, class_feature)
+
+    def make(rows: Tensor) -> dict[str, Tensor]:
+        return as_stored(encoder(rows), latents.precision, tokenizer.spec, rows)
+
+    fill(folder, manifest, make, latents.batch, accelerator, "encoding")
+
+
+def fill(
+    folder: Path,
+    manifest: dict[str, Any],
+    make: Callable[[Tensor], dict[str, Tensor]],
+    batch: int,
+    accelerator: Accelerator,
+    doing: str,
+) -> None:
+    """Write a store of codes to `folder`, every process its share of the shards; finished shards are kept.
+
+    `make(rows)` gives the tensors that are stored of rows [B] of the store. Raises ValueError when the folder was begun
+    with another manifest.
+    """
+    if accelerator.is_main_process and not (folder / MANIFEST).exists():
+        write_manifest(folder, manifest)
+    accelerator.wait_for_everyone()
+    refuse_stale(folder, manifest)
+    counts = manifest["shards"]
+    mine = range(accelerator.process_index, len(counts), accelerator.num_processes)
+    todo = [number for number in mine if not shard_file(folder, number).exists()]
+    total = sum(counts[number] for number in todo)
+    with tqdm(total=total, desc=doing, unit="img", disable=not accelerator.is_main_process) as progress:
+        for number in todo:
+            first, parts = number * counts[0], []
+            for rows in torch.arange(first, first + counts[number]).split(batch):
+                parts.append(make(rows))
+                progress.update(len(rows))
+            write_shard(
+                folder, manifest, number, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            )
+    accelerator.wait_for_everyone()
+
+
+class Encoder:
+    """Rows of a collection to the codes of their views, a view of all rows at a time, in the given precision."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        images: Images,
+        latents: Latents,
+        seed: int,
+        precision: str,
+        device: torch.device,
+        taps: Mapping[str, tuple[Tap, Grid]] | None = None,
+        class_feature: ClassFeature | None = None,
+    ):
+        self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
+        self.images, self.latents, self.seed, self.device = images, latents, seed, device
+        self.precision, self.taps, self.class_feature = precision, taps or {}, class_feature
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
+        """On the CPU, `z` [B, views, N, C] float32 (with `std` for moments), or `ids`; and `labels` [B].
+
+        Of every tap, `feature.<term>` [B, views, M, width], and `class_token` [B, views, width] where there is one.
+        """
+        views = []
+        for number, batch in enumerate(self.images.views(rows, self.latents.crops, self.latents.flip)):
+            views.append(self._codes(batch.images, rows, number))
+        found = {name: torch.stack([view[name] for view in views], dim=1) for name in views[0]}
+        return found if batch.condition is None else found | {"labels": batch.condition.labels}
+
+    def _codes(self, pixels: Tensor, rows: Tensor, view: int) -> dict[str, Tensor]:
+        pixels = pixels.to(self.device, memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            if self.tokenizer.spec.vocab:
+                found = {"ids": self.tokenizer.encode(pixels).ids}
+            elif self.latents.posterior == "moments":
+                found = dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
+            else:
+                found = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows, view)).z.float()}
+        if self.class_feature is not None:
+            found["class_token"] = self.class_feature(pixels)
+        found |= {FEATURE + term: tap(pixels, grid) for term, (tap, grid) in self.taps.items()}
+        return {name: tensor.cpu() for name, tensor in found.items()}
+
+    def _draws(self, rows: Tensor, view: int) -> ImageDraws | None:
+        if self.latents.posterior != "sample":
+            return None
+        place, mirrored = divmod(view, 2) if self.latents.flip else (view, 0)
+        name = ("mirror" if mirrored else "image") + (f" {place}" if place else "")
+        return ImageDraws.from_seeds([mix(self.seed, "posterior", name, row) for row in rows.tolist()], self.device)
+
+
+def describe(tokenizer: Tokenizer, images: Images, latents: Latents, seed: int, precision: str) -> dict[str, Any]:
+    """Everything that the codes depend on, and what a reader needs to know, as JSON values."""
+    count, data = len(images), images.data
+    if not count:
+        raise ValueError("there is nothing to encode: the training split is empty")
+    manifest = {
+        "format": FORMAT,
+        "tokenizer": {
+            "kind": type(tokenizer).__name__,
+            "config": {name: value for name, value in tokenizer.config.items() if not name.startswith("_")},
+            "weights": sha256_of(tokenizer.state_dict()),
+        },
+        "data": {
+            "fingerprint": images.fingerprint(),
+            "images": count,
+            "size": data.size,
+            "crop": "center",  # codes are not of random crops, whatever the tokenizer was trained on
+            "resize": data.resize,
+        },
+        "posterior": latents.posterior,
+        "crops": list(latents.crops),
+        "flip": latents.flip,
+        "views": latents.views,
+        "stored": latents.precision,
+        "computed": precision,
+        "seed": seed,
+        "mean": tokenizer.mean.tolist(),
+        "std": tokenizer.std.tolist(),
+        "spec": asdict(tokenizer.spec),
+        "class_names": images.class_names,
+        "shards": [min(latents.shard, count - first) for first in range(0, count, latents.shard)],
+    }
+    return json.loads(json.dumps(manifest))
+
+
+def described(tap: Tap, grid: Grid) -> dict[str, Any]:
+    """What stored features depend on, besides the images."""
+    weights = sha256_of(tap.state_dict())
+    return {"teacher": tap.name, "map": tap.index, "width": tap.width, "grid": list(grid), "weights": weights}
+
+
+def refuse_stale(folder: Path, manifest: dict[str, Any]) -> None:
+    """ValueError naming the first difference between a folder's manifest and the one that would be written."""
+    there = _flat(json.loads((folder / MANIFEST).read_text()))
+    wanted = _flat(manifest)
+    for name in [*wanted, *there]:
+        if there.get(name) != wanted.get(name):
+            was, now = _short(there.get(name)), _short(wanted.get(name))
+            raise ValueError(f"{folder} holds codes made with {name} {was}, not {now}; delete it to encode anew")
+
+
+def as_stored(found: dict[str, Tensor], precision: str, spec: LatentSpec, rows: Tensor) -> dict[str, Tensor]:
+    """The tensors in the types they are stored in; FloatingPointError naming the rows of codes that do not fit."""
+    stored = {}
+    for name, tensor in found.items():
+        if tensor.is_floating_point():
+            stored[name] = tensor.to(DTYPES[precision])
+            if not stored[name].isfinite().all():
+                raise FloatingPointError(f"the codes of images {int(rows[0])} to {int(rows[-1])} are not all finite")
+        elif name == "ids":
+            stored[name] = tensor.to(torch.uint16 if spec.vocab <= 2**16 else torch.int32)
+        else:
+            stored[name] = tensor
+    return stored
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."

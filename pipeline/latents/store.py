@@ -1,0 +1,187 @@
+"""The store of codes: safetensors shards read by memory map, and the manifest of what they depend on."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.draws import uniform_by_seed
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+FEATURE = "feature."  # before the term of a loss, the name of a tensor that its teacher has made
+
+
+@dataclass
+class CodeBatch:
+    """Rows of a store, ready for a generator's training."""
+
+    code: Code  # z [B, N, C] float32 at unit scale, or ids [B, N] or [B, N, codebooks] int64; class_token if stored
+    std: Tensor | None = None  # [B, N, C]: of the posterior whose mean is code.z, where moments are stored
+    condition: Condition | None = None  # labels; None when the images have none
+    features: dict[str, Tensor] = field(default_factory=dict)  # by loss term, [B, M, width], where they are stored
+    images: Tensor | None = None  # [B, 3, H, W], of the same views; see `CodesAndImages`
+
+    def to(self, *args: Any, **kwargs: Any) -> "CodeBatch":
+        parts = (self.code, self.std, self.condition)
+        moved = [part if part is None else part.to(*args, **kwargs) for part in parts]
+        features = {term: tensor.to(*args, **kwargs) for term, tensor in self.features.items()}
+        return CodeBatch(*moved, features, self.images if self.images is None else self.images.to(*args, **kwargs))
+
+    def __len__(self) -> int:
+        return len(self.code)
+
+
+class LatentStore:
+    """What `pipeline.latents.encoding` wrote: shards of [rows, views, ...], the views of a row as in `Images.views`.
+
+    Raises ValueError for a folder that holds no store, or one that is not finished. Shards are mapped when they are
+    first read, once a process; a pickled store maps them anew.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).exists():
+            raise ValueError(f"{self.folder} holds no codes: there is no {MANIFEST}")
+        self.manifest = json.loads((self.folder / MANIFEST).read_text())
+        if self.manifest["format"] != FORMAT:
+            raise ValueError(f"{self.folder} is of format {self.manifest['format']}, this version reads {FORMAT}")
+        self.counts: list[int] = self.manifest["shards"]
+        for number in range(len(self.counts)):
+            if not shard_file(self.folder, number).exists():
+                raise ValueError(f"{self.folder} is not finished: {shard_file(self.folder, number).name} is missing")
+        stated = {name: tuple(v) if isinstance(v, list) else v for name, v in self.manifest["spec"].items()}
+        self.spec = LatentSpec(**stated)
+        self.class_names: list[str] = self.manifest["class_names"]
+        self.views: int = self.manifest["views"]
+        self._shards: tuple[list[dict[str, Tensor]], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def batch(self, indices: Tensor, seeds: Tensor) -> CodeBatch:
+        """Rows `indices` [B]; which of its views row i is, all equally likely, depends on `seeds[i]` alone."""
+        return self._read(indices, self.chosen(seeds))
+
+    def chosen(self, seeds: Tensor) -> Tensor:
+        """Numbers of the views that `batch` takes of rows with these seeds [B]."""
+        if self.views == 1:
+            return torch.zeros_like(seeds)
+        return (uniform_by_seed(seeds, "view").double() * self.views).long()
+
+    def plain(self, indices: Tensor, flip: bool = False) -> CodeBatch:
+        """Rows `indices` [B], the first view of each, or its mirror; ValueError where mirrors are not stored.
+
+        The first view is the image as it is; where crops are stored it is the centre of the first factor's.
+        """
+        if flip and not self.manifest["flip"]:
+            raise ValueError("no flips are stored; set latents.flip=true and encode again")
+        return self._read(indices, torch.full_like(indices, int(flip)))
+
+    def verify(self) -> None:
+        """Read every shard whole; ValueError naming the first that is not what was written."""
+        key = key_of(self.manifest)
+        for number, count in enumerate(self.counts):
+            file = shard_file(self.folder, number)
+            tensors, stated = load_shard(file)
+            whole = stated.get("manifest") == key and stated.get("sha256") == sha256_of(tensors)
+            if not whole or any(len(tensor) != count for tensor in tensors.values()):
+                raise ValueError(f"{file} is damaged or of another store; delete it and encode again")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_shards": None}
+
+    def _read(self, indices: Tensor, views: Tensor) -> CodeBatch:
+        shards, labels = self._opened()
+        places = (indices % self.counts[0]) * self.views + views
+        where = list(zip((indices // self.counts[0]).tolist(), places.tolist()))
+        names = ("z", "std", "ids", "class_token")
+        z, std, ids, token = (_gather([shard.get(name) for shard in shards], where) for name in names)
+        stored = [name for name in shards[0] if name.startswith(FEATURE)]
+        features = {name.removeprefix(FEATURE): _gather([shard[name] for shard in shards], where) for name in stored}
+        condition = Condition(labels[indices]) if self.class_names else None
+        return CodeBatch(Code(z, ids, token), std, condition, features)
+
+    def _opened(self) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The shards' tensors [rows * views, ...], mapped, and all labels."""
+        if self._shards is None:
+            shards = [load_shard(shard_file(self.folder, number))[0] for number in range(len(self.counts))]
+            labels = torch.cat([shard.pop("labels", torch.empty(0)) for shard in shards])
+            self._shards = [{name: t.flatten(0, 1) for name, t in shard.items()} for shard in shards], labels
+        return self._shards
+
+
+def _gather(shards: list[Tensor | None], where: list[tuple[int, int]]) -> Tensor | None:
+    """Rows (shard, place) as float32 or int64, [B, ...]; None when there is no such tensor.
+
+    Copied and converted row by row in one call. Done for the batch as a whole it is read and written twice, and the
+    threads that torch starts for that wait for each other on a busy machine: 32,000 codes a second for 140,000.
+    """
+    if shards[0] is None:
+        return None
+    rows = [shards[shard][place] for shard, place in where]
+    dtype = torch.float32 if rows[0].is_floating_point() else torch.int64
+    out = torch.empty(len(rows), *rows[0].shape, dtype=dtype)
+    torch._foreach_copy_(list(out.unbind()), rows)
+    return out
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    return folder / f"codes_{number:05d}.safetensors"
+
+
+def load_shard(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A shard's tensors, mapped and not read, and its metadata."""
+    try:
+        with safe_open(file, framework="pt") as shard:
+            return {name: shard.get_tensor(name) for name in shard.keys()}, shard.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it and encode again") from error
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def write_shard(folder: Path, manifest: dict[str, Any], number: int, tensors: dict[str, Tensor]) -> None:
+    """`tensors` are z, std, ids, class_token, features [rows, views, ...] and labels [rows].
+
+    The shard knows its store and its content.
+    """
+    metadata = {"manifest": key_of(manifest), "sha256": sha256_of(tensors)}
+    _write_whole(shard_file(folder, number), safetensors.torch.save(tensors, metadata))
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write whole or not at all, and with ordinary file modes (safetensors' own writer leaves 0600)."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_bytes(content)
+    os.replace(part, file)
+
+
+def sha256_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def key_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]

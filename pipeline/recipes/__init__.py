@@ -1,0 +1,1 @@
+"""What a recipe may state: its schema, its files, and what is built from it."""

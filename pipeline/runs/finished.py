@@ -1,0 +1,32 @@
+"""Finding a finished run again, by its folder, its name or its recipe, and the tokenizer in it."""
+
+from pathlib import Path
+
+from pipeline.vision.weights import digest
+from pipeline.runs.machine import RUNS
+from pipeline.recipes.schema import load
+from pipeline.recipes.files import CONFIGS
+from pipeline.runs.workspace import NOTE, OWNER
+
+CARD = "card.json"  # in card/
+
+
+def run_folder(name: str) -> Path | None:
+    """The folder of a run given as a path, as a name in runs/ or as a recipe; None where there is none."""
+    recipe = CONFIGS / f"{name}.yaml"
+    stated = [Path(name)] if Path(name).suffix not in (".yaml", ".yml") else []
+    of_recipe = [RUNS / load(name).name] if recipe.is_file() or Path(name).is_file() else []
+    return next((path for path in [*stated, RUNS / name, *of_recipe] if (path / OWNER).is_file()), None)
+
+
+def tokenizer_of(run: Path) -> Path:
+    """The tokenizer that a run's samples are decoded by, or the latest there is; ValueError before its training."""
+    for artefact in ("decoder", "latents", "joint", "tokenizer"):
+        if (run / artefact / NOTE).is_file():
+            return run / ("latents/tokenizer" if artefact == "latents" else artefact)
+    raise ValueError(f"{run} has no tokenizer yet; run: python run.py train-tokenizer RECIPE")
+
+
+def sha256_of_tokenizer(folder: Path) -> dict[str, str]:
+    """Of the weights and the config in a tokenizer's folder, by file."""
+    return {path.name: digest(path) for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"])}

@@ -1,0 +1,1 @@
+"""Images from a pipeline: many into a folder, interpolations, and the weak network of AutoGuidance."""

@@ -1,0 +1,95 @@
+"""The weak network of AutoGuidance: where it lies, what fits a stronger one, and keeping earlier selves for it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.components import find, kinds
+from pipeline.networks.base import Network
+from pipeline.objectives.base import Objective
+from pipeline.saved_folders import load_component
+from pipeline.training.loss_heads import parted
+
+MEANINGS = ("prediction", "path", "variance", "num_train_timesteps", "beta_start", "beta_end")  # of what it predicts
+
+
+@dataclass
+class Milestones:
+    """Keeps a network's average weights after chosen steps of its training, as `until` of the training loop."""
+
+    steps: tuple[int, ...]
+    folder: Path
+    accelerator: Accelerator
+
+    def __call__(self, step: int, averages: dict[str, nn.Module]) -> bool:
+        if step in self.steps and self.accelerator.is_main_process:
+            parted(averages["network"])[0].save_pretrained(milestone(self.folder, step))
+        return False
+
+
+def milestone(generator: Path, step: int) -> Path:
+    """The folder of a generator's network as it was after `step`."""
+    return generator / "milestones" / f"step_{step:08d}"
+
+
+def network_folder(folder: Path) -> Path:
+    """The network in a generator's, a pipeline's or its own folder; ValueError where there is none."""
+    for found in (folder / "network", folder):
+        if (found / "config.json").is_file():
+            return found
+    raise ValueError(f"sample.weak.folder: {folder} holds no network; name a run's generator/ or a pipeline's folder")
+
+
+def check_weak_folder(folder: Path, objective: Objective) -> None:
+    """ValueError unless the folder holds a network, whose objective, where it is told, predicts the same."""
+    network_folder(folder)
+    stated = folder / "objective" / "scheduler_config.json"
+    if not stated.is_file():
+        return
+    other = json.loads(stated.read_text())
+    if other["_class_name"] != type(objective).__name__:
+        raise ValueError(
+            f"sample.weak.folder: {folder} was trained by {other['_class_name']}, and predicts another thing"
+        )
+    for name in MEANINGS:
+        if name in other and other[name] != objective.config.get(name):
+            ours = objective.config.get(name)
+            raise ValueError(
+                f"sample.weak.folder: {folder} was trained with {name}={other[name]}, the recipe has {ours}"
+            )
+
+
+def load_weak(folder: Path) -> Network:
+    """The network of `network_folder`."""
+    found = network_folder(folder)
+    name = json.loads((found / "config.json").read_text())["_class_name"]
+    classes = {cls.__name__: cls for cls in (find("networks", kind) for kind in kinds("networks"))}
+    if name not in classes:
+        raise ValueError(f"sample.weak.folder: {folder} holds a {name}, which is none of our networks")
+    return load_component(classes[name], found).eval()
+
+
+def check_same_codes(weak: Path, generator: Path) -> None:
+    """ValueError where the runs of two generators' folders show that they learned the codes of two tokenizers."""
+    theirs, ours = (folder.parent / "latents" / "tokenizer" for folder in (weak, generator))
+    if not (theirs.is_dir() and ours.is_dir()):
+        return
+    tensors, own = stored_tensors(theirs), stored_tensors(ours)
+    if tensors.keys() != own.keys() or not all(alike(tensors[name], own[name]) for name in own):
+        raise ValueError(
+            f"sample.weak.folder: {weak} learned the codes of another tokenizer; train it with"
+            f" tokenizer.start={generator.parent / 'tokenizer'} and tokenizer.phases=null"
+        )
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-5)
+
+
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}

@@ -1,0 +1,59 @@
+"""The task of training a generator on stored codes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.draws import StepDraws
+from pipeline.losses.base import Alignment
+from pipeline.objectives.base import Objective
+from pipeline.samplers.guidance import drop
+from pipeline.training.loss_heads import Tapped
+
+
+class Generation:
+    """One player: the network, and with it the heads of the losses that compare its hidden states with a teacher's.
+
+    A batch holds `code`, `condition`, and the posterior's `std` if moments are stored; for the losses also the stored
+    `features` by term, or the `images`, which the teachers then look at. The terms are the objective's and those of the
+    `losses`, which are given by theirs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        weights: dict[str, float],
+        losses: Mapping[str, Alignment] | None = None,
+    ):
+        self.losses = dict(losses or {})
+        self.players: dict[str, nn.Module] = {"network": Tapped(network, self.losses) if self.losses else network}
+        self.network, self.objective, self.weights = network, objective, weights
+        self.metrics: dict[str, Tensor] = {}
+
+    def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        code = batch.code
+        if batch.std is not None:
+            code = replace(code, z=code.z + batch.std * draws.normal("posterior", tuple(code.z.shape[1:])))
+        condition = drop(self.network, batch.condition, draws.uniform("class_drop"))
+        player, made = self.players["network"], {}
+        asked = watched(player, made) if self.losses else player
+        terms = self.objective.loss(asked, code, condition, **self.objective.draw(code, draws))
+        for term, loss in self.losses.items():
+            aims = batch.features[term] if term in batch.features else loss.tap(batch.images, loss.grid)
+            terms |= loss.compared(made[term], aims)
+            self.metrics |= loss.metrics
+        yield "network", {name: self.weights[name] * term for name, term in terms.items()}
+
+
+def watched(player: Tapped, made: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """The network as an objective asks it; what the heads make on the way is put into `made`."""
+
+    def ask(*arguments: Any) -> Tensor:
+        prediction, found = player(*arguments)
+        made.update(found)
+        return prediction
+
+    return ask

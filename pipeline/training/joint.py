@@ -1,0 +1,89 @@
+"""The task of training a tokenizer and a generator together: the tokenizer learns what the generator aligns best."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.code import Code, Condition
+from pipeline.critics.base import Critic
+from pipeline.draws import StepDraws
+from pipeline.latents.store import CodeBatch
+from pipeline.losses.base import Loss
+from pipeline.nn.running_norm import RunningNorm
+from pipeline.recipes.schema import Phase
+from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.training.contest import opponent
+from pipeline.training.generation import Generation
+from pipeline.training.reconstruction import Reconstruction
+
+
+class Normalised(nn.Module):
+    """The player of a generator with the normalisation of the codes that it is shown, so that both are kept."""
+
+    def __init__(self, player: nn.Module, norm: RunningNorm):
+        super().__init__()
+        self.player, self.norm = player, norm
+
+    def forward(self, *asked: Any, **how: Any) -> Any:
+        return self.player(*asked, **how)
+
+
+class JointTraining(Reconstruction):
+    """REPA-E: Leng et al., arXiv:2504.10483, section 3. Three turns on one batch, with the same times and noise.
+
+    1. The tokenizer: the terms of its phase, and the generator's losses of hidden states with the weights `alignment`,
+       by way of a generator that is frozen and in evaluation mode. What the generator is trained to predict never
+       reaches the tokenizer, which would make that easy by giving up its details.
+    2. The critic, as in `Reconstruction`.
+    3. The network, as in `Generation`, on the same codes without their gradient.
+
+    `norm` brings codes to unit scale: in 1 by its running statistics, in 3 by the batch's, which move the running ones.
+    The teachers see a batch once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        phase: Phase,
+        losses: dict[str, Loss],
+        critic: Critic | None,
+        generation: Generation,
+        norm: RunningNorm,
+        alignment: dict[str, float],
+    ):
+        super().__init__(tokenizer, phase, losses, critic)
+        self.generation, self.norm, self.alignment = generation, norm, alignment
+        self.players["network"] = Normalised(generation.players["network"], norm)
+        generation.players = self.players  # one mapping, in which the loop puts its wrappers
+        self.z: Tensor | None = None  # [B, N, C], of the last pass
+
+    def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The tokenizer's turn, the critic's from its start on, and the network's."""
+        network, losses = self.generation.network, self.generation.losses
+        condition = batch.condition if network.config.num_classes else None
+        aims = {term: loss.tap(batch.images, loss.grid) for term, loss in losses.items()}
+        for player, terms in super().turns(batch, draws, step):
+            yield player, terms | self.aligned(condition, aims, draws) if player == "tokenizer" else terms
+        code = Code(z=self.norm(self.z.detach()))
+        yield from self.generation.turns(CodeBatch(code, condition=condition, features=aims), draws, step)
+        self.metrics |= self.generation.metrics
+
+    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
+        rebuilt = super().rebuild(batch, draws, step)
+        self.z = rebuilt.code.z
+        return rebuilt
+
+    def aligned(self, condition: Condition | None, aims: dict[str, Tensor], draws: StepDraws) -> dict[str, Tensor]:
+        """The weighted terms of the generator's losses, whose gradient goes to the code alone."""
+        objective = self.generation.objective
+        with opponent(self.players["network"]) as generator:
+            generator.eval()
+            code = Code(z=generator.norm(self.z))
+            asked = objective.asked(code, condition, **objective.draw(code, draws))
+            _, made = generator(*asked, predict=False)
+            generator.train()
+        found = {}
+        for term, loss in self.generation.losses.items():
+            found |= loss.compared(made[term], aims[term])
+        return {term: self.alignment[term] * value for term, value in found.items()}

@@ -1,0 +1,236 @@
+"""The training loop. There is one."""
+
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from pipeline.draws import StepDraws
+from pipeline.recipes.schema import Loop
+from pipeline.training import checkpoints
+from pipeline.training.checkpoints import Progress
+from pipeline.training.ema import Average
+from pipeline.training.journal import Journal
+from pipeline.training.order import Readable, Share, batches
+
+
+class Task(Protocol):
+    """What is being trained, and how one batch trains it:
+
+        def turns(self, batch, draws, step):
+            yield "tokenizer", {"pixel": ...}     # the loop steps the tokenizer here
+            yield "critic", {"hinge": ...}        # and the critic here, with all local variables still at hand
+
+    A player is called through `self.players[name]` in its own turn (the loop puts the distributed wrapper there).
+    """
+
+    players: dict[str, nn.Module]
+    metrics: dict[str, Tensor]  # of the last batch, for the log alone
+
+    def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield (player, weighted loss terms), one optimiser update each, in order."""
+
+
+Until = Callable[[int, dict[str, nn.Module]], bool]  # (step, EMA of every player) -> whether training ends there
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; a checkpoint was saved, and the same command goes on from it."""
+
+
+@dataclass
+class Training:
+    """What the functions of this file share."""
+
+    task: Task
+    loop: Loop
+    seed: int
+    share: Share
+    progress: Progress
+    optimizers: dict[str, Any]
+    journal: Journal
+    accelerator: Accelerator
+
+
+def train(
+    task: Task,
+    data: Readable,
+    loop: Loop,
+    folder: Path,
+    seed: int,
+    accelerator: Accelerator,
+    workers: int = 0,
+    until: Until | None = None,
+) -> dict[str, nn.Module]:
+    """Train to `loop.steps`, going on from a checkpoint in `folder` if there is one; the EMA of every player.
+
+    `until` is asked after every step, before the step is saved, and has to answer the same in all processes.
+
+    The result is a function of (task, data, loop, seed): any number of processes and of accumulated micro-batches
+    gives the same up to rounding, and a training that was killed and started again gives the same to the bit.
+    Raises Interrupted after SIGINT or SIGTERM, FloatingPointError after `loop.skip` consecutive non-finite steps.
+    """
+    share = Share(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
+    progress = Progress({name: Average(player, loop.ema) for name, player in task.players.items()})
+    optimizers = prepare(task, loop, progress, accelerator)
+    checkpoints.restore(accelerator, folder)
+    journal = Journal(accelerator, folder, progress.step, loop.steps, loop.log_every)
+    training = Training(task, loop, seed, share, progress, optimizers, journal, accelerator)
+    source = batches(data, share, seed, progress.step, workers)
+    with stop_requests() as stopped:
+        while progress.step < loop.steps:
+            step(training, source)
+            enough = until is not None and until(progress.step, averaged(progress))
+            last = enough or progress.step == loop.steps
+            halt = anyone(accelerator, bool(stopped), progress.step)
+            if halt or last or (loop.save_every and progress.step % loop.save_every == 0):
+                checkpoints.save(accelerator, folder, progress, task.players, loop.keep)
+            if enough:
+                break
+            if halt and not last:
+                raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command goes on from it")
+    journal.close()
+    accelerator.free_memory()
+    accelerator._custom_objects.clear()
+    return averaged(progress)
+
+
+def averaged(progress: Progress) -> dict[str, nn.Module]:
+    """The running average of every player."""
+    return {name: average.module for name, average in progress.averages.items()}
+
+
+def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator) -> dict[str, Any]:
+    """Wrap the players for this machine, in place, and make their optimisers."""
+    if set(task.players) != set(loop.lr):
+        raise ValueError(f"loop.lr needs one rate a player ({', '.join(task.players)}); it has {', '.join(loop.lr)}")
+    names, optimizers = list(task.players), []
+    for name, player in task.players.items():
+        player.to(accelerator.device).train()
+        progress.averages[name].module.to(accelerator.device)
+        trained = [p for p in player.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": loop.decay_of(name)},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizers.append(torch.optim.AdamW(groups, loop.lr[name], betas=loop.betas, fused=True))
+        if loop.compile:
+            compile_in_place(player)
+    ready = accelerator.prepare(*task.players.values(), *optimizers)
+    task.players.update(zip(names, ready))
+    accelerator.register_for_checkpointing(progress)
+    return dict(zip(names, ready[len(names) :]))
+
+
+def compile_in_place(player: nn.Module) -> None:
+    """One compilation for all of a model's repeated blocks where it, or what the player wraps, names them; else of the
+    whole module."""
+    models = [part for part in player.modules() if isinstance(part, ModelMixin) and part._repeated_blocks]
+    if not models:
+        player.compile()
+    for model in models:
+        model.compile_repeated_blocks()
+
+
+def step(training: Training, source: Iterator[Any]) -> None:
+    """One optimiser step of every player, over `accumulate` micro-batches."""
+    task, share, progress, accelerator = training.task, training.share, training.progress, training.accelerator
+    finite = True
+    for micro in range(share.accumulate):
+        final = micro == share.accumulate - 1
+        batch = next(source).to(accelerator.device)
+        draws = StepDraws(training.seed, progress.step, share.places(micro), share.batch, accelerator.device)
+        with contextlib.ExitStack() as stack:
+            for player in [] if final else task.players.values():
+                stack.enter_context(accelerator.no_sync(player))
+            for name, terms in task.turns(batch, draws, progress.step):
+                accelerator.backward(sum(terms.values()) / share.accumulate)
+                for term, value in terms.items():
+                    training.journal.add(f"{name}/{term}", value)
+                if final:
+                    finite &= update(training, name)
+        for name, value in task.metrics.items():
+            training.journal.add(name, value)
+    progress.step += 1
+    count(training, finite)
+
+
+def update(training: Training, name: str) -> bool:
+    """Clip and step one player; a non-finite gradient leaves it as it is. Whether the gradient was finite."""
+    loop, optimizer = training.loop, training.optimizers[name]
+    training.accelerator.unscale_gradients(optimizer)
+    moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(moved, loop.clip or math.inf)
+    finite = bool(norm.isfinite())
+    training.journal.add(f"{name}/gradient_norm", norm if finite else torch.zeros_like(norm))
+    for group in optimizer.param_groups:
+        group["lr"] = rate(loop, loop.lr[name], training.progress.step)
+    if finite or training.accelerator.scaler is not None:  # the fp16 scaler skips by itself, and lowers its scale
+        optimizer.step()
+    optimizer.zero_grad()
+    return finite
+
+
+def count(training: Training, finite: bool) -> None:
+    """Averages, the non-finite guard and the log line after a step."""
+    progress, loop = training.progress, training.loop
+    progress.skipped = 0 if finite else progress.skipped + 1
+    if progress.skipped > loop.skip:
+        raise FloatingPointError(
+            f"{progress.skipped} steps in a row up to step {progress.step} had gradients that are not finite;"
+            " lower the rate, or train in fp32 or bf16"
+        )
+    if finite:
+        for name, average in progress.averages.items():
+            average.update(training.accelerator.unwrap_model(training.task.players[name]), progress.step)
+    values = {f"{name}/lr": rate(loop, peak, progress.step - 1) for name, peak in loop.lr.items()}
+    training.journal.step(progress.step, progress.step == loop.steps, **values, skipped=progress.skipped)
+
+
+def rate(loop: Loop, peak: float, step: int) -> float:
+    """The learning rate of step number `step` (0 is the first): linear warm-up, then the schedule to `final`."""
+    if step < loop.warmup:
+        return peak * (step + 1) / loop.warmup
+    done = (step - loop.warmup) / max(1, loop.steps - loop.warmup)
+    share = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[loop.schedule]
+    return peak * (share if loop.schedule == "constant" else loop.final + (1 - loop.final) * share)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that fills when SIGINT or SIGTERM arrives; a second one acts as usual."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread, which alone may be signalled
+        previous.clear()
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def anyone(accelerator: Accelerator, here: bool, step: int) -> bool:
+    """Whether any process asks to stop; several processes ask each other every tenth step."""
+    if accelerator.num_processes == 1:
+        return here
+    if step % 10:
+        return False
+    return bool(accelerator.reduce(torch.tensor(float(here), device=accelerator.device), "sum") > 0)

@@ -1,0 +1,265 @@
+"""Frozen networks as the first part of a tokenizer: built from plain values, filled once, and saved with the rest."""
+
+import inspect
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, channels, shape
+from pipeline.vision.config import read_config
+from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
+
+Norm = Literal["plain", "own"]
+Layout = list[tuple[int, int]]  # channels and side of maps
+
+EPSILON = 1e-6
+SIZES = ("model_type", "hidden_size", "num_hidden_layers", "patch_size")  # what a recipe is checked by
+RANDOM, SAVED = "random", "saved"  # starts that read no weights
+IMAGENET = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]  # mean and std of colours in [0, 1]
+
+
+class FrozenEncoder(nn.Module, ABC):
+    """Images [B, 3, H, W] in [-1, 1] to the maps `taps` of a network that nothing trains.
+
+    It stays in evaluation mode and makes no gradients. `norm` says what is done to each map: "plain" gives every place
+    mean 0 and variance 1 over its channels, which for a transformer's last layer is the model's own norm without its
+    scale and shift (RAE, arXiv:2510.11690); "own" leaves them as the model gives them.
+    """
+
+    def __init__(self, taps: list[int], norm: Norm):
+        super().__init__()
+        self.taps, self.norm = taps, norm
+
+    @classmethod
+    @abstractmethod
+    def layout(cls, image_size: int, **arguments) -> Layout:
+        """Of the tapped maps, known without building; ValueError where the arguments do not fit together."""
+
+    @abstractmethod
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The tapped maps [B, C, h, w] as the model gives them."""
+
+    @property
+    @abstractmethod
+    def saved(self) -> dict[str, Any]:
+        """Arguments that differ from those that it was built with, once it has its weights."""
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        found = self.maps(images)
+        if self.norm == "plain":
+            found = [F.layer_norm(m.float().movedim(1, -1), m.shape[1:2], eps=EPSILON).movedim(-1, 1) for m in found]
+        return [m.to(images.dtype) for m in found]
+
+
+class StandIn(FrozenEncoder):
+    """The trunk of a small classifier that the training stage makes of the recipe's own images.
+
+    Taps are 0 for the stem's map, which is fine, to -1 for the coarsest. `source` is what a saved folder keeps, the
+    classifier's name; a recipe leaves it out.
+    """
+
+    def __init__(self, image_size: int, taps: list[int] = [-1], norm: Norm = "plain", source: str | None = None):  # noqa: B006
+        super().__init__(taps, norm)
+        self.source = source
+        self.trunk = ConvolutionStages(**shape(image_size))
+
+    @classmethod
+    def layout(cls, image_size: int, taps: list[int] = [-1], **arguments) -> Layout:  # noqa: B006
+        sizes = shape(image_size)
+        count = sizes["stages"] + 1
+        coarsest = sizes["stride"] * 2 ** sizes["stages"]
+        if image_size % coarsest:
+            raise ValueError(f"images of {image_size} pixels do not divide by {coarsest}, the stand-in's stride")
+        sides = [image_size // sizes["stride"] // 2**i for i in range(count)]
+        return [(channels(WIDTH, count - 1)[i], sides[i]) for i in check_taps(taps, count)]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        found = self.trunk.maps(images.to(self.trunk.stem[0].weight.dtype))
+        return [found[tap] for tap in self.taps]
+
+    def fill(self, classifier: nn.Module) -> None:
+        """Take the weights of a trained classifier of the same sizes."""
+        trained = classifier.state_dict()
+        self.trunk.load_state_dict({name: trained[name] for name in self.trunk.state_dict()})
+        self.source = classifier.name
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        return {} if self.source is None else {"source": self.source}
+
+
+class VisionTransformer(FrozenEncoder):
+    """The image half of one of transformers' vision models with patches: DINOv2, DINOv3, SigLIP, CLIP, MAE, ViT.
+
+    `start` is the folder or hub id of its weights, or their name in `pipeline.vision.weights`, read when a tokenizer is
+    built anew; "random" has none. `model` are values of its config.json, which must be those of `start`; of a hub id
+    model_type, hidden_size, num_hidden_layers and patch_size must be stated, so that a recipe is checked without
+    network. Taps count layers: 0 is what the first block reads, k what block k leaves, and -1, the last, passes through
+    the model's last norm too.
+
+    `image_patch` pixels of an image, a side, become one patch: images are resampled to that (bicubic, without
+    antialiasing, as RAE does it) and given the colours' `mean` and `std`. `source` is what a saved folder keeps of
+    where its weights came from; a recipe leaves it out.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        start: str,
+        model: dict[str, Any] = {},  # noqa: B006
+        image_patch: int = 16,
+        taps: list[int] = [-1],  # noqa: B006
+        norm: Norm = "plain",
+        mean: list[float] = IMAGENET[0],
+        std: list[float] = IMAGENET[1],
+        source: str | None = None,
+    ):
+        config = known_config(start, model)
+        super().__init__([tap % (config["num_hidden_layers"] + 1) for tap in taps], norm)
+        on_meta = torch.empty(0).device.type == "meta"
+        reads = start not in (RANDOM, SAVED) and not on_meta
+        self.model, self.source = filled(start, config) if reads else empty(config), start if reads else source
+        self.image_patch, self.patch = image_patch, config["patch_size"]
+        self.requires_grad_(False)
+        self.arguments = {}
+        taken = inspect.signature(self.model.forward).parameters
+        if "interpolate_pos_encoding" in taken:  # the others do so of themselves
+            self.arguments["interpolate_pos_encoding"] = True
+        self.ordered = "noise" in taken  # a masked autoencoder shuffles its tokens by a noise
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    @classmethod
+    def layout(
+        cls,
+        image_size: int,
+        start: str,
+        model: dict[str, Any] = {},  # noqa: B006
+        image_patch: int = 16,
+        taps: list[int] = [-1],  # noqa: B006
+        **arguments,
+    ) -> Layout:
+        config = known_config(start, model)
+        for name in SIZES:
+            if name not in config:
+                raise ValueError(f"state {name} of {start} under model, so that it is known without its weights")
+        if image_patch < 1 or image_size % image_patch:
+            raise ValueError(f"images of {image_size} pixels do not divide by image_patch, {image_patch}; change one")
+        check_taps(taps, config["num_hidden_layers"] + 1)
+        return [(config["hidden_size"], image_size // image_patch)] * len(taps)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        sides = [side // self.image_patch * self.patch for side in images.shape[2:]]
+        pixels = images.float()
+        if list(images.shape[2:]) != sides:
+            pixels = F.interpolate(pixels, sides, mode="bicubic")
+        pixels = ((pixels + 1) / 2 - self.mean) / self.std
+        grid = [side // self.patch for side in sides]
+        count, last = grid[0] * grid[1], self.model.config.num_hidden_layers
+        arguments = dict(self.arguments)
+        if self.ordered:
+            arguments["noise"] = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
+        pixels = pixels.to(next(self.model.parameters()).dtype)
+        seen = self.model(pixel_values=pixels, output_hidden_states=True, **arguments)
+        normed = self.norm == "own"
+        layers = [seen.last_hidden_state if normed and tap == last else seen.hidden_states[tap] for tap in self.taps]
+        return [layer[:, -count:].mT.unflatten(2, grid) for layer in layers]  # before them: class token, registers
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        if self.source is None:
+            return {}
+        return {"start": SAVED, "source": self.source, "model": plain(self.model.config)}
+
+
+ENCODERS = {"vision_transformer": VisionTransformer, "stand_in": StandIn}
+
+
+class OnFrozenEncoder:
+    """A tokenizer with a `FrozenEncoder`, chosen by `frozen_encoder` of its config; no phase trains that."""
+
+    encoder: FrozenEncoder
+
+    def fixed(self) -> Iterator[nn.Parameter]:
+        return self.encoder.parameters()
+
+    @property
+    def awaits_stand_in(self) -> bool:
+        return isinstance(self.encoder, StandIn) and self.encoder.source is None
+
+    def fill_stand_in(self, classifier: nn.Module) -> None:
+        self.encoder.fill(classifier)
+        self.keep_source()
+
+    def keep_source(self) -> None:
+        """The config says where the frozen weights are from, and with which arguments it is built without that."""
+        self.register_to_config(frozen_encoder=dict(self.config.frozen_encoder) | self.encoder.saved)
+
+
+def check_taps(taps: list[int], count: int) -> list[int]:
+    """`taps` counted from 0; ValueError where there are not so many maps."""
+    if not taps or any(not -count <= tap < count for tap in taps):
+        raise ValueError(f"taps are {taps}; name one or more of the maps 0 to {count - 1}, or -1 for the last")
+    return [tap % count for tap in taps]
+
+
+def known_config(start: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the config of `start` without network; ValueError where a folder's differs from `stated`."""
+    folder = None if start in (RANDOM, SAVED) else locate_model(start, {}, "start")
+    return dict(stated) if folder is None else agreed(config_of_whole(folder), stated, start)
+
+
+def agreed(config: dict[str, Any], stated: Mapping[str, Any], start: str) -> dict[str, Any]:
+    for name, value in stated.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{start} has {name} {config[name]}, the recipe {value}; correct it under model")
+    return dict(stated) | config
+
+
+def config_of_whole(folder: Path) -> dict[str, Any]:
+    """The config of a model whose weights are there, too; ValueError where they are not."""
+    if not (folder / OF_A_FOLDER[1]).is_file():
+        raise ValueError(f"{folder} holds no {OF_A_FOLDER[1]}; name one of transformers' vision models")
+    return read_config(folder)
+
+
+def empty(config: Mapping[str, Any]) -> nn.Module:
+    """The image half with new weights."""
+    from transformers import AutoConfig, AutoModel  # takes seconds, which the check of a recipe need not
+
+    rest = {name: value for name, value in config.items() if name != "model_type"}
+    if config["model_type"] == "vit_mae":
+        rest["mask_ratio"] = 0.0
+    model = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **rest))
+    return getattr(model, "vision_model", model)
+
+
+def filled(start: str, config: Mapping[str, Any]) -> nn.Module:
+    """The image half with the weights of `start`; ValueError where they cannot be had or are not all there."""
+    from transformers import AutoModel
+
+    folder = require_model(start, {}, "start")
+    model = empty(agreed(config_of_whole(folder), config, start))
+    whole, report = AutoModel.from_pretrained(
+        os.fspath(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"{start} lacks {sorted(report['missing_keys'])[0]} of its own model; fetch it again")
+    model.load_state_dict(getattr(whole, "vision_model", whole).state_dict())
+    return model
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The sizes of a config and what else of it differs from its class's, as JSON values."""
+    differing = {name: value for name, value in config.to_diff_dict().items() if not name.startswith("_")}
+    return differing | {name: getattr(config, name) for name in SIZES}

@@ -1,0 +1,408 @@
+"""Critics and their part in a training: what they see, what is trained of them, and what is remembered."""
+
+import copy
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as t
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from two_processes import as_two
+from vision_folders import IMAGE
+
+from pipeline.checks.recipe import check_line
+from pipeline.components import build
+from pipeline.critics.base import Critic
+from pipeline.critics.frozen_features import FrozenFeatures, VirtualBatchNorm
+from pipeline.critics.multiscale_patch import MultiscalePatch
+from pipeline.critics.patch import Patch
+from pipeline.draws import GivenDraws, StepDraws
+from pipeline.frozen.critic_teacher import check_critic_teacher, critic_teacher
+from pipeline.images.reading import ImageBatch, Images
+from pipeline.losses.pixel import Pixel
+from pipeline.nn.adversarial import LogitMeans, critic_loss, generator_loss, matching_loss
+from pipeline.nn.augmentation import DRAWS, augmented
+from pipeline.nn.spectral import SpectralConv1d
+from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, load
+from pipeline.teachers.classifier import Classifier
+from pipeline.teachers.vision_model import VisionModel
+from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+from pipeline.training.ema import Average
+from pipeline.training.loop import train
+from pipeline.training.phase_parts import build_critic
+from pipeline.training.reconstruction import Reconstruction
+
+RATES = {"tokenizer": 1e-3, "critic": 1e-2}
+CONV = {"bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "multipliers": [1, 2], "blocks": 1}
+EVERYTHING = {"augmentation": Augmentation(0.7), "lecam": 0.1, "loss": "hinge", "adaptive": True}
+
+
+def images(count: int = 4, side: int = 16) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def draws(count: int = 4, step: int = 0) -> StepDraws:
+    return StepDraws(0, step, slice(0, count), count)
+
+
+def teacher() -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Classifier(num_classes=3, width=8, dim=4).requires_grad_(False).eval()
+
+
+def frozen(norm: str = "group") -> FrozenFeatures:
+    torch.manual_seed(4)
+    return FrozenFeatures(list(teacher().widths), "classifier", norm=norm).see_by(teacher())
+
+
+def task_of(critic: Critic, weights: dict[str, float] | None = None, **adversary) -> Reconstruction:
+    torch.manual_seed(1)
+    tokenizer = ConvAutoencoder(image_size=16, **CONV)
+    weights = {"pixel": 1.0, "kl": 1e-3, "adversarial": 0.5} | (weights or {})
+    losses = {"pixel": {"kind": "pixel"}} if "pixel" in weights else {}
+    phase = Phase(Loop(1, RATES), weights, losses, adversary=Adversary({"kind": "patch"}, **adversary))
+    return Reconstruction(tokenizer, phase, {"pixel": Pixel("l2")} if losses else {}, critic)
+
+
+def run(task: Reconstruction, step: int = 0) -> dict[str, dict[str, Tensor]]:
+    found = {}
+    for name, terms in task.turns(ImageBatch(images()), draws(step=step), step):
+        sum(terms.values()).backward()
+        found[name] = terms
+    return found
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_each_map_has_a_verdict_a_place_and_a_gradient_at_the_image(norm):
+    critic, seen = frozen(norm).eval(), images(16).requires_grad_()
+    logits = critic(seen)
+    assert [view.shape for view in logits] == [(16, 256), (16, 64), (16, 16)]
+    for view in logits:
+        assert torch.autograd.grad(view.mean(), seen, retain_graph=True)[0].abs().sum() > 0
+    alone = critic(images(16)[:8])
+    mixed = critic(torch.cat([images(16)[:1], -images(16)[:1].expand(7, -1, -1, -1)]))
+    for view, half, other in zip(logits, alone, mixed):
+        torch.testing.assert_close(view[:8], half, atol=1e-3, rtol=1e-3)
+        assert torch.allclose(half[:1], other[:1], atol=1e-3) == (norm == "group")
+
+
+def test_the_frozen_network_is_no_part_of_the_critic():
+    critic = frozen()
+    task = task_of(critic, **EVERYTHING)
+    assert {name.split(".")[0] for name in critic.state_dict()} == {"heads"}
+    before = copy.deepcopy(critic.sight.module.state_dict())
+    flags = [p.requires_grad for p in critic.sight.module.parameters()]
+    optimizer = torch.optim.AdamW(task.players["critic"].parameters(), 1e-2, weight_decay=0.1)
+    heads = [p.clone() for p in critic.parameters()]
+    run(task)
+    optimizer.step()
+    critic.train(), task.players["critic"].train()
+    assert all(torch.equal(value, before[name]) for name, value in critic.sight.module.state_dict().items())
+    assert not any(flags) and all(p.grad is None for p in critic.sight.module.parameters())
+    assert not any(module.training for module in critic.sight.module.modules())
+    assert not any(torch.equal(a, b) for a, b in zip(heads, critic.parameters()))
+    assert Average(task.players["critic"], 0.9).module.critic.sight.module is critic.sight.module
+
+
+def test_a_critic_of_frozen_features_is_saved_without_them(tmp_path):
+    critic = frozen().eval()
+    critic.save_pretrained(tmp_path)
+    again = FrozenFeatures.from_pretrained(tmp_path).eval()
+    with pytest.raises(ValueError, match="judges by classifier, which it does not have"):
+        again(images())
+    for ours, theirs in zip(again.see_by(teacher())(images()), critic(images()), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"maps of \[4, 8, 16\] channels, this critic's heads are for \[4, 8\]"):
+        FrozenFeatures([4, 8], "classifier").see_by(teacher())
+
+
+def test_the_largest_singular_value_becomes_one_and_only_training_moves_its_direction():
+    torch.manual_seed(0)
+    layer, x = SpectralConv1d(5, 7, 3), torch.randn(2, 5, 9)
+    for _ in range(30):
+        layer(x)
+    largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+    ring = F.pad(x, (1, 1), mode="circular")
+    torch.testing.assert_close(layer(x), F.conv1d(ring, layer.weight / largest, layer.bias))
+    kept = layer.direction.clone()
+    with torch.no_grad():
+        layer.weight.add_(torch.randn_like(layer.weight))
+    layer.requires_grad_(False)(x), layer.requires_grad_(True).eval()(x)
+    assert torch.equal(layer.direction, kept)
+    layer.train()(x)
+    assert not torch.equal(layer.direction, kept)
+
+
+def test_virtual_batches_are_of_eight_images():
+    x, norm = torch.randn(16, 3, 5), VirtualBatchNorm(3)
+    parts = [(h - h.mean((0, 2), keepdim=True)) / (h.var((0, 2), keepdim=True, correction=0) + 1e-5).sqrt()
+             for h in x.split(8)]  # fmt: skip
+    torch.testing.assert_close(norm(x), torch.cat(parts))
+    torch.testing.assert_close(norm.eval()(x), norm.train()(x))
+    assert norm(x[:6]).shape == (6, 3, 5)
+
+
+def given(*values: float, count: int = 1) -> GivenDraws:
+    return GivenDraws({"augmentation": torch.tensor([[0.0, 0.0, 0.0, *values]]).expand(count, -1)})
+
+
+def test_augmentation_by_hand():
+    x, middle = images(1), (0.5,) * 7
+    same = augmented(x, given(*middle), cutout=0.0)
+    torch.testing.assert_close(same, x)
+    bright = augmented(x, given(0.9, *middle[1:]), translation=0.0, cutout=0.0)
+    torch.testing.assert_close(bright, x + 0.4)
+    grey = augmented(x, given(0.5, 0.0, *middle[2:]), translation=0.0, cutout=0.0)
+    torch.testing.assert_close(grey, x.mean(1, keepdim=True).expand_as(x))
+    contrast = augmented(x, given(0.5, 0.5, 0.0, *middle[3:]), translation=0.0, cutout=0.0)
+    torch.testing.assert_close(contrast - x.mean(), 0.5 * (x - x.mean()))
+    moved = augmented(x, given(0.5, 0.5, 0.5, 0.0, 0.99, 0.5, 0.5), colour=False, cutout=0.0)
+    assert torch.equal(moved[:, :, 2:, :-2], x[:, :, :-2, 2:])  # two pixels of 16 down and to the left
+    assert not moved[:, :, :2].any() and not moved[:, :, :, -2:].any()
+    cut = augmented(x, given(*middle), colour=False, translation=0.0)
+    hole = torch.zeros(16, 16, dtype=torch.bool)
+    hole[4:12, 4:12] = True
+    assert not cut[..., hole].any() and torch.equal(cut[..., ~hole], x[..., ~hole])
+    corner = augmented(x, given(*middle[:5], 0.0, 0.99), colour=False, translation=0.0)
+    assert not corner[:, :, :4, -4:].any() and torch.equal(corner[:, :, 4:], x[:, :, 4:])
+
+
+def test_augmentation_is_a_function_of_the_draws_and_of_each_image_alone():
+    x = images(8)
+    whole = augmented(x, draws(8))
+    assert whole.shape == x.shape and torch.equal(whole, augmented(x, draws(8)))
+    assert torch.equal(augmented(x[4:], StepDraws(0, 0, slice(4, 8), 8)), whole[4:])
+    assert not torch.equal(augmented(x, draws(8, step=1)), whole)
+    assert torch.equal(augmented(x, draws(8), share=0.0), x)
+    done = draws(400).uniform("augmentation", (DRAWS,))[:, 0] < 0.3
+    changed = (augmented(images(400), draws(400), 0.3, True, 0.0, 0.0) != images(400)).flatten(1).any(1)
+    assert torch.equal(changed, done) and 0.2 < changed.float().mean() < 0.4
+    leaf = x.clone().requires_grad_()
+    assert torch.autograd.grad(augmented(leaf, draws(8)).sum(), leaf)[0].isfinite().all()
+    with pytest.raises(ValueError, match="augmentation.share is 2"):
+        Augmentation(2.0)
+
+
+def test_lecam_by_hand():
+    means = LogitMeans(decay=0.75)
+    real, fake = torch.tensor([2.0, -1.0]), [torch.tensor([0.5]), torch.tensor([-3.0, -1.0])]
+    assert means(real, fake) == pytest.approx((4 + 0) / 2 + (0 + (9 + 1) / 2) / 2)
+    torch.testing.assert_close(torch.stack([means.real, means.fake]), torch.tensor([0.25 * 0.5, 0.25 * -0.75]))
+    again = means(real, fake)
+    by_hand = (2 + 0.1875) ** 2 / 2 + ((3.125**2 + 1.125**2) / 2) / 2  # relu of -1 + 0.1875 and of 0.125 - 0.5 is 0
+    assert again == pytest.approx(by_hand)
+    kept = means.real.clone()
+    means(torch.tensor([float("nan")]), fake)
+    assert torch.equal(means.real, kept)
+
+
+def test_views_count_equally_however_many_logits_each_has():
+    real, fake = [torch.full((2, 9), 0.5), torch.zeros(2, 1)], [torch.zeros(2, 9), torch.full((2, 1), -0.5)]
+    assert critic_loss("hinge", real, fake) == {"real": 0.5 * (0.5 + 1) / 2, "fake": 0.5 * (1 + 0.5) / 2}
+    assert generator_loss("least_squares", fake) == (1 + 1.5**2) / 2
+    assert generator_loss("hinge", torch.tensor([1.0, 3.0])) == -2
+    assert matching_loss(real, real) == 0 and matching_loss(real, fake) == 0.5
+
+
+@pytest.mark.parametrize("scales", [1, 3])
+def test_scales_judge_images_down_to_the_smallest_they_name(scales):
+    critic, side = MultiscalePatch(scales, 8, 1).eval(), MultiscalePatch.smallest(scales, layers=1)
+    logits, layers = critic(torch.zeros(2, 3, side, side), True)
+    assert len(logits) == scales and logits[-1].shape == (2, 1, 1, 1) and len(layers) == 2 * scales
+    with pytest.raises(RuntimeError):
+        critic(torch.zeros(2, 3, side - 1, side - 1))
+    assert torch.equal(critic(torch.zeros(2, 3, side, side))[0], logits[0])
+
+
+def test_feature_matching_pulls_rebuilt_images_to_the_real_ones_in_the_critic_s_layers():
+    weights = {"adversarial": 0.0, "feature_matching": 2.0}
+    task = task_of(critic := MultiscalePatch(2, 4, 1), weights, adaptive=False, feature_matching=True, start=0)
+    terms = next(iter(task.turns(ImageBatch(images()), draws(), 0)))[1]
+    tokenizer = task.players["tokenizer"]
+    made = tokenizer(images(), None, draws()).images
+    pairs = zip(critic(images(), True)[1], critic(made, True)[1])
+    expected = 2 * sum((theirs - own.detach()).abs().mean() for own, theirs in pairs) / 4
+    torch.testing.assert_close(terms["feature_matching"], expected.detach())
+    ours = torch.autograd.grad(sum(terms.values()), tokenizer.last_layer, retain_graph=True)[0]
+    pixel = (made - images()).square().mean()
+    torch.testing.assert_close(
+        ours, torch.autograd.grad(pixel + expected, tokenizer.last_layer)[0], rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="FrozenFeatures shows no layers to match"):
+        task_of(frozen(), weights, feature_matching=True)
+
+
+def test_the_critic_may_learn_before_the_tokenizer_obeys():
+    task = task_of(Patch(8, 1), start=3, ahead=2)
+    assert set(run(task, 0)) == {"tokenizer"}
+    early, late = run(task, 1), run(task, 3)
+    assert set(early) == set(late) == {"tokenizer", "critic"}
+    assert "adversarial" not in early["tokenizer"] and "adversarial" in late["tokenizer"]
+    with pytest.raises(ValueError, match="ahead is 4 of the 3 steps"):
+        Adversary({"kind": "patch"}, start=3, ahead=4)
+
+
+class Seeing(nn.Module):
+    """Keeps what it is shown."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner, self.shown = inner, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shown.append(x.detach())
+        return self.inner(x)
+
+
+def test_real_and_rebuilt_images_are_augmented_alike_in_both_turns():
+    task = task_of(critic := Patch(8, 1), augmentation=Augmentation())
+    critic.main = Seeing(critic.main)
+    run(task)
+    told, learned = critic.main.shown
+    real, fake = learned.chunk(2)
+    assert torch.equal(told, fake)
+    assert torch.equal(real, augmented(images(), draws())) and not torch.equal(real, images())
+
+
+def test_a_phase_may_move_a_few_modules_of_its_part():
+    task = task_of(Patch(8, 1))
+    tokenizer = task.players["tokenizer"]
+    tokenizer.requires_grad_(True)
+    phase = replace(task.phase, train="decoder", only=("decoder.conv_out", "decoder.up_blocks.1"))
+    task = Reconstruction(tokenizer, phase, task.losses, Patch(8, 1))
+    run(task)
+    moved = {name for name, p in tokenizer.named_parameters() if p.grad is not None}
+    assert moved == {name for name, p in tokenizer.named_parameters() if p.requires_grad}
+    assert {name.split(".")[1] for name in moved} == {"conv_out", "up_blocks"}
+    assert not any(name.startswith("decoder.up_blocks.0") for name in moved)
+    for name in ("decoder.conv_ou", "encoder"):
+        with pytest.raises(ValueError, match=f"decoder has no module '{name}' that can be trained"):
+            list(tokenizer.trainable("decoder", (name,)))
+
+
+@dataclass
+class Pictures:
+    """Sixteen images, as the loop reads them."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def batch(self, indices: Tensor, seeds: Tensor) -> ImageBatch:
+        return ImageBatch(images(16)[indices])
+
+
+def fit(folder: Path, steps: int) -> Reconstruction:
+    task = task_of(frozen(), **EVERYTHING)
+    loop = Loop(steps, RATES, batch=4, ema=0.9, save_every=2, weight_decay={"critic": 0.1})
+    train(task, Pictures(), loop, folder, 3, Accelerator(cpu=True))
+    return task
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_critic_and_means(tmp_path):
+    whole = fit(tmp_path / "whole", 4)
+    fit(tmp_path / "parts", 2)
+    parts = fit(tmp_path / "parts", 4)
+    states = [task.players["critic"].state_dict() for task in (whole, parts)]
+    assert {"means.real", "means.fake"} < set(states[0]) and states[0]["means.real"] != 0
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_weight_decay_may_be_a_player_s_own():
+    assert Loop(1, RATES, weight_decay=0.1).decay_of("critic") == 0.1
+    own = Loop(1, RATES, weight_decay={"critic": 5e-4})
+    assert (own.decay_of("critic"), own.decay_of("tokenizer")) == (5e-4, 0.0)
+
+
+def train_on_half(rank: int) -> Reconstruction:
+    """Two steps' turns as process `rank` of two; the second knows what the first has left in the running means."""
+    task = task_of(frozen(), **EVERYTHING)
+    for name, player in task.players.items():
+        task.players[name] = nn.parallel.DistributedDataParallel(player)
+    rows = slice(2 * rank, 2 * rank + 2)
+    for step in range(2):
+        for _, terms in task.turns(ImageBatch(images()[rows]), StepDraws(0, step, rows, 4), step):
+            sum(terms.values()).backward()
+    return task
+
+
+def test_two_processes_train_as_one(tmp_path):
+    alone = task_of(frozen(), **EVERYTHING)
+    run(alone, 0), run(alone, 1)
+    half = as_two(train_on_half, tmp_path)
+    for name in ("real", "fake"):
+        torch.testing.assert_close(getattr(half.contest.means, name), getattr(alone.contest.means, name))
+    for name, player in alone.players.items():
+        for ours, theirs in zip(half.players[name].parameters(), player.parameters(), strict=True):
+            if ours.requires_grad:
+                torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
+
+
+RECIPE = [
+    "tokenizer.phases.main.adversary={critic: {kind: frozen_features}}",
+    "tokenizer.phases.main.weights.adversarial=0.1",
+    "tokenizer.phases.main.loop.lr.critic=1e-3",
+]
+
+
+def test_the_stand_in_takes_dino_s_place_and_both_are_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("TESSERA_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    recipe, accelerator = load("digits", RECIPE), Accelerator(cpu=True)
+    check_line(recipe)
+    phase, pictures = recipe.tokenizer.phases["main"], Images(recipe.data, "train")
+    teacher().save_pretrained(tmp_path / "stand_in")  # so that none is trained here
+    with caplog.at_level(logging.WARNING):
+        critic = build_critic(recipe, accelerator, phase, pictures, tmp_path, 5)
+    assert "the weights dino_small are not on this machine" in caplog.text
+    assert critic.config.source == "classifier" and critic.name == "_classifier"
+    task = task_of(critic)
+    run(task)
+    assert {"logits_real_classifier", "logits_fake_classifier"} < set(task.metrics)
+    node = phase.adversary.critic | {"teacher": "classifier"}
+    with pytest.raises(ValueError, match="here.layers is of a transformer"):
+        check_critic_teacher(node | {"layers": [1]}, {}, 16, "here")
+
+
+def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
+    whole = t.ViTModel(t.ViTConfig(**IMAGE | {"num_hidden_layers": 4}), add_pooling_layer=False).eval()
+    whole.config.save_pretrained(tmp_path / "dino-vits16")
+    torch.save(whole.state_dict(), tmp_path / "dino-vits16" / "pytorch_model.bin")
+    model = VisionModel.load(tmp_path / "dino-vits16", layers=[0, 1, 4])
+    tokens = whole(pixel_values=model.pixels(images())).last_hidden_state
+    torch.testing.assert_close(model.maps(images())[2].flatten(2).mT, tokens[:, 1:])
+    torch.testing.assert_close(model.features(images()), tokens[:, 0])
+    recipe = replace(load("digits"), weights={"dino_small": str(tmp_path / "dino-vits16")})
+    found = critic_teacher(
+        recipe, {"kind": "frozen_features"}, Images(recipe.data, "train"), tmp_path, Accelerator(cpu=True)
+    )
+    blocks = whole(pixel_values=model.pixels(images()), output_hidden_states=True).hidden_states
+    for layer, shown in zip((0, 1, 4), (found.maps(images())[i] for i in (0, 1, 4))):
+        torch.testing.assert_close(shown.flatten(2).mT, blocks[layer][:, 1:] + blocks[layer][:, :1])
+    torch.testing.assert_close(whole.layernorm(blocks[4]), tokens)
+    assert found.layers == [0, 1, 2, 3, 4] and not (tmp_path / "stand_in").exists()
+    critic = build("critics", {"kind": "frozen_features"}, widths=list(found.widths), source=found.name).see_by(found)
+    leaf = images().requires_grad_()
+    assert torch.autograd.grad(generator_loss("hinge", critic(leaf)), leaf)[0].abs().sum() > 0
+    with pytest.raises(ValueError, match="there is no layer 5 in a vit of 4"):
+        check_critic_teacher({"kind": "frozen_features", "layers": [5]}, recipe.weights, 16, "here")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["tokenizer.phases.main.adversary.critic.widths=[3]"], "critic.widths is determined by an earlier stage"),
+        (["tokenizer.phases.main.adversary.critic.teacher=nothing"], "critic.teacher: 'nothing' is no folder"),
+        (["tokenizer.phases.main.adversary.feature_matching=true"], "this critic shows no layers to match"),
+        (["tokenizer.phases.main.loop.weight_decay={critik: 0.1}"], "no player 'critik'; did you mean 'critic'"),
+        (["tokenizer.phases.main.only=[decoder.conv_ot]"], "main.only: .* did you mean 'decoder.conv_out'"),
+        (["tokenizer.phases.main.adversary.augmentation={share: 3}"], "augmentation.share is 3"),
+    ],
+)  # fmt: skip
+def test_planted_mistakes_stop_before_training(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check_line(load("digits", [*RECIPE, *overrides]))

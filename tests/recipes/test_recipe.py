@@ -1,0 +1,115 @@
+"""A recipe is accepted or rejected whole, before anything runs, in one line that says what to change."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fresh_process import run_fresh
+
+from pipeline.checks.recipe import check_line
+from pipeline.recipes.files import catalogue, merge, names, read
+from pipeline.recipes.schema import load
+
+ROOT = Path(__file__).parents[2]
+
+MISTAKES = {
+    "typo at run level": ("sample.step=20", "sample.step: there is no such setting; did you mean 'steps'"),
+    "typo at top level": ("generater.loop.steps=2", "generater: there is no such setting; did you mean 'generator'"),
+    "typo in a component": ("generator.network.dpeth=2", "no argument 'dpeth'; did you mean 'depth'"),
+    "typo in a nested component": ("tokenizer.model.bottleneck.dimm=2", "no argument 'dimm'; did you mean 'dim'"),
+    "wrong type": ("generator.loop.batch=lots", "generator.loop.batch: 'lots' is not a whole number"),
+    "wrong type in a component": ("generator.network.depth=28.5", "generator.network.depth: 28.5 is not a whole"),
+    "unknown kind": ("generator.network.kind=transformer", "there is no kind 'transformer'"),
+    "bad choice": ("latents.posterior=mean", "latents.posterior: 'mean' is not one of sample, mode, moments"),
+    "bad choice in a component": ("generator.objective.time=logitnormal", "is not one of uniform, logit_normal"),
+    "missing value": ("data.size=null", "data.size: empty is not a whole number"),
+    "derived value stated": ("generator.network.num_classes=10", "determined by an earlier stage"),
+    "derived geometry stated": ("tokenizer.model.image_size=32", "determined by an earlier stage"),
+    "key without =": ("generator.loop.steps", "write key=value"),
+    "dashes": ("--steps=3", "write key=value"),
+    "empty value": ("generator.loop.steps=", "has no value"),
+    "fraction for a count": ("generator.loop.steps=1.5e-1", "0.15 is not a whole number"),
+    "no for a text": ("precision=no", "precision: False is not one of fp32, bf16, fp16 .*quotes"),
+    "off for a choice": ("generator.condition=off", "generator.condition: False is not one of class, none"),
+    "list element": ("tokenizer.model.multipliers[0]=2", "give a whole list"),
+    "size not divisible by the stride": ("data.size=18", "18"),
+    "weight without a term": ("generator.weights.cosin=1", "generator.weights.cosin"),
+    "term without a weight": ("generator.objective.cosine=true", "generator.weights.cosine is missing"),
+    "rate without a player": ("generator.loop.lr={net: 1e-3}", "generator.loop.lr.net"),
+    "wrong sampler setting": ("sample.sampler={slover: heun}", "did you mean 'solver'"),
+    "no steps": ("sample.steps=0", "steps=0 makes no image"),
+    "bad solver": ("sample.sampler.solver=rk4", "sample.sampler.solver: 'rk4' is not one of"),
+    "guidance without classes": ("generator.condition=none", "sample.guidance"),
+    "guidance without class drop": ("generator.network.class_drop=0.0", "class_drop"),
+    "unknown features": ("evaluate.features=[inceptoin]", "no features 'inceptoin'"),
+    "post-training": ("posttrain={route: tokens}", "posttrain"),
+}
+
+
+@pytest.mark.parametrize("override, message", MISTAKES.values(), ids=MISTAKES.keys())
+def test_planted_mistakes_stop_at_load(override, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_line(load("digits", [override]))
+    assert "\n" not in str(error.value)
+
+
+def test_includes_that_are_missing_or_go_in_circles(tmp_path):
+    (tmp_path / "a.yaml").write_text("include: b\nname: a\n")
+    (tmp_path / "b.yaml").write_text("include: [a]\n")
+    with pytest.raises(ValueError, match="includes itself by way of a.yaml -> b.yaml -> a.yaml"):
+        read(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("include: nowhere\n")
+    with pytest.raises(ValueError, match="includes 'nowhere'"):
+        read(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("a: [1,\n")
+    with pytest.raises(ValueError, match="b.yaml is not YAML"):
+        read(tmp_path / "a.yaml")
+
+
+def test_numbers_in_scientific_notation_are_numbers():
+    recipe = load("digits", ["generator.loop.steps=2e3", "generator.loop.lr.network=1e-4", "seed=1e1"])
+    assert recipe.generator.loop.steps == 2000 and recipe.generator.loop.lr["network"] == 1e-4 and recipe.seed == 10
+
+
+def test_another_kind_replaces_the_whole_node():
+    below = {"model": {"kind": "a", "width": 3, "deep": {"x": 1}}}
+    assert merge(below, {"model": {"kind": "b", "size": 1}}) == {"model": {"kind": "b", "size": 1}}
+    assert merge(below, {"model": {"width": 4}})["model"] == {"kind": "a", "width": 4, "deep": {"x": 1}}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_is_right_and_says_how_to_run_it(name):
+    check_line(load(name))
+    text = (ROOT / "configs" / f"{name}.yaml").read_text()
+    assert text.startswith("#") and f"run.py all {name}" in text
+    assert load(name).name == name
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "run.py"), *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_line_answers_with_one_line_and_status_2(tmp_path):
+    for arguments, message in [
+        (["al", "digits"], "did you mean 'all'"),
+        (["all"], "needs a recipe"),
+        (["all", "digitz"], "did you mean 'digits'"),
+        (["all", "digits", "sample.step=3"], "did you mean 'steps'"),
+    ]:
+        result = run(*arguments, cwd=tmp_path)
+        assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+        assert not list(tmp_path.iterdir()), "nothing is written"
+    assert "Traceback" in run("--debug", "all", "digitz", cwd=tmp_path).stderr
+
+
+def test_help_needs_no_torch():
+    code = "import sys, run; status = run.main(['--help']); print(*sys.modules); sys.exit(status)"
+    *lines, imported = run_fresh(code).splitlines()
+    assert any("train-generator RECIPE" in line for line in lines) and "torch" not in imported.split()
+
+
+def test_the_catalogue_sets_every_name_apart_from_what_it_says():
+    rows = [row.split(maxsplit=1) for row in catalogue().splitlines()]
+    assert [name for name, _ in rows] == names()
+    assert all(row.endswith(".") for _, row in rows), "a recipe's comment begins with a sentence"

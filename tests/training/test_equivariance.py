@@ -1,0 +1,186 @@
+"""Codes that shrink and turn as their images do: alike on both sides, drawn once a batch, and in training alone."""
+
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.checks.recipe import check_line, check_tokenizer
+from pipeline.components import build
+from pipeline.draws import GivenDraws, StepDraws
+from pipeline.images.reading import ImageBatch
+from pipeline.losses.base import Loss
+from pipeline.losses.multiscale_pixel import MultiscalePixel
+from pipeline.losses.pixel import Pixel
+from pipeline.nn.map_transform import UNCHANGED, MapTransform
+from pipeline.recipes.schema import Equivariance, Loop, Phase, load
+from pipeline.teachers.base import Tap
+from pipeline.teachers.classifier import Classifier
+from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+from pipeline.training.equivariance import drawn
+from pipeline.training.reconstruction import Reconstruction
+
+CONV = {"bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "multipliers": [1, 2, 2], "blocks": 1, "groups": 4}
+WEIGHTS = {"pixel": 1.0, "kl": 1e-3}
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def draws(step: int = 0, rows: slice = slice(0, 4)) -> StepDraws:
+    return StepDraws(0, step, rows, 4)
+
+
+def stated(place: float, scale: float = 0.0, turn: float = 0.0) -> GivenDraws:
+    given = {"place": place, "scale": scale, "turn": turn}
+    return GivenDraws({f"equivariance.{name}": torch.tensor([value]) for name, value in given.items()}, draws())
+
+
+def task(part: Equivariance | None, **others: Loss) -> Reconstruction:
+    torch.manual_seed(1)
+    nodes = {"pixel": {"kind": "pixel"}} | {name: {"kind": name} for name in others}
+    weights = WEIGHTS | dict.fromkeys(others, 1.0)
+    phase = Phase(Loop(1, {"tokenizer": 1e-3}), weights, nodes, equivariance=part)
+    return Reconstruction(ConvAutoencoder(image_size=16, **CONV), phase, {"pixel": Pixel("l2")} | others)
+
+
+def terms_of(part: Equivariance | None, given: GivenDraws | StepDraws) -> dict[str, Tensor]:
+    (_, terms), *_ = task(part).turns(ImageBatch(images()), given, 0)
+    return terms
+
+
+def test_a_transform_shrinks_and_then_turns_and_the_default_does_nothing():
+    maps = torch.randn(2, 3, 4, 8)
+    assert UNCHANGED(maps) is maps
+    assert torch.equal(MapTransform(turns=3)(MapTransform(turns=1)(maps)), maps)
+    half = MapTransform(0.5)(maps)
+    torch.testing.assert_close(half, torch.nn.functional.avg_pool2d(maps, 2))  # bilinear at a half is the mean of four
+    assert torch.equal(MapTransform(0.5, 1)(maps), half.rot90(1, dims=(2, 3)))
+    assert MapTransform(0.75)(torch.zeros(1, 1, 4, 16)).shape == (1, 1, 3, 12)
+
+
+def test_at_scale_one_without_turns_training_is_the_plain_one_to_the_bit():
+    nothing = Equivariance(codes=0.6, images=0.9, scales=(1.0,), turns=(0,))
+    for step in range(6):
+        plain, same = terms_of(None, draws(step)), terms_of(nothing, draws(step))
+        assert all(torch.equal(plain[name], same[name]) for name in WEIGHTS)
+
+
+def test_shares_scales_and_turns_are_those_stated_and_the_draws_decide_all():
+    part = Equivariance(codes=0.5, images=0.25, scales=(0.5, 1.0), turns=(1, 2, 3))
+    found = [drawn(part, draws(step)) for step in range(600)]
+    assert found == [drawn(part, draws(step, slice(2, 3))) for step in range(600)], "one a step, whichever rows"
+    codes = [after for before, after in found if before == UNCHANGED != after]
+    shrunk = [before for before, after in found if after == UNCHANGED != before]
+    assert len(codes) / 600 == pytest.approx(0.5, abs=0.06) and len(shrunk) / 600 == pytest.approx(0.125, abs=0.04)
+    assert set(codes) == {MapTransform(scale, turns) for scale in (0.5, 1.0) for turns in (1, 2, 3)}
+    assert drawn(part, stated(0.49, 0.99, 0.5)) == (UNCHANGED, MapTransform(1.0, 2))
+    assert drawn(part, stated(0.51, 0.0, 0.99)) == (MapTransform(0.5, 3), UNCHANGED)
+    assert drawn(part, stated(0.63)) == (UNCHANGED, UNCHANGED) == drawn(None, stated(0.0))
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2, 3])
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_losses_see_the_image_of_the_transformed_code_beside_the_image_transformed(scale, turn):
+    """Both sides by hand: of a code's map, and of the image itself, `rot90` by the same k."""
+    part = Equivariance(codes=1.0, scales=(scale,), turns=(turn,))
+    tokenizer, given = task(None).players["tokenizer"], stated(0.0)
+    code, _ = tokenizer.neck(tokenizer.features(images()), given)
+    maps, aims = code.z.mT.unflatten(2, (4, 4)), images()
+    if scale == 0.5:
+        maps, aims = (torch.nn.functional.avg_pool2d(one, 2) for one in (maps, aims))
+    made = tokenizer.render(maps.rot90(turn, dims=(2, 3)).flatten(2).mT, grid=tuple(maps.shape[2:]))
+    expected = (made - aims.rot90(turn, dims=(2, 3))).square().mean()
+    torch.testing.assert_close(terms_of(part, given)["pixel"].detach(), expected.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_or_the_image_is_transformed_before_it_is_encoded():
+    part = Equivariance(codes=0.0, images=1.0, scales=(0.5,), turns=(1,))
+    small = torch.nn.functional.avg_pool2d(images(), 2).rot90(1, dims=(2, 3))
+    plain = task(None)
+    (_, expected), *_ = plain.turns(ImageBatch(small), draws(), 0)
+    assert all(torch.allclose(value, expected[name]) for name, value in terms_of(part, draws()).items())
+
+
+class Watching(MultiscalePixel):
+    """Which images it is given, and whether they are of the code."""
+
+    reads = ()
+
+    def __init__(self, of_code: bool):
+        super().__init__()
+        self.of_code = of_code
+
+    def forward(self, given: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+        self.seen = given
+        return {"multiscale_pixel": rebuilt.images.sum() * 0}
+
+
+@pytest.mark.parametrize("of_code", [True, False])
+def test_losses_of_codes_see_what_was_encoded_and_all_others_what_is_to_be_made(of_code):
+    part, loss = Equivariance(codes=1.0, scales=(0.5,), turns=(2,)), Watching(of_code)
+    training = task(part, multiscale_pixel=loss)
+    next(iter(training.turns(ImageBatch(images()), draws(), 0)))
+    assert torch.equal(loss.seen, images() if of_code else MapTransform(0.5, 2)(images()))
+
+
+def test_codes_of_smaller_images_are_aligned_on_a_smaller_grid():
+    loss = build("losses", {"kind": "gram"}, tap=Tap(Classifier(num_classes=3, width=8)), grid=[4, 4])
+    assert loss.of_code and loss.grid_of(torch.zeros(1, 16, 3)) == (4, 4)
+    assert loss.grid_of(torch.zeros(1, 4, 3)) == (2, 2) and loss.grid_of(torch.zeros(1, 9, 3)) == (3, 3)
+
+
+def test_evaluation_cannot_be_asked_for_it():
+    for name in ("encode", "decode", "render"):
+        assert "transform" not in inspect.signature(getattr(ConvAutoencoder, name)).parameters
+
+
+AT = "tokenizer.phases.main.equivariance"
+HEAD = (
+    "tokenizer.phases.main.losses.alignment={kind: feature_cosine, teacher: classifier, head: {blocks: 1, width: 64,"
+    " heads: 4, layers: 1}}",
+    "tokenizer.phases.main.weights.feature_cosine=1",
+)
+MISTAKES = {
+    "a code without places": ("digits_titok_dit", [f"{AT}={{}}"], "tokens on a grid of .* have no places"),
+    "a fraction of a place": ("digits", [f"{AT}={{scales: [0.3]}}"], "scale 0.3 makes 1.2x1.2 places"),
+    "no place": ("digits", [f"{AT}={{scales: [0.1]}}"], "scale 0.1 makes 0.4x0.4 places"),
+    "an odd side": ("digits_vfmvae", [f"{AT}={{scales: [0.75]}}"], "what is 0.75 of its size does not pass"),
+    "learned positions": (
+        "digits_vitok",
+        [f"{AT}={{scales: [0.5]}}", "tokenizer.model.position=rotary_and_learned"],
+        "what is 0.5 of its size does not pass",
+    ),
+    "a head with positions": ("digits", [f"{AT}={{scales: [0.5]}}", *HEAD], "losses.alignment knows codes of one size"),
+    "places left out": ("digits_rectok", [f"{AT}={{scales: [0.5], images: 0}}"], "or token_drop where it is"),
+    "a scale above one": ("digits", [f"{AT}={{scales: [2.0]}}"], "equivariance.scales are"),
+    "no such turn": ("digits", [f"{AT}={{turns: [4]}}"], "equivariance.turns are"),
+    "a share above one": ("digits", [f"{AT}={{codes: 1.5}}"], "equivariance.codes is 1.5"),
+    "post-training": (
+        "digits_robust_flow",
+        ["posttrain.phase.equivariance={scales: [0.5]}"],
+        "posttrain.phase.equivariance transforms codes",
+    ),
+    "joint training": ("digits_repae", ["joint.phase.equivariance={scales: [0.5]}"], "codes of one size alone"),
+}
+
+
+@pytest.mark.parametrize("name, changes, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_what_cannot_be_equivariant_is_refused_in_one_line(name, changes, words):
+    with pytest.raises(ValueError, match=words) as error:
+        check_line(load(name, changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_vfmvae", "digits_vitok", "digits_favae", "digits_rae"])
+def test_maps_of_every_kind_may_halve(name):
+    recipe = load(name)
+    phase = next(iter(recipe.tokenizer.phases.values()))
+    weights = {"pixel": 1.0} if name == "digits_rae" else WEIGHTS
+    halved = Phase(replace(phase.loop, lr={"tokenizer": 1e-3}), weights, equivariance=Equivariance(scales=(0.5, 1.0)))
+    recipe.tokenizer.phases = {"main": halved}
+    check_tokenizer(recipe)

@@ -1,0 +1,165 @@
+"""The loop's promises: exact accumulation and resume, processes that agree, a guard against non-finite steps."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from loop_task import Denoise, Numbers, fit, weights
+
+from pipeline.recipes.schema import Loop
+from pipeline.training import checkpoints
+from pipeline.training.ema import Average
+from pipeline.training.loop import Interrupted, rate
+from pipeline.training.order import Order, Share
+
+SCRIPT = Path(__file__).parents[1].joinpath("loop_task.py")
+
+
+def start(*arguments: object, processes: int = 1) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
+        cwd=SCRIPT.parents[1],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-2000:]
+
+
+def test_accumulation_is_exact(tmp_path):
+    whole, parts = fit(tmp_path / "a"), fit(tmp_path / "b", accumulate=4)
+    torch.testing.assert_close(weights(whole), weights(parts), atol=1e-6, rtol=0)
+
+
+def test_resume_is_exact_to_the_bit(tmp_path):
+    straight = fit(tmp_path / "a")
+    fit(tmp_path / "b", steps=5, save_every=5)
+    assert torch.equal(weights(straight), weights(fit(tmp_path / "b")))
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path):
+    finish(start(tmp_path / "whole", 40, 4))
+    process = start(tmp_path / "killed", 40, 4, 0.05)
+    while not checkpoints.finished(tmp_path / "killed"):
+        time.sleep(0.02)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "weights_0.pt").exists()
+    finish(start(tmp_path / "killed", 40, 4))
+    saved = [torch.load(tmp_path / name / "weights_0.pt", weights_only=True) for name in ("whole", "killed")]
+    assert torch.equal(*saved)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(set(lines)) and lines[-1] == 40
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    finish(start(tmp_path / "whole", 90, 0))
+    process = start(tmp_path / "stopped", 90, 0, 0.1)
+    while not (tmp_path / "stopped").exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "the same command goes on" in output, output
+    assert len(checkpoints.finished(tmp_path / "stopped")) == 1
+    finish(start(tmp_path / "stopped", 90, 0))
+    saved = [torch.load(tmp_path / name / "weights_0.pt", weights_only=True) for name in ("whole", "stopped")]
+    assert torch.equal(*saved)
+
+
+def test_two_processes_end_where_one_does(tmp_path):
+    finish(start(tmp_path / "one", 12, 6))
+    finish(start(tmp_path / "two", 12, 6, processes=2))
+    one = torch.load(tmp_path / "one" / "weights_0.pt", weights_only=True)
+    ranks = [torch.load(tmp_path / "two" / f"weights_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert torch.equal(*ranks)
+    torch.testing.assert_close(one, ranks[0], atol=1e-6, rtol=0)
+
+
+def test_interruption_is_an_exception_with_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.training.loop.anyone", lambda accelerator, here, step: step == 7)
+    with pytest.raises(Interrupted, match="step 7"):
+        fit(tmp_path)
+    assert [path.name for path in checkpoints.finished(tmp_path)] == ["step_00000007"]
+
+
+def test_a_non_finite_step_is_left_out_and_too_many_stop_the_run(tmp_path):
+    players = fit(tmp_path / "a", Denoise(poison=(3, 4)))
+    assert weights(players).isfinite().all()
+    with pytest.raises(FloatingPointError, match="4 steps in a row"):
+        fit(tmp_path / "b", Denoise(poison=tuple(range(2, 12))), skip=3)
+
+
+def test_the_last_checkpoints_are_kept(tmp_path):
+    fit(tmp_path, steps=8, save_every=2, keep=2)
+    assert [path.name for path in checkpoints.finished(tmp_path)] == ["step_00000006", "step_00000008"]
+
+
+def test_ranks_that_differ_are_refused(monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)
+    monkeypatch.setattr(accelerator, "gather", lambda sums: torch.cat([sums, sums + 1e-9]))
+    with pytest.raises(RuntimeError, match="maker have drifted apart"):
+        checkpoints.assert_equal_ranks(accelerator, Denoise().players)
+
+
+def test_ranks_and_micro_batches_share_the_batch_without_overlap():
+    places = [Share(24, 3, rank, 2).places(micro) for micro in range(3) for rank in range(2)]
+    assert sorted(sum((list(range(24))[p] for p in places), [])) == list(range(24))
+    with pytest.raises(ValueError, match="does not divide"):
+        Share(10, 3)
+
+
+def test_order_visits_everything_once_an_epoch_and_depends_on_the_seed():
+    order = Order(10, 4, seed=0)
+    seen = torch.cat([order.indices(step) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert not torch.equal(seen[:10], seen[10:])
+    assert torch.equal(Order(10, 4, seed=0).indices(3), order.indices(3))
+    assert not torch.equal(Order(10, 4, seed=1).indices(3), order.indices(3))
+    assert len(order.seeds(0).unique()) == 4 and not torch.equal(order.seeds(0), order.seeds(1))
+
+
+def test_the_rate_warms_up_and_decays():
+    loop = Loop(steps=110, lr={}, warmup=10, schedule="cosine", final=0.1)
+    assert rate(loop, 1.0, 0) == pytest.approx(0.1) and rate(loop, 1.0, 9) == pytest.approx(1.0)
+    assert rate(loop, 1.0, 60) == pytest.approx(0.55) and rate(loop, 1.0, 110) == pytest.approx(0.1)
+
+
+def test_the_average_is_fp32_and_covers_buffers():
+    module = torch.nn.BatchNorm1d(2).bfloat16()
+    average = Average(module, decay=0.5)
+    module.weight.data += 1
+    module.running_mean += 2
+    module.num_batches_tracked += 3
+    for step in (1, 2):
+        average.update(module, step)
+    assert average.module.weight.dtype == torch.float32
+    kept = (2 / 11) * (3 / 12)  # (1 + step) / (10 + step), smaller than the decay this early
+    torch.testing.assert_close(average.module.weight.data, torch.full((2,), 2 - kept))
+    torch.testing.assert_close(average.module.running_mean, torch.full((2,), 2 * (1 - kept)))
+    assert average.module.num_batches_tracked == 3
+
+
+def test_data_is_read_by_workers_in_the_same_order(tmp_path):
+    plain, worked = Denoise(), Denoise()
+    fit(tmp_path / "a", plain, steps=3)
+    from pipeline.training.loop import train
+
+    loop = Loop(steps=3, batch=8, lr={"maker": 1e-2, "judge": 1e-2})
+    train(worked, Numbers(), loop, tmp_path / "b", seed=3, accelerator=Accelerator(cpu=True), workers=1)
+    assert all(torch.equal(a, b) for a, b in zip(plain.seen, worked.seen, strict=True))

@@ -1,0 +1,397 @@
+"""Post-training of a decoder: codes stay what they are, pairs are the generator's, the best decoder is kept."""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from tiny_pipeline import randomised
+from torch import Tensor
+
+from pipeline.checks.recipe import check_line
+from pipeline.code import Code
+from pipeline.components import find, structure
+from pipeline.critics.patch import Patch
+from pipeline.images.eight_bits import eight_bits
+from pipeline.images.reading import Images
+from pipeline.latents.store import MANIFEST, LatentStore, shard_file
+from pipeline.losses.pixel import Pixel
+from pipeline.recipes.building import build_network, build_tokenizer
+from pipeline.recipes.files import merge
+from pipeline.recipes.schema import PostTraining, Recipe, TokenizerTraining, load
+from pipeline.runs.workspace import NOTE, Workspace, fingerprint
+from pipeline.sampling.many_images import assemble
+from pipeline.saved_folders import load_component
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.training.pairs import Pairs, chosen_rows, make_pairs
+from pipeline.training.phase_parts import carry_over
+from pipeline.training.posttraining import EarlyStop, FromCode
+from stages import encode_dataset, train_jointly, train_tokenizer
+from stages import posttrain_decoder as stage
+
+VQ = {"kind": "vector_quantize", "dim": 4, "vocab": 16, "learn": "ema", "start": "kmeans", "restart": 0.1}
+CONV = {"kind": "conv_autoencoder", "width": 8, "multipliers": [1, 2, 2], "blocks": 1, "groups": 4}
+TITOK = {"kind": "titok", "tokens": 6, "width": 16, "depth": 1, "heads": 2, "patch_size": 4, "bottleneck": VQ}
+SIZES = {"depth": 1, "width": 16, "heads": 2}
+LINES: dict[str, tuple[dict[str, Any], str, str]] = {  # tokenizer, network, objective
+    "vq": (CONV | {"bottleneck": VQ}, "causal_transformer", "next_token"),
+    "kl": (CONV | {"bottleneck": {"kind": "gaussian", "dim": 3}}, "diffusion_transformer", "flow_matching"),
+    "titok": (TITOK, "bidirectional_transformer", "masked_token"),
+    "stock": ({"kind": "pretrained"}, "diffusion_transformer", "flow_matching"),
+}
+TERMS = {"next_token": "next_token", "flow_matching": "flow", "masked_token": "masked_token"}
+PHASE = {"train": "decoder", "weights": {"pixel": 1.0}, "loop": {"steps": 4, "batch": 8, "lr": {"tokenizer": 1e-3}}}
+PART = {"pairs": 24, "held_out": 8, "preserve": 0.5, "check_every": 2, "patience": 2, "phase": PHASE}
+
+
+def recipe_of(kind: str, model: dict[str, Any]) -> Recipe:
+    network, objective = LINES[kind][1:]
+    generator = {
+        "network": SIZES | {"kind": network},
+        "objective": {"kind": objective},
+        "weights": {TERMS[objective]: 1.0},
+        "loop": {"steps": 1, "lr": {"network": 1e-3}},
+    }
+    values = {
+        "name": "tiny",
+        "data": {"source": {"kind": "digits"}, "size": 16},
+        "tokenizer": {"model": model, "start": "anywhere"},
+        "generator": generator,
+        "latents": {"batch": 256, "shard": 10},
+        "sample": {"steps": None if kind == "vq" else 2, "guidance": 2.0, "batch": 7},
+        "posttrain": PART,
+    }
+    return structure(Recipe, values)
+
+
+def changed(recipe: Recipe, **posttrain: Any) -> Recipe:
+    return replace(recipe, posttrain=structure(PostTraining, merge(PART, posttrain)))
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    """A function from the name of a line to its recipe and its run, up to the generator; all weights are drawn."""
+    made: dict[str, tuple[Recipe, Workspace]] = {}
+
+    def line(kind: str) -> tuple[Recipe, Workspace]:
+        if kind not in made:
+            made[kind] = make_line(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return line
+
+
+def make_line(kind: str, root: Path) -> tuple[Recipe, Workspace]:
+    model = LINES[kind][0]
+    if kind == "stock":
+        torch.manual_seed(0)
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        vae = AutoencoderKL(latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+        vae.save_pretrained(root / "vae")
+        model = model | {"path": str(root / "vae")}
+    recipe, work = recipe_of(kind, model), Workspace(root / "run", Accelerator(cpu=True))
+    check_line(recipe)
+    folders = {name: work.root / name for name in ("joint", "latents", "generator")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        (folder / NOTE).write_text("{}")
+    tokenizer = build_tokenizer(recipe)
+    (tokenizer if kind == "stock" else randomised(tokenizer, 1)).save_pretrained(folders["joint"])
+    long = replace(recipe, latents=replace(recipe.latents, shard=8192))
+    encode_dataset.run(long, work, folders["latents"])
+    objective = check_line(recipe).objective
+    network = build_network(recipe, LatentStore(folders["latents"]).spec, 10, objective)
+    randomised(network, 2).save_pretrained(folders["generator"] / "network")
+    objective.save_pretrained(folders["generator"] / "objective")
+    (folders["generator"] / "class_names.json").write_text(json.dumps([str(digit) for digit in range(10)]))
+    return recipe, work
+
+
+def tokenizer_in(folder: Path, recipe: Recipe) -> Tokenizer:
+    return load_component(find("tokenizers", recipe.tokenizer.model["kind"]), folder).eval()
+
+
+def values(code: Code) -> Tensor:
+    return code.z if code.ids is None else code.ids
+
+
+def equal(one: Path, other: Path, recipe: Recipe) -> bool:
+    """Whether two folders hold the same weights and buffers, to the bit."""
+    states = [tokenizer_in(folder, recipe).state_dict() for folder in (one, other)]
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def run(recipe: Recipe, work: Workspace, out: Path) -> dict[str, Any]:
+    """The stage into `out`; its record."""
+    out.mkdir(exist_ok=True)
+    stage.run(recipe, work, out)
+    return json.loads((out / "posttraining.json").read_text())
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_the_decoder_alone_moves_and_every_code_is_what_it_was(kind, lines, tmp_path):
+    recipe, work = lines(kind)
+    record = run(recipe, work, tmp_path / "decoder")
+    assert record["kept_step"] > 0 and record["error_after"] < record["error_before"]
+    before = tokenizer_in(work.artefact("latents") / "tokenizer", recipe)
+    after = tokenizer_in(tmp_path / "decoder", recipe)
+    decoder = {id(parameter) for parameter in before.trainable("decoder")}
+    free = {name for name, parameter in before.named_parameters() if id(parameter) in decoder}
+    states = before.state_dict(), after.state_dict()
+    moved = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert moved and moved <= free and len(moved) > len(free) // 2
+    images = Images(recipe.data, "train")
+    for rows in torch.arange(len(images)).split(256):
+        codes = [tokenizer.encode(images.plain(rows).images) for tokenizer in (before, after)]
+        assert torch.equal(*map(values, codes))
+    assert not torch.equal(*(tokenizer.decode(codes[0]) for tokenizer in (before, after)))
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+@torch.no_grad()
+def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, tmp_path):
+    recipe, work = lines(kind)
+    store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
+    pipe, images = assemble(recipe, source, work.artefact("generator")), Images(recipe.data, "train")
+    rows, _ = chosen_rows(recipe.posttrain, len(store), recipe.seed)
+    stored, places = store.plain(rows), torch.arange(24)
+    for route in ("tokens", "reencode"):
+        whole = changed(recipe, preserve=1.0, route=route)
+        make_pairs(whole, pipe, store, tmp_path / route, work.accelerator)
+        pair = Pairs(tmp_path / route, store, images, whole, 0, 24).plain(places)
+        expected = stored.code
+        if route == "reencode":
+            expected = pipe.tokenizer.encode(eight_bits(pipe.decode(stored.code)))
+        assert torch.equal(pair.images, images.plain(rows).images)
+        assert torch.equal(pair.condition.labels, stored.condition.labels)
+        torch.testing.assert_close(values(pair.code), values(expected), atol=2e-3, rtol=2e-3)
+        assert torch.equal(values(pair.code), values(stored.code)) == (route == "tokens")
+
+
+class OneOf:
+    """What `make_pairs` asks of an accelerator, as process `rank` of several."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank: int, ranks: int):
+        self.process_index, self.num_processes, self.is_main_process = rank, ranks, rank == 0
+
+    def wait_for_everyone(self) -> None:
+        pass
+
+
+def test_pairs_are_the_same_however_they_are_made_and_finished_shards_are_kept(lines, tmp_path):
+    recipe, work = lines("vq")
+    store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
+    pipe = assemble(recipe, source, work.artefact("generator"))
+    make_pairs(recipe, pipe, store, tmp_path / "one", OneOf(0, 1))
+    other = replace(recipe, sample=replace(recipe.sample, batch=3))
+    make_pairs(other, pipe, store, tmp_path / "two", OneOf(0, 2))
+    assert [shard_file(tmp_path / "two", number).exists() for number in range(3)] == [True, False, True]
+    make_pairs(other, pipe, store, tmp_path / "two", OneOf(1, 2))
+    one, two = (LatentStore(tmp_path / name).plain(torch.arange(24)) for name in ("one", "two"))
+    assert torch.equal(one.code.ids, two.code.ids) and torch.equal(one.condition.labels, two.condition.labels)
+    kept = shard_file(tmp_path / "two", 0).stat().st_mtime_ns
+    shard_file(tmp_path / "two", 1).unlink()
+    make_pairs(other, pipe, store, tmp_path / "two", OneOf(0, 1))
+    assert shard_file(tmp_path / "two", 0).stat().st_mtime_ns == kept
+    assert torch.equal(LatentStore(tmp_path / "two").plain(torch.arange(24)).code.ids, one.code.ids)
+    with pytest.raises(ValueError, match="made with preserve 0.5, not 0.7"):
+        make_pairs(changed(recipe, preserve=0.7), pipe, store, tmp_path / "two", OneOf(0, 1))
+
+
+def test_pairs_are_the_generator_s_version_of_the_codes(lines, tmp_path):
+    recipe, work = lines("vq")
+    store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
+    pipe = assemble(recipe, source, work.artefact("generator"))
+    stored = store.plain(chosen_rows(recipe.posttrain, len(store), recipe.seed)[0]).code.ids
+    shares = []
+    for preserve in (0.2, 0.8):
+        folder = tmp_path / f"{preserve}"
+        make_pairs(changed(recipe, preserve=preserve, route="tokens"), pipe, store, folder, OneOf(0, 1))
+        made = LatentStore(folder).plain(torch.arange(24)).code.ids
+        shares.append(float((made == stored).float().mean()))
+    assert 0.2 < shares[0] < shares[1] - 0.3 and shares[1] < 1
+
+
+def test_pairs_of_the_decoder_before_are_taken_over_where_all_that_makes_them_is_the_same(lines, tmp_path, monkeypatch):
+    recipe, work = lines("kl")
+    first, decoder = run(recipe, work, tmp_path / "decoder"), work.root / "decoder"
+    (tmp_path / "decoder").rename(decoder)
+
+    def never(*of: Any) -> None:
+        raise AssertionError("pairs are made anew")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.pairs.regenerated", never)
+        other = run(changed(recipe, rehearsal=0.5), work, tmp_path / "other")
+        assert other["cost"]["seconds_of_pairs"] == first["cost"]["seconds_of_pairs"]
+        for name in (MANIFEST, shard_file(decoder, 2).name):
+            assert (tmp_path / "other" / "pairs" / name).read_bytes() == (decoder / "pairs" / name).read_bytes()
+        with pytest.raises(AssertionError, match="anew"):
+            run(changed(recipe, preserve=0.7), work, tmp_path / "preserve")
+        os.utime(next((work.root / "generator" / "network").glob("*.safetensors")))  # as a new training leaves it
+        with pytest.raises(AssertionError, match="anew"):
+            run(changed(recipe, rehearsal=0.5), work, tmp_path / "generator")
+    shutil.rmtree(decoder)
+
+
+def test_what_it_cost_is_recorded(lines, tmp_path):
+    recipe, work = lines("vq")
+    record = run(recipe, work, tmp_path / "decoder")
+    assert record["cost"]["network_evaluations_of_pairs"] == 24 * 16
+    assert record["cost"]["seconds_of_pairs"] > 0 and record["cost"]["seconds_of_training"] > 0
+    assert record["critic"] == "none" and [check["step"] for check in record["checks"]] == [0, 2, 4]
+
+
+def test_the_best_decoder_is_kept_and_training_stops_when_none_is_better(lines, tmp_path):
+    recipe, work = lines("kl")
+    idle = merge(PHASE, {"loop": {"steps": 100, "lr": {"tokenizer": 0.0}}})
+    record = run(changed(recipe, phase=idle), work, tmp_path / "idle")
+    assert record["stopped_early"] and record["steps"] == 4 and record["kept_step"] == 0
+    assert equal(tmp_path / "idle", work.root / "latents" / "tokenizer", recipe)
+    wild = merge(PHASE, {"loop": {"steps": 40, "ema": 0.0, "lr": {"tokenizer": 0.3}}})
+    record = run(changed(recipe, phase=wild, check_every=1), work, tmp_path / "wild")
+    errors = [check["error"] for check in record["checks"]]
+    assert record["stopped_early"] and min(errors) == record["error_after"] and errors[-1] > min(errors)
+    assert len(errors) - 1 - errors.index(min(errors)) == 2
+    part, store = changed(recipe, phase=wild).posttrain, LatentStore(work.artefact("latents"))
+    held_out = Pairs(tmp_path / "wild" / "pairs", store, Images(recipe.data, "train"), recipe, 16, 8)
+    again = EarlyStop(part, {"pixel": Pixel()}, held_out, tmp_path / "again", work.accelerator)
+    kept = FromCode(tokenizer_in(tmp_path / "wild", recipe))
+    assert again.error(kept) == pytest.approx(record["error_after"], rel=1e-5)
+
+
+def test_a_stage_that_goes_on_ends_with_the_same_weights(lines, tmp_path):
+    recipe, work = lines("titok")
+    longer = changed(recipe, phase=merge(PHASE, {"loop": {"steps": 8, "save_every": 3}}), patience=9)
+    short = changed(recipe, phase=merge(PHASE, {"loop": {"steps": 4, "save_every": 3}}), patience=9)
+    straight = run(longer, work, tmp_path / "straight")
+    run(short, work, tmp_path / "stopped")
+    checkpoints = tmp_path / "stopped" / "posttraining" / "checkpoints"
+    (checkpoints / "step_00000004").rename(tmp_path / "lost")  # it goes on from step 3, before the last check
+    resumed = run(longer, work, tmp_path / "stopped")
+    assert [(check["step"], check["error"]) for check in resumed["checks"]] == [
+        (check["step"], check["error"]) for check in straight["checks"]
+    ]
+    assert equal(tmp_path / "straight", tmp_path / "stopped", recipe)
+
+
+def test_the_tokenizer_s_critic_is_carried_over(lines, tmp_path, caplog):
+    recipe, work = lines("kl")
+    adversary = {"critic": {"kind": "patch", "width": 8, "layers": 1}}
+    first = {
+        "adversary": adversary,
+        "weights": {"pixel": 1.0, "kl": 1e-6, "adversarial": 0.1},
+        "loop": {"steps": 2, "batch": 8, "lr": {"tokenizer": 1e-4, "critic": 1e-3}},
+    }
+    part = {"model": recipe.tokenizer.model, "phases": {"main": first}}
+    recipe = replace(recipe, tokenizer=structure(TokenizerTraining, part))
+    root = Workspace(tmp_path / "run", work.accelerator)
+    for name in ("latents", "generator"):
+        (root.root / name).parent.mkdir(exist_ok=True)
+        (root.root / name).symlink_to(work.root / name)
+    (root.root / "tokenizer").mkdir()
+    train_tokenizer.run(recipe, root, root.root / "tokenizer")
+    (root.root / "tokenizer" / NOTE).write_text("{}")
+    (root.root / "joint").mkdir()
+    train_jointly.run(recipe, root, root.root / "joint")
+    (root.root / "joint" / NOTE).write_text("{}")
+    saved = root.root / "joint" / "critic"
+    contested = merge(PHASE, {"adversary": adversary, "weights": {"adversarial": 0.1}, "loop": {"lr": {"critic": 0.0}}})
+    part = changed(recipe, phase=contested)
+    check_line(part)
+    assert run(part, root, tmp_path / "decoder")["critic"] == "carried over"
+    critic, carried = carry_over(Patch(8, 1), saved)
+    assert carried and torch.equal(critic.main[0].weight, Patch.from_pretrained(saved).main[0].weight)
+    with caplog.at_level(logging.WARNING):
+        for fresh, folder, words in ((Patch(8, 2), saved, "another make"), (Patch(8, 1), None, "without a critic")):
+            assert carry_over(fresh, folder) == (fresh, False) and words in caplog.records[-1].getMessage()
+
+
+def test_what_makes_a_decoder_stale(lines):
+    recipe, _ = lines("kl")
+
+    def hashed(of: Recipe) -> str:
+        return fingerprint(stage.uses(of))
+
+    assert hashed(changed(recipe, preserve=0.6)) != hashed(recipe)
+    assert hashed(replace(recipe, sample=replace(recipe.sample, guidance=3.0))) != hashed(recipe)
+    assert hashed(replace(recipe, sample=replace(recipe.sample, images=3, batch=2))) == hashed(recipe)
+    plain = replace(recipe, posttrain=None)
+    assert hashed(replace(plain, sample=replace(recipe.sample, guidance=3.0))) == hashed(plain)
+
+
+MISTAKES = {
+    "route=pixels": "posttrain.route: 'pixels' is not one of reencode, tokens",
+    "preserve=0": "posttrain.preserve is 0; pairs need a share above 0",
+    "rehearsal=1": "posttrain.rehearsal is 1; it is a share, 0 or more and below 1",
+    "held_out=1000": "posttrain.held_out is 1000 of 1000 pairs",
+    "patience=0": "posttrain.patience is 0; use 1 or more",
+    "phase.train=all": "posttrain.phase.train is 'all', .* set train: decoder",
+    "phase.weights.commit=1": "posttrain.phase.weights.commit: there is no loss term",
+    "phase.losses.pixel=null": "posttrain.phase.weights.pixel: there is no loss term 'pixel'.* leaves it out",
+    "phase.losses=null": "posttrain.phase.losses is empty",
+    "phase.losses.ids={kind: proxy_codes, path: here}": "posttrain.phase.losses.ids is not of pixels",
+    "phase.loop.lr.critic=1": "posttrain.phase.loop.lr.critic: there is no player",
+    "phase.adversary={critic: {kind: patch}}": "posttrain.phase.adversary.critic judges images of 24 px or more",
+}
+
+
+@pytest.mark.parametrize("override, message", MISTAKES.items())
+def test_planted_mistakes_stop_at_load(override, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_line(load("digits_robust_ar", [f"posttrain.{override}"]))
+    assert "\n" not in str(error.value)
+
+
+def test_images_come_again_where_pairs_are_more_and_are_made_anew(lines, tmp_path):
+    recipe, work = lines("vq")
+    many = changed(recipe, pairs=1500, held_out=100, preserve=0.1, route="tokens")
+    rows, rounds = chosen_rows(many.posttrain, 1438, recipe.seed)
+    assert not set(rows[:1400].tolist()) & set(rows[1400:].tolist()) and len(set(rows[1400:].tolist())) == 100
+    assert torch.equal(rows[1338:1400], rows[:62]) and len(set(rows[:1338].tolist())) == 1338
+    assert rounds.tolist() == [0] * 1338 + [1] * 62 + [0] * 100
+    store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
+    pipe = assemble(recipe, source, work.artefact("generator"))
+    make_pairs(many, pipe, store, tmp_path / "pairs", OneOf(0, 1))
+    pairs = LatentStore(tmp_path / "pairs")
+    first, again = (pairs.plain(torch.arange(start, start + 62)).code.ids for start in (0, 1338))
+    assert float((first == again).float().mean()) < 0.5
+
+
+def test_a_share_of_a_batch_rehearses_the_image_s_own_code(lines, tmp_path):
+    recipe, work = lines("vq")
+    store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
+    pipe, images = assemble(recipe, source, work.artefact("generator")), Images(recipe.data, "train")
+    mixed = changed(recipe, preserve=0.1, route="tokens", rehearsal=0.25)
+    make_pairs(mixed, pipe, store, tmp_path / "pairs", OneOf(0, 1))
+    pairs, indices, seeds = Pairs(tmp_path / "pairs", store, images, mixed, 0, 16), torch.arange(16), torch.arange(16)
+    batch, made = pairs.batch(indices, seeds), pairs.plain(indices)
+    own = store.plain(pairs.rows[:16]).code.ids
+    rehearsed = (batch.code.ids == own).all(dim=1)
+    assert torch.equal(batch.images, made.images) and 1 <= int(rehearsed.sum()) <= 8
+    assert torch.equal(batch.code.ids[~rehearsed], made.code.ids[~rehearsed])
+    assert torch.equal(pairs.batch(indices[8:], seeds[8:]).code.ids, batch.code.ids[8:])
+    never = Pairs(tmp_path / "pairs", store, images, changed(recipe, rehearsal=0.0), 0, 16)
+    assert torch.equal(never.batch(indices, seeds).code.ids, made.code.ids)
+
+
+def test_an_image_to_train_on_must_be_left(lines, tmp_path):
+    recipe, work = lines("kl")
+    with pytest.raises(ValueError, match="posttrain.held_out is 1438, and there are only 1438 training images"):
+        run(changed(recipe, pairs=5000, held_out=1438), work, tmp_path / "decoder")
+
+
+def test_without_post_training_the_tokenizer_passes_through(lines, tmp_path):
+    recipe, work = lines("kl")
+    stage.run(replace(recipe, posttrain=None), work, tmp_path / "decoder")
+    assert not (tmp_path / "decoder" / "pairs").exists()
+    assert equal(tmp_path / "decoder", work.root / "latents" / "tokenizer", recipe)
