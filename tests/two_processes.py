@@ -13,11 +13,11 @@ Made = TypeVar("Made")
 HERE = Path(__file__).parent
 START = """
 import importlib, sys
-sys.path[:0] = sys.argv[1:3]
+sys.path[:0] = sys.argv[1:4]
 import torch
 import two_processes
-train = getattr(importlib.import_module(sys.argv[4]), sys.argv[5])
-two_processes.join(sys.argv[3], 1)
+train = getattr(importlib.import_module(sys.argv[5]), sys.argv[6])
+two_processes.join(sys.argv[4], 1)
 train(1)
 torch.distributed.barrier()
 """
@@ -29,7 +29,8 @@ def as_two(train: Callable[[int], Made], folder: Path) -> Made:
     Where the other fails, so does the test, with its errors.
     """
     meeting = str(folder / "meeting")
-    command = [sys.executable, "-c", START, str(HERE.parent), str(HERE), meeting, train.__module__, train.__name__]
+    paths = [str(HERE.parent), str(HERE), str(Path(train.__code__.co_filename).parent)]
+    command = [sys.executable, "-c", START, *paths, meeting, train.__module__, train.__name__]
     other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         join(meeting, 0)
