@@ -1,0 +1,77 @@
+"""What README and docs/ tell people to type is right: commands, settings, recipes, files, links and snippets."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_pipeline import make_pipeline
+
+from pipeline.checks.recipe import check_line
+from pipeline.recipes.describing import describe
+from pipeline.recipes.files import is_recipe
+from pipeline.recipes.schema import load
+from stages import ORDER
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in DOCUMENTS}
+BLOCKS = [
+    (name, kind, block) for name, text in TEXTS.items() for kind, block in re.findall(r"```(\w*)\n(.*?)```", text, re.S)
+]
+LINES = [line.split(" #")[0].strip() for _, kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+COMMANDS = sorted({re.search(r"run\.py (.*)", line)[1] for line in LINES if "run.py" in line})
+SNIPPETS = [(name, block) for name, kind, block in BLOCKS if kind == "python" and "from_pretrained" in block]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_are_ones_that_run(words: str):
+    command, *rest = words.split()
+    others = ("import", "card", "sweep", "compare", "reference", "describe")
+    if command == "describe":
+        assert all(describe(name) for name in rest)
+    assert command.replace("-", "_") in ("all", "check", "recipes", "doctor", *others, *ORDER)
+    if rest and command not in others and is_recipe(rest[0]):
+        check_line(load(rest[0], rest[1:]))
+
+
+def test_make_targets_exist():
+    targets = {target for line in LINES for target in re.findall(r"^make ([a-z-]+)", line)}
+    known = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
+    assert targets and targets <= set(known)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_files_and_links_exist(name: str):
+    for path in set(re.findall(r"`((?:pipeline|stages|configs|benchmarks|tests|docs)/[\w/.]*)`", TEXTS[name])):
+        assert (ROOT / path).exists(), path
+    for link in set(re.findall(r"\]\(([^)#:]+)\)", TEXTS[name])):
+        assert (ROOT / name).parent.joinpath(link).exists(), link
+
+
+def test_every_recipe_has_a_row_in_the_table():
+    rows = {row[1] for row in re.finditer(r"^\| `(\w+)` \|", TEXTS["docs/recipes.md"], re.M)}
+    assert rows == {path.stem for path in ROOT.glob("configs/*.yaml")}
+
+
+def test_recipes_that_a_page_shows_are_right(tmp_path: Path):
+    recipes = [block for _, kind, block in BLOCKS if kind == "yaml" and "name:" in block]
+    assert recipes
+    for number, recipe in enumerate(recipes):
+        (tmp_path / f"{number}.yaml").write_text(recipe)
+        check_line(load(str(tmp_path / f"{number}.yaml")))
+
+
+@pytest.mark.parametrize("name, snippet", SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_snippets_run_as_they_stand(name: str, snippet: str, tmp_path: Path):
+    make_pipeline(num_classes=10, id2label={i: str(i) for i in range(10)}).save_pretrained(
+        tmp_path / "runs/digits/pipeline"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    if name == "README.md":
+        assert len(list(tmp_path.glob("*.png"))) == 4
