@@ -88,7 +88,7 @@ def complain(message: object, status: int) -> int:
 
 
 def dispatch(command: str, rest: list[str]) -> int | None:
-    from pipeline.components import suggestion
+    from pipeline.validation import suggestion
 
     known = ("all", *ORDER, "check", "recipes", "describe", "doctor", "import", "card", "sweep", "compare", "reference")
     if command not in known:

@@ -8,9 +8,10 @@ from typing import Any, get_type_hints
 from torch import Generator, Tensor
 
 from pipeline.code import LatentSpec
-from pipeline.components import conform, structure, suggestion
+from pipeline.components import conform, structure
 from pipeline.objectives.base import Objective
 from pipeline.samplers.guidance import Guidance
+from pipeline.validation import suggestion
 
 PIPELINES_OWN = ("on_step", "scheduler")  # keyword arguments of Objective.sample that a caller does not set
 GUIDANCE = ("interval", "channels", "schedule", "power", "rescale")  # settings besides the scale

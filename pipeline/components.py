@@ -1,13 +1,14 @@
 """Recipes name components; a component's file name is its key and its constructor is its schema."""
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pipeline.validation import PLACE, SettingError, suggestion
 
 Node = dict[str, Any]  # {kind: <file name>, **constructor arguments}
 
@@ -35,7 +36,7 @@ def kinds(slot: str) -> list[str]:
 def find(slot: str, kind: str) -> type:
     """`find("networks", "diffusion_transformer")` is the class DiffusionTransformer of that file."""
     if kind not in kinds(slot):
-        raise ValueError(f"{slot}: there is no kind {kind!r}{suggestion(str(kind), kinds(slot))}")
+        raise SettingError(slot, f": there is no kind {kind!r}{suggestion(str(kind), kinds(slot))}")
     module = importlib.import_module(f"pipeline.{slot}.{kind}")
     classes = {name.lower(): value for name, value in vars(module).items() if inspect.isclass(value)}
     return classes[kind.replace("_", "")]
@@ -51,7 +52,7 @@ def check(
     """
     where = where or slot
     if not isinstance(node, Mapping) or not node.get("kind"):
-        raise ValueError(f"{where} needs a kind, one of: {', '.join(kinds(slot))}")
+        raise SettingError(where, f" needs a kind, one of: {', '.join(kinds(slot))}")
     return (cls := find_at(slot, node["kind"], where)), check_arguments(cls, node, derived, where)
 
 
@@ -59,7 +60,7 @@ def choose(choices: Mapping[str, type], node: Node, derived: tuple[str, ...] = (
     """As `check`, for an argument that names one of a few classes and not a file of a slot."""
     if not isinstance(node, Mapping) or node.get("kind") not in choices:
         stated = node.get("kind") if isinstance(node, Mapping) else node
-        raise ValueError(f"{where} needs a kind, one of: {', '.join(choices)}; it has {stated!r}")
+        raise SettingError(where, f" needs a kind, one of: {', '.join(choices)}; it has {stated!r}")
     return (cls := choices[node["kind"]]), check_arguments(cls, node, derived, where)
 
 
@@ -69,14 +70,14 @@ def check_arguments(cls: type, node: Node, derived: tuple[str, ...], where: str)
     parameters = {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
     hints = get_type_hints(cls.__init__)
     if stated := sorted(set(derived) & set(arguments)):
-        raise ValueError(f"{where}.{stated[0]} is determined by an earlier stage; take it out of the recipe")
+        raise SettingError(f"{where}.{stated[0]}", " is determined by an earlier stage; take it out of the recipe")
     free = [name for name in parameters if name not in derived]
     for name in arguments:
         if name not in free:
-            raise ValueError(f"{where}: {node['kind']} has no argument {name!r}{suggestion(name, free)}")
+            raise SettingError(where, f": {node['kind']} has no argument {name!r}{suggestion(name, free)}")
     for name in free:
         if name not in arguments and parameters[name].default is inspect.Parameter.empty:
-            raise ValueError(f"{where}.{name} is missing; {node['kind']} needs a value for it")
+            raise SettingError(f"{where}.{name}", f" is missing; {node['kind']} needs a value for it")
     values = {}
     for name, value in arguments.items():
         at = f"{where}.{name}"
@@ -101,8 +102,8 @@ def build(slot: str, node: Node, **derived: Any) -> Any:
 def find_at(slot: str, kind: str, where: str) -> type:
     try:
         return find(slot, kind)
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"{slot}:", f"{where}:", 1)) from None
+    except SettingError as error:
+        raise SettingError(where, error.message) from None
 
 
 def conform(value: Any, hint: Any, where: str) -> Any:
@@ -119,7 +120,7 @@ def conform(value: Any, hint: Any, where: str) -> Any:
         if value in inner and not isinstance(value, bool):
             return value
         note = " (YAML reads no, off and false alike; put it in quotes)" if isinstance(value, bool) else ""
-        raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(str, inner))}{note}")
+        raise SettingError(where, f": {value!r} is not one of {', '.join(map(str, inner))}{note}")
     if is_dataclass(hint):
         return structure(hint, value, where)
     if origin in (list, tuple):
@@ -128,7 +129,7 @@ def conform(value: Any, hint: Any, where: str) -> Any:
         if value is None:  # as a recipe empties what it includes
             return {}
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where}: {value!r} is not a mapping")
+            raise SettingError(where, f": {value!r} is not a mapping")
         of = inner[1] if inner else Any
         kept = {k: v for k, v in value.items() if v is not None or of is Any}
         return {str(k): conform(v, of, f"{where}.{k}") for k, v in kept.items()}
@@ -138,35 +139,17 @@ def conform(value: Any, hint: Any, where: str) -> Any:
 def structure(cls: type, values: Any, where: str = "") -> Any:
     """A dataclass from a mapping: unknown keys, missing values and wrong types are one-line errors."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: {values!r} is not a mapping of {', '.join(f.name for f in fields(cls))}")
+        raise SettingError(where, f": {values!r} is not a mapping of {', '.join(f.name for f in fields(cls))}")
     hints = get_type_hints(cls)
     known = [f.name for f in fields(cls)]
     dot = f"{where}." if where else ""
     for name in values:
         if name not in known:
-            raise ValueError(f"{dot}{name}: there is no such setting{suggestion(str(name), known)}")
+            raise SettingError(f"{dot}{name}", f": there is no such setting{suggestion(str(name), known)}")
     for f in fields(cls):
         if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"{dot}{f.name} is missing; state it in the recipe or as {dot}{f.name}=VALUE")
+            raise SettingError(f"{dot}{f.name}", f" is missing; state it in the recipe or as {PLACE}=VALUE")
     return cls(**{name: conform(value, hints[name], f"{dot}{name}") for name, value in values.items()})
-
-
-def match_names(stated: Iterable[str], needed: Iterable[str], where: str, what: str) -> None:
-    """ValueError unless `stated` names exactly `needed`."""
-    stated, needed = list(stated), sorted(needed)
-    for name in stated:
-        if name not in needed:
-            remedy = f"{suggestion(name, needed)}; {where}.{name}=null leaves it out"
-            raise ValueError(f"{where}.{name}: there is no {what} {name!r}{remedy}")
-    for name in needed:
-        if name not in stated:
-            raise ValueError(f"{where}.{name} is missing: every {what} needs a value")
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """`; did you mean 'steps'?` when a known name is near, else the list of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known) or 'none'}"
 
 
 def _one_of(value: Any, hints: tuple, where: str) -> Any:
@@ -184,10 +167,10 @@ def _one_of(value: Any, hints: tuple, where: str) -> Any:
 
 def _sequence(value: Any, origin: type, inner: tuple, where: str) -> Any:
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
-        raise ValueError(f"{where}: {value!r} is not a list; write [{value}, ...]")
+        raise SettingError(where, f": {value!r} is not a list; write [{value}, ...]")
     fixed = origin is tuple and inner and inner[-1] is not Ellipsis
     if fixed and len(value) != len(inner):
-        raise ValueError(f"{where}: {list(value)} has {len(value)} entries, not {len(inner)}")
+        raise SettingError(where, f": {list(value)} has {len(value)} entries, not {len(inner)}")
     of = inner if fixed else (inner[:1] or (Any,)) * len(value)
     return origin(conform(v, h, f"{where}[{i}]") for i, (v, h) in enumerate(zip(value, of)))
 
@@ -201,4 +184,4 @@ def _scalar(value: Any, hint: type, where: str) -> Any:
         return value
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     given = "empty" if value is None else repr(value)
-    raise ValueError(f"{where}: {given} is not {names.get(hint, getattr(hint, '__name__', hint))}")
+    raise SettingError(where, f": {given} is not {names.get(hint, getattr(hint, '__name__', hint))}")

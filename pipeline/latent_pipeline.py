@@ -25,7 +25,7 @@ from pipeline.call_arguments import (
     starting_noise,
 )
 from pipeline.code import Code, Condition
-from pipeline.components import conform, structure, suggestion
+from pipeline.components import conform, structure
 from pipeline.draws import Draws, GivenDraws, ImageDraws
 from pipeline.file_modes import ordinary_modes
 from pipeline.objectives.base import OnStep
@@ -37,6 +37,7 @@ from pipeline.saved_folders import (
     refuse_empty,
     refuse_missing_keys,
 )
+from pipeline.validation import suggestion
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 OnStepEnd = Callable[[DiffusionPipeline, int, float, dict[str, Tensor]], dict[str, Tensor] | None]

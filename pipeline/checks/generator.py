@@ -9,13 +9,14 @@ import torch
 from pipeline.call_arguments import check_settings
 from pipeline.checks.phase import check_decay
 from pipeline.code import LatentSpec
-from pipeline.components import build, check, find, kinds, match_names
+from pipeline.components import build, check, find, kinds
 from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipes.building import DERIVED, build_network, hidden_layout
 from pipeline.recipes.schema import Recipe
 from pipeline.sampling.weak_network import check_weak_folder
+from pipeline.validation import at, check_names
 
 
 def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
@@ -30,8 +31,10 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     check_milestones(recipe)
     check_class_token(recipe, network, objective)
     terms = [*cls.terms(**arguments), *check_hidden_losses(recipe, spec, network, objective)]
-    match_names(part.weights, terms, "generator.weights", "loss term")
-    match_names(part.loop.lr, ["network"], "generator.loop.lr", "player")
+    with at("generator.weights"):
+        check_names(part.weights, terms, "loss term")
+    with at("generator.loop.lr"):
+        check_names(part.loop.lr, ["network"], "player")
     check_decay(part.loop, ["network"], "generator.loop.weight_decay")
     return objective
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.code import LatentSpec
-from pipeline.components import build, check, match_names, suggestion
+from pipeline.components import build, check
 from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
 from pipeline.frozen.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.frozen.critic_teacher import check_critic_teacher, takes_features
@@ -15,6 +15,7 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.equivariance import check_equivariance
 from pipeline.training.loss_heads import output_layout
 from pipeline.training.reconstruction import check_balance, expected_terms
+from pipeline.validation import at, check_names, suggestion
 
 
 def check_whole_phase(recipe: Recipe, phase: Phase, where: str, others: Sequence[str] = ()) -> None:
@@ -66,8 +67,10 @@ def check_phase(
             )
         players.append("critic")
     terms = expected_terms(None if from_codes else tokenizer, arguments, phase)
-    match_names(phase.weights, terms, f"{where}.weights", "loss term")
-    match_names(phase.loop.lr, [*players, *others], f"{where}.loop.lr", "player")
+    with at(f"{where}.weights"):
+        check_names(phase.weights, terms, "loss term")
+    with at(f"{where}.loop.lr"):
+        check_names(phase.loop.lr, [*players, *others], "player")
     check_decay(phase.loop, [*players, *others], f"{where}.loop.weight_decay")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pipeline.checks.generator import check_generator, check_sampling
 from pipeline.checks.phase import check_critic, check_only, check_phase, check_whole_phase
 from pipeline.code import LatentSpec
-from pipeline.components import check, find, match_names
+from pipeline.components import check, find
 from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
@@ -13,6 +13,7 @@ from pipeline.recipes.building import DERIVED, on_meta
 from pipeline.recipes.schema import Equivariance, Recipe
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.equivariance import check_passage
+from pipeline.validation import at, check_names
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def check_joint_training(recipe: Recipe) -> None:
         raise ValueError("joint.phase.equivariance: the generator has codes of one size alone; leave it out")
     check_whole_phase(recipe, phase, "joint.phase", others=["network"])
     terms = {term for node in nodes for term in find("losses", node["kind"]).terms()}
-    match_names(recipe.joint.alignment, terms, "joint.alignment", "term of generator.losses")
+    with at("joint.alignment"):
+        check_names(recipe.joint.alignment, terms, "term of generator.losses")
     if twice := sorted(terms & set(phase.weights)):
         raise ValueError(f"joint.phase.losses gives {twice[0]!r}, which generator.losses gives too; leave one out")
 

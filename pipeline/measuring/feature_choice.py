@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from pipeline.components import suggestion
 from pipeline.metrics.base import Features
 from pipeline.metrics.features import ClassifierFeatures, InceptionFeatures, PixelFeatures, VisionFeatures
 from pipeline.teachers.inception import Inception
 from pipeline.teachers.vision_model import VisionModel
+from pipeline.validation import suggestion
 from pipeline.vision.config import read_kind
 from pipeline.vision.weights import KNOWN, digest, hub_id, locate, remedy, require
 

@@ -26,9 +26,9 @@ def import_checkpoint(arguments: list[str]) -> None:
     A tokenizer becomes OUT itself; a generator becomes OUT/network and OUT/objective, as train_generator leaves them.
     Raises ValueError for an unknown format, an unreadable file, unexpected keys, or an OUT that is not empty.
     """
-    from pipeline.components import suggestion
     from pipeline.file_modes import ordinary_modes
     from pipeline.published.checkpoint import read as read_state
+    from pipeline.validation import suggestion
 
     if not arguments:
         print("\n".join(f"{name:<14}{what}" for name, what in formats().items()))
@@ -59,8 +59,9 @@ def import_checkpoint(arguments: list[str]) -> None:
 
 def stated(convert: Callable[..., Any], overrides: list[str]) -> dict[str, Any]:
     """`key=value` settings as the arguments of `convert` beyond the state; ValueError for one that it does not have."""
-    from pipeline.components import conform, suggestion
+    from pipeline.components import conform
     from pipeline.recipes.schema import parse
+    from pipeline.validation import suggestion
 
     hints, known = get_type_hints(convert), list(inspect.signature(convert).parameters)[1:]
     values = {name: value for override in overrides for name, value in parse(override).items()}

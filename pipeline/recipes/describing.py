@@ -10,10 +10,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.call_arguments import PIPELINES_OWN
-from pipeline.components import NESTED, find, kinds, suggestion
+from pipeline.components import NESTED, find, kinds
 from pipeline.recipes.building import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import TOLD
+from pipeline.validation import suggestion
 
 PLACES = {  # where a recipe names the kinds of a slot
     "datasets": "data.source",

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.components import suggestion
+from pipeline.validation import suggestion
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import Node, suggestion
+from pipeline.components import Node
 from pipeline.draws import Draws
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.quiet_cast import QuietCast
+from pipeline.validation import suggestion
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
 TOLD = ("image_size", "maps", "inputs", "stride")  # what a part of `choices` is told, and a recipe may not state

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition
-from pipeline.components import suggestion
 from pipeline.draws import Draws
 from pipeline.losses.base import Loss
 from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
+from pipeline.validation import suggestion
 
 FOLDER = "heads"
 log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.components import suggestion
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
@@ -21,6 +20,7 @@ from pipeline.tokenizers.base import Rebuilt, Tokenizer
 from pipeline.training.contest import Contest, gradient
 from pipeline.training.equivariance import drawn
 from pipeline.training.loss_heads import joined
+from pipeline.validation import at, check_names, suggestion
 
 LARGEST_ADVERSARIAL = 1e4  # ratio of gradients that adapts the weight of the adversarial term
 LARGEST = 1e8  # that of any other term, as in VA-VAE
@@ -49,7 +49,8 @@ class Reconstruction:
         usage: CodeUsage | None = None,
     ):
         terms = expected_terms(type(tokenizer) if self.own_terms else None, stated_arguments(tokenizer), phase)
-        components.match_names(phase.weights, terms, "weights", "loss term")
+        with at("weights"):
+            check_names(phase.weights, terms, "loss term")
         check_adversary(tokenizer, phase, losses, critic)
         check_balance(tokenizer, phase, {term for loss in losses.values() if loss.of_pixels for term in loss.terms()})
         for loss in losses.values():
