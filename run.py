@@ -1,69 +1,55 @@
-"""The command line: a recipe and overrides to the stages that are missing or out of date, in order."""
+"""The command line: the stages of a run that are missing or out of date, in order, and the commands beside them."""
 
 import sys
 import time
 import warnings
 from typing import TYPE_CHECKING
 
-from stages import ORDER
+import stages
+from pipeline.commands import COMMANDS
+from pipeline.program import command_line
+from pipeline.validation import suggestion
 
 if TYPE_CHECKING:
     from pipeline.recipes.schema import Recipe
 
+SETTINGS = "[key=value ...]"
+ALL = "Runs every stage that is missing or out of date"
+HELP = ("--help", "-h", "help")
 USAGE = """Tessera trains image tokenizers and the generators on their latents, and publishes diffusers pipelines.
 
-  python run.py COMMAND [RECIPE] [key=value ...]
+  {program} COMMAND [RECIPE] [key=value ...]
 
 The whole line
-  all RECIPE               every stage that is missing or out of date, in order
+  all RECIPE                runs every stage that is missing or out of date, in order
 
 One stage
 {stages}
 
-Without training
-  check RECIPE             is the recipe right; parameters, latent shape, memory, disk; writes nothing
-  recipes                  the recipes there are
-  describe [NAME]          what a recipe can state: its sections and kinds; of one of them (generator.loop, titok), all
-  doctor                   what this machine has: packages, devices, weight files
-  card RUN|FOLDER          what a tokenizer is worth alone; of a folder state data.source.kind=... data.size=...
-  sweep RUN                the same seeds at several settings: guidance=[1,1.25,1.5,2] steps=[10,25] sampler.NAME=[..]
-  compare RUN RUN ...      runs side by side, in numbers and figures: out=DIR by=fd_pixels
-  reference DATA OUT.npz   statistics of real images to measure samples against; DATA: a recipe, or a folder (size=256)
-  sample FOLDER|HUB_ID     images from a published pipeline: labels=[3,7] images=16 steps=50 guidance=2 out=DIR
-  import FORMAT FILE OUT [KEY=VALUE ...]   another project's checkpoint as our folders; import alone lists the formats
+Other commands
+{commands}
 
 A RECIPE is a name in configs/ or a file. Any value of it can be changed on the line:
 
-  python run.py train-generator digits generator.loop.steps=2000
-  python run.py sample digits sample.images=64 sample.guidance=2.0
+  {program} train-generator digits generator.loop.steps=2000
+  {program} sample digits sample.images=64 sample.guidance=2.0
 
-Results go to runs/<name>/. The same command again goes on where it stopped. On several GPUs, or processes:
+Results go to runs/<name>/. The same command again continues where it stopped. On several GPUs, or processes:
 
   torchrun --nproc_per_node 8 run.py all RECIPE
 
---debug before the command shows where an error came from."""
-
-PURPOSES = {
-    "train_tokenizer": "images -> tokenizer/",
-    "train_jointly": "tokenizer/ -> joint/, with a generator where the recipe says so",
-    "encode_dataset": "joint/ -> latents/",
-    "train_generator": "latents/ -> generator/",
-    "posttrain_decoder": "latents/ + generator/ -> decoder/",
-    "sample": "generator/ + decoder/ -> samples/",
-    "evaluate": "samples/ + images -> report/",
-    "publish": "everything -> pipeline/, a diffusers folder",
-}
+{program} COMMAND --help says what a command takes. --debug before the command shows where an error came from."""
 
 
 def main(arguments: list[str]) -> int:
     debug = "--debug" in arguments[:1]
-    command, *rest = arguments[debug:] or ["--help"]
-    if command in ("--help", "-h", "help") or "--help" in rest or "-h" in rest:
-        print(usage())
-        return 0
+    command, *words = arguments[debug:] or ["--help"]
     warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator.*")
     try:
-        return dispatch(command.replace("-", "_"), rest) or 0
+        if command in HELP:
+            print(usage())
+            return 0
+        return dispatch(command.replace("-", "_"), words) or 0
     except ValueError as error:
         if debug:
             raise
@@ -77,78 +63,74 @@ def main(arguments: list[str]) -> int:
         return complain("stopped", 130)
 
 
-def usage() -> str:
-    lines = [f"  {name.replace('_', '-') + ' RECIPE':<25}{PURPOSES[name]}" for name in ORDER]
-    return USAGE.format(stages="\n".join(lines))
-
-
 def complain(message: object, status: int) -> int:
     print(f"tessera: {' '.join(str(message).split())}", file=sys.stderr)
     return status
 
 
-def dispatch(command: str, rest: list[str]) -> int | None:
-    from pipeline.validation import suggestion
+def dispatch(name: str, words: list[str]) -> int | None:
+    """Run a stage, all of them, or another command; a stage's name with what is no recipe is the command of this name.
 
-    known = ("all", *ORDER, "check", "recipes", "describe", "doctor", "import", "card", "sweep", "compare", "reference")
-    if command not in known:
-        raise ValueError(f"there is no command {command!r}{suggestion(command, list(known))}")
-    if command == "recipes":
-        from pipeline.recipes.files import catalogue
-
-        return print(catalogue())
-    if command == "describe":
-        from pipeline.recipes.describing import describe
-
-        return print("\n\n".join(map(describe, rest)) if rest else describe())
-    if command == "doctor":
-        from pipeline.runs.doctor import examine
-
-        return examine()
-    if command == "reference":
-        from pipeline.measuring.reference import reference_from_command_line
-
-        return reference_from_command_line(rest)
-    if command == "import":
-        from pipeline.published import import_checkpoint
-
-        return import_checkpoint(rest)
-    if command == "compare":
-        from pipeline.measuring.comparison import compare_from_command_line
-
-        return compare_from_command_line(rest)
-    if command == "card" and rest:
-        from pipeline.measuring.card import card_from_command_line
-
-        return card_from_command_line(rest[0], rest[1:])
-    if command == "sweep" and rest:
-        from pipeline.measuring.sweep import sweep_from_command_line
-
-        return sweep_from_command_line(rest[0], rest[1:])
-    if not rest:
-        raise ValueError(f"{command.replace('_', '-')} needs a recipe; `python run.py recipes` lists them")
-    return with_recipe(command, rest[0], rest[1:])
-
-
-def with_recipe(command: str, name: str, overrides: list[str]) -> int | None:
-    from pipeline.recipes.files import is_recipe
+    Raises ValueError for a name that is neither, and for words that are missing.
+    """
+    others = {command.name: command for command in COMMANDS}
+    known = ["all", *stages.ORDER, *others]
+    if name not in known:
+        raise ValueError(f"there is no command {name!r}{suggestion(name, known)}")
+    if set(words) & set(HELP):
+        return print(help_of(name))
+    if name in others and (name not in stages.ORDER or words and not is_recipe(words[0])):
+        command = others[name]
+        if not words and not command.optional:
+            raise ValueError(f"{name} needs {command.arguments}; type: {command_line(name, command.arguments)}")
+        return command.run(words)
+    if not words:
+        listed = command_line("recipes")
+        raise ValueError(f"{name.replace('_', '-')} needs a recipe, by name or as a file; `{listed}` lists them")
     from pipeline.recipes.schema import load
 
-    if command == "sample" and not is_recipe(name):
-        from pipeline.sampling.many_images import sample_from_command_line
+    recipe, chosen = load(words[0], words[1:]), stages.ORDER if name == "all" else (name,)
+    return run_stages(recipe, words[0], words[1:], chosen)
 
-        return sample_from_command_line(name, overrides)
-    recipe = load(name, overrides)
-    if command == "check":
-        from pipeline.checks.summary import print_check
 
-        return print_check(recipe)
-    return run_stages(recipe, name, overrides, ORDER if command == "all" else (command,))
+def is_recipe(word: str) -> bool:
+    from pipeline.recipes import files
+
+    return files.is_recipe(word)
+
+
+def usage() -> str:
+    """The help: the stages in their order, and the table of commands."""
+    lines = [(stage.command, "RECIPE", stage.headline) for stage in stages.table()]
+    return USAGE.format(
+        program=command_line(),
+        stages=listing(lines),
+        commands=listing([(command.name, command.arguments, command.purpose) for command in COMMANDS]),
+    )
+
+
+def listing(rows: list[tuple[str, str, str]]) -> str:
+    return "\n".join(f"  {f'{name} {arguments}':<26}{purpose}" for name, arguments, purpose in rows)
+
+
+def help_of(name: str) -> str:
+    """What a command does and takes; of a stage's name that is a command's, too, both."""
+    texts = [help_of_stage(stage) for stage in stages.table() if stage.name == name]
+    texts += [f"{command_line(name, other.arguments)}\n\n{other.help()}" for other in COMMANDS if other.name == name]
+    if name == "all":
+        order = ", ".join(stage.command for stage in stages.table())
+        texts = [f"{command_line(name, 'RECIPE', SETTINGS)}\n\n{ALL}, in order:\n{order}."]
+    return "\n\n".join(texts)
+
+
+def help_of_stage(stage: stages.Stage) -> str:
+    read = ", ".join(f"{name}/" for name in stage.reads) or "images"
+    facts = f"It reads {read} and writes runs/<name>/{stage.writes}/, whole or not at all."
+    return f"{command_line(stage.command, 'RECIPE', SETTINGS)}\n\n{stage.purpose}\n{facts}"
 
 
 def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[str, ...]) -> None:
     """Run the chosen stages that are missing or out of date; a single stage needs those before it to be current."""
-    import stages
     from pipeline.checks.recipe import check_line
     from pipeline.recipes.files import origin
     from pipeline.recipes.schema import settings
@@ -160,7 +142,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
     work.claim(origin(name), settings(recipe))
     say = print if work.accelerator.is_main_process else (lambda *_: None)
     because: dict[str, str] = {}
-    for number, stage_name in enumerate(ORDER):
+    for number, stage_name in enumerate(stages.ORDER):
         stage = stages.load(stage_name)
         because[stage.WRITES] = fingerprint(stage.uses(recipe), [because[read] for read in stage.READS])
         if stage_name not in chosen:
@@ -170,22 +152,21 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
             continue
         for read in stage.READS:
             if not work.current(read, because[read]):
-                raise ValueError(f"{work.root / read} is missing or out of date; run: python run.py all {name}")
+                raise ValueError(f"{work.root / read} is missing or out of date; run: {command_line('all', name)}")
         say(f"{stage_name} -> {work.root / stage.WRITES}")
         started = time.monotonic()
         with work.publish(stage.WRITES, because[stage.WRITES], stage=stage_name, seed=recipe.seed) as out:
             stage.run(recipe, work, out)
-        following = next_command(number, name, overrides)
         say(f"{stage_name}: done in {time.monotonic() - started:.1f} s, {work.root / stage.WRITES}")
-        if chosen != ORDER:
-            say(f"next: {following}")
-    if chosen == ORDER:
+        if chosen != stages.ORDER:
+            say(f"next: {command_line(following(number), name, *overrides)}")
+    if chosen == stages.ORDER:
         say(f"the report: {work.root / 'report' / 'index.html'}\nthe pipeline: {work.root / 'pipeline'}")
 
 
-def next_command(number: int, name: str, overrides: list[str]) -> str:
-    following = ORDER[number + 1].replace("_", "-") if number + 1 < len(ORDER) else "sample"
-    return " ".join(["python run.py", following, name, *overrides])
+def following(number: int) -> str:
+    """The command after the stage of this number; after the last, images of what was published."""
+    return stages.ORDER[number + 1].replace("_", "-") if number + 1 < len(stages.ORDER) else "sample"
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class Line:
         last = ORDER.index("encode_dataset" if self.card else "evaluate")
         run.run_stages(recipe, self.recipe, overrides, ORDER[: last + 1])
         if self.card:
-            card_from_command_line(str(work), ["prior_steps=1"])
+            card_from_command_line([str(work), "prior_steps=1"])
             numbers = json.loads((work / "card" / "card.json").read_text())["numbers"]
             return {key: number["value"] for key, number in numbers.items()} | {"details": details_of(numbers)}
         numbers = json.loads((work / "report" / "metrics.json").read_text())

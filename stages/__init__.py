@@ -1,7 +1,14 @@
-"""The stages, in order: the only list of them. Each module says what it READS and WRITES, which part of a recipe it
-`uses`, and how to `run`."""
+"""The stages, in order: the only list of them.
 
+A stage is a module: its docstring says what it does, READS and WRITES name artefacts, `uses` says which part of a
+recipe its result depends on, and `run` does it. What the help prints is read off the source, since importing a stage
+imports torch and all that it needs.
+"""
+
+import ast
 import importlib
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 ORDER = (
@@ -14,6 +21,45 @@ ORDER = (
     "evaluate",
     "publish",
 )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage's module says of itself."""
+
+    name: str
+    purpose: str  # the module's docstring, whose first line is a sentence
+    reads: tuple[str, ...]  # artefacts of earlier stages
+    writes: str  # the artefact that it makes
+
+    @property
+    def command(self) -> str:
+        return self.name.replace("_", "-")
+
+    @property
+    def headline(self) -> str:
+        """The purpose as a line of the help."""
+        first = self.purpose.partition("\n")[0].rstrip(".")
+        return f"{first[0].lower()}{first[1:]} -> {self.writes}/"
+
+
+def describe(name: str) -> Stage:
+    """A stage by its name in ORDER, without importing it."""
+    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+    assigned = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    reads, writes = (ast.literal_eval(assigned[constant]) for constant in ("READS", "WRITES"))
+    return Stage(name, ast.get_docstring(tree), reads, writes)
+
+
+def table() -> list[Stage]:
+    """Every stage, in order."""
+    return [describe(name) for name in ORDER]
 
 
 def load(name: str) -> ModuleType:

@@ -1,4 +1,7 @@
-"""images + joint/ -> latents/: the codes of the training images, and the tokenizer that now knows its scale."""
+"""Encodes the training images.
+
+The tokenizer is saved beside the codes, with the mean and std that bring them to unit scale.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.phase_parts import generator_nodes, generator_taps
 
-READS, WRITES = ("joint",), "latents"
+READS = ("joint",)
+WRITES = "latents"
 
 
 def uses(recipe: Recipe) -> Any:

@@ -1,4 +1,4 @@
-"""samples/ + images -> report/: what a run is worth, each number with its protocol, beside that of real images."""
+"""Measures samples, reconstructions and codes beside real images, and writes the report."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,8 @@ from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
 from pipeline.tokenizers.base import Tokenizer
 
-READS, WRITES = ("tokenizer", "joint", "latents", "generator", "decoder", "samples"), "report"
+READS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")
+WRITES = "report"
 CODES = 50_000  # stored codes at most that their use is counted on
 BETWEEN = 4  # rows of interpolations, each of a class
 

@@ -1,4 +1,7 @@
-"""latents/ + generator/ -> decoder/: the tokenizer whose decoder knows what the generator makes."""
+"""Trains the decoder on what the generator makes, where the recipe has a `posttrain` section.
+
+Without one the tokenizer passes through.
+"""
 
 import json
 import shutil
@@ -20,7 +23,8 @@ from pipeline.training.pairs import Pairs, cost_of_pairs, make_pairs
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.training.posttraining import DecoderTraining, EarlyStop
 
-READS, WRITES = ("joint", "latents", "generator"), "decoder"
+READS = ("joint", "latents", "generator")
+WRITES = "decoder"
 
 
 def uses(recipe: Recipe) -> Any:

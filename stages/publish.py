@@ -1,4 +1,4 @@
-"""decoder/ + generator/ + report/ -> pipeline/: the diffusers folder that other people load."""
+"""Writes the diffusers folder that other people load."""
 
 import inspect
 import json
@@ -19,7 +19,8 @@ from pipeline.recipes.schema import Recipe, settings
 from pipeline.runs.workspace import NOTE, Workspace
 from pipeline.sampling.many_images import assemble
 
-READS, WRITES = ("decoder", "generator", "report"), "pipeline"
+READS = ("decoder", "generator", "report")
+WRITES = "pipeline"
 MADE = ("tokenizer", "joint", "latents", "generator", "decoder", "samples", "report")  # it comes from, in order
 SHOWN_CLASSES, SHOWN_EACH = 8, 2  # in the card's grid
 

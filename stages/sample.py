@@ -1,4 +1,4 @@
-"""decoder/ + generator/ -> samples/: the images that the finished line makes."""
+"""Samples images from the trained generator and decoder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from pipeline.runs.workspace import Workspace, plain
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images
 from pipeline.training.starting_weights import fingerprints
 
-READS, WRITES = ("decoder", "generator"), "samples"
+READS = ("decoder", "generator")
+WRITES = "samples"
 
 
 def uses(recipe: Recipe) -> Any:

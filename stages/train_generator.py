@@ -1,4 +1,7 @@
-"""latents/ -> generator/: a network trained on the stored codes, and the objective that samples it."""
+"""Trains the generator on the stored codes.
+
+The network is saved with the objective that samples it.
+"""
 
 import json
 from pathlib import Path
@@ -22,7 +25,8 @@ from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.order import Readable
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
 
-READS, WRITES = ("latents", "joint"), "generator"
+READS = ("latents", "joint")
+WRITES = "generator"
 
 
 def uses(recipe: Recipe) -> Any:

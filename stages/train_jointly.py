@@ -1,5 +1,7 @@
-"""tokenizer/ -> joint/: the tokenizer that later stages read, trained together with the generator where a recipe asks
-for it, and the critic that goes with it."""
+"""Trains tokenizer and generator together, where the recipe has a `joint` section.
+
+Without one the tokenizer passes through. Later stages read it here, with the critic that goes with it.
+"""
 
 import shutil
 from pathlib import Path
@@ -29,7 +31,8 @@ from pipeline.training.phase_parts import (
     generator_taps,
 )
 
-READS, WRITES = ("tokenizer",), "joint"
+READS = ("tokenizer",)
+WRITES = "joint"
 
 
 def uses(recipe: Recipe) -> Any:

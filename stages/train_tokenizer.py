@@ -1,4 +1,7 @@
-"""images -> tokenizer/: phase after phase, each going on from the last one's average weights."""
+"""Trains the tokenizer on images, phase after phase.
+
+Each phase continues from the average weights of the one before.
+"""
 
 import shutil
 from pathlib import Path
@@ -17,7 +20,8 @@ from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses
 from pipeline.training.reconstruction import Reconstruction
 
-READS, WRITES = (), "tokenizer"
+READS = ()
+WRITES = "tokenizer"
 FROZEN = "frozen"  # in its folder: networks that are trained for losses and critics, once for all phases
 
 

@@ -14,11 +14,22 @@ TAKEN = {"dit", "flux", "sana", "latte", "wan", "prx", "ddpm", "amused", "kandin
 
 # Modules and packages of pipeline/, then the entry points: each may import those before it, and none after it.
 ROOMS = (
-    *("code", "draws", "validation", "components", "file_modes", "saved_folders", "nn", "vision", "samplers"),
+    *(
+        "program",
+        "code",
+        "draws",
+        "validation",
+        "components",
+        "file_modes",
+        "saved_folders",
+        "nn",
+        "vision",
+        "samplers",
+    ),
     *("datasets", "bottlenecks", "teachers", "critics", "tokenizers", "networks", "objectives"),
     *("perturbations", "losses", "call_arguments", "recipes", "images", "metrics", "runs", "frozen", "latents"),
     *("latent_pipeline", "pipeline", "sampling", "checks", "training", "measuring", "reporting", "publishing"),
-    *("published", "stages", "run"),
+    *("published", "commands", "stages", "run"),
 )
 # What still points the wrong way.
 PENDING = {

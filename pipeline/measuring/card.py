@@ -37,8 +37,9 @@ class Subject:
     settings: dict[str, Any]
 
 
-def card_from_command_line(target: str, overrides: list[str]) -> None:
+def card_from_command_line(words: list[str]) -> None:
     """`run.py card RUN|FOLDER key=value ...`; says where the card is."""
+    target, *overrides = words
     subject = find_subject(target)
     stated = subject.settings
     for override in overrides:

@@ -48,8 +48,9 @@ class Point:
     key: str
 
 
-def sweep_from_command_line(target: str, overrides: list[str]) -> None:
+def sweep_from_command_line(words: list[str]) -> None:
     """`run.py sweep RUN key=value ...`; says where the sweep is. Every process takes part."""
+    target, *overrides = words
     if (folder := run_folder(target)) is None:
         raise ValueError(f"{target} is no run; name its folder, which holds {OWNER}, its name in runs/, or its recipe")
     stated: dict[str, Any] = {}

@@ -20,9 +20,7 @@ from pipeline.images.files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
 from pipeline.recipes.building import parameters
-from pipeline.recipes.files import merge, parse
 from pipeline.recipes.schema import Recipe
-from pipeline.runs.machine import accelerate
 from pipeline.runs.precision import Precision, autocast
 from pipeline.runs.workspace import surroundings
 from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
@@ -63,17 +61,6 @@ class Plan:
     batch: int
     precision: Precision
     protocol: dict[str, Any]  # how labels and seeds were chosen, for samples.json
-
-
-def sample_from_command_line(source: str, overrides: list[str]) -> None:
-    """`run.py sample FOLDER|HUB_ID key=value ...`; says where the images are."""
-    settings: dict[str, Any] = {}
-    for override in overrides:
-        settings = merge(settings, parse(override))
-    accelerator = accelerate(structure(FolderSettings, settings).precision)
-    out = sample_folder(source, settings, accelerator)
-    if accelerator.is_main_process:
-        print(f"{out}: {len(list(out.glob('[0-9]*.png')))} images, grid.png, samples.npz and {PROTOCOL}")
 
 
 def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerator) -> Path:

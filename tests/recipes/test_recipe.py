@@ -1,11 +1,8 @@
 """A recipe is accepted or rejected whole, before anything runs, in one line that says what to change."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from fresh_process import run_fresh
 
 from pipeline.checks.recipe import check_line
 from pipeline.recipes.files import catalogue, merge, names, read
@@ -84,29 +81,6 @@ def test_every_recipe_is_right_and_says_how_to_run_it(name):
     text = (ROOT / "configs" / f"{name}.yaml").read_text()
     assert text.startswith("#") and f"run.py all {name}" in text
     assert load(name).name == name
-
-
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "run.py"), *arguments], cwd=cwd, capture_output=True, text=True)
-
-
-def test_the_command_line_answers_with_one_line_and_status_2(tmp_path):
-    for arguments, message in [
-        (["al", "digits"], "did you mean 'all'"),
-        (["all"], "needs a recipe"),
-        (["all", "digitz"], "did you mean 'digits'"),
-        (["all", "digits", "sample.step=3"], "did you mean 'steps'"),
-    ]:
-        result = run(*arguments, cwd=tmp_path)
-        assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
-        assert not list(tmp_path.iterdir()), "nothing is written"
-    assert "Traceback" in run("--debug", "all", "digitz", cwd=tmp_path).stderr
-
-
-def test_help_needs_no_torch():
-    code = "import sys, run; status = run.main(['--help']); print(*sys.modules); sys.exit(status)"
-    *lines, imported = run_fresh(code).splitlines()
-    assert any("train-generator RECIPE" in line for line in lines) and "torch" not in imported.split()
 
 
 def test_the_catalogue_sets_every_name_apart_from_what_it_says():

@@ -1,4 +1,4 @@
-"""What this machine has, and what to do about what it lacks."""
+"""`doctor`: what this machine has, and what to do about what it lacks."""
 
 import importlib.metadata
 import importlib.util
@@ -7,11 +7,16 @@ import shutil
 
 import torch
 
+from pipeline.vision.weights import table
+
 PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "datasets", "omegaconf", "safetensors", "scikit-learn")
 
 
-def examine() -> int:
-    """Print packages, devices, weights and known troubles; 1 when something stands in the way."""
+def examine(words: list[str]) -> int:
+    """Print packages, devices, weight files with their sources, and known troubles.
+
+    The exit status is 1 when something stands in the way of the other commands, else 0.
+    """
     troubles = []
     for name in PACKAGES:
         print(f"{name:<16}{version(name)}")
@@ -22,9 +27,7 @@ def examine() -> int:
     print(f"{'CPU threads':<16}{torch.get_num_threads()} of {os.cpu_count()}")
     free = shutil.disk_usage(".").free
     print(f"{'disk, free':<16}{free / 1e9:.0f} GB")
-    print("\nweights (TESSERA_WEIGHTS=" + os.environ.get("TESSERA_WEIGHTS", "not set") + ")")
-    from pipeline.vision.weights import table
-
+    print("\nweights (TESSERA_WEIGHTS: " + os.environ.get("TESSERA_WEIGHTS", "not set") + ")")
     print(table())
     for trouble in troubles:
         print(f"\ntrouble: {trouble}")

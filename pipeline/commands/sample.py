@@ -1,0 +1,23 @@
+"""`sample FOLDER|HUB_ID`: images from a published pipeline."""
+
+from typing import Any
+
+from pipeline.components import structure
+from pipeline.recipes.files import merge, parse
+from pipeline.runs.machine import accelerate
+from pipeline.sampling.many_images import PROTOCOL, FolderSettings, sample_folder
+
+
+def sample(words: list[str]) -> None:
+    """Sample the pipeline in a folder, or of the hub, into a folder of numbered images, and say where they are.
+
+    The same command again continues where it stopped.
+    """
+    source, *overrides = words
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        settings = merge(settings, parse(override))
+    accelerator = accelerate(structure(FolderSettings, settings).precision)
+    out = sample_folder(source, settings, accelerator)
+    if accelerator.is_main_process:
+        print(f"{out}: {len(list(out.glob('[0-9]*.png')))} images, grid.png, samples.npz and {PROTOCOL}")
