@@ -1,6 +1,7 @@
 """How DiT, SiT and LightningDiT call their networks when they guide: two halves in one batch, both carried along."""
 
 import re
+from typing import Any
 
 import torch
 from golden_kinds import Case, sequence
@@ -10,6 +11,18 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import GivenDraws
 from pipeline.objectives.base import Objective
 from pipeline.samplers.guidance import Guidance, combine
+
+
+def imported(case: Case, name: str) -> dict[str, Any]:
+    """The network and objective of a transformer on noisy codes, with what its weights cannot tell."""
+    stated = case.meta["constructor"]
+    return case.imported(name, heads=stated["num_heads"], class_drop=stated["class_dropout_prob"])
+
+
+def sides(case: Case) -> tuple[int, int]:
+    """Rows and columns of the code, which a constructor states as one number or two."""
+    size = case.meta["constructor"]["input_size"]
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 class BothHalves(nn.Module):
@@ -37,8 +50,7 @@ def guided_channels(case: Case) -> int:
 
 
 def spec_of(case: Case) -> LatentSpec:
-    shape = case.meta["constructor"]
-    return LatentSpec(grid=(shape["input_size"], shape["input_size"]), dim=shape["in_channels"])
+    return LatentSpec(grid=sides(case), dim=case.meta["constructor"]["in_channels"])
 
 
 def length(case: Case, name: str) -> int:
@@ -66,8 +78,13 @@ def trajectory(case: Case, objective: Objective, network: nn.Module, steps: int,
 def guided_trajectory(
     case: Case, objective: Objective, network: nn.Module, steps: int, guidance: Guidance, **settings
 ) -> Tensor:
-    """The first half by this library's guidance, the second by the published one."""
+    """The first half by this library's guidance, the second by the published one.
+
+    Both by the published one where class dropout is 0: what is guided away from is then labels that the case states.
+    """
     half = len(case.inputs["sample_y"]) // 2
+    if not case.meta["constructor"]["class_dropout_prob"]:
+        return trajectory(case, objective, BothHalves(network, guidance), steps, **settings)
     ours = trajectory(case, objective, network, steps, slice(half), guidance=guidance, **settings)
     both = trajectory(case, objective, BothHalves(network, guidance), steps, **settings)
     return torch.cat([ours, both[:, half:]], dim=1)

@@ -1,5 +1,6 @@
 """This project computes what the published implementations compute: one item a stored output of every case."""
 
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -12,12 +13,24 @@ from torch import Tensor
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     root = metafunc.config.getoption("golden")
-    folders = sorted(path.parent for path in root.rglob("meta.json"))
+    folders = sorted(case_folders(root))
     if not folders:
         raise pytest.UsageError(f"--golden {root}: there is no meta.json below it")
     items = [(folder, name) for folder in folders for name in Case(folder).stored_names()]
     labels = [f"{folder.relative_to(root)}-{name}" for folder, name in items]
     metafunc.parametrize("folder, name", items, ids=labels)
+
+
+def case_folders(root: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The folders below `root` that hold a meta.json; links are followed, but never into a folder they lie in."""
+    real = root.resolve()
+    if real in above:
+        return
+    if (root / "meta.json").is_file():
+        yield root
+    for path in root.iterdir():
+        if path.is_dir():
+            yield from case_folders(path, (*above, real))
 
 
 def test_output(folder: Path, name: str):

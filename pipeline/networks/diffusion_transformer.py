@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_transformer
-from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, Rotary
+from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, QueryKeyNorm, Rotary
 from pipeline.nn.class_token import ClassTokenLayers, join_token, split_token
 from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, patchify, unpatchify
 from pipeline.nn.modulated import ModulatedTransformer, Position, check_count, check_patches, check_places
@@ -53,7 +53,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         norm: Literal["layer", "rms"] = "layer",
         feed_forward: Literal["gelu", "swiglu"] = "gelu",
         feed_forward_ratio: float = 4.0,
-        query_key_norm: bool = False,
+        query_key_norm: QueryKeyNorm = False,
         class_drop: float = 0.1,
         time_scale: float = 1000.0,
         time_direction: Literal["noise", "data"] = "noise",

@@ -13,6 +13,7 @@ from pipeline.nn.embeddings import rotate
 
 Norm = Literal["layer", "rms"]
 FeedForward = Literal["gelu", "swiglu"]
+QueryKeyNorm = bool | Literal["layer"]  # an RMS norm, or a layer norm with weights of its own
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [N, head width]
 
 EPSILON = 1e-6  # of every norm here, as in DiT, SiT and LightningDiT
@@ -33,6 +34,13 @@ class RMSNorm(nn.Module):
 def make_norm(kind: Norm, width: int, affine: bool = False) -> nn.Module:
     """`rms` has a learned scale; `layer` has weights of its own if `affine`, and none where a modulation follows."""
     return RMSNorm(width) if kind == "rms" else nn.LayerNorm(width, eps=EPSILON, elementwise_affine=affine)
+
+
+def make_query_key_norm(kind: QueryKeyNorm, width: int) -> nn.Module:
+    """The norm of queries and keys of one head; `layer` has torch's epsilon of 1e-5, as in LightningDiT."""
+    if kind == "layer":
+        return nn.LayerNorm(width)
+    return RMSNorm(width) if kind else nn.Identity()
 
 
 class GELUFeedForward(nn.Module):
@@ -100,12 +108,12 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
     _available_processors = [AttentionProcessor]
     _supports_qkv_fusion = False  # one projection makes all three already
 
-    def __init__(self, width: int, heads: int, query_key_norm: bool = False):
+    def __init__(self, width: int, heads: int, query_key_norm: QueryKeyNorm = False):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.query_norm = RMSNorm(width // heads) if query_key_norm else nn.Identity()
-        self.key_norm = RMSNorm(width // heads) if query_key_norm else nn.Identity()
+        self.query_norm = make_query_key_norm(query_key_norm, width // heads)
+        self.key_norm = make_query_key_norm(query_key_norm, width // heads)
         self.proj = nn.Linear(width, width)
         self.set_processor(AttentionProcessor())
 
@@ -125,7 +133,7 @@ class ModulatedBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, norm: Norm, feed_forward: FeedForward, ratio: float, query_key_norm: bool
+        self, width: int, heads: int, norm: Norm, feed_forward: FeedForward, ratio: float, query_key_norm: QueryKeyNorm
     ):
         super().__init__()
         self.norm1 = make_norm(norm, width)

@@ -41,9 +41,9 @@ class Level(nn.Sequential):
 class Encoder(Tower):
     """Images [B, 3, H, W] to features [B, outputs, H / s, W / s] with s = 2 ** (levels - 1).
 
-    `widths` are the channels of the levels from full resolution down, `blocks` the residual blocks of each; levels are
-    joined by 2x2 mean pooling, and there is no attention. Chang et al., arXiv:2202.04200, in the PyTorch version of
-    bytedance/1d-tokenizer.
+    `widths` are the channels of the levels from full resolution down, `blocks` the residual blocks of each and of the
+    middle; levels are joined by 2x2 mean pooling, and there is no attention. Chang et al., arXiv:2202.04200, in the
+    PyTorch version of bytedance/1d-tokenizer.
     """
 
     def __init__(self, outputs: int, widths: Sequence[int], blocks: int, groups: int = 32):
@@ -54,7 +54,7 @@ class Encoder(Tower):
             Level([low, *[width] * blocks], groups, nn.AvgPool2d(2) if i < last else None)
             for i, (low, width) in enumerate(pairwise([widths[0], *widths]))
         )
-        self.middle = Level([widths[-1]] * 3, groups, None)
+        self.middle = Level([widths[-1]] * (blocks + 1), groups, None)
         self.norm_out = group_norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], outputs, 1)
 
@@ -75,7 +75,7 @@ class Decoder(Tower):
     def __init__(self, inputs: int, widths: Sequence[int], blocks: int, groups: int = 32):
         super().__init__()
         self.conv_in = nn.Conv2d(inputs, widths[-1], 3, padding=1)
-        self.middle = Level([widths[-1]] * 3, groups, None)
+        self.middle = Level([widths[-1]] * (blocks + 1), groups, None)
         coarse_to_fine = widths[::-1]
         last = len(widths) - 1
         self.levels = nn.ModuleList(

@@ -1,83 +1,127 @@
-"""Checkpoints of other projects, turned into our folders: one file a format."""
+"""Checkpoints of other projects, converted into our folders: one file per format."""
 
 import importlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
+# What an importer can be given by KEY=VALUE, where the weights cannot tell it.
+OPTIONS = {
+    "heads": "attention heads; needed where the width is not a published one",
+    "decoder_heads": "attention heads of the decoder; needed where its width is not a published one",
+    "class_drop": "class dropout of its training; with 0 the label table has no row for the dropped label",
+    "tokens": "tokens per image",
+    "unit_norm": "whether codes and codebook rows have length one (true or false)",
+    "stats": "file of the published mean and std (or variance) of the latents",
+    "start": "folder or hub id of the frozen encoder",
+    "head_depth": "how many of the last blocks belong to the wide head",
+    "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
+}
 
-def formats() -> dict[str, str]:
-    """Name and one line of every format: the files of this folder that have a `convert`."""
-    found = {}
-    for module in pkgutil.iter_modules(__path__):
-        loaded = importlib.import_module(f"{__name__}.{module.name}")
-        if hasattr(loaded, "convert"):
-            found[module.name] = loaded.WHAT
-    return found
+
+def formats() -> dict[str, ModuleType]:
+    """Every format by name: the modules of this package that have a `convert`."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "convert")}
+
+
+def find_format(name: str) -> ModuleType:
+    """The module of a format; ValueError with the nearest name for an unknown one."""
+    from pipeline.validation import suggestion
+
+    known = formats()
+    if name not in known:
+        raise ValueError(f"import: there is no format {name!r}{suggestion(name, list(known))}")
+    return known[name]
+
+
+def catalogue() -> str:
+    """Every format with what it reads and its KEY=VALUE options, for `python run.py import`."""
+    blocks = []
+    for name, module in formats().items():
+        rows = [f"{name:<14}{module.WHAT}"]
+        for option, parameter in options_of(module.convert).items():
+            default = "" if parameter.default is None else parameter.default
+            value = f"{option}={str(default).lower() if isinstance(default, bool) else default}"
+            rows.append(f"    {value:<22}{OPTIONS[option]}")
+        blocks.append("\n".join(rows))
+    return "\n".join([*blocks, "", "python run.py import FORMAT FILE OUT [KEY=VALUE ...]"])
+
+
+def options_of(convert: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of `convert` that KEY=VALUE can set: all but the first, the state."""
+    return dict(list(inspect.signature(convert).parameters.items())[1:])
+
+
+def converted(name: str, state: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The components ("tokenizer"; "network", "objective") of a state, under KEY=VALUE options.
+
+    Raises ValueError for an unknown format or option, a value of a wrong type, and a state that is not of the format.
+    """
+    convert = find_format(name).convert
+    return convert(state, **parse_options(name, convert, overrides))
 
 
 def import_checkpoint(arguments: list[str]) -> None:
-    """`python run.py import FORMAT FILE OUT [key=value ...]`: each converted component in OUT, whole or not at all.
+    """`python run.py import FORMAT FILE OUT [KEY=VALUE ...]`: each converted component in OUT, whole or not at all.
 
-    Settings are arguments of the format's `convert`: what no weight tells, as tokens=576 of a LlamaGen model of 384 px.
     A tokenizer becomes OUT itself; a generator becomes OUT/network and OUT/objective, as train_generator leaves them.
     Raises ValueError for an unknown format, an unreadable file, unexpected keys, or an OUT that is not empty.
     """
     from pipeline.file_modes import ordinary_modes
     from pipeline.published.checkpoint import read as read_state
-    from pipeline.validation import suggestion
 
     if not arguments:
-        print("\n".join(f"{name:<14}{what}" for name, what in formats().items()))
+        print(catalogue())
         return
     if len(arguments) < 3:
-        raise ValueError(f"import needs FORMAT FILE OUT; the formats: {', '.join(formats())}")
+        raise ValueError(f"import needs FORMAT FILE OUT, not {' '.join(arguments)!r}; formats: {', '.join(formats())}")
     name, file, out = arguments[0], Path(arguments[1]), Path(arguments[2])
-    if name not in formats():
-        raise ValueError(f"there is no format {name!r}{suggestion(name, list(formats()))}")
+    module = find_format(name)
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; name another folder")
-    chosen = importlib.import_module(f"{__name__}.{name}")
-    read, convert = getattr(chosen, "read", read_state), chosen.convert  # files of several models have their own
-    parts = convert(read(file), **stated(convert, arguments[3:]))
+        raise ValueError(f"{out} is not empty; name a folder that is empty or does not exist")
+    read = getattr(module, "read", read_state)  # files of several models have their own
+    components = converted(name, read(file), arguments[3:])
     draft = out.with_name(f".{out.name}-draft")
-    for part, component in parts.items():
-        component.save_pretrained(draft if part == "tokenizer" else draft / part)
+    for role, component in components.items():
+        component.save_pretrained(draft if role == "tokenizer" else draft / role)
     ordinary_modes(draft)
     if out.exists():
         out.rmdir()
     draft.rename(out)
-    print(f"{name}: {file} -> {out} ({', '.join(parts)})")
-    for part, component in parts.items():
-        print(in_a_recipe(part, component, out))
-    if "tokenizer" in parts and (parts["tokenizer"].std != 1).any():
-        print("  latents.statistics=stored keeps the mean and std that came with it, for a generator that knows them")
+    print(f"{name}: {file} -> {out} ({', '.join(components)})")
+    for role, component in components.items():
+        print(recipe_line(role, component, out))
+    if "tokenizer" in components and (components["tokenizer"].std != 1).any():
+        print("  latents.statistics=stored keeps the imported mean and std, for a generator that was trained with them")
 
 
-def stated(convert: Callable[..., Any], overrides: list[str]) -> dict[str, Any]:
-    """`key=value` settings as the arguments of `convert` beyond the state; ValueError for one that it does not have."""
+def parse_options(name: str, convert: Callable[..., Any], overrides: list[str]) -> dict[str, Any]:
+    """KEY=VALUE options as arguments of `convert`; ValueError for one that this format does not have."""
     from pipeline.components import conform
     from pipeline.recipes.schema import parse
     from pipeline.validation import suggestion
 
-    hints, known = get_type_hints(convert), list(inspect.signature(convert).parameters)[1:]
-    values = {name: value for override in overrides for name, value in parse(override).items()}
-    for name in values:
-        if name not in known:
-            raise ValueError(f"import: this format has no setting {name!r}{suggestion(name, known)}")
-    return {name: conform(value, hints[name], name) for name, value in values.items()}
+    hints, known = get_type_hints(convert), list(options_of(convert))
+    values = {option: value for override in overrides for option, value in parse(override).items()}
+    for option in values:
+        if option not in known:
+            raise ValueError(f"import {name}: there is no option {option!r}{suggestion(option, known)}")
+    return {option: conform(value, hints[option], f"import {name}: {option}") for option, value in values.items()}
 
 
-def in_a_recipe(part: str, component: Any, out: Path) -> str:
-    """The lines of a recipe that use a converted component, as they would stand on the command line."""
+def recipe_line(role: str, component: Any, out: Path) -> str:
+    """The settings of a recipe that use a converted component, as they are written on the command line."""
     from pipeline.checks.recipe import DERIVED
 
-    slot = {"tokenizer": "tokenizers", "network": "networks", "objective": "objectives"}[part]
+    slot = {"tokenizer": "tokenizers", "network": "networks", "objective": "objectives"}[role]
     values = {n: v for n, v in component.config.items() if n not in DERIVED[slot] and not n.startswith("_")}
     node = json.dumps({"kind": type(component).__module__.rpartition(".")[2]} | values)
-    where = {"tokenizer": "tokenizer.model", "network": "generator.network", "objective": "generator.objective"}[part]
-    start = {"tokenizer": f" tokenizer.start={out}", "network": f" generator.start={out / part}"}.get(part, "")
-    return f"  '{where}={node}'{start}"
+    path = {"tokenizer": "tokenizer.model", "network": "generator.network", "objective": "generator.objective"}[role]
+    start = {"tokenizer": f" tokenizer.start={out}", "network": f" generator.start={out / role}"}.get(role, "")
+    return f"  '{path}={node}'{start}"

@@ -1,17 +1,14 @@
 """DiT^DH checkpoints, the wide-head transformers of RAE (bytetriper/RAE, arXiv:2510.11690) and RecTok."""
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pipeline.components import build as build_component
 from pipeline.networks.wide_head_transformer import WideHeadTransformer
-from pipeline.nn.embeddings import fixed_positions
-from pipeline.published.checkpoint import fill, need, rename
-from pipeline.published.transformer_trunk import BLOCK_NAMES, feed_forward_ratio, negate
+from pipeline.published.checkpoint import fill, need, rename, with_null_row
+from pipeline.published.transformer_trunk import BLOCK_NAMES, feed_forward_ratio, grid_of, negate
 
 WHAT = "DiT^DH, class-conditional with a wide head (nyu-visionx/RAE-collections: DiTs/.../stage2_model.pt; RecTok)"
 NAMES = {
@@ -31,27 +28,28 @@ TABLES = (r"pos_embed", r"(enc|dec)_feat_rope\.freqs_(cos|sin)")  # computed fro
 
 
 def convert(
-    state: Mapping[str, Tensor], head_depth: int = 2, time: Literal["noise", "data"] = "noise"
+    state: Mapping[str, Tensor],
+    head_depth: int = 2,
+    time: Literal["noise", "data"] = "noise",
+    class_drop: float = 0.1,
 ) -> dict[str, object]:
     """{"network", "objective"} of a DiT^DH state of patches of one token, `head_depth` of its blocks the head's.
 
     RAE's time is 1 at noise and its velocity points there, as ours. RecTok's is 1 at data (`time="data"`): then the
     network embeds 1 - u and its last layer is negated. Raises ValueError for keys or shapes that are not DiT^DH's.
     """
-    arguments = shapes(state, head_depth) | {"time_direction": time}
+    arguments = shapes(state, head_depth, class_drop) | {"time_direction": time}
     network = WideHeadTransformer(**arguments)
     weights = {numbered(key, network.config.depth): value for key, value in rename(state, NAMES, TABLES).items()}
     for name in ("patch_embedding", "head_embedding"):
         weights[f"{name}.weight"] = weights[f"{name}.weight"].flatten(1)  # a 1x1 convolution
-    table = fixed_positions(network.config.grid, network.config.width)
-    if not torch.allclose(state["pos_embed"][0].float(), table, atol=1e-2):
-        raise ValueError("pos_embed is not the fixed sine-cosine table, which DiT^DH has")
+    weights["label_embedding.weight"] = with_null_row(weights["label_embedding.weight"], class_drop)
     fill(network, weights)
     objective = build_component("objectives", {"kind": "flow_matching", "path": "linear", "prediction": "velocity"})
     return {"network": negate(network) if time == "data" else network, "objective": objective}
 
 
-def shapes(state: Mapping[str, Tensor], head_depth: int) -> dict[str, object]:
+def shapes(state: Mapping[str, Tensor], head_depth: int, class_drop: float) -> dict[str, object]:
     """The constructor arguments of WideHeadTransformer that the tensors' shapes imply."""
     what = "DiT^DH"
     width, dim, *patch = need(state, "s_embedder.proj.weight", what).shape
@@ -61,9 +59,10 @@ def shapes(state: Mapping[str, Tensor], head_depth: int) -> dict[str, object]:
     rotary = [need(state, f"{part}_feat_rope.freqs_cos", what).shape[-1] for part in ("enc", "dec")]
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")) - head_depth
     return {
-        "grid": [math.isqrt(need(state, "pos_embed", what).shape[1])] * 2,
+        "grid": grid_of(need(state, "pos_embed", what)[0]),
         "dim": dim,
-        "num_classes": need(state, "y_embedder.embedding_table.weight", what).shape[0] - 1,
+        "num_classes": len(need(state, "y_embedder.embedding_table.weight", what)) - (class_drop > 0),
+        "class_drop": class_drop,
         "depth": depth,
         "width": width,
         "heads": width // rotary[0],

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.components import build as build_component
-from pipeline.published.checkpoint import fill, heads_of, need, rename
+from pipeline.published.checkpoint import fill, heads_of, need, ratio_of, rename, with_null_row
 
 WHAT = "LlamaGen generators, class-conditional (FoundationVision/LlamaGen: c2i_B_256.pt; of 384 px with tokens=576)"
 NAMES = {
@@ -24,16 +24,17 @@ NAMES = {
 TABLES = (r"freqs_cis", r"causal_mask")  # computed from the sizes here
 HALVES = r"layers\.\d+\.feed_forward\.w[13]\.weight"  # of one matrix here: what is gated, and by what
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 3200: 32}  # by width, of every published size
-DROPOUT = {"class_drop": 0.1, "token_dropout": 0.1, "residual_dropout": 0.1}
+DROPOUT = {"token_dropout": 0.1, "residual_dropout": 0.1}
 TOKENS = 256  # of an image of 256 px
+PUBLISHED_MULTIPLE = 256
 
 
 def convert(
-    state: Mapping[str, Tensor], heads: int | None = None, tokens: int = TOKENS, multiple: int = 256
+    state: Mapping[str, Tensor], heads: int | None = None, tokens: int = TOKENS, class_drop: float = 0.1
 ) -> dict[str, object]:
     """{"network", "objective"} of a LlamaGen state. No weight tells the number of tokens: a model of 384 px has 576.
 
-    `heads` is told by the width for the published sizes; `multiple` is what they round the feed-forward width up to.
+    `heads` is told by the width for the published sizes; a `class_drop` of 0 says that no row is for the dropped label.
     Rotary tables and masks stay behind. Raises ValueError for keys or shapes that are not LlamaGen's.
     """
     what = "LlamaGen generator"
@@ -44,20 +45,30 @@ def convert(
         raise ValueError(f"{tokens} tokens are not a square of them; LlamaGen's codes have 256, 576 or 1024")
     arguments = {
         "position": "rotary",
+        "class_drop": class_drop,
         "prefix_rotary": "zero",
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
         "width": width,
         "heads": heads or heads_of(width, HEADS),
-        "feed_forward_multiple": multiple,
+        **feed_forward(len(need(state, "layers.0.feed_forward.w1.weight", what)), width),
     }
     derived = {
         "grid": [math.isqrt(tokens)] * 2,
         "vocab": vocab,
-        "num_classes": len(need(state, "cls_embedding.embedding_table.weight", what)) - 1,
+        "num_classes": len(need(state, "cls_embedding.embedding_table.weight", what)) - (class_drop > 0),
     }
     network = build_component("networks", {"kind": "causal_transformer", **arguments, **DROPOUT}, **derived)
     weights = rename(state, NAMES, (*TABLES, HALVES))
+    weights["class_embedding.weight"] = with_null_row(weights["class_embedding.weight"], class_drop)
     for i in range(len(network.blocks)):
         gate, value = (need(state, f"layers.{i}.feed_forward.w{j}.weight", what) for j in (1, 3))
         weights[f"blocks.{i}.feed_forward.up.weight"] = torch.cat([gate, value])
     return {"network": fill(network, weights), "objective": build_component("objectives", {"kind": "next_token"})}
+
+
+def feed_forward(hidden: int, width: int) -> dict[str, object]:
+    """The arguments that give this hidden width; the published ones round 8 / 3 of the width up to a multiple."""
+    multiple = PUBLISHED_MULTIPLE
+    if multiple * math.ceil(int(8 * width / 3) / multiple) == hidden:
+        return {"feed_forward_multiple": multiple}
+    return {"feed_forward_ratio": ratio_of(math.ceil(1.5 * hidden), width), "feed_forward_multiple": 1}

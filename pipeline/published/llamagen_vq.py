@@ -13,15 +13,18 @@ IMAGE_SIZE = 256  # what these are trained at; no weight depends on it
 TRAINING = (r"quantize\.codebook_used",)  # the ids of the last batches, for a count of how many are used
 
 
-def convert(state: Mapping[str, Tensor]) -> dict[str, object]:
-    """{"tokenizer"} of a LlamaGen VQ state, with vectors and codebook of length one; ValueError for anything else."""
-    arguments = shapes(state)
+def convert(state: Mapping[str, Tensor], unit_norm: bool = True) -> dict[str, object]:
+    """{"tokenizer"} of a LlamaGen VQ state; ValueError for anything else.
+
+    `unit_norm` says whether vectors and codebook have length one (`codebook_l2_norm` there); all released ones do.
+    """
+    arguments = shapes(state, unit_norm)
     renamed = {key: flat(key, value) for key, value in rename(state, names(), TRAINING).items()}
     tokenizer = build_component("tokenizers", {"kind": "conv_autoencoder", **arguments}, image_size=IMAGE_SIZE)
     return {"tokenizer": fill(tokenizer, renamed | {"mean": tokenizer.mean, "std": tokenizer.std})}
 
 
-def shapes(state: Mapping[str, Tensor]) -> dict[str, object]:
+def shapes(state: Mapping[str, Tensor], unit_norm: bool) -> dict[str, object]:
     """The constructor arguments of ConvAutoencoder that the keys and shapes of `state` imply."""
     what = "LlamaGen VQ"
     vocab, dim = need(state, "quantize.embedding.weight", what).shape
@@ -30,7 +33,7 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, object]:
     levels = [i for i in range(len(state)) if f"encoder.conv_blocks.{i}.res.0.conv1.weight" in state]
     widths = [len(state[f"encoder.conv_blocks.{i}.res.0.conv1.weight"]) for i in levels]
     arguments = {
-        "bottleneck": {"kind": "vector_quantize", "dim": dim, "vocab": vocab, "unit_norm": True},
+        "bottleneck": {"kind": "vector_quantize", "dim": dim, "vocab": vocab, "unit_norm": unit_norm},
         "width": width,
         "multipliers": [channels // width for channels in widths],
         "blocks": sum(f"encoder.conv_blocks.0.res.{j}.conv1.weight" in state for j in range(len(state))),

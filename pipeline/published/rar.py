@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.components import build as build_component
-from pipeline.published.checkpoint import fill, need, rename
+from pipeline.published.checkpoint import fill, need, ratio_of, rename
 
 WHAT = "RAR generators, class-conditional (bytedance/1d-tokenizer: rar_b.bin, rar_l.bin, rar_xl.bin, rar_xxl.bin)"
 NAMES = {
@@ -58,18 +58,24 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, object]:
         "norm_epsilon": 1e-6,
         "query_key_norm": True,
         "feed_forward": "gelu",
-        "feed_forward_ratio": len(need(state, "blocks.0.mlp.fc1.weight", what)) / width,
+        "feed_forward_ratio": ratio_of(len(need(state, "blocks.0.mlp.fc1.weight", what)), width),
         "bias": True,
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
         "width": width,
         "heads": width // len(need(state, "blocks.0.attn.q_norm.weight", what)),
     }
     classes = len(need(state, "embeddings.weight", what)) - vocab - 2
-    derived = {"grid": [math.isqrt(tokens)] * 2, "vocab": vocab, "num_classes": classes}
+    derived = {"grid": grid_for(tokens), "vocab": vocab, "num_classes": classes}
     network = build_component("networks", {"kind": "causal_transformer", **arguments, **DROPOUT}, **derived)
     weights = rows_of(rename(state, NAMES, MASKS), vocab, tokens)
     objective = build_component("objectives", {"kind": "random_order", **ANNEALING})
     return {"network": fill(network, weights), "objective": objective}
+
+
+def grid_for(tokens: int) -> list[int]:
+    """A square where the number of tokens is one, else a row: positions are learned in raster order."""
+    side = math.isqrt(tokens)
+    return [side, side] if side * side == tokens else [tokens]
 
 
 def rows_of(weights: dict[str, Tensor], vocab: int, tokens: int) -> dict[str, Tensor]:

@@ -14,7 +14,9 @@ PARTS = ("model", "ema", "vae", "discriminator")  # what a training file holds o
 read = read_parts
 
 
-def convert(state: Mapping[str, Mapping[str, Tensor]], heads: int | None = None) -> dict[str, object]:
+def convert(
+    state: Mapping[str, Mapping[str, Tensor]], heads: int | None = None, class_drop: float = 0.1
+) -> dict[str, object]:
     """{"tokenizer", "network", "objective"} of a whole training file; the averaged SiT where there is one.
 
     Codes are normalised by the running mean and variance that lie in the SiT (scale 1 / sqrt(variance), as its sampler
@@ -30,5 +32,5 @@ def convert(state: Mapping[str, Mapping[str, Tensor]], heads: int | None = None)
     tokenizer = convert_autoencoder(state["vae"], "REPA-E")
     return {
         "tokenizer": normalised(tokenizer, need(generator, "bn.running_mean", "REPA-E"), variance.sqrt()),
-        **repa.convert(generator, heads),
+        **repa.convert(generator, heads, class_drop),
     }

@@ -42,16 +42,24 @@ MATRICES = ("encoder.projection.weight", "output.patches.weight", "output.logits
 
 
 def convert(
-    state: Mapping[str, Tensor], heads: int | None = None, decoder_heads: int | None = None
+    state: Mapping[str, Tensor],
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    unit_norm: bool | None = None,
 ) -> dict[str, object]:
     """{"tokenizer"} of a TiTok state; which of its three forms it is, the keys tell.
 
-    Two-stage forms have unit-norm codes and interleaved latents, single-stage forms neither; both as released.
-    `heads` and `decoder_heads` are told by the widths for the published sizes. Raises ValueError for keys or shapes
-    that are not TiTok's, and for a first stage alone, which has no pixel decoder yet.
+    Two-stage forms have interleaved latents and codes of length one, single-stage forms neither, as released;
+    `unit_norm` says it where a codebook is otherwise (`use_l2_norm` there). `heads` and `decoder_heads` follow from the
+    widths for the published sizes. Raises ValueError for keys or shapes that are not TiTok's, and for a first stage
+    alone, which has no pixel decoder yet.
     """
     two_stage = "decoder.ffn.2.weight" in state
     arguments = shapes(state, heads, decoder_heads, two_stage)
+    if unit_norm is not None:
+        if arguments["bottleneck"]["kind"] != "vector_quantize":
+            raise ValueError("unit_norm is about a codebook, and this TiTok has none; leave it out")
+        arguments["bottleneck"]["unit_norm"] = unit_norm
     names = NAMES | (OF_PROXY if two_stage else OF_PIXELS)
     if two_stage:
         need(state, "pixel_quantize.embedding.weight", "two-stage TiTok")

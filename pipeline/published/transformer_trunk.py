@@ -1,7 +1,7 @@
 """The keys that DiT, SiT and LightningDiT checkpoints share, and the network that their shapes imply."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 from pipeline.networks.base import Network
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.nn.embeddings import fixed_positions
-from pipeline.published.checkpoint import fill, heads_of, need, rename
+from pipeline.published.checkpoint import fill, heads_of, need, ratio_of, rename, with_null_row
 
 Denoiser = TypeVar("Denoiser", bound=Network)  # with a modulated head
 BLOCK_NAMES = {
     r"blocks\.(\d+)\.(norm[12])\.weight": r"blocks.\1.\2.weight",
     r"blocks\.(\d+)\.attn\.(qkv|proj)\.(weight|bias)": r"blocks.\1.attention.\2.\3",
-    r"blocks\.(\d+)\.attn\.q_norm\.weight": r"blocks.\1.attention.query_norm.weight",
-    r"blocks\.(\d+)\.attn\.k_norm\.weight": r"blocks.\1.attention.key_norm.weight",
+    r"blocks\.(\d+)\.attn\.q_norm\.(weight|bias)": r"blocks.\1.attention.query_norm.\2",
+    r"blocks\.(\d+)\.attn\.k_norm\.(weight|bias)": r"blocks.\1.attention.key_norm.\2",
     r"blocks\.(\d+)\.mlp\.(?:fc1|w12)\.(weight|bias)": r"blocks.\1.feed_forward.up.\2",
     r"blocks\.(\d+)\.mlp\.(?:fc2|w3)\.(weight|bias)": r"blocks.\1.feed_forward.down.\2",
     r"blocks\.(\d+)\.adaLN_modulation\.1\.(weight|bias)": r"blocks.\1.modulation.\2",
@@ -39,23 +39,27 @@ TABLES = (r"pos_embed", r"feat_rope\.freqs_(cos|sin)")  # computed from the size
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}  # by width, of every published size
 
 
-def shapes(state: Mapping[str, Tensor], what: str, heads: int | None = None) -> dict[str, object]:
+def shapes(
+    state: Mapping[str, Tensor], what: str, heads: int | None = None, class_drop: float = 0.1
+) -> dict[str, object]:
     """The constructor arguments of DiffusionTransformer that the tensors' shapes imply, time and outputs left out.
 
-    `heads` is needed where neither a query norm, a rotary table nor the published sizes tell it. Raises ValueError
-    where it cannot be told, and for a variant that DiffusionTransformer does not have.
+    `heads` is needed where neither a query norm, a rotary table nor the published sizes tell it; a `class_drop` of 0
+    says that the label table has no row for the dropped label. Raises ValueError where the heads cannot be told, and
+    for a variant that DiffusionTransformer does not have.
     """
     width, dim, patch, _ = need(state, "x_embedder.proj.weight", what).shape
-    tokens = need(state, "pos_embed", what).shape[1]
+    places = grid_of(need(state, "pos_embed", what)[0])
     swiglu = "blocks.0.mlp.w12.weight" in state
     need(state, "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight", what)
-    modulation = need(state, "blocks.0.adaLN_modulation.1.weight", what)
-    if modulation.shape[0] != 6 * width:
-        raise ValueError(f"{what} blocks with {modulation.shape[0] // width} modulations (no shifts) are not supported")
+    modulations = len(need(state, "blocks.0.adaLN_modulation.1.weight", what)) / width
+    if modulations not in (4, 6):
+        raise ValueError(f"{what} blocks have 6 modulations, or 4 without shifts; here are {modulations:g}")
     return {
-        "grid": [patch * math.isqrt(tokens)] * 2,
+        "grid": [patch * size for size in places],
         "dim": dim,
-        "num_classes": need(state, "y_embedder.embedding_table.weight", what).shape[0] - 1,
+        "num_classes": len(need(state, "y_embedder.embedding_table.weight", what)) - (class_drop > 0),
+        "class_drop": class_drop,
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
         "width": width,
         "heads": heads or _heads(state, width),
@@ -64,7 +68,7 @@ def shapes(state: Mapping[str, Tensor], what: str, heads: int | None = None) -> 
         "norm": "rms" if "blocks.0.norm1.weight" in state else "layer",
         "feed_forward": "swiglu" if swiglu else "gelu",
         "feed_forward_ratio": feed_forward_ratio(state, width, swiglu),
-        "query_key_norm": "blocks.0.attn.q_norm.weight" in state,
+        "query_key_norm": query_key_norm(state),
     }
 
 
@@ -79,15 +83,46 @@ def build(state: Mapping[str, Tensor], arguments: Mapping[str, object]) -> Diffu
     weights = rename(state, NAMES, TABLES)
     kernel = weights["patch_embedding.weight"]  # [width, C, patch, patch]
     weights["patch_embedding.weight"] = kernel.permute(0, 2, 3, 1).flatten(1)
+    weights["label_embedding.weight"] = with_null_row(weights["label_embedding.weight"], config.class_drop)
+    weights |= {name: with_shifts(value, config.width) for name, value in weights.items() if is_modulation(name)}
     for kind in ("weight", "bias"):
         rows = weights[f"head.linear.{kind}"].unflatten(0, (config.patch_size**2, -1))  # [patch^2, channels, ...]
         weights[f"head.linear.{kind}"] = rows[:, : config.outputs * config.dim].flatten(0, 1)
-    places = [size // config.patch_size for size in config.grid]
-    if not torch.allclose(state["pos_embed"][0].float(), fixed_positions(places, config.width), atol=1e-2):
-        raise ValueError(
-            "pos_embed is not the fixed sine-cosine table; checkpoints with trained positions are not known"
-        )
     return fill(network, weights)
+
+
+def grid_of(table: Tensor) -> list[int]:
+    """[rows, columns] of the grid whose fixed positions are `table` [N, width]; squares are tried first.
+
+    Raises ValueError where it is of no grid: the table was trained.
+    """
+    tokens, width = table.shape
+    rows = [count for count in range(1, tokens + 1) if tokens % count == 0]
+    for count in sorted(rows, key=lambda count: abs(count - math.sqrt(tokens))):
+        grid = [count, tokens // count]
+        if width % 4 == 0 and torch.allclose(table.float(), fixed_positions(grid, width), atol=1e-2):
+            return grid
+    raise ValueError("pos_embed is not the fixed sine-cosine table; checkpoints with trained positions are not known")
+
+
+def query_key_norm(state: Mapping[str, Tensor]) -> bool | str:
+    """What the keys tell of the norm of queries and keys: none, RMS, or a layer norm, which has a bias."""
+    if "blocks.0.attn.q_norm.bias" in state:
+        return "layer"
+    return "blocks.0.attn.q_norm.weight" in state
+
+
+def is_modulation(name: str) -> bool:
+    return name.startswith("blocks.") and ".modulation." in name
+
+
+def with_shifts(modulation: Tensor, width: int) -> Tensor:
+    """A block's modulation as [shift, scale, gate] twice: LightningDiT's without shifts gets shifts of zero."""
+    if len(modulation) == 6 * width:
+        return modulation
+    parts: Sequence[Tensor] = modulation.chunk(4)  # scale, gate, scale, gate
+    zero = torch.zeros_like(parts[0])
+    return torch.cat([zero, *parts[:2], zero, *parts[2:]])
 
 
 @torch.no_grad()
@@ -108,7 +143,7 @@ def _heads(state: Mapping[str, Tensor], width: int) -> int:
 def feed_forward_ratio(state: Mapping[str, Tensor], width: int, swiglu: bool) -> float:
     """A feed_forward_ratio that gives the stored hidden width; SwiGLU's is int(2/3 int(width ratio))."""
     if not swiglu:
-        return state["blocks.0.mlp.fc1.weight"].shape[0] / width
+        return ratio_of(len(state["blocks.0.mlp.fc1.weight"]), width)
     hidden = state["blocks.0.mlp.w12.weight"].shape[0] // 2
     if int(2 / 3 * 4 * width) == hidden:
         return 4.0  # as in every published size

@@ -16,9 +16,9 @@ class MaskgitVqgan(MapTokenizer):
     """Chang et al., arXiv:2202.04200, as released in PyTorch with TiTok (bytedance/1d-tokenizer).
 
     Without attention: `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks a
-    level, mean pooling on the way down and nearest neighbours on the way up, so that the stride is 2 ** (levels - 1).
-    The encoder ends in what the bottleneck reads and the decoder begins with what it gives. Inside, pixels are [0, 1],
-    as the released weights expect; outside they are [-1, 1], and nothing is clamped.
+    level and in the middle, mean pooling on the way down and nearest neighbours on the way up, so that the stride is
+    2 ** (levels - 1). The encoder ends in what the bottleneck reads and the decoder begins with what it gives. Inside,
+    pixels are [0, 1], as the released weights expect; outside they are [-1, 1], and nothing is clamped.
     """
 
     _supports_gradient_checkpointing = True

@@ -3,8 +3,11 @@
 A kind states `MATCHES`, the beginning of `class` in the case's meta.json (the longest match wins), and
 `outputs(case) -> dict[str, Tensor]`, whose names are those of the stored outputs without their "output." prefix.
 Everything is read from the case: shapes from its tensors, switches from `case.meta["constructor"]`, scales and counts
-from the words of its calls (`case.number`). Optional: `NOT_OURS = {name pattern: reason}` for stored outputs that this
-project has no counterpart of, and `LOOSER = {name pattern: tolerance}` where meta.json gives an exception in words.
+from the words of its calls (`case.number`). Weights are imported as a user would import them: `case.imported`.
+
+Optional: `REPOSITORY`, the end of `source.repository`, where several projects have a class of this name;
+`NOT_OURS = {name pattern: reason}` for stored outputs that this project has no counterpart of; and
+`LOOSER = {name pattern: tolerance}` where meta.json gives an exception in words.
 """
 
 import importlib
@@ -15,10 +18,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from pipeline.published import converted
 
 
 @dataclass
@@ -50,6 +56,11 @@ class Case:
         """Names of the stored outputs, without reading them."""
         return [name.removeprefix("output.") for name in self.meta["io"]["tensors"] if name.startswith("output.")]
 
+    def imported(self, name: str, state: dict[str, Tensor] | None = None, **options: object) -> dict[str, Any]:
+        """What `python run.py import NAME FILE OUT KEY=VALUE ...` makes of the state; None leaves an option out."""
+        overrides = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+        return converted(name, self.state if state is None else state, overrides)
+
     def call(self, *words: str) -> str:
         """The text (call and description) of the first call whose text holds all `words`, whatever their case."""
         for call in self.meta["calls"]:
@@ -71,10 +82,19 @@ class Case:
 
 
 def kind_of(case: Case) -> ModuleType | None:
-    """The module whose MATCHES is the longest beginning of the case's class; None when the kind is not known."""
+    """The module whose MATCHES is the longest beginning of the case's class; None when the kind is not known.
+
+    One with a REPOSITORY is for cases of that project alone.
+    """
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    fitting = [module for module in modules if case.meta["class"].startswith(module.MATCHES)]
+    repository = case.meta.get("source", {}).get("repository", "")
+    fitting = [
+        module
+        for module in modules
+        if case.meta["class"].startswith(module.MATCHES)
+        and repository.removesuffix(".git").endswith(getattr(module, "REPOSITORY", ""))
+    ]
     return max(fitting, key=lambda module: len(module.MATCHES), default=None)
 
 

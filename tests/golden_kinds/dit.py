@@ -3,14 +3,13 @@
 import re
 
 import torch
-from published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, length
+from published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, imported, length
 from torch import Tensor
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
 from pipeline.nn.embeddings import sinusoid
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
-from pipeline.published.dit import convert
 from pipeline.samplers.guidance import Guidance
 
 MATCHES = "models.DiT"
@@ -18,13 +17,12 @@ MATCHES = "models.DiT"
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
-    parts = convert(case.state, heads=case.meta["constructor"]["num_heads"])
+    parts = imported(case, "dit")
     network, objective = bare(parts["network"]), parts["objective"]
-    side = case.meta["constructor"]["input_size"]
-    found = calls(case, network, objective) | chain(case, network, objective) | sampling(case, network, objective)
-    return {name: value if value.ndim < 3 else grid(value, side, side) for name, value in found.items()} | embeddings(
-        case, network
-    )
+    values = calls(case, network, objective) | chain(case, network, objective) | sampling(case, network, objective)
+    return {
+        name: value if value.ndim < 3 else grid(value, *network.config.grid) for name, value in values.items()
+    } | embeddings(case, network)
 
 
 def calls(case: Case, network, objective: GaussianDiffusion) -> dict[str, Tensor]:
@@ -44,12 +42,12 @@ def embeddings(case: Case, network) -> dict[str, Tensor]:
         for name in case.stored_names()
         if name.startswith("time_embedding")
     }
-    labels = torch.where(inputs["drop_ids"] == 1, classes, inputs["drop_labels"])
     tables = {name: sinusoid(inputs["embed_t"], width) for name, width in widths.items()}
-    return tables | {
-        "time_vector": network.time_embedding(inputs["embed_t"]),
-        "label_vector_forced_drop": network.label_embedding(labels),
-    }
+    values = tables | {"time_vector": network.time_embedding(inputs["embed_t"])}
+    if "drop_ids" in inputs:  # not where class dropout is 0: there is no row for the dropped label
+        labels = torch.where(inputs["drop_ids"] == 1, classes, inputs["drop_labels"])
+        values["label_vector_forced_drop"] = network.label_embedding(labels)
+    return values
 
 
 def chain(case: Case, network, objective: GaussianDiffusion) -> dict[str, Tensor]:

@@ -1,13 +1,12 @@
 """LightningDiT: the network, its two losses, and Euler trajectories with guidance in an interval and shifted times."""
 
 import torch
-from published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, length
+from published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, imported, length
 from torch import Tensor, nn
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
 from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.published.lightningdit import convert
 from pipeline.samplers.guidance import Guidance
 from pipeline.samplers.solvers import ladder
 
@@ -16,10 +15,10 @@ MATCHES = "models.lightningdit.LightningDiT"
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
-    network = bare(convert(case.state, heads=case.meta["constructor"]["num_heads"])["network"])
-    side = case.meta["constructor"]["input_size"]
-    found = calls(case, network) | odes(case, network)
-    return {name: grid(value, side, side) for name, value in found.items()} | losses(case, network) | times(case)
+    network = bare(imported(case, "lightningdit")["network"])
+    states = calls(case, network) | odes(case, network)
+    maps = {name: grid(value, *network.config.grid) for name, value in states.items()}
+    return maps | losses(case, network) | times(case)
 
 
 def guidance_of(case: Case, interval: bool = True) -> Guidance:

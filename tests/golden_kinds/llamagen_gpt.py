@@ -1,25 +1,23 @@
 """LlamaGen's generator: logits, losses and greedy generation with and without guidance."""
 
-import re
-
 import torch
 from autoregressive_sampling import greedy
+from guidance_laws import stepped_guidance
 from torch import Tensor
 
 from golden_kinds import Case, bare
 from pipeline.code import Code, Condition
 from pipeline.objectives.next_token import NextToken
-from pipeline.published.llamagen_gpt import convert
-from pipeline.samplers.guidance import Guidance
 
 MATCHES = "autoregressive.models.gpt.Transformer"
+REPOSITORY = "FoundationVision/LlamaGen"
 
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
     stated = case.meta["constructor"]
-    network = convert(case.state, stated["n_head"], stated["block_size"], stated["multiple_of"])["network"]
-    network = bare(network)
+    options = {"heads": stated["n_head"], "tokens": stated["block_size"], "class_drop": stated["class_dropout_prob"]}
+    network = bare(case.imported("llamagen_gpt", **options)["network"])
     return training(case, network) | generated(case, network)
 
 
@@ -39,10 +37,7 @@ def generated(case: Case, network: torch.nn.Module) -> dict[str, Tensor]:
     """`generated_NAME` and `guided_logits_NAME` of every call of generate."""
     found = {}
     for call in (call for call in case.meta["calls"] if call["call"].startswith("generate(")):
-        scale = float(re.search(r"cfg_scale=([\d.]+)", call["call"]).group(1))
-        stop = re.search(r"after token index (\d+)", call["description"])
-        low = 0.0 if stop is None else 1 - int(stop.group(1)) / network.tokens
-        guidance = Guidance(scale, interval=(low, 1.0))
+        guidance = stepped_guidance(call, network.tokens)
         condition = Condition(labels=case.inputs["gen_labels"])
         ids, logits = greedy(network, NextToken(), condition, guidance)
         name = call["outputs"][0].removeprefix("generated_")

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from golden_kinds import Case, bare, grid
 from pipeline.code import Code
-from pipeline.published.llamagen_vq import convert
 
 MATCHES = "tokenizer.tokenizer_image.vq_model.VQModel"
 
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
-    tokenizer = bare(convert(case.state)["tokenizer"])
+    unit_norm = case.meta["constructor"]["codebook_l2_norm"]
+    tokenizer = bare(case.imported("llamagen_vq", unit_norm=unit_norm)["tokenizer"])
     images, codes = case.inputs["image"], case.inputs["codes"]
     shape = tokenizer.grid(images)
     h = tokenizer.features(images)

@@ -5,14 +5,13 @@ from torch import Tensor
 
 from golden_kinds import Case, bare, grid
 from pipeline.code import Code
-from pipeline.published.maskgit_vqgan import convert
 
 MATCHES = "modeling.titok.PretrainedTokenizer"
 
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
-    tokenizer = bare(convert(case.state)["tokenizer"])
+    tokenizer = bare(case.imported("maskgit_vqgan")["tokenizer"])
     images, codes, map_of_codes = case.inputs["image"] * 2 - 1, case.inputs["codes"], case.inputs["codes_grid"]
     side = round(codes.shape[1] ** 0.5)
     decoded, decoded_grid = (

@@ -1,23 +1,21 @@
 """RAR: logits and losses in raster and in given orders, greedy generation under power-cosine guidance."""
 
-import re
-
 import torch
 from autoregressive_sampling import greedy
+from guidance_laws import guidance_law
 from torch import Tensor, nn
 
 from golden_kinds import Case, bare
 from pipeline.code import Code, Condition
 from pipeline.objectives.base import Objective
-from pipeline.published.rar import condition_ids, convert
-from pipeline.samplers.guidance import Guidance
+from pipeline.published.rar import condition_ids
 
 MATCHES = "modeling.rar.RAR"
 
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
-    parts = convert(case.state)
+    parts = case.imported("rar")
     network, inputs = bare(parts["network"]), case.inputs
     vocab, condition = network.config.vocab, Condition(labels=inputs["labels"])
     raster = torch.arange(network.tokens).expand_as(inputs["tokens"])
@@ -36,11 +34,10 @@ def outputs(case: Case) -> dict[str, Tensor]:
 
 
 def generated(case: Case, objective: Objective, network: nn.Module) -> dict[str, Tensor]:
-    """`generated_NAME` and `guided_logits_NAME` of every call of generate; their scale 0 is no guidance."""
+    """`generated_NAME` and `guided_logits_NAME` of every call of generate."""
     found = {}
     for call in (call for call in case.meta["calls"] if call["call"].startswith("generate(")):
-        scale, power = (float(re.search(rf"{k}=([\d.]+)", call["call"]).group(1)) for k in ("scale", "scale_pow"))
-        guidance = Guidance(scale or 1.0, schedule="cosine", power=power)
+        guidance = guidance_law(call, without_decay="power-cosine")
         ids, logits = greedy(network, objective, Condition(labels=case.inputs["gen_labels"]), guidance)
         name = call["outputs"][0].removeprefix("generated_")
         found |= {f"generated_{name}": ids, f"guided_logits_{name}": logits}

@@ -1,13 +1,21 @@
 """SiT: the network, the three paths, the losses of every prediction, and ODE and SDE trajectories."""
 
 import torch
-from published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, length, trajectory
+from published_sampling import (
+    BothHalves,
+    code,
+    forward,
+    guided_channels,
+    guided_trajectory,
+    imported,
+    length,
+    trajectory,
+)
 from torch import Tensor, nn
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
 from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.published.sit import convert
 from pipeline.samplers.guidance import Guidance
 from pipeline.samplers.paths import PATHS
 
@@ -29,10 +37,9 @@ class TowardsData(nn.Module):
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
-    network = bare(convert(case.state, heads=case.meta["constructor"]["num_heads"])["network"])
-    side = case.meta["constructor"]["input_size"]
+    network = bare(imported(case, "sit")["network"])
     found = calls(case, network) | paths(case) | odes(case, network) | sdes(case, network)
-    return {name: grid(value, side, side) for name, value in found.items()} | losses(case, network)
+    return {name: grid(value, *network.config.grid) for name, value in found.items()} | losses(case, network)
 
 
 def guidance_of(case: Case, *words: str) -> Guidance:

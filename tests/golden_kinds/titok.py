@@ -8,7 +8,6 @@ from torch import Tensor
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Code
 from pipeline.draws import GivenDraws
-from pipeline.published.titok import convert
 from pipeline.tokenizers.titok import TiTok
 
 MATCHES = "modeling.titok.TiTok"
@@ -16,10 +15,18 @@ MATCHES = "modeling.titok.TiTok"
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
-    heads = [int(count) for count in re.findall(r"(\d+) heads", case.meta["constructor_notes"])]
-    tokenizer = bare(convert(case.state, *heads)["tokenizer"])
+    tokenizer = bare(case.imported("titok", **options(case))["tokenizer"])
     h = tokenizer.features(case.inputs["image"] * 2 - 1)
     return {"encoder_output": row(h)} | (continuous if "noise" in case.inputs else discrete)(case, tokenizer, h)
+
+
+def options(case: Case) -> dict[str, object]:
+    """Heads, which the notes state for sizes that are not published, and the norm of a codebook."""
+    model = case.meta["constructor"]["model"]["vq_model"]
+    heads = [int(count) for count in re.findall(r"(\d+) heads", case.meta.get("constructor_notes") or "")]
+    stated = {"heads": heads[0], "decoder_heads": heads[-1]} if heads else {}
+    codebook = model.get("quantize_mode", "vq") == "vq"
+    return stated | ({"unit_norm": model.get("use_l2_norm", False)} if codebook else {})
 
 
 def discrete(case: Case, tokenizer: TiTok, h: Tensor) -> dict[str, Tensor]:

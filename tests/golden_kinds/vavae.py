@@ -5,14 +5,13 @@ from torch import Tensor
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.draws import GivenDraws
-from pipeline.published.vavae import convert
 
 MATCHES = "tokenizer.autoencoder.AutoencoderKL"
 
 
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
-    tokenizer = bare(convert(case.state)["tokenizer"])
+    tokenizer = bare(case.imported("vavae")["tokenizer"])
     images, latent = case.inputs["image"], case.inputs["latent"]
     shape = tuple(latent.shape[2:])
     assert tokenizer.grid(images) == shape

@@ -11,7 +11,6 @@ from pipeline.critics.patch import Patch
 from pipeline.draws import GivenDraws
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.relational import Relational
-from pipeline.published.vavae import convert
 from pipeline.recipes.schema import Adversary, Loop, Phase
 from pipeline.teachers.base import Tap
 from pipeline.training.reconstruction import Reconstruction
@@ -42,7 +41,7 @@ class Given(torch.nn.Module):
 def outputs(case: Case) -> dict[str, Tensor]:
     images, noise = case.inputs["image"], sequence(case.inputs["noise"])
     stated = case.meta["constructor"]["lossconfig"]
-    tokenizer, critic = bare(convert(case.state)["tokenizer"]), critic_of(case)
+    tokenizer, critic = bare(case.imported("vavae")["tokenizer"]), critic_of(case)
     # theirs sums pixels over exp(logvar) and adds logvar a pixel; both sums are divided by the batch alone
     pixels, spread = images[0].numel(), case.state["loss.logvar"]
     weights = {

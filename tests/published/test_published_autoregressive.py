@@ -14,7 +14,7 @@ from pipeline.published import import_checkpoint, llamagen_gpt, rar
 from pipeline.samplers.guidance import Guidance
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SMALL = {"heads": 4, "tokens": 16, "multiple": 16}  # of the LlamaGen case; the published sizes need none stated
+SMALL = {"heads": 4, "tokens": 16}  # of the LlamaGen case; the published sizes need none stated
 
 
 def state(name: str) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.code import Condition
+from pipeline.nn.embeddings import fixed_positions
 from pipeline.published import dit, lightningdit, sit
 from pipeline.published.checkpoint import fill, read, rename
 from pipeline.published.transformer_trunk import build, shapes
@@ -90,8 +91,8 @@ def test_nothing_is_lost_or_invented():
         dit.convert(weights)
     with pytest.raises(ValueError, match="not the fixed sine-cosine table"):
         dit.convert({**weights, "pos_embed": torch.randn_like(weights["pos_embed"])}, heads=4)
-    narrow = {**weights, "blocks.0.adaLN_modulation.1.weight": torch.zeros(4 * 48, 48)}
-    with pytest.raises(ValueError, match="4 modulations"):
+    narrow = {**weights, "blocks.0.adaLN_modulation.1.weight": torch.zeros(5 * 48, 48)}
+    with pytest.raises(ValueError, match="here are 5"):
         dit.convert(narrow, heads=4)
 
 
@@ -104,12 +105,13 @@ def test_published_sizes_need_no_heads():
 def meta_state(width: int) -> dict[str, torch.Tensor]:
     sizes = {
         "x_embedder.proj.weight": (width, 4, 2, 2),
-        "pos_embed": (1, 256, width),
         "blocks.0.mlp.fc1.weight": (4 * width, width),
         "blocks.0.adaLN_modulation.1.weight": (6 * width, width),
         "y_embedder.embedding_table.weight": (1001, width),
     }
-    return {key: torch.empty(size) for key, size in sizes.items()}
+    return {key: torch.empty(size) for key, size in sizes.items()} | {
+        "pos_embed": fixed_positions([16, 16], width)[None]
+    }
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": {}, "ema": s}, lambda s: {"state_dict": s}])
