@@ -4,9 +4,12 @@ import importlib
 import inspect
 import pkgutil
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from diffusers import ConfigMixin
 
 from pipeline.validation import PLACE, SettingError, suggestion
 
@@ -42,51 +45,114 @@ def find(slot: str, kind: str) -> type:
     return classes[kind.replace("_", "")]
 
 
-def check(
-    slot: str, node: Node, derived: tuple[str, ...] = (), where: str | None = None
-) -> tuple[type, dict[str, Any]]:
-    """The class and the typed arguments of a node, without constructing it.
+class Arguments(Mapping[str, Any]):
+    """The arguments of a component, read-only, by name or as attributes: what is given, and the constructor's defaults.
+
+    Class methods that answer without building take them, so that no default is written twice. A derived argument that
+    no earlier stage has determined yet is absent: reading it is an AttributeError. `arguments | {name: value}` is a
+    copy with more of them.
+    """
+
+    def __init__(self, values: Mapping[str, Any]):
+        vars(self)["_values"] = dict(values)
+
+    @classmethod
+    def complete(cls, component: type, values: Mapping[str, Any]) -> "Arguments":
+        """`values` as they are and, for the rest, the defaults of the constructor of `component`."""
+        defaults = {n: p.default for n, p in parameters(component).items() if p.default is not inspect.Parameter.empty}
+        return cls({**defaults, **values})
+
+    @classmethod
+    def from_config(cls, component: "ConfigMixin") -> "Arguments":
+        """The arguments that `component` was constructed from, as its config holds them."""
+        return cls({name: value for name, value in component.config.items() if not name.startswith("_")})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return vars(self)["_values"][name]
+        except KeyError:
+            raise AttributeError(f"no argument {name!r} is given or known yet; there are: {', '.join(self)}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"arguments are read-only; {name!r} cannot be set")
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __or__(self, others: Mapping[str, Any]) -> "Arguments":
+        return Arguments({**self._values, **others})
+
+    def __repr__(self) -> str:
+        return f"Arguments({self._values})"
+
+
+def check(slot: str, node: Node, derived: tuple[str, ...] = (), where: str | None = None) -> tuple[type, Arguments]:
+    """The class and the typed arguments of a node, defaults filled in, without constructing it.
 
     `derived` names arguments that an earlier stage determines: a recipe that states one is refused.
     Raises ValueError with one line that names the place (`where`) and the remedy.
     """
-    where = where or slot
-    if not isinstance(node, Mapping) or not node.get("kind"):
-        raise SettingError(where, f" needs a kind, one of: {', '.join(kinds(slot))}")
-    return (cls := find_at(slot, node["kind"], where)), check_arguments(cls, node, derived, where)
+    cls, values = conform_node(slot, node, derived, where or slot)
+    return cls, Arguments.complete(cls, values)
 
 
-def choose(choices: Mapping[str, type], node: Node, derived: tuple[str, ...] = (), where: str = "") -> tuple[type, Any]:
+def choose(
+    choices: Mapping[str, type], node: Node, derived: tuple[str, ...] = (), where: str = ""
+) -> tuple[type, Arguments]:
     """As `check`, for an argument that names one of a few classes and not a file of a slot."""
     if not isinstance(node, Mapping) or node.get("kind") not in choices:
-        stated = node.get("kind") if isinstance(node, Mapping) else node
-        raise SettingError(where, f" needs a kind, one of: {', '.join(choices)}; it has {stated!r}")
-    return (cls := choices[node["kind"]]), check_arguments(cls, node, derived, where)
+        given = node.get("kind") if isinstance(node, Mapping) else node
+        raise SettingError(where, f" needs a kind, one of: {', '.join(choices)}; it has {given!r}")
+    cls = choices[node["kind"]]
+    return cls, Arguments.complete(cls, conform_arguments(cls, node, derived, where))
 
 
-def check_arguments(cls: type, node: Node, derived: tuple[str, ...], where: str) -> dict[str, Any]:
-    """The typed arguments of a node for the constructor of `cls`; ValueError as in `check`."""
+def conform_node(slot: str, node: Node, derived: tuple[str, ...], where: str) -> tuple[type, dict[str, Any]]:
+    """The class of a node and the arguments that it states, typed; ValueError as in `check`."""
+    if not isinstance(node, Mapping) or not node.get("kind"):
+        raise SettingError(where, f" needs a kind, one of: {', '.join(kinds(slot))}")
+    cls = find_at(slot, node["kind"], where)
+    return cls, conform_arguments(cls, node, derived, where)
+
+
+def conform_arguments(cls: type, node: Node, derived: tuple[str, ...], where: str) -> dict[str, Any]:
+    """The arguments that a node states for the constructor of `cls`, typed; ValueError as in `check`."""
     arguments = {name: value for name, value in node.items() if name != "kind"}
-    parameters = {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
     hints = get_type_hints(cls.__init__)
-    if stated := sorted(set(derived) & set(arguments)):
-        raise SettingError(f"{where}.{stated[0]}", " is determined by an earlier stage; take it out of the recipe")
-    free = [name for name in parameters if name not in derived]
+    if refused := sorted(set(derived) & set(arguments)):
+        raise SettingError(f"{where}.{refused[0]}", " is determined by an earlier stage; take it out of the recipe")
+    free = {name: parameter for name, parameter in parameters(cls).items() if name not in derived}
     for name in arguments:
         if name not in free:
-            raise SettingError(where, f": {node['kind']} has no argument {name!r}{suggestion(name, free)}")
-    for name in free:
-        if name not in arguments and parameters[name].default is inspect.Parameter.empty:
+            raise SettingError(where, f": {node['kind']} has no argument {name!r}{suggestion(name, list(free))}")
+    for name, parameter in free.items():
+        if name not in arguments and parameter.default is inspect.Parameter.empty:
             raise SettingError(f"{where}.{name}", f" is missing; {node['kind']} needs a value for it")
-    values = {}
-    for name, value in arguments.items():
-        at = f"{where}.{name}"
-        if name in NESTED and isinstance(value, Mapping):
-            _, inner = check(NESTED[name], dict(value), (), at)
-            values[name] = {"kind": value["kind"], **inner}
-        else:
-            values[name] = conform(value, hints[name], at)
-    return values
+    return {name: conform_argument(name, value, hints[name], f"{where}.{name}") for name, value in arguments.items()}
+
+
+def conform_argument(name: str, value: Any, hint: Any, where: str) -> Any:
+    """As `conform`; where the argument takes a mapping and is named like a slot, it is a node of that slot."""
+    if name not in NESTED or not isinstance(value, Mapping) or not takes_mapping(hint):
+        return conform(value, hint, where)
+    _, values = conform_node(NESTED[name], dict(value), (), where)
+    return {"kind": value["kind"], **values}
+
+
+def takes_mapping(hint: Any) -> bool:
+    """Whether an argument of this type may be a mapping."""
+    return dict in (hint, get_origin(hint)) or any(takes_mapping(inner) for inner in get_args(hint))
+
+
+def parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Those of the constructor of `cls`, without `self`."""
+    return {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
 
 
 def build(slot: str, node: Node, **derived: Any) -> Any:
@@ -94,9 +160,8 @@ def build(slot: str, node: Node, **derived: Any) -> Any:
 
     A derived value that the constructor does not take is not passed: a network without classes has no `num_classes`.
     """
-    cls, values = check(slot, node, tuple(derived))
-    taken = inspect.signature(cls.__init__).parameters
-    return cls(**values, **{name: value for name, value in derived.items() if name in taken})
+    cls, values = conform_node(slot, node, tuple(derived), slot)
+    return cls(**values, **{name: value for name, value in derived.items() if name in parameters(cls)})
 
 
 def find_at(slot: str, kind: str, where: str) -> type:

@@ -5,7 +5,11 @@ import inspect
 import pytest
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
-from pipeline.components import SLOTS, build, check, conform, find, kinds
+from pipeline.components import SLOTS, Arguments, build, check, conform, find, kinds, parameters
+from pipeline.nn.feature_decoder import DECODERS
+from pipeline.nn.texture_branch import BRANCHES
+from pipeline.recipes.building import DERIVED
+from pipeline.vision.frozen_encoder import ENCODERS
 
 EVERY = [(slot, kind) for slot in SLOTS for kind in kinds(slot) if slot not in ("metrics", "teachers")]
 
@@ -62,3 +66,44 @@ def test_types_conform():
 
 def test_a_derived_value_that_is_not_taken_is_not_passed():
     assert build("bottlenecks", {"kind": "gaussian", "dim": 4}, num_classes=10).dim == 4
+
+
+def test_arguments_hold_what_is_given_and_the_constructors_defaults():
+    cls, arguments = check("critics", {"kind": "patch", "layers": 2})
+    assert arguments == {"width": 64, "layers": 2, "norm": "group", "channels": 3} and arguments.layers == 2
+    assert Arguments.from_config(cls(**arguments)) == arguments
+    more = arguments | {"layers": 1, "image_size": 16}
+    assert (more.layers, more.image_size, arguments.layers) == (1, 16, 2)
+    with pytest.raises(AttributeError, match="'image_size' is given or known yet; there are: width, layers"):
+        assert arguments.image_size
+    with pytest.raises(AttributeError, match="read-only"):
+        arguments.layers = 1
+
+
+@pytest.mark.parametrize("choices", [ENCODERS, BRANCHES, DECODERS], ids=["encoders", "branches", "decoders"])
+def test_no_class_method_of_a_choice_restates_a_default(choices):
+    for cls in choices.values():
+        assert not restated(cls), cls
+
+
+@pytest.mark.parametrize("slot, kind", EVERY)
+def test_no_class_method_restates_a_default(slot, kind):
+    assert not restated(find(slot, kind))
+
+
+def restated(cls: type) -> list[str]:
+    """Parameters of our class methods that have a default, and are parameters of the constructor."""
+    ours = [name for base in cls.__mro__ if base.__module__.startswith("pipeline.") for name in vars(base)]
+    hooks = {n: getattr(cls, n) for n in ours if isinstance(inspect.getattr_static(cls, n), classmethod)}
+    return [
+        f"{name}: {parameter.name}"
+        for name, hook in hooks.items()
+        for parameter in inspect.signature(hook).parameters.values()
+        if parameter.name in parameters(cls) and parameter.default is not parameter.empty
+    ]
+
+
+def test_an_argument_that_bears_a_slots_name_and_is_no_node_is_refused_in_one_line():
+    node = {"kind": "relational", "teacher": {"kind": "lpips_vgg"}}
+    with pytest.raises(ValueError, match="^losses.teacher: {'kind': 'lpips_vgg'} is not a text"):
+        check("losses", node, DERIVED["losses"])

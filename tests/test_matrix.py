@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from pipeline import LatentPipeline
 from pipeline.checks.recipe import check_line
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import build, find, kinds, structure
+from pipeline.components import build, check, find, kinds, structure
 from pipeline.draws import StepDraws
 from pipeline.recipes.building import build_network
 from pipeline.recipes.files import CONFIGS, merge, read
@@ -94,8 +94,8 @@ def stock(tmp_path_factory) -> str:
 
 
 def spec_of(node: dict[str, Any], size: int) -> LatentSpec:
-    arguments = {name: value for name, value in node.items() if name != "kind"}
-    return find("tokenizers", node["kind"]).geometry(image_size=size, **arguments)
+    cls, arguments = check("tokenizers", node, ("image_size",))
+    return cls.geometry(arguments | {"image_size": size})
 
 
 def size_for(node: dict[str, Any]) -> int:
@@ -133,7 +133,7 @@ def recipe_of(tokenizer: str, network: str, objective: str, stock: str) -> Recip
     node = {"kind": objective} | OBJECTIVES.get(objective, {})
     if objective == "gaussian_diffusion":
         node["variance"] = "learned_range"
-    terms = find("objectives", objective).terms(**{name: value for name, value in node.items() if name != "kind"})
+    terms = build("objectives", node).terms
     generator = {
         "network": NETWORKS[network],
         "objective": node,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import Code, plain_ids, stack_ids
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.clusters import distances
 from pipeline.nn.entropy import tokens_at_once
@@ -26,7 +26,7 @@ class Bottleneck(nn.Module, ABC):
     codebooks: int = 1
 
     @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
+    def terms(cls, arguments: Arguments) -> tuple[str, ...]:
         """Names of the loss terms that `forward` returns, known without building."""
         return ()
 
@@ -117,9 +117,9 @@ class Composite(Quantizer):
         self.vocab, self.codebooks = self.parts[0].vocab, codebooks * self.parts[0].codebooks
 
     @classmethod
-    def terms(cls, bottleneck: Node, **arguments) -> tuple[str, ...]:
-        part, values = components.check("bottlenecks", bottleneck)
-        return part.terms(**values)
+    def terms(cls, arguments: Arguments) -> tuple[str, ...]:
+        part, values = components.check("bottlenecks", arguments.bottleneck)
+        return part.terms(values)
 
     def each(self) -> list[Quantizer]:
         """The parts in order, a shared one as often as it is called."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.bottlenecks.base import Quantizer, ranks
 from pipeline.code import Code
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.entropy import entropy_gap
 
@@ -41,8 +42,8 @@ class Binary(Quantizer):
         self.register_buffer("size", torch.tensor(size), persistent=False)  # |z| of each channel
 
     @classmethod
-    def terms(cls, entropy_temperature: float | None = 1.0, **arguments) -> tuple[str, ...]:
-        return ("commit",) if entropy_temperature is None else ("commit", "entropy")
+    def terms(cls, arguments: Arguments) -> tuple[str, ...]:
+        return ("commit",) if arguments.entropy_temperature is None else ("commit", "entropy")
 
     def latents(self, h: Tensor) -> Tensor:
         return F.normalize(h, dim=-1) if self.spherical else h

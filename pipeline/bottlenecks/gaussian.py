@@ -5,6 +5,7 @@ from torch import Tensor
 
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 
 
@@ -20,7 +21,7 @@ class Gaussian(Bottleneck):
         self.dim, self.inputs = dim, 2 * dim
 
     @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
+    def terms(cls, arguments: Arguments) -> tuple[str, ...]:
         return ("kl",)
 
     def forward(self, h: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.bottlenecks.base import Quantizer
 from pipeline.code import Code
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.candidates import candidates, chosen
 from pipeline.nn.clusters import cluster_sums, distances, k_means, nearest
@@ -78,9 +79,9 @@ class VectorQuantize(Quantizer):
         self._images = 0  # in it
 
     @classmethod
-    def terms(cls, learn: str = "gradient", entropy_temperature: float | None = None, **arguments) -> tuple[str, ...]:
-        vq = ("vq",) if learn == "gradient" else ()
-        return (*vq, "commit", *(() if entropy_temperature is None else ("entropy",)))
+    def terms(cls, arguments: Arguments) -> tuple[str, ...]:
+        vq = ("vq",) if arguments.learn == "gradient" else ()
+        return (*vq, "commit", *(() if arguments.entropy_temperature is None else ("entropy",)))
 
     def latents(self, h: Tensor) -> Tensor:
         return F.normalize(h, dim=-1) if self.unit_norm else h

@@ -13,7 +13,7 @@ from pipeline.components import build, check, find, kinds
 from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import DERIVED, build_network, hidden_layout
+from pipeline.recipes.building import DERIVED, build_network, hidden_layout, network_shape
 from pipeline.recipes.schema import Recipe
 from pipeline.sampling.weak_network import check_weak_folder
 from pipeline.validation import at, check_names
@@ -21,16 +21,17 @@ from pipeline.validation import at, check_names
 
 def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     part = recipe.generator
-    cls, arguments = check("objectives", part.objective, DERIVED["objectives"], "generator.objective")
+    cls, _ = check("objectives", part.objective, DERIVED["objectives"], "generator.objective")
     objective = build("objectives", part.objective)
     network, values = check("networks", part.network, DERIVED["networks"], "generator.network")
     check_pair(recipe, spec, network, cls)
-    network.validate(spec.grid, **values)
-    objective.check_network(**values)
+    values = values | network_shape(spec, 0, objective)  # the classes are counted later
+    network.validate(values)
+    objective.check_network(values)
     objective.check_codes(spec)
     check_milestones(recipe)
     check_class_token(recipe, network, objective)
-    terms = [*cls.terms(**arguments), *check_hidden_losses(recipe, spec, network, objective)]
+    terms = [*objective.terms, *check_hidden_losses(recipe, spec, network, objective)]
     with at("generator.weights"):
         check_names(part.weights, terms, "loss term")
     with at("generator.loop.lr"):
@@ -76,11 +77,11 @@ def check_hidden_losses(recipe: Recipe, spec: LatentSpec, network: type[Network]
             built = build_network(recipe, spec, 1, objective)
         try:
             grid, _ = hidden_layout(built, stated["block"])
-            loss.validate(replace(spec, grid=tuple(grid)), **stated)
+            loss.validate(replace(spec, grid=tuple(grid)), stated)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         check_teacher(node, recipe.weights, recipe.data.size, where)
-        terms += loss.terms(**stated)
+        terms += loss.terms
     if twice := sorted({term for term in terms if terms.count(term) > 1}):
         raise ValueError(f"generator.losses: two give the term {twice[0]!r}; leave one of them out")
     return terms

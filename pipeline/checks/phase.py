@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from pipeline.code import LatentSpec
-from pipeline.components import build, check
+from pipeline.components import Arguments, build, check
 from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
 from pipeline.frozen.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.frozen.critic_teacher import check_critic_teacher, takes_features
-from pipeline.recipes.building import DERIVED, on_meta
+from pipeline.recipes.building import DERIVED, find_tokenizer, on_meta
 from pipeline.recipes.schema import Loop, Phase, Recipe
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.equivariance import check_equivariance
@@ -20,9 +19,9 @@ from pipeline.validation import at, check_names, suggestion
 
 def check_whole_phase(recipe: Recipe, phase: Phase, where: str, others: Sequence[str] = ()) -> None:
     """Check a phase that sees images; `others` are players that it has besides the tokenizer and its critic."""
-    cls, arguments = check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"], "tokenizer.model")
-    spec = cls.geometry(image_size=recipe.data.size, **arguments)
-    check_phase(phase, cls, arguments, recipe.data.size, where, others=others)
+    cls, arguments = find_tokenizer(recipe)
+    spec = cls.geometry(arguments)
+    check_phase(phase, cls, arguments, where, others=others)
     check_perturbation(phase, cls, spec, f"{where}.perturbation")
     check_class_teachers(phase, cls, arguments, recipe.weights, f"{where}.losses")
     check_alignments(recipe, phase, spec, where)
@@ -44,20 +43,19 @@ def check_whole_phase(recipe: Recipe, phase: Phase, where: str, others: Sequence
 def check_phase(
     phase: Phase,
     tokenizer: type[Tokenizer],
-    arguments: dict[str, Any],
-    image_size: int,
+    arguments: Arguments,
     where: str,
     from_codes: bool = False,
     others: Sequence[str] = (),
 ) -> None:
     if phase.train not in (parts := list(tokenizer.trained_parts)):
         raise ValueError(f"{where}.train: this tokenizer has no part {phase.train!r}{suggestion(phase.train, parts)}")
-    check_losses(phase, tokenizer, arguments, image_size, where)
+    check_losses(phase, tokenizer, arguments, where)
     players = ["tokenizer"]
     if phase.adversary:
         critic, values = check("critics", phase.adversary.critic, DERIVED["critics"], f"{where}.adversary.critic")
-        channels, size = tokenizer.view_shape(phase.train, image_size, **arguments)
-        if size < (smallest := critic.smallest(**values)):
+        channels, size = tokenizer.view_shape(phase.train, arguments)
+        if size < (smallest := critic.smallest(values)):
             raise ValueError(f"{where}.adversary.critic judges images of {smallest} px or more, these are of {size}")
         if channels != values.get("channels", 3):
             raise ValueError(f"{where}.adversary.critic has images of {channels} channels; set its channels={channels}")
@@ -74,12 +72,10 @@ def check_phase(
     check_decay(phase.loop, [*players, *others], f"{where}.loop.weight_decay")
 
 
-def check_losses(
-    phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, Any], image_size: int, where: str
-) -> None:
+def check_losses(phase: Phase, tokenizer: type[Tokenizer], arguments: Arguments, where: str) -> None:
     """ValueError where a loss reads what the tokenizer does not make, or none of them reaches what is trained."""
     of_pixels = phase.adversary is not None
-    channels, _ = tokenizer.view_shape(phase.train, image_size, **arguments)
+    channels, _ = tokenizer.view_shape(phase.train, arguments)
     for name, node in phase.losses.items():
         loss, stated = check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
         of_pixels |= loss.of_pixels
@@ -87,7 +83,7 @@ def check_losses(
             raise ValueError(
                 f"{where}.losses.{name} sees colours, and {phase.train} has {channels} channels; take pixel"
             )
-        if missing := [read for read in loss.needs(**stated) if read not in tokenizer.feature_names(**arguments)]:
+        if missing := [read for read in loss.needs(stated) if read not in tokenizer.feature_names(arguments)]:
             raise ValueError(f"{where}.losses.{name} reads {missing[0]}, which this tokenizer does not make")
     if not of_pixels and phase.train not in tokenizer.without_pixels:
         able = "".join(f", or set train={part}" for part in tokenizer.without_pixels)
@@ -127,7 +123,7 @@ def check_perturbation(phase: Phase, tokenizer: type[Tokenizer], spec: LatentSpe
 
 
 def check_class_teachers(
-    phase: Phase, tokenizer: type[Tokenizer], arguments: dict[str, Any], stated: dict[str, str], where: str
+    phase: Phase, tokenizer: type[Tokenizer], arguments: Arguments, stated: dict[str, str], where: str
 ) -> None:
     for name, node in phase.losses.items():
         if takes_class_teacher(node):
@@ -162,7 +158,7 @@ def check_alignments(recipe: Recipe, phase: Phase, spec: LatentSpec, where: str)
             if stated.get("at") is not None:
                 grid, _ = output_layout(on_meta(recipe), stated["at"])
                 compared = replace(spec, grid=tuple(grid))
-            loss.validate(compared, **stated)
+            loss.validate(compared, stated)
         except ValueError as error:
             raise ValueError(f"{at}: {error}") from None
         check_teacher(node, recipe.weights, recipe.data.size, at)
@@ -173,6 +169,6 @@ def check_balances(recipe: Recipe, phase: Phase, where: str) -> None:
     tokenizer = on_meta(recipe)
     losses = [check("losses", node, DERIVED["losses"]) for node in phase.losses.values()]
     try:
-        check_balance(tokenizer, phase, {term for loss, at in losses if loss.of_pixels for term in loss.terms(**at)})
+        check_balance(tokenizer, phase, {term for loss, _ in losses if loss.of_pixels for term in loss.terms})
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from None

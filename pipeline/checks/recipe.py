@@ -9,7 +9,7 @@ from pipeline.components import check, find
 from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import DERIVED, on_meta
+from pipeline.recipes.building import DERIVED, find_tokenizer, on_meta
 from pipeline.recipes.schema import Equivariance, Recipe
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.equivariance import check_passage
@@ -33,15 +33,15 @@ def check_line(recipe: Recipe) -> Line:
     objective = check_generator(recipe, spec)
     check_joint_training(recipe)
     check_sampling(recipe, spec, objective)
-    check_posttraining(recipe, tokenizer)
+    check_posttraining(recipe)
     check_evaluation(recipe)
     return Line(tokenizer, spec, find("networks", recipe.generator.network["kind"]), objective)
 
 
 def check_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], LatentSpec]:
     part = recipe.tokenizer
-    cls, arguments = check("tokenizers", part.model, DERIVED["tokenizers"], "tokenizer.model")
-    spec = cls.geometry(image_size=recipe.data.size, **arguments)
+    cls, arguments = find_tokenizer(recipe)
+    spec = cls.geometry(arguments)
     for name, phase in part.phases.items():
         check_whole_phase(recipe, phase, f"tokenizer.phases.{name}")
     check_passages(recipe)
@@ -81,14 +81,14 @@ def check_joint_training(recipe: Recipe) -> None:
     if phase.equivariance:
         raise ValueError("joint.phase.equivariance: the generator has codes of one size alone; leave it out")
     check_whole_phase(recipe, phase, "joint.phase", others=["network"])
-    terms = {term for node in nodes for term in find("losses", node["kind"]).terms()}
+    terms = {term for node in nodes for term in find("losses", node["kind"]).terms}
     with at("joint.alignment"):
         check_names(recipe.joint.alignment, terms, "term of generator.losses")
     if twice := sorted(terms & set(phase.weights)):
         raise ValueError(f"joint.phase.losses gives {twice[0]!r}, which generator.losses gives too; leave one out")
 
 
-def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
+def check_posttraining(recipe: Recipe) -> None:
     """ValueError where post-training trains more than a decoder, or by losses that need more than its images."""
     if recipe.posttrain is None:
         return
@@ -109,7 +109,7 @@ def check_posttraining(recipe: Recipe, tokenizer: type[Tokenizer]) -> None:
             raise ValueError(f"{where}.losses.{name} is not of pixels, which are all a decoder makes; leave it out")
         if takes_tap(node):
             check_teacher(node, recipe.weights, recipe.data.size, f"{where}.losses.{name}")
-    check_phase(phase, tokenizer, {}, recipe.data.size, where, from_codes=True)
+    check_phase(phase, *find_tokenizer(recipe), where, from_codes=True)
     check_critic(recipe, phase, where)
     if phase.only:
         check_only(recipe, phase, where)

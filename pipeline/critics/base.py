@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
+from pipeline.components import Arguments
+
 
 class Critic(ModelMixin, ConfigMixin):
     """Tells real images from rebuilt ones."""
@@ -14,7 +16,7 @@ class Critic(ModelMixin, ConfigMixin):
     of_the_run: tuple[str, ...] = ()  # arguments that may differ from a folder's that training starts from
 
     @classmethod
-    def smallest(cls, **arguments) -> int:
+    def smallest(cls, arguments: Arguments) -> int:
         """The smallest side in pixels it can judge, known without building."""
         return 1
 

@@ -5,6 +5,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.nn.patch_layers import Norm, activations, patch_layers, smallest_side
 
@@ -25,8 +26,8 @@ class MultiscalePatch(Critic):
         self.judges = nn.ModuleList(patch_layers(width, layers, norm, channels) for _ in range(scales))
 
     @classmethod
-    def smallest(cls, scales: int = 3, layers: int = 3, **arguments) -> int:
-        return (smallest_side(layers) - 1) * 2 ** (scales - 1) + 1  # halved sides are rounded up
+    def smallest(cls, arguments: Arguments) -> int:
+        return (smallest_side(arguments.layers) - 1) * 2 ** (arguments.scales - 1) + 1  # halved sides are rounded up
 
     def forward(self, images: Tensor, inner: bool = False) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
         """Logits [B, 1, h, w] of each scale, fine to coarse; with `inner` also what the layers before make."""

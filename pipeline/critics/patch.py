@@ -4,6 +4,7 @@ from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained loo
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.nn.patch_layers import Norm, activations, patch_layers, smallest_side
 
@@ -25,8 +26,8 @@ class Patch(Critic):
         self.main = patch_layers(width, layers, norm, channels)
 
     @classmethod
-    def smallest(cls, layers: int = 3, **arguments) -> int:
-        return smallest_side(layers)
+    def smallest(cls, arguments: Arguments) -> int:
+        return smallest_side(arguments.layers)
 
     def forward(self, images: Tensor, inner: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits [B, 1, h, w], one a patch; with `inner` also what the layers before make."""

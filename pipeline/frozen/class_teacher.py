@@ -2,12 +2,11 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.components import Node, find
+from pipeline.components import Arguments, Node, find
 from pipeline.frozen.teacher_choice import STAND_IN, chosen, standing_in
 from pipeline.images.reading import Images
 from pipeline.losses.class_contrast import check_width, projected_width
@@ -23,9 +22,7 @@ def takes_class_teacher(node: Node) -> bool:
     return "class_teacher" in inspect.signature(find("losses", node["kind"]).__init__).parameters
 
 
-def check_class_teacher(
-    node: Node, tokenizer: type[Tokenizer], arguments: dict[str, Any], stated: dict[str, str]
-) -> None:
+def check_class_teacher(node: Node, tokenizer: type[Tokenizer], arguments: Arguments, stated: dict[str, str]) -> None:
     """ValueError where the tokenizer projects no features, or not those of the model that the loss `node` comes to.
 
     Reads the config of the weights, not the weights.

@@ -3,11 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from pipeline.code import LatentSpec
+from pipeline.components import Arguments
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
 
@@ -19,6 +19,7 @@ class Loss(nn.Module, ABC):
     of the code `dim` and `grid`.
     """
 
+    terms: tuple[str, ...]  # names of the terms that `forward` returns
     any_channels: bool = False  # it looks at images of any channels, not of three colours alone
     of_pixels: bool = True  # it looks at rebuilt.images alone, so its gradient can be taken at the image
     of_code: bool = False  # it looks at the images that were encoded, where others are to be made
@@ -30,25 +31,20 @@ class Loss(nn.Module, ABC):
         self.metrics: dict[str, Tensor] = {}  # of the last call, besides its terms, for the log alone
 
     @classmethod
-    @abstractmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        """Names of the terms, known without building."""
-
-    @classmethod
-    def needs(cls, **arguments) -> tuple[str, ...]:
+    def needs(cls, arguments: Arguments) -> tuple[str, ...]:
         """Names of rebuilt.features that the loss needs with these arguments."""
         return cls.reads
 
     @classmethod
-    def of_one_grid(cls, **arguments) -> bool:
+    def of_one_grid(cls, arguments: Arguments) -> bool:
         """Whether with these arguments it knows codes of the tokenizer's own grid alone, and none of smaller images."""
         return False
 
     @classmethod
-    def validate(cls, spec: LatentSpec, **arguments) -> None:
+    def validate(cls, spec: LatentSpec, arguments: Arguments) -> None:
         """ValueError where codes of this geometry and these stated arguments do not fit, known without building."""
 
-    def check(self, tokenizer: type[Tokenizer], arguments: dict[str, Any]) -> None:
+    def check(self, tokenizer: type[Tokenizer], arguments: Arguments) -> None:
         """ValueError where a tokenizer with these constructor arguments does not make what is looked at here."""
         return
 
@@ -82,7 +78,7 @@ class Alignment(Loss):
         return self.tap.name
 
     @classmethod
-    def validate(cls, spec: LatentSpec, **arguments) -> None:
+    def validate(cls, spec: LatentSpec, arguments: Arguments) -> None:
         if len(spec.grid) != 2:
             raise ValueError(
                 f"it compares places of a map, and tokens on a grid of {list(spec.grid)} have none; take a tokenizer"
@@ -90,7 +86,7 @@ class Alignment(Loss):
             )
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
-        (term,) = self.terms()
+        (term,) = self.terms
         made = rebuilt.code.z if self.head is None else rebuilt.heads[term]
         return self.compared(made, self.tap(images, self.grid_of(made)), rebuilt.features.get("kept"))
 

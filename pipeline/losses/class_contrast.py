@@ -1,11 +1,10 @@
 """A code that tells its image from the others of a batch as a frozen network's class feature does."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.components import Arguments
 from pipeline.losses.base import Loss
 from pipeline.nn.processes import rows_of_all
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
@@ -26,6 +25,7 @@ class ClassContrast(Loss):
     `class_match_<name>` is the share of codes whose largest logit is their own image's.
     """
 
+    terms = ("class_contrast",)
     of_pixels = False
 
     def __init__(
@@ -45,16 +45,12 @@ class ClassContrast(Loss):
     def name(self) -> str:
         return self.class_teacher.name
 
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("class_contrast",)
-
     def train(self, mode: bool = True) -> "ClassContrast":
         super().train(mode)
         self.class_teacher.eval()
         return self
 
-    def check(self, tokenizer: type[Tokenizer], arguments: dict[str, Any]) -> None:
+    def check(self, tokenizer: type[Tokenizer], arguments: Arguments) -> None:
         check_width(self.name, self.class_teacher.dim, projected_width(tokenizer, arguments))
 
     @torch.no_grad()
@@ -72,9 +68,9 @@ class ClassContrast(Loss):
         return {"class_contrast": (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2}
 
 
-def projected_width(tokenizer: type[Tokenizer], arguments: dict[str, Any]) -> int:
+def projected_width(tokenizer: type[Tokenizer], arguments: Arguments) -> int:
     """Channels of features that the tokenizer brings to its code's width; ValueError where it has no layer for that."""
-    width = tokenizer.projection_width(**arguments)
+    width = tokenizer.projection_width(arguments)
     if width is None:
         raise ValueError(
             "class_contrast needs a layer from the encoder's width to the code's, and this"

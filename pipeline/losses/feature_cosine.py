@@ -1,11 +1,12 @@
 """Tokens, of codes or of a generator, from which a small net can tell a vision model's features."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.code import LatentSpec
+from pipeline.components import Arguments
 from pipeline.losses.base import Alignment
 from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.nn.latent_head import LatentHead, Source
@@ -33,6 +34,8 @@ class FeatureCosine(Alignment):
     not shown. The metric `cosine_<teacher>` is the mean cosine.
     """
 
+    terms = ("feature_cosine",)
+
     def __init__(
         self,
         tap: Tap,
@@ -57,35 +60,21 @@ class FeatureCosine(Alignment):
         self.positions = positions
 
     @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("feature_cosine",)
+    def needs(cls, arguments: Arguments) -> tuple[str, ...]:
+        return ("kept",) if arguments.head.mask or arguments.positions == "dropped" else ()
 
     @classmethod
-    def needs(
-        cls, head: HeadShape = HeadShape(), positions: Literal["all", "dropped"] = "all", **arguments
-    ) -> tuple[str, ...]:
-        return ("kept",) if head.mask or positions == "dropped" else ()
+    def of_one_grid(cls, arguments: Arguments) -> bool:
+        return arguments.head.blocks > 0  # whose positions are fixed
 
     @classmethod
-    def of_one_grid(cls, head: HeadShape = HeadShape(), **arguments) -> bool:
-        return head.blocks > 0  # whose positions are fixed
-
-    @classmethod
-    def validate(
-        cls,
-        spec: LatentSpec,
-        block: int | None = None,
-        at: str | None = None,
-        source: Source = "clean",
-        shift: float = 1.0,
-        shift_base: float | None = None,
-        standardize: bool = False,
-        **arguments: Any,
-    ) -> None:
-        super().validate(spec, **arguments)
+    def validate(cls, spec: LatentSpec, arguments: Arguments) -> None:
+        super().validate(spec, arguments)
+        block, at, source = arguments.block, arguments.at, arguments.source
+        shift, shift_base = arguments.shift, arguments.shift_base
         if block is not None and at is not None:
             raise ValueError("block is of a generator and at of a tokenizer; state one of them")
-        if (block is not None or at is not None) and (source != "clean" or standardize):
+        if (block is not None or at is not None) and (source != "clean" or arguments.standardize):
             raise ValueError("hidden states are compared as they are; leave source and standardize out")
         if min(shift, shift_base or 1.0) <= 0:
             raise ValueError("shift and shift_base are above 0; a shift of 1 leaves the levels uniform")

@@ -23,6 +23,8 @@ class FeaturePerceptual(Loss):
     The metric `perceptual_cosine_<teacher>` is the mean of cos a.
     """
 
+    terms = ("feature_perceptual",)
+
     def __init__(
         self,
         tap: Tap,
@@ -37,10 +39,6 @@ class FeaturePerceptual(Loss):
     def name(self) -> str:
         """The teacher's."""
         return self.tap.name
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("feature_perceptual",)
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         with torch.no_grad():

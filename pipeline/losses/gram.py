@@ -17,6 +17,8 @@ class Gram(Alignment):
     `gram_<teacher>` is the correlation of the two matrices' entries.
     """
 
+    terms = ("gram",)
+
     def __init__(
         self,
         tap: Tap,
@@ -27,10 +29,6 @@ class Gram(Alignment):
         block: int | None = None,
     ):
         super().__init__(tap, grid, block)
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("gram",)
 
     def compared(self, made: Tensor, aims: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         z, f = F.normalize(made.float(), dim=-1), F.normalize(aims.float(), dim=-1)

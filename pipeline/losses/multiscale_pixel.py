@@ -14,12 +14,9 @@ class MultiscalePixel(Loss):
     itself. VFM-VAE, arXiv:2510.18457, there with weight 0.1.
     """
 
+    terms = ("multiscale_pixel",)
     of_pixels = False
     reads = ("scales",)
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("multiscale_pixel",)
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         errors = [

@@ -13,6 +13,8 @@ class Perceptual(Loss):
     `backbone` is frozen here and stays in evaluation mode; `name` says which one it is ("lpips_vgg", "classifier").
     """
 
+    terms = ("perceptual",)
+
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
@@ -20,10 +22,6 @@ class Perceptual(Loss):
     @property
     def name(self) -> str:
         return self.backbone.name
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("perceptual",)
 
     def train(self, mode: bool = True) -> "Perceptual":
         super().train(mode)

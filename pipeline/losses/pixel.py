@@ -15,6 +15,7 @@ class Pixel(Loss):
     al., arXiv:1710.01992), which is `epsilon` where images are equal. `epsilon` is of `charbonnier` alone.
     """
 
+    terms = ("pixel",)
     any_channels = True
 
     def __init__(self, norm: Literal["l1", "l2", "charbonnier"] = "l1", epsilon: float = 1e-3):
@@ -22,10 +23,6 @@ class Pixel(Loss):
         if epsilon <= 0:
             raise ValueError(f"pixel: epsilon is {epsilon:g}; use a small number above 0, or norm=l1")
         self.norm, self.epsilon = norm, epsilon
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("pixel",)
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         difference = rebuilt.images.float() - images.float()

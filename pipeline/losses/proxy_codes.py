@@ -17,6 +17,7 @@ class ProxyCodes(Loss):
     images as they are, in [-1, 1]. Raises ValueError where its ids do not fit the logits.
     """
 
+    terms = ("proxy_codes",)
     of_pixels = False
     reads = ("proxy_logits",)
 
@@ -26,10 +27,6 @@ class ProxyCodes(Loss):
         spec = self.proxy.spec
         if not spec.vocab or spec.codebooks != 1 or len(spec.grid) != 2:
             raise ValueError(f"proxy_codes.path: {path} does not give one id a place of a map; take one that does")
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("proxy_codes",)
 
     def train(self, mode: bool = True) -> "ProxyCodes":
         super().train(mode)

@@ -21,6 +21,8 @@ class Relational(Alignment):
     `relational_cosine_<teacher>` and `relational_matrix_<teacher>` are the two parts.
     """
 
+    terms = ("relational",)
+
     def __init__(
         self,
         tap: Tap,
@@ -41,10 +43,6 @@ class Relational(Alignment):
         net = FeatureHead(dim, tap.width, grid, HeadShape(layers=1), bias=False)
         self.head = net if block is not None else LatentHead(net)
         self.margins, self.weights = (cosine_margin, matrix_margin), (cosine_weight, matrix_weight)
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("relational",)
 
     def compared(self, made: Tensor, aims: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         z, f = F.normalize(made.float(), dim=-1), F.normalize(aims.float(), dim=-1)

@@ -15,9 +15,7 @@ class StructuralSimilarity(Loss):
     see `pipeline.nn.structural_similarity`. Luminance is counted from black, so images [-1, 1] are compared as [0, 2].
     """
 
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("structural_similarity",)
+    terms = ("structural_similarity",)
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         with torch.autocast(images.device.type, enabled=False):  # variances are small differences of large means

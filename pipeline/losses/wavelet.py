@@ -17,15 +17,12 @@ class Wavelet(Loss):
     wholly in its own bands. With l2, wavelet_low + 3 wavelet_high is the mean squared error of pixels.
     """
 
+    terms = ("wavelet_low", "wavelet_high")
     any_channels = True
 
     def __init__(self, norm: Literal["l1", "l2"] = "l1"):
         super().__init__()
         self.norm = norm
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("wavelet_low", "wavelet_high")
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         error = haar(rebuilt.images.float() - images.float()) / 2  # [B, 4, C, h, w]

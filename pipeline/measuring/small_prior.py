@@ -82,7 +82,7 @@ def learn(
             course[step] = loss_on(new, spec, averages["network"], objective, seed)
         return False
 
-    task = Generation(network, objective, {name: 1.0 for name in objective.terms()})
+    task = Generation(network, objective, {name: 1.0 for name in objective.terms})
     train(task, Codes(code), loop, folder, seed, accelerator, until=check)
     described = {"network": shape, "objective": kind["kind"], "steps": steps, "batch": loop.batch, "lr": 2e-3}
     described |= {

@@ -10,6 +10,7 @@ from diffusers import ConfigMixin
 from torch import Tensor
 
 from pipeline.code import Condition
+from pipeline.components import Arguments
 from pipeline.nn.class_token import rows_for
 from pipeline.nn.quiet_cast import QuietCast
 
@@ -31,8 +32,8 @@ class Network(QuietCast, ConfigMixin):
     of_the_run: tuple[str, ...] = ("class_drop",)  # arguments that may differ from a folder's that training starts from
 
     @classmethod
-    def validate(cls, grid: Sequence[int], **arguments) -> None:
-        """ValueError where codes on this grid and these stated arguments do not fit, known without building."""
+    def validate(cls, arguments: Arguments) -> None:
+        """ValueError where these constructor arguments, derived ones included, do not fit; known without building."""
 
     @abstractmethod
     def forward(
@@ -75,8 +76,10 @@ class Network(QuietCast, ConfigMixin):
         return labels
 
 
-def check_transformer(depth: int, width: int, heads: int, num_classes: int, class_drop: float, **counts: float) -> None:
+def check_transformer(arguments: Arguments, **counts: float) -> None:
     """ValueError where what every transformer states, or one of further `counts`, is out of range."""
+    depth, width, heads = arguments.depth, arguments.width, arguments.heads
+    num_classes, class_drop = arguments.num_classes, arguments.class_drop
     counts = {"depth": depth, "width": width, "heads": heads, **counts}
     if wrong := [name for name, count in counts.items() if count < 1]:
         raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")

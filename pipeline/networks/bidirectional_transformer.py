@@ -1,7 +1,6 @@
 """The transformer that predicts masked ids from those that are known, as MaskGIT and its descendants use it."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ from diffusers.models.attention import AttentionMixin
 from torch import Tensor, nn
 
 from pipeline.code import Condition, stack_ids
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_dropouts, check_transformer
 from pipeline.nn.bidirectional import BlockShape, LongSkipBlock, PostNormBlock
@@ -57,7 +57,7 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         class_drop: float = 0.1,
     ):
         super().__init__()
-        self.validate(**self.config)
+        self.validate(Arguments.from_config(self))
         self.gradient_checkpointing = False
         self.token_embedding = TokenEmbedding(vocab, codebooks, width, mask=True)
         self.label_embedding = LabelEmbedding(num_classes, width)
@@ -72,26 +72,12 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self._initialise()
 
     @classmethod
-    def validate(
-        cls,
-        grid: Sequence[int],
-        *,
-        depth: int,
-        width: int,
-        heads: int,
-        num_classes: int = 0,
-        body: Literal["bert", "uvit"] = "bert",
-        feed_forward_ratio: float = 4.0,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
-        class_drop: float = 0.1,
-        **_: object,
-    ) -> None:
+    def validate(cls, arguments: Arguments) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        counts = {"width * feed_forward_ratio": width * feed_forward_ratio}
-        check_transformer(depth, width, heads, num_classes, class_drop, **counts)
-        check_dropouts(dropout=dropout, attention_dropout=attention_dropout)
-        if body == "uvit" and depth % 2 == 0:
+        depth, dropouts = arguments.depth, ("dropout", "attention_dropout")
+        check_transformer(arguments, **{"width * feed_forward_ratio": arguments.width * arguments.feed_forward_ratio})
+        check_dropouts(**{name: arguments[name] for name in dropouts})
+        if arguments.body == "uvit" and depth % 2 == 0:
             raise ValueError(f"body=uvit has as many blocks before its middle one as after it; depth {depth} is even")
 
     def forward(

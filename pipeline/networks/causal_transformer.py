@@ -1,7 +1,6 @@
 """The transformer that predicts ids one after another, as LlamaGen and RAR do; its switches tell them apart."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +13,7 @@ from diffusers.models.attention import AttentionMixin
 from torch import Tensor, nn
 
 from pipeline.code import Condition
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_axes, check_dropouts, check_transformer
 from pipeline.nn.blocks import Norm, Rotary
@@ -123,7 +123,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         feed_forward_dropout: float = 0.0,
     ):
         super().__init__()
-        self.validate(**self.config)
+        self.validate(Arguments.from_config(self))
         self.gradient_checkpointing = False
         self.tokens, self.prefix = math.prod(grid), 1 + start_token
         self.class_embedding = LabelEmbedding(num_classes, width)
@@ -144,25 +144,13 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self._initialise()
 
     @classmethod
-    def validate(
-        cls,
-        grid: Sequence[int],
-        *,
-        depth: int,
-        width: int,
-        heads: int,
-        vocab: int = 1,
-        codebooks: int = 1,
-        num_classes: int = 0,
-        position: Position = "rotary",
-        feed_forward_multiple: int = 1,
-        class_drop: float = 0.1,
-        **others: object,
-    ) -> None:
+    def validate(cls, arguments: Arguments) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        counts = {"vocab": vocab, "codebooks": codebooks, "feed_forward_multiple": feed_forward_multiple}
-        check_transformer(depth, width, heads, num_classes, class_drop, **counts)
-        check_dropouts(**{name: share for name, share in others.items() if name.endswith("_dropout")})
+        grid, position, width, heads = (arguments[name] for name in ("grid", "position", "width", "heads"))
+        check_transformer(
+            arguments, **{name: arguments[name] for name in ("vocab", "codebooks", "feed_forward_multiple")}
+        )
+        check_dropouts(**{name: share for name, share in arguments.items() if name.endswith("_dropout")})
         check_axes("causal_transformer", grid)
         share = 2 * len(grid) if position == "rotary" else 2
         if "rotary" in position and width // heads % share:

@@ -12,6 +12,7 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from pipeline.code import Condition
+from pipeline.components import Arguments
 from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_transformer
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, QueryKeyNorm, Rotary
 from pipeline.nn.class_token import ClassTokenLayers, join_token, split_token
@@ -60,7 +61,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         class_token: int = 0,
     ):
         super().__init__()
-        self.validate(**self.config)
+        self.validate(Arguments.from_config(self))
         self.patch_embedding = nn.Linear(patch_size ** len(grid) * dim, width)
         self.time_embedding = TimeEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
@@ -72,24 +73,12 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         self.initialise()
 
     @classmethod
-    def validate(
-        cls,
-        grid: Sequence[int],
-        *,
-        depth: int,
-        width: int,
-        heads: int,
-        num_classes: int = 0,
-        patch_size: int = 1,
-        position: Position = "fixed",
-        class_drop: float = 0.1,
-        **_: object,
-    ) -> None:
+    def validate(cls, arguments: Arguments) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        check_transformer(depth, width, heads, num_classes, class_drop, patch_size=patch_size)
-        check_axes("diffusion_transformer", grid)
-        check_patches(grid, patch_size)
-        check_places(grid, position, width, heads)
+        check_transformer(arguments, patch_size=arguments.patch_size)
+        check_axes("diffusion_transformer", arguments.grid)
+        check_patches(arguments.grid, arguments.patch_size)
+        check_places(arguments.grid, arguments.position, arguments.width, arguments.heads)
 
     def forward(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None, taps: Sequence[int] = ()

@@ -12,6 +12,7 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from pipeline.code import Condition
+from pipeline.components import Arguments
 from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_transformer
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead
 from pipeline.nn.embeddings import GaussianTimeEmbedding, LabelEmbedding, patchify, unpatchify
@@ -58,7 +59,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         time_direction: Literal["noise", "data"] = "noise",
     ):
         super().__init__()
-        self.validate(**self.config)
+        self.validate(Arguments.from_config(self))
         patch, places = patch_size ** len(grid), [size // patch_size for size in grid]
         self.patch_embedding = nn.Linear(patch * dim, width)
         self.time_embedding = GaussianTimeEmbedding(width)
@@ -74,28 +75,15 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         self.initialise()
 
     @classmethod
-    def validate(
-        cls,
-        grid: Sequence[int],
-        *,
-        depth: int,
-        width: int,
-        heads: int,
-        head_depth: int = 2,
-        head_width: int = 2048,
-        head_heads: int = 16,
-        num_classes: int = 0,
-        patch_size: int = 1,
-        class_drop: float = 0.1,
-        **_: object,
-    ) -> None:
+    def validate(cls, arguments: Arguments) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        check_transformer(depth, width, heads, num_classes, class_drop, patch_size=patch_size)
-        check_transformer(head_depth, head_width, head_heads, num_classes, class_drop)
-        check_axes("wide_head_transformer", grid)
-        check_patches(grid, patch_size)
-        check_places(grid, "rotary_and_fixed", width, heads)
-        check_places(grid, "rotary", head_width, head_heads)
+        head = {name: arguments[f"head_{name}"] for name in ("depth", "width", "heads")}
+        check_transformer(arguments, patch_size=arguments.patch_size)
+        check_transformer(arguments | head)
+        check_axes("wide_head_transformer", arguments.grid)
+        check_patches(arguments.grid, arguments.patch_size)
+        check_places(arguments.grid, "rotary_and_fixed", arguments.width, arguments.heads)
+        check_places(arguments.grid, "rotary", arguments.head_width, arguments.head_heads)
 
     def forward(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None, taps: Sequence[int] = ()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pipeline.components import Arguments
 from pipeline.nn import convolution
 from pipeline.nn.convolution import Tower, laid_out
 from pipeline.nn.embeddings import fixed_positions, unpatchify
@@ -27,7 +28,9 @@ class VitDecoder(Tower):
         initialise(self)
 
     @classmethod
-    def check(cls, stride: int, width: int, heads: int, **arguments) -> None:
+    def check(cls, arguments: Arguments) -> None:
+        """ValueError where these constructor arguments do not fit together."""
+        width, heads = arguments.width, arguments.heads
         if width % heads or width % 4:
             raise ValueError(f"a width of {width} does not divide by 4 and by {heads} heads")
 
@@ -68,10 +71,12 @@ class ConvDecoder(convolution.Decoder):
         super().__init__(inputs, [width * m for m in multipliers], blocks, attention, middle_attention, groups, patch)
 
     @classmethod
-    def check(cls, stride: int, multipliers: list[int] = [1, 1, 2, 2, 4], **arguments) -> None:  # noqa: B006
-        if stride % 2 ** (len(multipliers) - 1) or not multipliers:
+    def check(cls, arguments: Arguments) -> None:
+        """ValueError where these constructor arguments do not fit together."""
+        levels, stride = len(arguments.multipliers), arguments.stride
+        if not levels or stride % 2 ** (levels - 1):
             raise ValueError(
-                f"the {len(multipliers)} multipliers double the side {len(multipliers) - 1} times, but a place of the"
+                f"the {levels} multipliers double the side {levels - 1} times, but a place of the"
                 f" code is {stride} pixels; name fewer"
             )
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.convolution import Tower
 from pipeline.nn.embeddings import fixed_positions
@@ -46,16 +47,16 @@ class Residual(Tower):
         self.register_buffer("aim", torch.tensor([0.0, 1.0]))  # those of the frozen features
 
     @classmethod
-    def check(
-        cls, maps: Layout, channels: int = 8, width: int = 384, heads: int = 8, drop: float = 0.1, **arguments
-    ) -> int:
+    def check(cls, arguments: Arguments) -> int:
+        """The channels that the branch adds to a code; ValueError where the arguments do not fit together."""
+        maps, width, heads, drop = (arguments[name] for name in ("maps", "width", "heads", "drop"))
         if len(maps) != 1:
             raise ValueError(f"a residual texture_branch reads the image alone; name one tap, not {len(maps)}")
         if width % heads or width % 4:
             raise ValueError(f"a width of {width} does not divide by 4 and by {heads} heads")
         if not 0 <= drop < 1:
             raise ValueError(f"drop is {drop:g}; it is a share, from 0 up to below 1")
-        return channels
+        return arguments.channels
 
     def forward(self, images: Tensor, maps: list[Tensor], draws: Draws | None = None) -> Tensor:
         """Images [B, 3, H, W] and the frozen encoder's maps to [B, channels, h, w]; with draws, some are dropped."""
@@ -99,15 +100,17 @@ class Shallow(nn.Module):
         self.out = nn.Linear(width, channels)
 
     @classmethod
-    def check(cls, maps: Layout, channels: int = 64, blocks: int = 2, heads: int = 12, **arguments) -> int:
+    def check(cls, arguments: Arguments) -> int:
+        """The channels that the branch adds to a code; ValueError where the arguments do not fit together."""
+        maps, heads = arguments.maps, arguments.heads
         if len(maps) != 2:
             raise ValueError(f"a shallow texture_branch reads the first of two taps; there are {len(maps)}")
         (width, side), coarse = maps[0], maps[-1][1]
         if side % coarse:
             raise ValueError(f"the shallow tap has {side} places a side, which {coarse} of the code do not divide")
-        if blocks and (width * (side // coarse) ** 2) % heads:
+        if arguments.blocks and (width * (side // coarse) ** 2) % heads:
             raise ValueError(f"{width * (side // coarse) ** 2} channels do not divide by {heads} heads")
-        return channels
+        return arguments.channels
 
     def forward(self, images: Tensor, maps: list[Tensor], draws: Draws | None = None) -> Tensor:
         """The frozen encoder's maps to [B, channels, h, w]."""

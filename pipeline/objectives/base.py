@@ -8,6 +8,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.samplers.guidance import Guidance
 
@@ -37,10 +38,10 @@ class Objective(SchedulerMixin, ConfigMixin):
         """Values of the class token that is modelled with the code; 0 where there is none."""
         return 0
 
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        """Names of the loss terms, known without building."""
-        raise NotImplementedError
+    @property
+    @abstractmethod
+    def terms(self) -> tuple[str, ...]:
+        """Names of the loss terms."""
 
     def default_steps(self, spec: LatentSpec) -> int:
         """Network evaluations where nobody states a number."""
@@ -56,8 +57,8 @@ class Objective(SchedulerMixin, ConfigMixin):
     def check_codes(self, spec: LatentSpec) -> None:
         """ValueError where codes of this shape do not fit the objective's own settings."""
 
-    def check_network(self, **arguments: Any) -> None:
-        """ValueError where a network with these stated constructor arguments cannot be trained by this objective."""
+    def check_network(self, arguments: Arguments) -> None:
+        """ValueError where a network with these constructor arguments cannot be trained by this objective."""
 
     @abstractmethod
     def draw(self, code: Code, draws: Draws) -> dict[str, Tensor | Draws]:

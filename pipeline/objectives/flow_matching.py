@@ -98,9 +98,9 @@ class FlowMatching(Objective):
     def class_token(self) -> int:
         return self.config.class_token
 
-    @classmethod
-    def terms(cls, cosine: bool = False, class_token: int = 0, **arguments) -> tuple[str, ...]:
-        return ("flow", *["cosine"] * cosine, *["class_token"] * bool(class_token))
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("flow", *["cosine"] * self.config.cosine, *["class_token"] * bool(self.class_token))
 
     def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
         """time [B] and noise [B, N, C], a class token's rows below."""

@@ -67,9 +67,9 @@ class GaussianDiffusion(Objective):
     def outputs(self) -> int:
         return 2 if self.config.variance == "learned_range" else 1
 
-    @classmethod
-    def terms(cls, variance: str = "learned_range", **arguments) -> tuple[str, ...]:
-        return ("mse", "vb") if variance == "learned_range" else ("mse",)
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("mse", "vb") if self.config.variance == "learned_range" else ("mse",)
 
     def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
         """timestep [B] int64 and noise [B, N, C]."""

@@ -49,8 +49,8 @@ class MaskedToken(Objective):
         if unmasked_weight < 0:
             raise ValueError(f"unmasked_weight={unmasked_weight} is below 0; 0 trains on masked tokens alone")
 
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
+    @property
+    def terms(self) -> tuple[str, ...]:
         return ("masked_token",)
 
     def default_steps(self, spec: LatentSpec) -> int:

@@ -23,8 +23,8 @@ class NextToken(Objective):
     def __init__(self):
         pass
 
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
+    @property
+    def terms(self) -> tuple[str, ...]:
         return ("next_token",)
 
     def default_steps(self, spec: LatentSpec) -> int:

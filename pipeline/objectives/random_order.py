@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec, stack_ids
+from pipeline.components import Arguments
 from pipeline.draws import Draws, StepDraws
 from pipeline.objectives.base import Objective, OnStep
 from pipeline.samplers.autoregression import TokenSampler, random_order, row_by_row
@@ -36,8 +37,8 @@ class RandomOrder(Objective):
         if not 0 <= anneal_start <= anneal_end:
             raise ValueError(f"anneal_start {anneal_start} is a step before anneal_end {anneal_end}, or the same one")
 
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
+    @property
+    def terms(self) -> tuple[str, ...]:
         return ("random_order",)
 
     def default_steps(self, spec: LatentSpec) -> int:
@@ -47,9 +48,9 @@ class RandomOrder(Objective):
         """ValueError where `steps` is not the number of tokens, or a setting is out of range."""
         TokenSampler(Choice(**choice)).check(steps, spec.tokens, spec.vocab)
 
-    def check_network(self, target_positions: bool = False, **arguments: object) -> None:
+    def check_network(self, arguments: Arguments) -> None:
         """ValueError for a network that is not told which place it predicts."""
-        if not target_positions:
+        if not arguments.get("target_positions"):
             raise ValueError(
                 "in a random order a network must be told which place it predicts;"
                 " set generator.network.target_positions=true"

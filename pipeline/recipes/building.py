@@ -1,12 +1,13 @@
 """Building what a recipe names from what earlier stages determine."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.code import LatentSpec
-from pipeline.components import build
+from pipeline.components import Arguments, build, check
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Recipe
@@ -23,6 +24,12 @@ DERIVED = {  # what a recipe may not state, by slot
 }
 
 
+def find_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], Arguments]:
+    """The class of the recipe's tokenizer and its arguments, the image size included."""
+    cls, arguments = check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"], "tokenizer.model")
+    return cls, arguments | {"image_size": recipe.data.size}
+
+
 def build_tokenizer(recipe: Recipe) -> Tokenizer:
     """The tokenizer before its training; its weights are drawn by torch's global generator, see `seeded`."""
     return build("tokenizers", recipe.tokenizer.model, image_size=recipe.data.size)
@@ -35,9 +42,13 @@ def on_meta(recipe: Recipe) -> Tokenizer:
 
 
 def build_network(recipe: Recipe, spec: LatentSpec, num_classes: int, objective: Objective) -> Network:
+    return build("networks", recipe.generator.network, **network_shape(spec, num_classes, objective))
+
+
+def network_shape(spec: LatentSpec, num_classes: int, objective: Objective) -> dict[str, Any]:
+    """The arguments of a network that follow from the codes, the classes and the objective."""
     derived = {"grid": list(spec.grid), "dim": spec.dim, "vocab": spec.vocab, "codebooks": spec.codebooks}
-    derived |= {"num_classes": num_classes, "outputs": objective.outputs, "class_token": objective.class_token}
-    return build("networks", recipe.generator.network, **derived)
+    return derived | {"num_classes": num_classes, "outputs": objective.outputs, "class_token": objective.class_token}
 
 
 @torch.no_grad()
@@ -45,8 +56,7 @@ def hidden_layout(network: Network, block: int) -> tuple[list[int], int]:
     """Grid and width of the hidden states after a block; ValueError where there is no such block. Computes nothing."""
     config = network.config
     with torch.device("meta"):
-        stated = {name: value for name, value in config.items() if not name.startswith("_")}
-        shadow = type(network)(**stated).to("meta")
+        shadow = type(network)(**Arguments.from_config(network)).to("meta")
     z, time = (torch.zeros(shape, device="meta") for shape in ((1, *shadow.state_shape), (1,)))
     (states,) = shadow.tapped(z, time, None, (block,))
     patch = round((math.prod(config.grid) / states.shape[1]) ** (1 / len(config.grid)))

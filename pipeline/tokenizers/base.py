@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.quiet_cast import QuietCast
@@ -71,34 +71,34 @@ class Tokenizer(QuietCast, ConfigMixin):
 
     @classmethod
     @abstractmethod
-    def geometry(cls, image_size: int, **arguments) -> LatentSpec:
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
         """The spec these constructor arguments give, without building; ValueError where they do not fit together."""
 
     @classmethod
-    def terms(cls, bottleneck: Node | None = None, **arguments) -> tuple[str, ...]:
+    def terms(cls, arguments: Arguments) -> tuple[str, ...]:
         """Names of the loss terms that `forward` returns, known without building: those of the bottleneck stated."""
-        if bottleneck is None:
+        if "bottleneck" not in arguments:
             return ()
-        neck, values = components.check("bottlenecks", bottleneck)
-        return neck.terms(**values)
+        neck, values = components.check("bottlenecks", arguments.bottleneck)
+        return neck.terms(values)
 
     @classmethod
-    def feature_names(cls, **arguments) -> tuple[str, ...]:
+    def feature_names(cls, arguments: Arguments) -> tuple[str, ...]:
         """Names of the `features` of what `forward` returns, known without building."""
         return ()
 
     @classmethod
-    def view_shape(cls, part: str, image_size: int, **arguments) -> tuple[int, int]:
+    def view_shape(cls, part: str, arguments: Arguments) -> tuple[int, int]:
         """Channels and side of the images that a phase compares which trains `part`, known without building."""
-        return 3, image_size
+        return 3, arguments.image_size
 
     @classmethod
-    def takes_transforms(cls, **arguments) -> bool:
+    def takes_transforms(cls, arguments: Arguments) -> bool:
         """Whether `forward` can be asked for the `transform` of a map, known without building."""
         return False
 
     @classmethod
-    def projection_width(cls, **arguments) -> int | None:
+    def projection_width(cls, arguments: Arguments) -> int | None:
         """Channels that `projection` reads, known without building; None where no layer leads to the code's width."""
         return None
 
@@ -240,22 +240,23 @@ class MapTokenizer(Tokenizer):
     """
 
     @classmethod
-    def takes_transforms(cls, **arguments) -> bool:
+    def takes_transforms(cls, arguments: Arguments) -> bool:
         return True
 
     @classmethod
-    def halved(cls, image_size: int, bottleneck: Node, multipliers: list[int], patch_size: int = 1) -> LatentSpec:
+    def halved(cls, arguments: Arguments, patch_size: int) -> LatentSpec:
         """The spec where each level but the first halves the sides of an image, or of its patches."""
-        if not multipliers:
+        levels, image_size = len(arguments.multipliers), arguments.image_size
+        if not levels:
             raise ValueError("multipliers is empty; they are one entry a level, for example [1,2,4,4]")
-        stride = patch_size * 2 ** (len(multipliers) - 1)
+        stride = patch_size * 2 ** (levels - 1)
         if image_size % stride:
             near = round(image_size / stride) * stride or stride
             raise ValueError(
-                f"images of {image_size} pixels do not divide by {stride}, the stride of {len(multipliers)} levels;"
+                f"images of {image_size} pixels do not divide by {stride}, the stride of {levels} levels;"
                 f" set data.size={near}, or give tokenizer.model.multipliers fewer entries"
             )
-        neck = components.build("bottlenecks", bottleneck)
+        neck = components.build("bottlenecks", arguments.bottleneck)
         return LatentSpec((image_size // stride,) * 2, neck.dim, neck.vocab, neck.codebooks)
 
     @abstractmethod

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.nn.convolution import Decoder, Encoder, laid_out, tiled
 from pipeline.tokenizers.base import MapTokenizer
 
@@ -46,7 +46,7 @@ class ConvAutoencoder(MapTokenizer, AutoencoderMixin):
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        self.spec = self.geometry(image_size, bottleneck, multipliers, attention, patch_size)
+        self.spec = self.geometry(Arguments.from_config(self))
         inner = z_channels or neck.dim
         encoded = encoded_channels(neck, z_channels)
         widths = [[base * m for m in multipliers] for base in (width, decoder_width or width)]
@@ -58,23 +58,15 @@ class ConvAutoencoder(MapTokenizer, AutoencoderMixin):
         self.use_slicing = self.use_tiling = False
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        bottleneck: Node,
-        multipliers: list[int] = [1, 2, 4, 4],  # noqa: B006
-        attention: list[int] = [],  # noqa: B006
-        patch_size: int = 1,
-        **arguments,
-    ) -> LatentSpec:
-        spec = cls.halved(image_size, bottleneck, multipliers, patch_size)
-        if outside := [level for level in attention if not 0 <= level < len(multipliers)]:
-            raise ValueError(f"attention names level {outside[0]}; the levels are 0 to {len(multipliers) - 1}")
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
+        spec, levels = cls.halved(arguments, arguments.patch_size), len(arguments.multipliers)
+        if outside := [level for level in arguments.attention if not 0 <= level < levels]:
+            raise ValueError(f"attention names level {outside[0]}; the levels are 0 to {levels - 1}")
         return spec
 
     @classmethod
-    def projection_width(cls, bottleneck: Node, z_channels: int | None = None, **arguments) -> int:
-        return encoded_channels(components.build("bottlenecks", bottleneck), z_channels)
+    def projection_width(cls, arguments: Arguments) -> int:
+        return encoded_channels(components.build("bottlenecks", arguments.bottleneck), arguments.z_channels)
 
     def projection(self, features: Tensor) -> Tensor:
         return self.quant_conv(features[:, :, None, None])[:, :, 0, 0]

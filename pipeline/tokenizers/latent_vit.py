@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import Condition, LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn import lora
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
+from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.nn.vision_transformer import image_places
 from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
 from pipeline.vision import dinov2_weights
@@ -72,10 +73,9 @@ class LatentViT(Tokenizer):
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        arguments = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        self.spec = self.geometry(**arguments)
+        self.spec = self.geometry(Arguments.from_config(self))
         places = (image_size // patch_size) ** 2
-        sizes = (decoder_width or width, decoder_depth or depth, decoder_heads or heads)
+        _, sizes = both_sizes(Arguments.from_config(self))
         reading = Dinov2(places, width, depth, heads, patch_size, drop_path)
         painting = Dinov2(places, *sizes, drop_path=drop_path)
         self.encoder = Dinov2Encoder(reading, tokens, neck.inputs)
@@ -93,50 +93,25 @@ class LatentViT(Tokenizer):
             parameter.requires_grad_(False)
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        bottleneck: Node,
-        width: int,
-        depth: int,
-        heads: int,
-        patch_size: int = 16,
-        tokens: int | None = None,
-        decoder_width: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_heads: int | None = None,
-        encoder_start: str | None = None,
-        decoder_start: str | None = None,
-        lora_rank: int = 8,
-        drop_path: float = 0.0,
-        **arguments,
-    ) -> LatentSpec:
-        sizes = {"width": width, "depth": depth, "heads": heads, "patch_size": patch_size, "tokens": tokens}
-        sizes |= {"decoder_width": decoder_width, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
-        sizes["lora_rank"] = lora_rank
-        if wrong := [name for name, size in sizes.items() if size is not None and size < 1]:
-            raise ValueError(f"latent_vit: {wrong[0]} must be at least 1, not {sizes[wrong[0]]}")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"latent_vit: drop_path is {drop_path:g}; it is a share, from 0 up to below 1")
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
+        image_size, patch_size, tokens = arguments.image_size, arguments.patch_size, arguments.tokens
+        check_counts("latent_vit", arguments, (*TRANSFORMER_SIZES, "tokens", "lora_rank"))
+        if not 0 <= arguments.drop_path < 1:
+            raise ValueError(f"latent_vit: drop_path is {arguments.drop_path:g}; it is a share, from 0 up to below 1")
         if image_size % patch_size:
             raise ValueError(f"latent_vit: images of {image_size} pixels do not divide by patch_size {patch_size}")
-        starts = {
-            "encoder_start": (encoder_start, width, depth, heads),
-            "decoder_start": (decoder_start, decoder_width or width, decoder_depth or depth, decoder_heads or heads),
-        }
-        for name, (start, wide, deep, many) in starts.items():
-            if wide % many:
-                raise ValueError(f"latent_vit: a width of {wide} is not divisible by {many} heads; choose a multiple")
-            if start is not None:
-                theirs = {"hidden_size": wide, "num_hidden_layers": deep, "num_attention_heads": many}
-                dinov2_weights.check_config(start, theirs, name)
-        neck = components.build("bottlenecks", bottleneck)
+        for name, (width, depth, heads) in zip(("encoder_start", "decoder_start"), both_sizes(arguments)):
+            check_heads("latent_vit", width, heads)
+            if arguments[name] is not None:
+                sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+                dinov2_weights.check_config(arguments[name], sizes, name)
+        neck = components.build("bottlenecks", arguments.bottleneck)
         grid = (image_size // patch_size,) * 2 if tokens is None else (tokens,)
         return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def projection_width(cls, width: int, **arguments) -> int:
-        return width
+    def projection_width(cls, arguments: Arguments) -> int:
+        return arguments.width
 
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.projection(features)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.nn.convolution import laid_out
 from pipeline.nn.maskgit_convolution import Decoder, Encoder
 from pipeline.tokenizers.base import MapTokenizer
@@ -36,30 +36,19 @@ class MaskgitVqgan(MapTokenizer):
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        self.spec = self.geometry(image_size, bottleneck, multipliers)
+        self.spec = self.geometry(Arguments.from_config(self))
         widths = [width * multiplier for multiplier in multipliers]
         self.encoder = Encoder(neck.inputs, widths, blocks, groups)
         self.neck = neck
         self.decoder = Decoder(neck.dim, widths, blocks, groups)
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        bottleneck: Node,
-        multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
-        **arguments,
-    ) -> LatentSpec:
-        return cls.halved(image_size, bottleneck, multipliers)
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
+        return cls.halved(arguments, patch_size=1)
 
     @classmethod
-    def projection_width(
-        cls,
-        width: int = 128,
-        multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
-        **arguments,
-    ) -> int:
-        return width * multipliers[-1]
+    def projection_width(cls, arguments: Arguments) -> int:
+        return arguments.width * arguments.multipliers[-1]
 
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.conv_out(features[:, :, None, None])[:, :, 0, 0]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import Code, LatentSpec
+from pipeline.components import Arguments
 from pipeline.nn import stock_autoencoder
 from pipeline.tokenizers.base import Given, MapTokenizer
 
@@ -52,17 +53,10 @@ class Pretrained(MapTokenizer):
         self.neck = components.build("bottlenecks", {"kind": "gaussian" if posterior else "identity", "dim": dim})
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        path: str,
-        subfolder: str | None = None,
-        dim: int | None = None,
-        stride: int | None = None,
-        **arguments,
-    ) -> LatentSpec:
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
+        image_size, path, dim, stride = (arguments[name] for name in ("image_size", "path", "dim", "stride"))
         if stock_autoencoder.is_folder(path):
-            config = stock_autoencoder.read_config(path, subfolder)
+            config = stock_autoencoder.read_config(path, arguments.subfolder)
             return cls.measure(config, image_size, path, dim, stride)[0]
         if dim and stride:
             return spec_of(image_size, dim, stride)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
 from pipeline.tokenizers.base import TOLD, Given, MapTokenizer, Rebuilt
-from pipeline.vision.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
+from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, Layout, OnFrozenEncoder
 
 
 class Pyramid(OnFrozenEncoder, MapTokenizer):
@@ -53,11 +53,11 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        self.spec = self.geometry(image_size, frozen_encoder, bottleneck, side, widths, spatial, code_width)
-        encoder, arguments = chosen(frozen_encoder)
-        maps = encoder.layout(image_size=image_size, **arguments)
+        self.spec = self.geometry(Arguments.from_config(self))
+        encoder, arguments = chosen_encoder(frozen_encoder, image_size)
+        maps = encoder.layout(arguments)
         self.folds = [tap_side // side for _, tap_side in maps]
-        self.encoder = encoder(image_size=image_size, **arguments)
+        self.encoder = encoder(**arguments)
         self.projections = nn.ModuleList(AttentionProjection(width, tap_width) for width, _ in maps)
         self.joint = AttentionProjection(sum(tap_width * fold**2 for fold in self.folds), neck.inputs)
         self.neck = neck
@@ -67,28 +67,17 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         self.encoder.requires_grad_(False)
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        frozen_encoder: Node,
-        bottleneck: Node,
-        side: int,
-        widths: list[int],
-        spatial: list[int],
-        code_width: int = 512,
-        **arguments,
-    ) -> LatentSpec:
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
         try:
-            encoder, values = chosen(frozen_encoder)
-            maps = encoder.layout(image_size=image_size, **values)
-            check_sides(image_size, maps, side, widths, spatial, code_width)
+            encoder, encoder_arguments = chosen_encoder(arguments.frozen_encoder, arguments.image_size)
+            check_sides(arguments, encoder.layout(encoder_arguments))
         except ValueError as error:
             raise ValueError(f"pyramid: {error}") from None
-        neck = components.build("bottlenecks", bottleneck)
-        return LatentSpec((side, side), neck.dim, neck.vocab, neck.codebooks)
+        neck = components.build("bottlenecks", arguments.bottleneck)
+        return LatentSpec((arguments.side, arguments.side), neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def feature_names(cls, **arguments) -> tuple[str, ...]:
+    def feature_names(cls, arguments: Arguments) -> tuple[str, ...]:
         return ("scales",)
 
     def encoded(self, images: Tensor) -> Tensor:
@@ -117,14 +106,14 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         return {"encoder": encoder, "decoder": [self.post, self.decoder]}
 
 
-def chosen(frozen_encoder: Node) -> tuple[type, dict]:
-    return components.choose(ENCODERS, frozen_encoder, TOLD, "frozen_encoder")
+def chosen_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEncoder], Arguments]:
+    encoder, arguments = components.choose(ENCODERS, frozen_encoder, TOLD, "frozen_encoder")
+    return encoder, arguments | {"image_size": image_size}
 
 
-def check_sides(
-    image_size: int, maps: Layout, side: int, widths: list[int], spatial: list[int], code_width: int
-) -> None:
+def check_sides(arguments: Arguments, maps: Layout) -> None:
     """ValueError where taps do not fold to `side` places a side, or levels do not lead from there to the image."""
+    image_size, side, widths, spatial = (arguments[n] for n in ("image_size", "side", "widths", "spatial"))
     if side < 4 or side % 2:
         raise ValueError(f"side is {side}; the first level has half of it, so name an even number from 4 on")
     for _, tap_side in maps:
@@ -135,5 +124,7 @@ def check_sides(
         raise ValueError(f"{len(widths)} widths lead from {side // 2} to {last:g} pixels a side, not to {image_size}")
     if not 1 <= len(spatial) <= len(widths):
         raise ValueError(f"spatial has {len(spatial)} entries; name one or more, and at most one a level")
-    if code_width % (finest := 4 ** max(0, len(spatial) - 2)):
-        raise ValueError(f"code_width {code_width} does not divide by {finest}, as the finest level in spatial needs")
+    if arguments.code_width % (finest := 4 ** max(0, len(spatial) - 2)):
+        raise ValueError(
+            f"code_width {arguments.code_width} does not divide by {finest}, as the finest level in spatial needs"
+        )

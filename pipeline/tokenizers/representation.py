@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import Code, LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.texture_branch import BRANCHES
@@ -49,7 +49,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         texture_branch: Node | None = None,
         statistics: Literal["channel", "element"] = "channel",
     ):
-        maps, spec = self.plan(image_size, frozen_encoder, pixel_decoder, texture_branch)
+        maps, spec = self.plan(Arguments.from_config(self))
         super().__init__(spec.dim, spec.tokens if statistics == "element" else None)
         self.spec = spec
         self.encoder = part(ENCODERS, frozen_encoder, "frozen_encoder", image_size=image_size)
@@ -61,33 +61,24 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         self.encoder.requires_grad_(False)
 
     @classmethod
-    def plan(
-        cls, image_size: int, frozen_encoder: Node, pixel_decoder: Node, texture_branch: Node | None
-    ) -> tuple[Layout, LatentSpec]:
+    def plan(cls, arguments: Arguments) -> tuple[Layout, LatentSpec]:
         """The maps that the frozen encoder gives, and the spec of the code that is made of them."""
-        encoder, arguments = chosen(ENCODERS, frozen_encoder, "frozen_encoder")
-        maps = encoder.layout(image_size=image_size, **arguments)
+        encoder, encoder_arguments = chosen(ENCODERS, arguments.frozen_encoder, "frozen_encoder")
+        maps = encoder.layout(encoder_arguments | {"image_size": arguments.image_size})
         dim, side = maps[-1]
-        if texture_branch is not None:
-            branch, arguments = chosen(BRANCHES, texture_branch, "texture_branch")
-            dim += branch.check(maps=maps, **arguments)
+        if arguments.texture_branch is not None:
+            branch, branch_arguments = chosen(BRANCHES, arguments.texture_branch, "texture_branch")
+            dim += branch.check(branch_arguments | {"maps": maps})
         elif len(maps) > 1:
             raise ValueError(f"{len(maps)} taps without a texture_branch that reads them; name one, for example [-1]")
-        decoder, arguments = chosen(DECODERS, pixel_decoder, "pixel_decoder")
-        decoder.check(stride=image_size // side, **arguments)
+        decoder, decoder_arguments = chosen(DECODERS, arguments.pixel_decoder, "pixel_decoder")
+        decoder.check(decoder_arguments | {"stride": arguments.image_size // side})
         return maps, LatentSpec((side, side), dim)
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        frozen_encoder: Node,
-        pixel_decoder: Node,
-        texture_branch: Node | None = None,
-        **arguments,
-    ) -> LatentSpec:
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
         try:
-            return cls.plan(image_size, frozen_encoder, pixel_decoder, texture_branch)[1]
+            return cls.plan(arguments)[1]
         except ValueError as error:
             raise ValueError(f"representation: {error}") from None
 
@@ -116,7 +107,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         return {"encoder": [self.encoder, *texture, self.neck], "decoder": [self.decoder]}
 
 
-def chosen(choices: dict[str, type], node: Node, where: str) -> tuple[type, dict[str, Any]]:
+def chosen(choices: dict[str, type], node: Node, where: str) -> tuple[type, Arguments]:
     return components.choose(choices, node, TOLD, where)
 
 

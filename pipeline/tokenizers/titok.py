@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import Condition, LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
+from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_places, initialise
 from pipeline.publishing.tokenizer_folder import load_tokenizer
 from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
@@ -88,9 +89,8 @@ class TiTok(Tokenizer):
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        arguments = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        self.spec = self.geometry(**arguments)
-        wide, deep, many = decoder_width or width, decoder_depth or depth, decoder_heads or heads
+        self.spec = self.geometry(Arguments.from_config(self))
+        _, (wide, deep, many) = both_sizes(Arguments.from_config(self))
         side = image_size // (decoder_patch_size or patch_size)
         self.encoder = LatentEncoder(image_size, patch_size, tokens, width, depth, heads, neck.inputs, interleaved)
         self.neck = neck
@@ -106,53 +106,35 @@ class TiTok(Tokenizer):
             self.register_to_config(proxy_start=None)  # a saved folder is whole without it
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        bottleneck: Node,
-        tokens: int,
-        width: int,
-        depth: int,
-        heads: int,
-        patch_size: int = 16,
-        decoder_width: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_heads: int | None = None,
-        decoder_patch_size: int | None = None,
-        head: Literal["pixels", "proxy"] = "pixels",
-        proxy_multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
-        proxy_start: str | None = None,
-        **arguments,
-    ) -> LatentSpec:
-        decoder = {"decoder_width": decoder_width, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
-        sizes = {"tokens": tokens, "width": width, "depth": depth, "heads": heads, "patch_size": patch_size}
-        sizes |= decoder | {"decoder_patch_size": decoder_patch_size}
-        if wrong := [name for name, size in sizes.items() if size is not None and size < 1]:
-            raise ValueError(f"titok: {wrong[0]} must be at least 1, not {sizes[wrong[0]]}")
-        for wide, many in ((width, heads), (decoder_width or width, decoder_heads or heads)):
-            if wide % many:
-                raise ValueError(f"titok: a width of {wide} is not divisible by {many} heads; choose a multiple")
-        for name, patch in (("patch_size", patch_size), ("decoder_patch_size", decoder_patch_size or patch_size)):
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
+        check_counts("titok", arguments, ("tokens", *TRANSFORMER_SIZES, "decoder_patch_size"))
+        for width, _, heads in both_sizes(arguments):
+            check_heads("titok", width, heads)
+        image_size, patch_size = arguments.image_size, arguments.patch_size
+        decoder_patch_size = arguments.decoder_patch_size or patch_size
+        for name, patch in (("patch_size", patch_size), ("decoder_patch_size", decoder_patch_size)):
             if image_size % patch:
                 raise ValueError(f"titok: images of {image_size} pixels do not divide by {name} {patch}; change one")
-        stride = 2 ** (len(proxy_multipliers) - 1)
-        if head == "proxy" and stride != (decoder_patch_size or patch_size):
+        levels = len(arguments.proxy_multipliers)
+        stride = 2 ** (levels - 1)
+        if arguments.head == "proxy" and stride != decoder_patch_size:
             raise ValueError(
-                f"titok: the pixel decoder of {len(proxy_multipliers)} levels makes {stride}x{stride} pixels a place;"
+                f"titok: the pixel decoder of {levels} levels makes {stride}x{stride} pixels a place;"
                 f" set decoder_patch_size={stride}, or give proxy_multipliers another length"
             )
-        if head != "proxy" and proxy_start is not None:
+        if arguments.head != "proxy" and arguments.proxy_start is not None:
             raise ValueError("titok: proxy_start is for the pixel decoder of head=proxy; set that, or leave it out")
-        neck = components.build("bottlenecks", bottleneck)
-        return LatentSpec((tokens,), neck.dim, neck.vocab, neck.codebooks)
+        neck = components.build("bottlenecks", arguments.bottleneck)
+        return LatentSpec((arguments.tokens,), neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def feature_names(cls, head: Literal["pixels", "proxy"] = "pixels", **arguments) -> tuple[str, ...]:
-        return ("proxy_logits",) if head == "proxy" else ()
+    def feature_names(cls, arguments: Arguments) -> tuple[str, ...]:
+        return ("proxy_logits",) if arguments.head == "proxy" else ()
 
     @classmethod
-    def projection_width(cls, width: int, interleaved: bool = False, **arguments) -> int | None:
-        return None if interleaved else width  # there the layer reads a mix of the channels of all tokens
+    def projection_width(cls, arguments: Arguments) -> int | None:
+        # interleaved, the layer reads a mix of the channels of all tokens
+        return None if arguments.interleaved else arguments.width
 
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.projection(features)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline import components
 from pipeline.code import Code, LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.nn.convolution import Decoder, Encoder, laid_out
 from pipeline.nn.haar import haar, inverse_haar
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
@@ -77,8 +77,7 @@ class TwoBand(MapTokenizer):
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        arguments = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        self.spec = self.geometry(**arguments)
+        self.spec = self.geometry(Arguments.from_config(self))
         self.dims = split_dim(neck.dim, high_dim)
         levels = {"low": multipliers, "high": high_multipliers or multipliers[:-1]}
         widths, attends = (
@@ -101,40 +100,32 @@ class TwoBand(MapTokenizer):
         self.low, self.neck, self.high = made["low"], neck, made["high"]
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        bottleneck: Node,
-        multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
-        attention: list[int] = [],  # noqa: B006
-        patch_size: int = 1,
-        high_multipliers: list[int] | None = None,
-        high_dim: int | None = None,
-        **arguments,
-    ) -> LatentSpec:
-        spec = cls.halved(image_size, bottleneck, multipliers, patch_size)
-        if len(multipliers) < 2:
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
+        spec, levels = cls.halved(arguments, arguments.patch_size), len(arguments.multipliers)
+        high_levels = levels - 1 if arguments.high_multipliers is None else len(arguments.high_multipliers)
+        if levels < 2:
             raise ValueError(
                 "two_band: multipliers needs two levels or more, for the high band begins at half the size"
             )
-        if high_multipliers is not None and len(high_multipliers) != len(multipliers) - 1:
+        if high_levels != levels - 1:
             raise ValueError(
-                f"two_band: high_multipliers has {len(high_multipliers)} levels; at half the size it needs one less"
-                f" than multipliers, {len(multipliers) - 1}, to end on the same grid"
+                f"two_band: high_multipliers has {high_levels} levels; at half the size it needs one less"
+                f" than multipliers, {levels - 1}, to end on the same grid"
             )
-        if outside := [level for level in attention if not 0 <= level < len(multipliers)]:
-            raise ValueError(f"attention names level {outside[0]}; the levels are 0 to {len(multipliers) - 1}")
+        if outside := [level for level in arguments.attention if not 0 <= level < levels]:
+            raise ValueError(f"attention names level {outside[0]}; the levels are 0 to {levels - 1}")
         if spec.vocab:
             raise ValueError(
-                f"two_band: {bottleneck['kind']} gives one id for both bands; take a continuous bottleneck, for example"
-                " gaussian"
+                f"two_band: {arguments.bottleneck['kind']} gives one id for both bands; take a continuous bottleneck,"
+                " for example gaussian"
             )
-        split_dim(spec.dim, high_dim)
+        split_dim(spec.dim, arguments.high_dim)
         return spec
 
     @classmethod
-    def view_shape(cls, part: str, image_size: int, **arguments) -> tuple[int, int]:
-        return BAND_CHANNELS.get(part, 3), image_size // 2 if part == "high" else image_size
+    def view_shape(cls, part: str, arguments: Arguments) -> tuple[int, int]:
+        size = arguments.image_size
+        return BAND_CHANNELS.get(part, 3), size // 2 if part == "high" else size
 
     def view(self, images: Tensor, branch: str) -> Tensor:
         """`low`: LL / 2 at the size of the images [B, 3, H, W]; `high`: [B, 9, H/2, W/2], colour by colour."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import Code, LatentSpec
-from pipeline.components import Node
+from pipeline.components import Arguments, Node
 from pipeline.draws import Draws
 from pipeline.nn.grid_transformer import (
     GridTransformer,
@@ -23,6 +23,7 @@ from pipeline.nn.grid_transformer import (
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.patch_heads import Head, as_maps
 from pipeline.nn.token_drop import kept_places, restored
+from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.tokenizers.base import Given, MapTokenizer, Rebuilt
 
 
@@ -74,9 +75,8 @@ class VitAutoencoder(MapTokenizer):
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        arguments = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        self.spec = self.geometry(**arguments)
-        sizes = (width, depth, heads), (decoder_width or width, decoder_depth or depth, decoder_heads or heads)
+        self.spec = self.geometry(Arguments.from_config(self))
+        sizes = both_sizes(Arguments.from_config(self))
         options = {"feed_forward": feed_forward, "ratio": feed_forward_ratio, "query_key_norm": query_key_norm}
         options |= {"parallel": parallel, "layer_scale": layer_scale}
         reading, painting = (
@@ -89,51 +89,35 @@ class VitAutoencoder(MapTokenizer):
             initialise(module)
 
     @classmethod
-    def geometry(
-        cls,
-        image_size: int,
-        bottleneck: Node,
-        width: int,
-        depth: int,
-        heads: int,
-        patch_size: int = 16,
-        decoder_width: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_heads: int | None = None,
-        position: Position = "rotary",
-        feed_forward_ratio: float = 4.0,
-        token_drop: Sequence[float] = (0.0, 0.0),
-        **arguments,
-    ) -> LatentSpec:
-        sizes = {"width": width, "depth": depth, "heads": heads, "patch_size": patch_size}
-        sizes |= {"decoder_width": decoder_width, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
-        if wrong := [name for name, size in sizes.items() if size is not None and size < 1]:
-            raise ValueError(f"vit_autoencoder: {wrong[0]} must be at least 1, not {sizes[wrong[0]]}")
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
+        image_size, patch_size, token_drop = arguments.image_size, arguments.patch_size, arguments.token_drop
+        check_counts("vit_autoencoder", arguments, TRANSFORMER_SIZES)
         if image_size % patch_size:
             raise ValueError(f"vit_autoencoder: images of {image_size} pixels do not divide by patch_size {patch_size}")
-        if feed_forward_ratio <= 0:
-            raise ValueError(f"vit_autoencoder: feed_forward_ratio is {feed_forward_ratio:g}; 4 is usual")
-        for wide, many in ((width, heads), (decoder_width or width, decoder_heads or heads)):
-            check_position(position, wide, many)
+        if arguments.feed_forward_ratio <= 0:
+            ratio = arguments.feed_forward_ratio
+            raise ValueError(f"vit_autoencoder: feed_forward_ratio is {ratio:g}; 4 is usual")
+        for width, _, heads in both_sizes(arguments):
+            check_position(arguments.position, width, heads)
         if len(token_drop) != 2 or not token_drop[0] <= token_drop[1] < 1:
             raise ValueError(
                 f"vit_autoencoder: token_drop is {list(token_drop)}; state the least and the largest share of patches,"
                 " the larger one second and below 1"
             )
-        neck = components.build("bottlenecks", bottleneck)
+        neck = components.build("bottlenecks", arguments.bottleneck)
         return LatentSpec((image_size // patch_size,) * 2, neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def feature_names(cls, token_drop: Sequence[float] = (0.0, 0.0), **arguments) -> tuple[str, ...]:
-        return ("kept",) if drops(token_drop) else ()
+    def feature_names(cls, arguments: Arguments) -> tuple[str, ...]:
+        return ("kept",) if drops(arguments.token_drop) else ()
 
     @classmethod
-    def takes_transforms(cls, token_drop: Sequence[float] = (0.0, 0.0), **arguments) -> bool:
-        return not drops(token_drop)  # with it there are places without a code
+    def takes_transforms(cls, arguments: Arguments) -> bool:
+        return not drops(arguments.token_drop)  # with it there are places without a code
 
     @classmethod
-    def projection_width(cls, width: int, **arguments) -> int:
-        return width
+    def projection_width(cls, arguments: Arguments) -> int:
+        return arguments.width
 
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.projection(features)
@@ -175,8 +159,7 @@ def drops(token_drop: Sequence[float]) -> bool:
 
 def check_position(position: Position, width: int, heads: int) -> None:
     """ValueError where these positions cannot be told in that width."""
-    if width % heads:
-        raise ValueError(f"vit_autoencoder: a width of {width} is not divisible by {heads} heads; choose a multiple")
+    check_heads("vit_autoencoder", width, heads)
     if "fixed" in position and width % 4:
         raise ValueError(f"vit_autoencoder: position={position} needs a width divisible by 4, not {width}")
     share = 2 if position == "rotary_sequence" else 4

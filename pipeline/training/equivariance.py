@@ -1,17 +1,17 @@
 """Codes that shrink and turn as their images do: what a step of a tokenizer's training transforms, and where it may."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from pipeline.code import LatentSpec
+from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.recipes.schema import Equivariance, Phase
 from pipeline.tokenizers.base import Tokenizer
 
-Stated = tuple[type, dict[str, Any]]
+Stated = tuple[type, Arguments]
 
 
 def drawn(part: Equivariance | None, draws: Draws) -> tuple[MapTransform, MapTransform]:
@@ -38,7 +38,7 @@ def check_equivariance(
 ) -> None:
     """ValueError where codes have no map, its places do not scale, or the rest of the phase knows one size alone.
 
-    The tokenizer, the losses and the critic of the phase are each a class with its stated arguments.
+    The tokenizer, the losses and the critic of the phase are each a class with its arguments.
     """
     part, (cls, arguments) = phase.equivariance, tokenizer
     if len(spec.grid) != 2:
@@ -46,7 +46,7 @@ def check_equivariance(
             f"it turns maps, and tokens on a grid of {list(spec.grid)} have no places; leave it out, or take a"
             " tokenizer whose code is a map"
         )
-    if not cls.takes_transforms(**arguments):
+    if not cls.takes_transforms(arguments):
         raise ValueError("the tokenizer makes no images of a transformed map; leave it out, or token_drop where it is")
     if phase.train in cls.branches:
         raise ValueError(f"what train={phase.train} sees does not turn as images do; leave it out, or set train=all")
@@ -58,11 +58,11 @@ def check_equivariance(
     for name, (loss, stated) in losses.items():
         if stated.get("at") is not None:
             raise ValueError(f"losses.{name}.at is of a module that may see codes transformed; leave one of them out")
-        if part.images and loss.of_one_grid(**stated):
+        if part.images and loss.of_one_grid(stated):
             raise ValueError(f"losses.{name} knows codes of one size alone; set equivariance.images=0, or leave it out")
     if critic is not None:
         judge, stated = critic
-        smallest, size = judge.smallest(**stated), image_size * min(part.scales)
+        smallest, size = judge.smallest(stated), image_size * min(part.scales)
         if size < smallest:
             raise ValueError(f"the critic judges images of {smallest} px or more, the smallest here are of {size:g}")
 

@@ -134,7 +134,7 @@ def in_place(shown: Tensor, z: Tensor, features: Mapping[str, Tensor]) -> Tensor
 
 def by_term(losses: Iterable[Loss]) -> dict[str, Loss]:
     """The losses that train a head, by their term."""
-    return {loss.terms()[0]: loss for loss in losses if loss.head is not None}
+    return {loss.terms[0]: loss for loss in losses if loss.head is not None}
 
 
 def joined(tokenizer: Tokenizer, losses: Iterable[Loss]) -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from pipeline.components import Node, build, check, find
+from pipeline.components import Node, build, find
 from pipeline.critics.base import Critic
 from pipeline.draws import mix
 from pipeline.frozen.alignment_teacher import alignment_teacher, takes_tap
@@ -19,7 +19,7 @@ from pipeline.images.reading import Images
 from pipeline.losses.base import Alignment, Loss
 from pipeline.losses.class_contrast import projected_width
 from pipeline.networks.base import Network
-from pipeline.recipes.building import DERIVED, hidden_layout, on_meta, seeded
+from pipeline.recipes.building import find_tokenizer, hidden_layout, on_meta, seeded
 from pipeline.recipes.schema import Phase, Recipe
 from pipeline.saved_folders import load_component
 from pipeline.teachers.base import Tap
@@ -41,11 +41,11 @@ def build_losses(
             derived = {"backbone": perceptual_backbone(recipe, images, folder, accelerator)}
         own = {}
         if takes_class_teacher(node):
-            width = projected_width(*check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"]))
+            width = projected_width(*find_tokenizer(recipe))
             own = {"class_teacher": class_teacher(recipe, node, width, images, folder, accelerator)}
         if takes_tap(node):
-            cls, arguments = check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"])
-            spec = cls.geometry(image_size=recipe.data.size, **arguments)
+            cls, arguments = find_tokenizer(recipe)
+            spec = cls.geometry(arguments)
             tap = alignment_teacher(recipe, node, images, folder, accelerator)
             grid, width = list(spec.grid), spec.dim
             if node.get("at") is not None:
@@ -76,7 +76,7 @@ def generator_taps(recipe: Recipe, images: Images, folder: Path, accelerator: Ac
 
 def generator_nodes(recipe: Recipe) -> dict[str, Node]:
     """The generator's losses as the recipe states them, by their one term."""
-    return {find("losses", node["kind"]).terms()[0]: node for node in recipe.generator.losses.values()}
+    return {find("losses", node["kind"]).terms[0]: node for node in recipe.generator.losses.values()}
 
 
 def build_critic(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import components
+from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
@@ -48,13 +49,13 @@ class Reconstruction:
         critic: Critic | None = None,
         usage: CodeUsage | None = None,
     ):
-        terms = expected_terms(type(tokenizer) if self.own_terms else None, stated_arguments(tokenizer), phase)
+        terms = expected_terms(type(tokenizer) if self.own_terms else None, Arguments.from_config(tokenizer), phase)
         with at("weights"):
             check_names(phase.weights, terms, "loss term")
         check_adversary(tokenizer, phase, losses, critic)
-        check_balance(tokenizer, phase, {term for loss in losses.values() if loss.of_pixels for term in loss.terms()})
+        check_balance(tokenizer, phase, {term for loss in losses.values() if loss.of_pixels for term in loss.terms})
         for loss in losses.values():
-            loss.check(type(tokenizer), stated_arguments(tokenizer))
+            loss.check(type(tokenizer), Arguments.from_config(tokenizer))
         trained = {id(parameter) for parameter in tokenizer.trainable(phase.train, phase.only)}
         for parameter in tokenizer.parameters():
             parameter.requires_grad_(id(parameter) in trained)
@@ -179,8 +180,8 @@ def check_adversary(tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss],
         raise ValueError("a phase with an adversary needs its critic, and a critic needs a phase with an adversary")
     if critic is None:
         return
-    channels, size = tokenizer.view_shape(phase.train, **stated_arguments(tokenizer))
-    if size < (least := critic.smallest(**critic.config)):
+    channels, size = tokenizer.view_shape(phase.train, Arguments.from_config(tokenizer))
+    if size < (least := critic.smallest(Arguments.from_config(critic))):
         raise ValueError(f"the critic needs images of {least} pixels a side or more, not {size}; give it fewer layers")
     if phase.adversary.feature_matching and not critic.shows_layers:
         raise ValueError(f"a {type(critic).__name__} shows no layers to match; set adversary.feature_matching=false")
@@ -224,22 +225,16 @@ def carrying(value: Tensor, made: Tensor, uphill: Tensor) -> Tensor:
     return value.detach() + (surrogate - surrogate.detach())
 
 
-def stated_arguments(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a tokenizer was constructed from."""
-    return {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
-
-
-def expected_terms(tokenizer: type[Tokenizer] | None, arguments: dict[str, Any], phase: Phase) -> set[str]:
+def expected_terms(tokenizer: type[Tokenizer] | None, arguments: Arguments, phase: Phase) -> set[str]:
     """Names of all terms of a phase, known without building; ValueError when two losses give the same one.
 
     Without a `tokenizer` they are those of a phase that starts from codes.
     """
     names = []
     if tokenizer is not None:
-        names += tokenizer.terms(**arguments)
+        names += tokenizer.terms(arguments)
     for node in phase.losses.values():
-        cls = components.find("losses", node["kind"])
-        names += cls.terms(**{name: value for name, value in node.items() if name != "kind"})
+        names += components.find("losses", node["kind"]).terms
     if phase.adversary is not None:
         names += ["adversarial", "feature_matching"] if phase.adversary.feature_matching else ["adversarial"]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.components import Arguments
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, channels, shape
 from pipeline.vision.config import read_config
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
@@ -38,7 +39,7 @@ class FrozenEncoder(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def layout(cls, image_size: int, **arguments) -> Layout:
+    def layout(cls, arguments: Arguments) -> Layout:
         """Of the tapped maps, known without building; ValueError where the arguments do not fit together."""
 
     @abstractmethod
@@ -74,14 +75,15 @@ class StandIn(FrozenEncoder):
         self.trunk = ConvolutionStages(**shape(image_size))
 
     @classmethod
-    def layout(cls, image_size: int, taps: list[int] = [-1], **arguments) -> Layout:  # noqa: B006
+    def layout(cls, arguments: Arguments) -> Layout:
+        image_size = arguments.image_size
         sizes = shape(image_size)
         count = sizes["stages"] + 1
         coarsest = sizes["stride"] * 2 ** sizes["stages"]
         if image_size % coarsest:
             raise ValueError(f"images of {image_size} pixels do not divide by {coarsest}, the stand-in's stride")
         sides = [image_size // sizes["stride"] // 2**i for i in range(count)]
-        return [(channels(WIDTH, count - 1)[i], sides[i]) for i in check_taps(taps, count)]
+        return [(channels(WIDTH, count - 1)[i], sides[i]) for i in check_taps(arguments.taps, count)]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         found = self.trunk.maps(images.to(self.trunk.stem[0].weight.dtype))
@@ -140,23 +142,16 @@ class VisionTransformer(FrozenEncoder):
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     @classmethod
-    def layout(
-        cls,
-        image_size: int,
-        start: str,
-        model: dict[str, Any] = {},  # noqa: B006
-        image_patch: int = 16,
-        taps: list[int] = [-1],  # noqa: B006
-        **arguments,
-    ) -> Layout:
-        config = known_config(start, model)
+    def layout(cls, arguments: Arguments) -> Layout:
+        image_size, start, image_patch = arguments.image_size, arguments.start, arguments.image_patch
+        config = known_config(start, arguments.model)
         for name in SIZES:
             if name not in config:
                 raise ValueError(f"state {name} of {start} under model, so that it is known without its weights")
         if image_patch < 1 or image_size % image_patch:
             raise ValueError(f"images of {image_size} pixels do not divide by image_patch, {image_patch}; change one")
-        check_taps(taps, config["num_hidden_layers"] + 1)
-        return [(config["hidden_size"], image_size // image_patch)] * len(taps)
+        check_taps(arguments.taps, config["num_hidden_layers"] + 1)
+        return [(config["hidden_size"], image_size // image_patch)] * len(arguments.taps)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         sides = [side // self.image_patch * self.patch for side in images.shape[2:]]

@@ -34,7 +34,8 @@ def test_the_ids_looked_up_are_the_code(name):
     assert stack_ids(code.ids).shape == (6, 20, quantizer.codebooks)
     assert code.ids.min() >= 0 and code.ids.max() < quantizer.vocab
     assert torch.equal(code.z, quantizer.lookup(code.ids))
-    assert tuple(terms) == type(quantizer).terms(**{k: v for k, v in NODES[name].items() if k != "kind"})
+    cls, arguments = components.check("bottlenecks", NODES[name])
+    assert tuple(terms) == cls.terms(arguments)
 
 
 @every

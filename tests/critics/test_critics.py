@@ -15,7 +15,7 @@ from two_processes import as_two
 from vision_folders import IMAGE
 
 from pipeline.checks.recipe import check_line
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.critics.base import Critic
 from pipeline.critics.frozen_features import FrozenFeatures, VirtualBatchNorm
 from pipeline.critics.multiscale_patch import MultiscalePatch
@@ -211,7 +211,8 @@ def test_views_count_equally_however_many_logits_each_has():
 
 @pytest.mark.parametrize("scales", [1, 3])
 def test_scales_judge_images_down_to_the_smallest_they_name(scales):
-    critic, side = MultiscalePatch(scales, 8, 1).eval(), MultiscalePatch.smallest(scales, layers=1)
+    critic = MultiscalePatch(scales, 8, 1).eval()
+    side = MultiscalePatch.smallest(Arguments.from_config(critic))
     logits, layers = critic(torch.zeros(2, 3, side, side), True)
     assert len(logits) == scales and logits[-1].shape == (2, 1, 1, 1) and len(layers) == 2 * scales
     with pytest.raises(RuntimeError):

@@ -12,7 +12,7 @@ from two_processes import as_two
 
 from pipeline.checks.recipe import check_line
 from pipeline.code import Batched, Code, LatentSpec
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.base import Alignment
@@ -76,7 +76,7 @@ def descended(loss: Alignment, z: Tensor, aims: Tensor, steps: int = 60) -> tupl
     """The term before and after some steps on the code and the head, and it is the term that is descended."""
     z = z.clone().requires_grad_()
     moved = [z, *(loss.head.parameters() if loss.head is not None else [])]
-    optimizer, (term,) = torch.optim.Adam(moved, 3e-2), loss.terms()
+    optimizer, (term,) = torch.optim.Adam(moved, 3e-2), loss.terms
     values = []
     for _ in range(steps):
         made = z if loss.head is None else loss.head(z, None, {}, draws())
@@ -189,7 +189,8 @@ def test_the_mean_can_be_over_dropped_places_alone():
     made, aims, kept = torch.randn(2, 64, 8), torch.randn(2, 64, 8), torch.rand(2, 64) < 0.6
     value = loss.compared(made, aims, kept)["feature_cosine"]
     torch.testing.assert_close(value, 1 - F.cosine_similarity(made[~kept], aims[~kept], dim=-1).mean())
-    assert loss.needs(positions="dropped") == ("kept",) and loss.needs() == ()
+    for positions, needed in (("dropped", ("kept",)), ("all", ())):
+        assert loss.needs(Arguments.complete(type(loss), {"positions": positions})) == needed
 
 
 def test_standardized_codes_have_no_mean_or_scale_of_their_own():
@@ -419,5 +420,5 @@ def test_what_cannot_be_aligned_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="^posttrain.phase.balance is of terms that are not of pixels"):
         check_line(load("digits_robust_ar", [f"posttrain.phase.balance.pixel={LAYER}"]))
     with pytest.raises(ValueError, match=r"tokens on a grid of \[32\] have none"):
-        Alignment.validate(LatentSpec((32,), 4))
+        Alignment.validate(LatentSpec((32,), 4), Arguments({}))
     assert loss_heads.FOLDER == "heads" and Rebuilt(None, Code(torch.zeros(1)), {}).heads == {}

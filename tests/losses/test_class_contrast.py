@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from two_processes import as_two
 
 from pipeline.code import Code
-from pipeline.components import find
+from pipeline.components import Arguments, find
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.class_contrast import ClassContrast
@@ -53,7 +53,7 @@ def pass_of(tokenizer: ConvAutoencoder, loss: ClassContrast) -> Rebuilt:
 def task_of(neck: str = "ids") -> Reconstruction:
     tokenizer = tokenizer_of(neck)
     losses = {"pixel": {"kind": "pixel"}, "semantic": {"kind": "class_contrast"}}
-    weights = {name: 0.3 for name in ("pixel", "class_contrast", *tokenizer.terms(NECKS[neck]))}
+    weights = {name: 0.3 for name in ("pixel", "class_contrast", *tokenizer.terms(Arguments.from_config(tokenizer)))}
     phase = Phase(Loop(1, {"tokenizer": 1e-3}), weights, losses)
     return Reconstruction(tokenizer, phase, {"pixel": Pixel(), "semantic": ClassContrast(classifier())})
 
@@ -128,8 +128,8 @@ def test_the_teacher_stays_frozen_and_in_evaluation_mode():
 @pytest.mark.parametrize("neck", NECKS)
 def test_every_tokenizer_knows_the_width_that_it_projects(name, neck):
     cls = find("tokenizers", name.removesuffix("_wider"))
-    arguments = {"bottleneck": NECKS[neck], **SHAPES[name]}
-    tokenizer, width = cls(image_size=16, **arguments), cls.projection_width(image_size=16, **arguments)
+    tokenizer = cls(image_size=16, bottleneck=NECKS[neck], **SHAPES[name])
+    width = cls.projection_width(Arguments.from_config(tokenizer))
     rebuilt = tokenizer(images(2), class_features=torch.randn(2, width))
     assert rebuilt.projected.shape == (2, 4) and tokenizer(images(2)).projected is None
 

@@ -26,7 +26,7 @@ def images(seed: int = 0, side: int = 16) -> Tensor:
 
 
 def value(loss: Loss, made: Tensor, aims: Tensor) -> Tensor:
-    (name,) = loss.terms()
+    (name,) = loss.terms
     return loss(aims, Rebuilt(made, Code(), {}))[name]
 
 
@@ -65,7 +65,7 @@ def test_structural_similarity_is_exact_under_half_precision_too():
 
 
 @pytest.mark.parametrize(
-    "loss", [Pixel("charbonnier"), StructuralSimilarity(), FeaturePerceptual(tap(0, -1))], ids=lambda loss: loss.terms()
+    "loss", [Pixel("charbonnier"), StructuralSimilarity(), FeaturePerceptual(tap(0, -1))], ids=lambda loss: loss.terms
 )
 def test_each_leads_to_the_image_and_moves_nothing_else(loss):
     loss.train()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.code import Code
+from pipeline.components import Arguments
 from pipeline.critics.patch import Patch
 from pipeline.losses.perceptual import Perceptual
 from pipeline.losses.pixel import Pixel
@@ -33,7 +34,7 @@ def classifier() -> Classifier:
 @pytest.mark.parametrize("loss", [Pixel("l1"), Pixel("l2"), Perceptual(classifier())], ids=["l1", "l2", "perceptual"])
 def test_each_loss_is_zero_at_the_truth_and_leads_there(loss):
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    (name,) = loss.terms()
+    (name,) = loss.terms
     assert loss(images, rebuilt(images))[name] == 0
     made = (images + 0.3 * torch.randn_like(images)).requires_grad_()
     value = loss(images, rebuilt(made))[name]
@@ -153,7 +154,8 @@ def test_hinge_by_hand():
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_patch_judges_images_down_to_the_smallest_it_names(layers, norm):
-    critic, side = Patch(8, layers, norm).eval(), Patch.smallest(layers=layers)
+    critic = Patch(8, layers, norm).eval()
+    side = Patch.smallest(Arguments.from_config(critic))
     assert critic(torch.zeros(2, 3, side, side)).shape == (2, 1, 1, 1)
     with pytest.raises(RuntimeError):
         critic(torch.zeros(2, 3, side - 1, side - 1))

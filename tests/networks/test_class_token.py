@@ -100,7 +100,7 @@ def test_terms_are_the_squared_errors_of_two_velocities_at_one_level():
         flow.append((v[0] - aim).square().mean())
         cosine.append(1 - torch.cosine_similarity(v[0], aim, dim=-1).mean())
         of_token.append((w[0] - given["class_token_noise"][i] + code.class_token[i]).square().mean())
-    assert objective.terms(class_token=WIDTH, cosine=True) == ("flow", "cosine", "class_token") == tuple(terms)
+    assert objective.terms == ("flow", "cosine", "class_token") == tuple(terms)
     for name, by_hand in zip(terms, (flow, cosine, of_token)):
         torch.testing.assert_close(terms[name], torch.stack(by_hand).mean(), msg=name)
 
@@ -138,7 +138,7 @@ def test_a_new_network_predicts_nothing_and_a_plain_one_is_as_it_was():
     assert not new(join_token(codes().z, codes().class_token), torch.ones(3), labels(1, 2, 3)).any()
     added = {name for name, _ in new.named_parameters()} - {name for name, _ in make_network().named_parameters()}
     assert {name.split(".")[0] for name in added} == {"class_token_layers"}
-    assert FlowMatching().terms() == ("flow",) and make_network().state_shape == (16, 3)
+    assert FlowMatching().terms == ("flow",) and make_network().state_shape == (16, 3)
 
 
 def test_every_part_is_trained_and_the_posterior_leaves_the_token_alone():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
+from pipeline.components import Arguments
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.objectives.base import Objective
@@ -299,8 +300,8 @@ def test_settings_that_do_not_fit_are_one_line(objective, settings):
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="target_positions=true"):
-        ANNEALED.check_network(depth=2)
-    ANNEALED.check_network(depth=2, target_positions=True)
+        ANNEALED.check_network(Arguments({"depth": 2, "target_positions": False}))
+    ANNEALED.check_network(Arguments({"depth": 2, "target_positions": True}))
     with pytest.raises(ValueError, match="anneal_start 3 is a step before anneal_end 2"):
         RandomOrder(3, 2)
     with pytest.raises(ValueError, match="preserve=2"):

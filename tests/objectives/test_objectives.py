@@ -149,7 +149,7 @@ def test_the_true_answer_has_no_loss_and_another_has(name, prediction):
         "score": -noise / path.sigma(u),
     }[prediction]
     terms = objective.loss(Told(truth), code, None, **draws)
-    assert tuple(terms) == FlowMatching.terms(cosine=cosine)
+    assert tuple(terms) == objective.terms == ("flow", *["cosine"] * cosine)
     assert all(term < 1e-6 for term in terms.values())
     assert all(
         term > 1e-3 for term in objective.loss(Told(truth + torch.randn_like(truth)), code, None, **draws).values()
@@ -406,7 +406,7 @@ def test_a_model_that_is_the_posterior_costs_no_bits_and_the_bound_trains_the_va
     draws = {"timestep": torch.tensor([1, 300, 600, 999]), "noise": torch.randn(4, *SPEC.shape)}
     output = torch.cat([draws["noise"], torch.full(draws["noise"].shape, -1.0)], dim=-1).requires_grad_()  # share 0
     terms = objective.loss(Told(output), code, None, **draws)
-    assert tuple(terms) == GaussianDiffusion.terms() == ("mse", "vb")
+    assert tuple(terms) == objective.terms == ("mse", "vb")
     assert terms["mse"] == 0 and abs(terms["vb"]) < 1e-4
     wider = torch.cat([draws["noise"] + 0.1, torch.ones(draws["noise"].shape)], dim=-1).requires_grad_()
     bound = objective.loss(Told(wider), code, None, **draws)["vb"]
@@ -423,7 +423,7 @@ def test_samples_of_the_chain_have_the_datas_mean_and_spread(variance, settings)
     z = objective.sample(network, None, spec, many(), 200, **settings).z
     assert network.calls == 200
     assert abs(z.mean() - MEAN) < 0.04 and abs(z.std() - STD) < 0.04
-    assert GaussianDiffusion.terms(variance=variance) == ("mse",) and objective.outputs == 1
+    assert objective.terms == ("mse",) and objective.outputs == 1
 
 
 def test_ddim_with_eta_1_is_ddpm():

@@ -9,6 +9,7 @@ from golden_kinds import Case
 from torch import Tensor
 
 from pipeline.code import Code, LatentSpec
+from pipeline.components import Arguments
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
@@ -52,7 +53,9 @@ def test_any_bottleneck_and_any_sides_that_the_stride_divides(neck):
     tokenizer, images = maskgit(neck), pictures(2, 4, 12)
     code = tokenizer.encode(images)
     made = tokenizer(images)
-    assert made.images.shape == images.shape and set(made.terms) == set(MaskgitVqgan.terms(NECKS[neck]))
+    assert made.images.shape == images.shape and set(made.terms) == set(
+        MaskgitVqgan.terms(Arguments.from_config(tokenizer))
+    )
     torch.testing.assert_close(tokenizer.decode(code, grid=(2, 6)), made.images, atol=1e-4, rtol=1e-4)
     if code.ids is not None:
         ids_alone = tokenizer.decode(Code(z=None, ids=code.ids), grid=(2, 6))
@@ -64,11 +67,14 @@ def test_any_bottleneck_and_any_sides_that_the_stride_divides(neck):
 
 
 def test_geometry_is_known_without_building():
-    assert MaskgitVqgan.geometry(256, NECKS["vq"]) == LatentSpec((16, 16), 4, 16)
+    def geometry(**given):
+        return MaskgitVqgan.geometry(Arguments.complete(MaskgitVqgan, {"bottleneck": NECKS["vq"]} | given))
+
+    assert geometry(image_size=256) == LatentSpec((16, 16), 4, 16)
     with pytest.raises(ValueError, match="do not divide by 16.*data.size=256"):
-        MaskgitVqgan.geometry(250, NECKS["vq"])
+        geometry(image_size=250)
     with pytest.raises(ValueError, match="multipliers is empty"):
-        MaskgitVqgan.geometry(256, NECKS["vq"], multipliers=[])
+        geometry(image_size=256, multipliers=[])
 
 
 def test_parts_hold_every_parameter_once():

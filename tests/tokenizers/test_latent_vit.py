@@ -16,7 +16,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from pipeline.checks.recipe import check_line, check_tokenizer
 from pipeline.code import Code, LatentSpec
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
@@ -151,14 +151,14 @@ def test_weights_fit_other_patches_and_another_number_of_them(start):
 )
 def test_any_number_of_tokens(size, changes, bottleneck):
     tokenizer, images = randomised(vit(image_size=size, bottleneck=bottleneck, **changes), 1), pictures(2, size)
-    arguments = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+    arguments = Arguments.from_config(tokenizer)
     side = size // arguments["patch_size"]
     grid = (changes["tokens"],) if "tokens" in changes else (side, side)
-    assert LatentViT.geometry(**arguments) == LatentSpec(grid, bottleneck["dim"], bottleneck.get("vocab", 0))
+    assert LatentViT.geometry(arguments) == LatentSpec(grid, bottleneck["dim"], bottleneck.get("vocab", 0))
     code, rebuilt = tokenizer.encode(images), tokenizer(images)
     assert code.z.shape == (2, *tokenizer.spec.shape)
     torch.testing.assert_close(tokenizer.decode(code), rebuilt.images)
-    assert rebuilt.images.shape == images.shape and set(rebuilt.terms) == set(LatentViT.terms(**arguments))
+    assert rebuilt.images.shape == images.shape and set(rebuilt.terms) == set(LatentViT.terms(arguments))
     if code.ids is not None:
         torch.testing.assert_close(tokenizer.decode(Code(ids=code.ids)), rebuilt.images)
     if "tokens" in changes:
@@ -373,7 +373,7 @@ def test_parts_hold_every_parameter_once():
 )
 def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
-        LatentViT.geometry(**({"image_size": 16, "bottleneck": CODES} | SIZES | changes))
+        LatentViT.geometry(Arguments.complete(LatentViT, {"image_size": 16, "bottleneck": CODES} | SIZES | changes))
     assert "\n" not in str(caught.value)
 
 
@@ -400,7 +400,7 @@ def test_other_models_are_refused_without_building(config, words, where, start):
     file = Path(start) / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
     with pytest.raises(ValueError, match=f"{where}: .*{words}") as caught:
-        LatentViT.geometry(**({"image_size": 16, "bottleneck": CODES, where: start} | SIZES))
+        LatentViT.geometry(Arguments.complete(LatentViT, {"image_size": 16, "bottleneck": CODES, where: start} | SIZES))
     assert "\n" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.checks.recipe import check_line
 from pipeline.code import Code, LatentSpec
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.multiscale_pixel import MultiscalePixel
@@ -61,13 +61,13 @@ def pictures(count: int = 3) -> Tensor:
 )
 def test_there_is_an_image_of_every_scale(changes, scales):
     tokenizer, images = make(**changes), pictures()
-    arguments = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+    arguments = Arguments.from_config(tokenizer)
     side = changes.get("side", 4)
-    assert Pyramid.geometry(**arguments) == tokenizer.spec == LatentSpec((side, side), tokenizer.neck.dim)
+    assert Pyramid.geometry(arguments) == tokenizer.spec == LatentSpec((side, side), tokenizer.neck.dim)
     rebuilt, code = tokenizer(images), tokenizer.encode(images)
     assert rebuilt.images.shape == images.shape
     assert [tuple(made.shape) for made in rebuilt.features["scales"]] == [(3, 3, scale, scale) for scale in scales]
-    assert set(rebuilt.features) == set(Pyramid.feature_names(**arguments))
+    assert set(rebuilt.features) == set(Pyramid.feature_names(arguments))
     torch.testing.assert_close(tokenizer.decode(code), rebuilt.images)
     torch.testing.assert_close(tokenizer.encode(images[1:2]).z, code.z[1:2], atol=1e-5, rtol=1e-4)
 
@@ -190,7 +190,7 @@ def test_a_saved_folder_is_whole_in_a_fresh_process(tmp_path):
 )
 def test_mistakes_are_told_in_one_line(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
-        Pyramid.geometry(16, **(SIZES | changes))
+        Pyramid.geometry(Arguments.complete(Pyramid, {"image_size": 16} | SIZES | changes))
     assert "\n" not in str(caught.value) and str(caught.value).startswith("pyramid: ")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.checks.recipe import check_tokenizer
 from pipeline.code import Code, LatentSpec
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.frozen import stand_in
 from pipeline.images.reading import ImageBatch
@@ -83,8 +83,8 @@ def turn(task: Reconstruction, images: Tensor, step: int = 0) -> None:
 @pytest.mark.parametrize("name, dim", [("rae", 64), ("svg", 68), ("dinotok", 70)])
 def test_codes_are_the_frozen_features_and_after_them_the_branch_s(name, dim):
     tokenizer, images = make(name), pictures()
-    arguments = {key: value for key, value in tokenizer.config.items() if not key.startswith("_")}
-    assert Representation.geometry(**arguments) == tokenizer.spec == LatentSpec((4, 4), dim)
+    arguments = Arguments.from_config(tokenizer)
+    assert Representation.geometry(arguments) == tokenizer.spec == LatentSpec((4, 4), dim)
     code, rebuilt = tokenizer.encode(images), tokenizer(images)
     assert rebuilt.images.shape == images.shape and not rebuilt.terms
     deep = tokenizer.encoder.trunk.maps(images)[-1].flatten(2).mT
@@ -161,12 +161,22 @@ def test_the_branch_of_an_image_is_dropped_as_a_whole_and_in_training_alone():
     assert 16 < dropped.sum() < 48
 
 
+def layout(start: str, **given) -> list[tuple[int, int]]:
+    """That of a vision transformer, of images of 32 pixels."""
+    arguments = Arguments.complete(VisionTransformer, {"image_size": 32, "start": start} | given)
+    return VisionTransformer.layout(arguments)
+
+
+def geometry(given: dict) -> LatentSpec:
+    return Representation.geometry(Arguments.complete(Representation, {"image_size": SIZE} | given))
+
+
 @pytest.mark.parametrize("kind", VISION)
 def test_a_vision_model_is_frozen_as_it_is_in_transformers(kind, tmp_path):
     start = save_vision_model(tmp_path / kind, kind)
     side = VISION[kind]["patch_size"] * 4
     encoder = VisionTransformer(32, start, image_patch=8, taps=[0, -1], norm="own").train()
-    assert VisionTransformer.layout(32, start, image_patch=8, taps=[0, -1]) == [(16, 4), (16, 4)]
+    assert layout(start, image_patch=8, taps=[0, -1]) == [(16, 4), (16, 4)]
     images = pictures(2, 32).requires_grad_()
     found = encoder(images)
     assert not found[0].requires_grad and not any(p.requires_grad for p in encoder.parameters())
@@ -268,18 +278,18 @@ KNOWN = HUB | {"model": {"model_type": "dinov2", "hidden_size": 16, "num_hidden_
 )
 def test_mistakes_are_told_in_one_line(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
-        Representation.geometry(SIZE, **({"frozen_encoder": STAND_IN, "pixel_decoder": VIT} | changes))
+        geometry({"frozen_encoder": STAND_IN, "pixel_decoder": VIT} | changes)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("representation: ")
-    assert Representation.geometry(SIZE, KNOWN, VIT) == LatentSpec((4, 4), 16)
+    assert geometry({"frozen_encoder": KNOWN, "pixel_decoder": VIT}) == LatentSpec((4, 4), 16)
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
     start = save_vision_model(tmp_path / "vision", "dinov3_vit")
     with pytest.raises(ValueError, match="has hidden_size 16, the recipe 32; correct it under model"):
-        VisionTransformer.layout(32, start, {"hidden_size": 32})
+        layout(start, model={"hidden_size": 32})
     (tmp_path / "vision" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="holds no model.safetensors"):
-        VisionTransformer.layout(32, start)
+        layout(start)
 
 
 COUNTS = {

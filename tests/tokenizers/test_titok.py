@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.checks.recipe import check_line, check_tokenizer
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import build, check
+from pipeline.components import Arguments, build, check
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
@@ -96,14 +96,14 @@ def turn(task: Reconstruction, images: Tensor) -> dict[str, Tensor]:
 )
 def test_any_number_of_tokens_and_any_patches(size, changes, bottleneck):
     tokenizer, images = titok(image_size=size, bottleneck=bottleneck, **changes), pictures(2, size)
-    arguments = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+    arguments = Arguments.from_config(tokenizer)
     tokens = changes.get("tokens", 6)
-    assert TiTok.geometry(**arguments) == LatentSpec((tokens,), bottleneck["dim"], bottleneck.get("vocab", 0))
+    assert TiTok.geometry(arguments) == LatentSpec((tokens,), bottleneck["dim"], bottleneck.get("vocab", 0))
     code, rebuilt = tokenizer.encode(images), tokenizer(images)
     assert code.z.shape == (2, *tokenizer.spec.shape)
     torch.testing.assert_close(tokenizer.decode(code), rebuilt.images)
-    assert rebuilt.images.shape == images.shape and set(rebuilt.terms) == set(TiTok.terms(**arguments))
-    assert set(rebuilt.features) == set(TiTok.feature_names(**arguments))
+    assert rebuilt.images.shape == images.shape and set(rebuilt.terms) == set(TiTok.terms(arguments))
+    assert set(rebuilt.features) == set(TiTok.feature_names(arguments))
     if code.ids is not None:
         torch.testing.assert_close(tokenizer.decode(Code(ids=code.ids)), rebuilt.images)
 
@@ -273,7 +273,7 @@ def test_a_generator_learns_on_a_row_of_tokens():
 )
 def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
-        TiTok.geometry(**({"image_size": 16, "bottleneck": CODES} | SIZES | changes))
+        TiTok.geometry(Arguments.complete(TiTok, {"image_size": 16, "bottleneck": CODES} | SIZES | changes))
     assert "\n" not in str(caught.value)
 
 

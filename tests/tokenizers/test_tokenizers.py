@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.bottlenecks.gaussian import Gaussian
 from pipeline.code import Code, LatentSpec
+from pipeline.components import Arguments
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.nn.convolution import tiled
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
@@ -139,12 +140,16 @@ def test_saved_folders_are_whole_in_a_fresh_process_without_the_originals(tmp_pa
         assert torch.equal(answers[f"{kind}_encodes"].z, tokenizer.encode(images).z), kind
 
 
+def geometry(cls: type, **given) -> LatentSpec:
+    return cls.geometry(Arguments.complete(cls, {"image_size": SIZE} | given))
+
+
 def test_pretrained_needs_dim_and_stride_only_where_it_cannot_look(tmp_path):
     STOCK["kl"]().save_pretrained(tmp_path / "pipe" / "vae")
     (tmp_path / "pipe" / "model_index.json").write_text("{}")
     folder = {"path": str(tmp_path / "pipe"), "subfolder": "vae"}
-    assert Pretrained.geometry(SIZE, **folder) == LatentSpec((8, 8), 3)
-    assert Pretrained.geometry(SIZE, "some/hub-id", dim=4, stride=8) == LatentSpec((2, 2), 4)
+    assert geometry(Pretrained, **folder) == LatentSpec((8, 8), 3)
+    assert geometry(Pretrained, path="some/hub-id", dim=4, stride=8) == LatentSpec((2, 2), 4)
     for arguments, words in (
         ({"path": "some/hub-id"}, "state dim"),
         ({"path": str(tmp_path / "pipe")}, "set subfolder"),
@@ -153,14 +158,14 @@ def test_pretrained_needs_dim_and_stride_only_where_it_cannot_look(tmp_path):
         ({"path": "some/hub-id", "dim": 4, "stride": 5}, "do not divide"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
-            Pretrained.geometry(SIZE, **arguments)
+            geometry(Pretrained, **arguments)
         assert "\n" not in str(caught.value)
 
 
 def test_pretrained_refuses_codebooks(tmp_path):
     VQModel().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="codes are ids"):
-        Pretrained.geometry(SIZE, str(tmp_path))
+        geometry(Pretrained, path=str(tmp_path))
 
 
 def test_pretrained_on_meta_reads_no_weights(tmp_path):
@@ -172,15 +177,15 @@ def test_pretrained_on_meta_reads_no_weights(tmp_path):
 
 def test_geometry_is_known_without_building():
     arguments = {"bottleneck": {"kind": "gaussian", "dim": 3}, "multipliers": [1, 2, 2]}
-    assert ConvAutoencoder.geometry(32, **arguments, width=8) == LatentSpec((8, 8), 3)
-    assert ConvAutoencoder.terms(**arguments) == ("kl",)
+    assert geometry(ConvAutoencoder, **arguments, image_size=32, width=8) == LatentSpec((8, 8), 3)
+    assert ConvAutoencoder.terms(Arguments.complete(ConvAutoencoder, arguments)) == ("kl",)
     for changes, size, words in (
         ({}, 30, "do not divide by 4.*data.size=32"),
         ({"attention": [3]}, 32, "level 3; the levels are 0 to 2"),
         ({"multipliers": []}, 32, "multipliers is empty"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
-            ConvAutoencoder.geometry(size, **(arguments | changes))
+            geometry(ConvAutoencoder, image_size=size, **(arguments | changes))
         assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.checks.recipe import check_tokenizer
 from pipeline.code import LatentSpec
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.critics.patch import Patch
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.images.reading import ImageBatch
@@ -69,12 +69,12 @@ def moved(tokenizer: TwoBand) -> set[str]:
 )
 def test_a_code_of_both_bands_on_one_grid(changes):
     tokenizer, images = bands(**changes), pictures()
-    arguments = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+    arguments = Arguments.from_config(tokenizer)
     code, rebuilt = tokenizer.encode(images), tokenizer(images)
-    assert TwoBand.geometry(**arguments) == tokenizer.spec == LatentSpec((4, 4), tokenizer.neck.dim)
+    assert TwoBand.geometry(arguments) == tokenizer.spec == LatentSpec((4, 4), tokenizer.neck.dim)
     assert code.z.shape == (3, *tokenizer.spec.shape) and rebuilt.images.shape == images.shape
     torch.testing.assert_close(tokenizer.decode(code), rebuilt.images)
-    assert set(rebuilt.terms) == set(TwoBand.terms(**arguments))
+    assert set(rebuilt.terms) == set(TwoBand.terms(arguments))
     assert tokenizer(pictures(1, 24)).images.shape == (1, 3, 24, 24), "other sizes, as the convolutions have it"
 
 
@@ -83,7 +83,7 @@ def test_views_are_the_halved_coefficients_and_merge_into_the_image():
     tokenizer, images = bands(), pictures()
     low, high = (tokenizer.view(images, branch) for branch in TwoBand.branches)
     for branch, view in (("low", low), ("high", high)):
-        assert (view.shape[1], view.shape[2]) == TwoBand.view_shape(branch, 16)
+        assert (view.shape[1], view.shape[2]) == TwoBand.view_shape(branch, Arguments.from_config(tokenizer))
     coefficients = haar(images) / 2
     torch.testing.assert_close(low, resized(torch.nn.functional.avg_pool2d(images, 2), images.shape[2:]))
     torch.testing.assert_close(high[:, 4], coefficients[:, 2, 1])  # green, second of its three bands
@@ -91,7 +91,8 @@ def test_views_are_the_halved_coefficients_and_merge_into_the_image():
     torch.testing.assert_close(haar(merged)[:, 1:], haar(images)[:, 1:], atol=1e-5, rtol=1e-4)
     flat = torch.rand(3, 3, 1, 1).expand(-1, -1, 16, 16)
     torch.testing.assert_close(tokenizer.merged(tokenizer.view(flat, "low"), tokenizer.view(flat, "high")), flat)
-    assert TwoBand.view_shape("all", 16) == TwoBand.view_shape("decoder", 16) == (3, 16)
+    for part in ("all", "decoder"):
+        assert TwoBand.view_shape(part, Arguments.from_config(tokenizer)) == (3, 16)
 
 
 @torch.no_grad()
@@ -137,7 +138,7 @@ def test_no_loss_of_a_branch_reaches_the_other(branch, other):
     tokenizer, images, compared = bands().train(), pictures(), []
     pixel = Pixel()
     pixel.register_forward_hook(lambda _, inputs, output: compared.append((inputs[0], inputs[1].images)))
-    channels, size = TwoBand.view_shape(branch, 16)
+    channels, size = TwoBand.view_shape(branch, Arguments.from_config(tokenizer))
     critic = Patch(8, 1, "none", channels)
     adversary = Adversary(critic={"kind": "patch", "width": 8, "layers": 1, "norm": "none", "channels": channels})
     task = Reconstruction(
@@ -251,7 +252,7 @@ def test_a_saved_folder_gives_the_same_tokenizer(tmp_path):
 )
 def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
-        TwoBand.geometry(**({"image_size": 16, "bottleneck": CODES} | SIZES | changes))
+        TwoBand.geometry(Arguments.complete(TwoBand, {"image_size": 16, "bottleneck": CODES} | SIZES | changes))
     assert "\n" not in str(caught.value)
 
 

@@ -7,7 +7,7 @@ from tiny_pipeline import randomised
 from torch import Tensor, nn
 
 from pipeline.code import Code, LatentSpec
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.feature_cosine import FeatureCosine
@@ -45,7 +45,7 @@ def step(number: int = 0, count: int = 4, first: int = 0) -> StepDraws:
 
 def turn(tokenizer: VitAutoencoder, images: Tensor, train: str = "all", number: int = 0) -> dict[str, Tensor]:
     """The terms of one turn of a phase, after its backward."""
-    weights = dict.fromkeys(("pixel", *tokenizer.terms(tokenizer.config.bottleneck)), 1.0)
+    weights = dict.fromkeys(("pixel", *tokenizer.terms(Arguments.from_config(tokenizer))), 1.0)
     of = Phase(Loop(1, {"tokenizer": 1e-3}), weights, train=train)
     task = Reconstruction(tokenizer, of, {"pixel": Pixel("l2")})
     ((_, terms),) = task.turns(ImageBatch(images), step(number, len(images)), number)
@@ -67,17 +67,17 @@ def turn(tokenizer: VitAutoencoder, images: Tensor, train: str = "all", number: 
 )
 def test_any_head_position_and_bottleneck(changes):
     tokenizer, images = randomised(vit(**changes), 1), pictures(2)
-    arguments = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+    arguments = Arguments.from_config(tokenizer)
     side = 16 // arguments["patch_size"]
     neck = tokenizer.neck
     expected = LatentSpec((side, side), neck.dim, neck.vocab, neck.codebooks)
-    assert tokenizer.spec == VitAutoencoder.geometry(**arguments) == expected
+    assert tokenizer.spec == VitAutoencoder.geometry(arguments) == expected
     code, rebuilt = tokenizer.encode(images), tokenizer(images)
     assert code.z.shape == (2, *tokenizer.spec.shape) and rebuilt.images.shape == images.shape
     torch.testing.assert_close(tokenizer.decode(code), rebuilt.images)
     torch.testing.assert_close(tokenizer.encode(images[1:]).z, code.z[1:], atol=1e-5, rtol=1e-4)
-    assert set(rebuilt.terms) == set(VitAutoencoder.terms(**arguments))
-    assert set(rebuilt.features) == set(VitAutoencoder.feature_names(**arguments))
+    assert set(rebuilt.terms) == set(VitAutoencoder.terms(arguments))
+    assert set(rebuilt.features) == set(VitAutoencoder.feature_names(arguments))
     if code.ids is not None:
         torch.testing.assert_close(tokenizer.decode(Code(ids=code.ids)), rebuilt.images)
 
@@ -335,7 +335,8 @@ def test_features_are_told_from_what_the_decoder_is_shown_and_masks_stand_for_th
     sum(terms.values()).backward()
     assert tokenizer.encoder.projection.weight.grad.abs().sum() > 0
     assert loss.head.net.mask_token.grad.abs().sum() > 0
-    assert FeatureCosine.needs(shape) == VitAutoencoder.feature_names(**DROP) == ("kept",)
+    assert FeatureCosine.needs(Arguments.complete(FeatureCosine, {"head": shape})) == ("kept",)
+    assert VitAutoencoder.feature_names(Arguments.complete(VitAutoencoder, DROP)) == ("kept",)
 
 
 @pytest.mark.parametrize(
@@ -356,5 +357,7 @@ def test_features_are_told_from_what_the_decoder_is_shown_and_masks_stand_for_th
 )
 def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
-        VitAutoencoder.geometry(**({"image_size": 16, "bottleneck": CODES} | SIZES | changes))
+        VitAutoencoder.geometry(
+            Arguments.complete(VitAutoencoder, {"image_size": 16, "bottleneck": CODES} | SIZES | changes)
+        )
     assert "\n" not in str(caught.value)

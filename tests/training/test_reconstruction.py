@@ -8,6 +8,7 @@ from torch import Tensor
 from two_processes import as_two
 
 from pipeline import components
+from pipeline.components import Arguments
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
@@ -184,7 +185,7 @@ def test_losses_of_the_code_keep_their_own_gradient(monkeypatch):
 
 
 def test_every_term_has_a_weight_and_every_weight_a_term():
-    arguments = {"bottleneck": {"kind": "gaussian", "dim": 3}}
+    arguments = Arguments.complete(ConvAutoencoder, {"bottleneck": {"kind": "gaussian", "dim": 3}})
     assert expected_terms(ConvAutoencoder, arguments, phase()) == {"pixel", "kl", "adversarial"}
     both = replace(phase(), losses={"a": {"kind": "pixel"}, "b": {"kind": "perceptual"}})
     assert expected_terms(ConvAutoencoder, arguments, both) == {"pixel", "perceptual", "kl", "adversarial"}
