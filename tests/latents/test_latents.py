@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
+from pipeline.components import Arguments
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import encode
 from pipeline.latents.scale import measure
@@ -55,8 +56,8 @@ class Patches(Tokenizer):
         self.spec = LatentSpec((image_size // 4, image_size // 4), 48, vocab)
 
     @classmethod
-    def geometry(cls, image_size: int, **arguments) -> LatentSpec:
-        return LatentSpec((image_size // 4, image_size // 4), 48)
+    def geometry(cls, arguments: Arguments) -> LatentSpec:
+        return LatentSpec((arguments.image_size // 4,) * 2, 48)
 
     def features(self, images: Tensor, condition=None) -> Tensor:
         return nn.functional.unfold(images, 4, stride=4).transpose(1, 2)

@@ -53,9 +53,8 @@ def test_any_bottleneck_and_any_sides_that_the_stride_divides(neck):
     tokenizer, images = maskgit(neck), pictures(2, 4, 12)
     code = tokenizer.encode(images)
     made = tokenizer(images)
-    assert made.images.shape == images.shape and set(made.terms) == set(
-        MaskgitVqgan.terms(Arguments.from_config(tokenizer))
-    )
+    assert made.images.shape == images.shape
+    assert set(made.terms) == set(MaskgitVqgan.terms(Arguments.from_config(tokenizer)))
     torch.testing.assert_close(tokenizer.decode(code, grid=(2, 6)), made.images, atol=1e-4, rtol=1e-4)
     if code.ids is not None:
         ids_alone = tokenizer.decode(Code(z=None, ids=code.ids), grid=(2, 6))

@@ -159,10 +159,7 @@ class CodeSize(Loss):
     """A loss of the code, which has no gradient at the image."""
 
     of_pixels = False
-
-    @classmethod
-    def terms(cls, **arguments) -> tuple[str, ...]:
-        return ("code_size",)
+    terms = ("code_size",)
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         return {"code_size": rebuilt.code.z.square().mean()}
