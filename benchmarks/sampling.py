@@ -26,6 +26,7 @@ from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
 from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.request import SamplingRequest
 
 SPEC, CLASSES, SCALE = LatentSpec(grid=(16, 16), dim=4), 1000, 4.0
 TARGETS = {"bare": 1.05, "DiTPipeline": 1.0}  # the most our DDIM may take, as a multiple of these
@@ -80,7 +81,8 @@ def ours(objective: FlowMatching | GaussianDiffusion, solver: str, images: int, 
 
     def run() -> None:
         draws = ImageDraws.from_seeds(list(range(images)))
-        objective.sample(network, condition, SPEC, draws, steps, Guidance(SCALE, channels=3), solver=solver)
+        request = SamplingRequest(network, condition, SPEC, draws, steps, Guidance(SCALE, channels=3))
+        objective.sample(request, objective.read_settings({"solver": solver}))
 
     return Way(run, network)
 

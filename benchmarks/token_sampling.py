@@ -29,6 +29,7 @@ from pipeline.draws import ImageDraws
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.objectives.next_token import NextToken
 from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.request import SamplingRequest
 
 CLASSES, SCALE = 1000, 2.0
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -64,7 +65,7 @@ def sampling(work: Work, network: CausalTransformer) -> Way:
 
     def run() -> None:
         draws = ImageDraws.from_seeds(list(range(work.images)))
-        NextToken().sample(network, condition, spec, draws, work.tokens, Guidance(SCALE))
+        NextToken().sample(SamplingRequest(network, condition, spec, draws, work.tokens, Guidance(SCALE)))
 
     return run
 
@@ -184,7 +185,7 @@ def length(work: Work, lengths: list[int]) -> None:
         memory.append(resident())
 
     draws, spec = ImageDraws.from_seeds(list(range(work.images))), LatentSpec((tokens,), 1, work.vocab)
-    NextToken().sample(network, condition, spec, draws, tokens, Guidance(SCALE), watch)
+    NextToken().sample(SamplingRequest(network, condition, spec, draws, tokens, Guidance(SCALE), watch))
     seconds = [later - earlier for earlier, later in zip(clock, clock[1:])]
     near = {n: statistics.median(seconds[n - 8 : n + 8]) for n in lengths}
     for n, each in near.items():

@@ -1,19 +1,16 @@
 """What a caller asks of a pipeline, made plain: labels, counts, guidance, sampler settings and the starting noise."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_type_hints
+from typing import Any
 
 from torch import Generator, Tensor
 
 from pipeline.code import LatentSpec
-from pipeline.components import conform, structure
-from pipeline.objectives.base import Objective
+from pipeline.components import structure
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import suggestion
 
-PIPELINES_OWN = ("on_step", "scheduler")  # keyword arguments of Objective.sample that a caller does not set
 GUIDANCE = ("interval", "channels", "schedule", "power", "rescale")  # settings besides the scale
 ClassLabels = int | str | list[int | str] | Tensor | None
 
@@ -89,21 +86,6 @@ def resolve_guidance(default: Guidance, **stated: Any) -> Guidance:
     if not 0 <= low <= high <= 1:
         raise ValueError(f"guidance_interval [{low}, {high}] is no range of noise levels; state 0 <= low <= high <= 1")
     return guidance
-
-
-def check_settings(
-    objective: Objective, stated: dict[str, Any], others: Sequence[str] = (), where: str = ""
-) -> dict[str, Any]:
-    """Settings of the objective's sampler, of the types its `sample` declares; ValueError for one it does not have.
-
-    `others` are names that a misspelt one may have meant besides; `where` stands before a name in messages.
-    """
-    signature, hints = inspect.signature(objective.sample), get_type_hints(type(objective).sample)
-    known = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and n not in PIPELINES_OWN]
-    for name in stated:
-        if name not in known:
-            raise ValueError(f"{where}{name}: there is no such setting{suggestion(name, [*known, *others])}")
-    return {name: conform(value, hints[name], f"{where}{name}") for name, value in stated.items()}
 
 
 def starting_noise(latents: Tensor, count: int, spec: LatentSpec) -> Tensor:

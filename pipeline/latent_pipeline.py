@@ -18,7 +18,6 @@ from pipeline.call_arguments import (
     GUIDANCE,
     ClassLabels,
     Defaults,
-    check_settings,
     count_images,
     find_labels,
     resolve_guidance,
@@ -28,8 +27,8 @@ from pipeline.code import Code, Condition
 from pipeline.components import conform, structure
 from pipeline.draws import Draws, GivenDraws, ImageDraws
 from pipeline.file_modes import ordinary_modes
-from pipeline.objectives.base import OnStep
 from pipeline.samplers.guidance import Guidance, check_pair
+from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.saved_folders import (
     fetch,
     import_components,
@@ -112,8 +111,6 @@ class LatentPipeline(DiffusionPipeline):
         self.register_to_config(**{name: (known, type(value).__name__)})
 
     def _check_scheduler(self, scheduler: SchedulerMixin) -> None:
-        if not hasattr(self.objective, "check_scheduler"):
-            raise ValueError(f"{type(self.objective).__name__} has its own sampler only; set pipe.scheduler = None")
         self.objective.check_scheduler(scheduler)
 
     def _check_weak(self, weak: ModelMixin) -> None:
@@ -136,10 +133,26 @@ class LatentPipeline(DiffusionPipeline):
         """How many classes the network knows; 0 when it is unconditional."""
         return self.network.config.get("num_classes", 0)
 
-    @property
-    def guide(self) -> dict[str, ModelMixin]:
-        """What the objective's `sample` and `regenerate` are given besides: the weak network, where there is one."""
-        return {} if self.weak is None else {"weak": self.weak}
+    def request(
+        self,
+        condition: Condition | None,
+        draws: Draws,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        on_step: OnStep | None = None,
+    ) -> SamplingRequest:
+        """What the objective samples by: this pipeline's network, and its defaults where a value is None."""
+        return SamplingRequest(
+            self.network,
+            condition,
+            self.tokenizer.spec,
+            draws,
+            self.steps if steps is None else steps,
+            self.defaults.guidance if guidance is None else guidance,
+            on_step,
+            self.weak,
+            self.scheduler,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -178,10 +191,8 @@ class LatentPipeline(DiffusionPipeline):
         guidance = self._guidance(guidance_scale, guidance_interval, settings)
         sampler = self._sampler(steps, settings)
         draws = self._draws(count_images(labels, num_images, generator, latents), generator, latents)
-        network, spec = self.network, self.tokenizer.spec
-        sampler |= self.guide
         with self._watched(steps, callback_on_step_end, callback_on_step_end_tensor_inputs) as on_step:
-            code = self.objective.sample(network, condition, spec, draws, steps, guidance, on_step=on_step, **sampler)
+            code = self.objective.sample(self.request(condition, draws, steps, guidance, on_step), sampler)
         images = self._output(code, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -210,15 +221,18 @@ class LatentPipeline(DiffusionPipeline):
         rest = {name: settings.pop(f"guidance_{name}", None) for name in GUIDANCE if name != "interval"}
         return resolve_guidance(self.defaults.guidance, scale=scale, interval=interval, **rest)
 
-    def _sampler(self, steps: int, stated: dict[str, Any]) -> dict[str, Any]:
+    def _sampler(self, steps: int, stated: dict[str, Any]) -> Any:
         """The objective's own settings, those stated over the defaults; a swapped-in scheduler leaves no defaults."""
+        known = self.objective.setting_names()
         others = [name for name in inspect.signature(self.__call__).parameters if name != "settings"]
-        stated = check_settings(self.objective, stated, others)
+        for name in stated:
+            if name not in known:
+                raise ValueError(f"{name}: there is no such setting{suggestion(name, [*known, *others])}")
         if self.scheduler is not None:
-            return stated | {"scheduler": self.scheduler}
-        sampler = self.defaults.sampler | stated
-        self.objective.check_sampler(steps, self.tokenizer.spec, **sampler)
-        return sampler
+            return self.objective.read_settings(stated)
+        settings = self.objective.read_settings(self.defaults.sampler | stated)
+        self.objective.check_sampler(steps, self.tokenizer.spec, settings)
+        return settings
 
     def _draws(self, count: int, generator: Generator | list[Generator] | None, latents: Tensor | None) -> Draws:
         if generator is None:

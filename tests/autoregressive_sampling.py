@@ -2,6 +2,7 @@
 
 from unittest.mock import patch
 
+import generating
 import torch
 from torch import Tensor, nn
 
@@ -27,5 +28,5 @@ def greedy(network: nn.Module, objective: Objective, condition: Condition, guida
 
     draws = ImageDraws.from_seeds(list(range(len(condition))))
     with patch.object(Choice, "__call__", watched):
-        code = objective.sample(network, condition, spec, draws, spec.tokens, guidance, temperature=0.0)
+        code = generating.sample(objective, network, condition, spec, draws, spec.tokens, guidance, temperature=0.0)
     return code.ids, torch.cat(seen, dim=1)

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import generating
 import torch
 from golden_kinds import Case, sequence
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ def trajectory(case: Case, objective: Objective, network: nn.Module, steps: int,
     states: list[Tensor] = []
     condition = Condition(labels=case.inputs["sample_y"][rows])
     settings["on_step"] = lambda step, level, z: states.append(z)
-    final = objective.sample(network, condition, spec_of(case), given(case, rows), steps, **settings)
+    final = generating.sample(objective, network, condition, spec_of(case), given(case, rows), steps, **settings)
     assert torch.equal(final.z, states[-1])
     return torch.stack(states)
 

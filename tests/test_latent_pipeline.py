@@ -74,7 +74,7 @@ def test_importing_the_package_imports_no_torch():
 def test_it_samples_what_its_parts_sample(pipe):
     draws = ImageDraws(generators(3, 4))
     condition = Condition(labels=torch.tensor([1, 2]))
-    code = pipe.objective.sample(pipe.network, condition, pipe.tokenizer.spec, draws, 3, Guidance(2.0))
+    code = pipe.objective.sample(pipe.request(condition, draws, 3, Guidance(2.0)))
     with torch.no_grad():
         expected = (pipe.tokenizer.decode(code) / 2 + 0.5).clamp(0, 1)
     assert torch.equal(pixels(pipe, [1, 2], [3, 4]), expected)

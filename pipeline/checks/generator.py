@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.call_arguments import check_settings
 from pipeline.checks.phase import check_decay
 from pipeline.code import LatentSpec
 from pipeline.components import build, check, find, kinds
@@ -116,8 +115,8 @@ def check_milestones(recipe: Recipe) -> None:
 
 
 def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> None:
-    settings = check_settings(objective, recipe.sample.sampler, where="sample.sampler.")
-    objective.check_sampler(objective.steps_for(spec, recipe.sample.steps), spec, **settings)
+    settings = objective.read_settings(recipe.sample.sampler, "sample.sampler")
+    objective.check_sampler(objective.steps_for(spec, recipe.sample.steps), spec, settings)
     if recipe.sample.weak is not None:
         return check_weak(recipe, objective)
     dropped = recipe.generator.network.get("class_drop")

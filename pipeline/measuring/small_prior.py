@@ -101,7 +101,7 @@ def loss_on(code: Code, spec: LatentSpec, network: nn.Module, objective: Objecti
         for number, places in enumerate(parts):
             draws = StepDraws(mix(seed, "prior", turn), number, slice(0, len(places)), len(places), device)
             part = code[places].to(device)
-            terms = objective.loss(network, part, None, **objective.draw(part, draws))
+            terms = objective.loss(network, part, None, objective.draw(part, draws))
             total += sum(terms.values()).item() * len(places)
     return total / (PASSES * len(code))
 

@@ -1,32 +1,43 @@
 """What every objective promises: the loss a network is trained under, and the ways it is sampled by."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 from diffusers import ConfigMixin, SchedulerMixin
 from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import Arguments
+from pipeline.components import Arguments, structure
 from pipeline.draws import Draws
-from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.request import SamplingRequest
 
-OnStep = Callable[
-    [int, float, Tensor], Tensor | None
-]  # (step, noise level or position, state) -> a state to go on from
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a sampler with nothing to set."""
+
+
+class DenoiserInput(NamedTuple):
+    """What a denoiser is called with."""
+
+    z: Tensor  # [B, N, C] the state
+    time: Tensor  # [B] its noise levels
+    condition: Condition | None
 
 
 class Objective(SchedulerMixin, ConfigMixin):
     """Time is the noise level u in [0, 1], u = 1 pure noise; `steps` is the number of network evaluations.
 
-    Keyword-only arguments of `sample` beyond `on_step` are the sampler settings a recipe may state in `sample.sampler`.
+    `settings` is the record of its sampler's settings: its fields are what a recipe may state in `sample.sampler`.
     """
 
     order: int = 1  # diffusers asks schedulers for it
     role: str = "denoiser"  # of the networks it trains, see Network.role
     discrete: bool = False  # whether it models ids, and not z
     autoguided: bool = False  # whether a weaker network may guide it, see `pipeline.samplers.guidance`
+    settings: type = NoSettings  # of its sampler
 
     @property
     def outputs(self) -> int:
@@ -51,8 +62,20 @@ class Objective(SchedulerMixin, ConfigMixin):
         """Network evaluations of a sampling: the number stated, if there is one."""
         return self.default_steps(spec) if stated is None else stated
 
-    def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
+    def setting_names(self) -> list[str]:
+        """Names of the sampler's settings."""
+        return [field.name for field in fields(self.settings)]
+
+    def read_settings(self, stated: Mapping[str, Any], where: str = "") -> Any:
+        """The record of plain values, as recipes and callers state them; ValueError naming one that does not fit."""
+        return structure(self.settings, stated, where)
+
+    def check_sampler(self, steps: int, spec: LatentSpec, settings: Any) -> None:
         """ValueError where these sampler settings, or this number of steps, do not fit the objective and the codes."""
+
+    def check_scheduler(self, scheduler: SchedulerMixin) -> None:
+        """ValueError with one line unless this diffusers scheduler can take the place of the solver."""
+        raise ValueError(f"{type(self).__name__} has its own sampler only; set pipe.scheduler = None")
 
     def check_codes(self, spec: LatentSpec) -> None:
         """ValueError where codes of this shape do not fit the objective's own settings."""
@@ -61,48 +84,21 @@ class Objective(SchedulerMixin, ConfigMixin):
         """ValueError where a network with these constructor arguments cannot be trained by this objective."""
 
     @abstractmethod
-    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor | Draws]:
-        """The random arguments of `loss` for this batch (times, noise, orders, masks, where dropout draws from)."""
+    def draw(self, code: Code, draws: Draws) -> Any:
+        """The randomness of `loss` for this batch, a record: times, noise, orders, masks, where dropout draws from."""
 
-    def asked(self, code: Code, condition: Condition | None, **draws: Any) -> tuple[Tensor, Tensor, Condition | None]:
-        """What `loss` asks a denoiser of this batch: state, noise levels [B] and condition."""
+    def denoiser_input(self, code: Code, condition: Condition | None, randomness: Any) -> DenoiserInput:
+        """What `loss` calls the denoiser with."""
         raise ValueError(f"a {type(self).__name__} trains no denoiser")
 
     @abstractmethod
-    def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Any) -> dict[str, Tensor]:
+    def loss(self, network: nn.Module, code: Code, condition: Condition | None, randomness: Any) -> dict[str, Tensor]:
         """Unweighted terms, means over the batch."""
 
     @abstractmethod
-    def sample(
-        self,
-        network: nn.Module,
-        condition: Condition | None,
-        spec: LatentSpec,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        on_step: OnStep | None = None,
-    ) -> Code:
-        """A code from noise: the start is `draws.normal("start", spec.shape)`.
-
-        Where `autoguided`, it and `regenerate` take a network `weak` besides, for guidance to lead away from.
-        """
+    def sample(self, request: SamplingRequest, settings: Any) -> Code:
+        """A code from noise: the start is `draws.normal("start", spec.shape)`. `settings`: a record of `settings`."""
 
     @abstractmethod
-    def regenerate(
-        self,
-        network: nn.Module,
-        code: Code,
-        condition: Condition | None,
-        preserve: float,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-    ) -> Code:
+    def regenerate(self, request: SamplingRequest, code: Code, preserve: float, settings: Any) -> Code:
         """The generator's own version of `code`: preserve = 1 returns it exactly, 0 is a free sample."""
-
-
-def check_share(preserve: float) -> None:
-    """ValueError where what `regenerate` is to preserve is no share."""
-    if not 0 <= preserve <= 1:
-        raise ValueError(f"preserve={preserve} is a share; give a number from 0 to 1")

@@ -1,7 +1,6 @@
 """Flow matching: the network learns the velocity along a path between data and noise."""
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
@@ -12,12 +11,13 @@ from torch.nn.functional import cosine_similarity
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.nn.class_token import join_token, split_token
-from pipeline.objectives.base import Objective, OnStep, check_share
-from pipeline.samplers.guidance import Guidance, Predict, guided
+from pipeline.objectives.base import DenoiserInput, Objective
+from pipeline.samplers.guidance import Predict
 from pipeline.samplers.paths import PATHS, Path
+from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
 from pipeline.samplers.solvers import (
+    FlowSampling,
     Reverse,
-    Sampler,
     check_shift,
     euler,
     heun,
@@ -36,6 +36,13 @@ WEIGHTINGS = {
     "data": ("none", "velocity"),
     "score": ("none", "velocity", "likelihood"),
 }
+
+
+class FlowRandomness(NamedTuple):
+    """The random arguments of the loss."""
+
+    time: Tensor  # [B] noise levels
+    noise: Tensor  # [B, N, C], a class token's rows below
 
 
 class FlowMatching(Objective):
@@ -63,6 +70,7 @@ class FlowMatching(Objective):
     """
 
     autoguided = True
+    settings = FlowSampling
 
     @register_to_config
     def __init__(
@@ -102,8 +110,7 @@ class FlowMatching(Objective):
     def terms(self) -> tuple[str, ...]:
         return ("flow", *["cosine"] * self.config.cosine, *["class_token"] * bool(self.class_token))
 
-    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
-        """time [B] and noise [B, N, C], a class token's rows below."""
+    def draw(self, code: Code, draws: Draws) -> FlowRandomness:
         shape, late = tuple(code.z.shape[1:]), self.config.uniform_after
         if self.config.time == "uniform" or (late is not None and (draws.step or 0) >= late):
             time = draws.uniform("time")
@@ -111,7 +118,7 @@ class FlowMatching(Objective):
             time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * draws.normal("time", ()))
         shift = settled_shift(shape, self.config.shift, self.config.shift_base)
         time = shifted(time, shift).clamp(*self.bounds())
-        return {"time": time, "noise": self._noise(draws, "noise", shape)}
+        return FlowRandomness(time, self._noise(draws, "noise", shape))
 
     def bounds(self) -> tuple[float, float]:
         """The noise levels at which every conversion is finite, as SiT bounds them in training."""
@@ -119,20 +126,21 @@ class FlowMatching(Objective):
             return 1e-5, 1 - 1e-5
         return (0.0, 1.0) if self.config.prediction in ("velocity", "data") else (1e-3, 1 - 1e-3)
 
-    def asked(
-        self, code: Code, condition: Condition | None, time: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Condition | None]:
-        return self.route.state(self._state(code), noise, time[:, None, None]), time, condition
+    def denoiser_input(self, code: Code, condition: Condition | None, randomness: FlowRandomness) -> DenoiserInput:
+        time, noise = randomness
+        return DenoiserInput(self.route.state(self._state(code), noise, time[:, None, None]), time, condition)
 
-    def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Tensor) -> dict[str, Tensor]:
-        return {name: each.mean() for name, each in self.per_image(network, code, condition, **draws).items()}
+    def loss(
+        self, network: nn.Module, code: Code, condition: Condition | None, randomness: FlowRandomness
+    ) -> dict[str, Tensor]:
+        return {name: each.mean() for name, each in self.per_image(network, code, condition, randomness).items()}
 
     def per_image(
-        self, network: nn.Module, code: Code, condition: Condition | None, time: Tensor, noise: Tensor
+        self, network: nn.Module, code: Code, condition: Condition | None, randomness: FlowRandomness
     ) -> dict[str, Tensor]:
         """The terms of each image, [B], means over tokens and channels."""
-        u, data = time[:, None, None], self._state(code)
-        predicted = network(*self.asked(code, condition, time, noise)).float()
+        u, noise, data = randomness.time[:, None, None], randomness.noise, self._state(code)
+        predicted = network(*self.denoiser_input(code, condition, randomness)).float()
         error, of_token = split_token(self.error(predicted, data, noise, u), self.class_token)
         terms = {"flow": error.mean(dim=(1, 2))}
         if self.config.cosine:
@@ -175,81 +183,37 @@ class FlowMatching(Objective):
         return convert[self.config.prediction]()
 
     @torch.no_grad()
-    def sample(
-        self,
-        network: nn.Module,
-        condition: Condition | None,
-        spec: LatentSpec,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        on_step: OnStep | None = None,
-        scheduler: SchedulerMixin | None = None,
-        weak: nn.Module | None = None,
-        *,
-        solver: Literal["euler", "heun", "unipc", "dpmpp_2m", "sde", "sde_heun"] = "euler",
-        shift: float = 1.0,
-        shift_base: float | None = None,
-        diffusion: Literal["constant", "path", "sigma", "linear", "decreasing", "increasing_decreasing"] = "sigma",
-        diffusion_scale: float = 1.0,
-        last_step: Literal["mean", "euler", "tweedie", "none"] = "mean",
-        last_step_size: float = 0.04,
-    ) -> Code:
-        """A code from noise in exactly `steps` evaluations, whatever the solver.
+    def sample(self, request: SamplingRequest, settings: FlowSampling = FlowSampling()) -> Code:
+        """A code from noise in exactly `request.steps` evaluations, whatever the solver.
 
-        Args:
-            scheduler: a diffusers scheduler in place of `solver`; see `check_scheduler`. One of second order takes one
-                evaluation less when `steps` is even.
-            weak: a network to guide away from, in place of the null label.
-            solver: heun ends in one Euler step, or in two when `steps` is even; sde is Euler-Maruyama, sde_heun adds
-                noise and then takes a Heun step (and one Euler-Maruyama step when the number does not come out).
-            shift: of the noise levels, above 1 longer at the noise; 1/0.3 is LightningDiT's 0.3.
-            shift_base: in place of `shift`, as in training; RAE and RecTok sample with the shift they train with.
-            diffusion, diffusion_scale, last_step, last_step_size: of the two sde solvers, see `solvers.Reverse`.
+        A scheduler of second order takes one evaluation less when the number is even.
         """
-        if self.class_token and guidance.channels is not None:
+        if self.class_token and request.guidance.channels is not None:
             raise ValueError("with a class token all channels are guided; leave guidance_channels out")
-        start, on_step = self._noise(draws, "start", spec.shape), self._of_code(on_step)
-        predict = guided(network, condition, guidance, weak)
-        if scheduler is not None:
-            self.check_scheduler(scheduler)
-            set_evaluations(scheduler, steps)
-            return self._code(run_flow(scheduler, self._field(predict), start, draws, on_step))
-        sde = (diffusion, diffusion_scale, last_step, last_step_size)
-        sampler = Sampler(solver, settled_shift(spec.shape, shift, shift_base), *sde)
-        return self._code(self._descend(predict, start, 1.0, draws, steps, sampler, on_step))
+        start = self._noise(request.draws, "start", request.spec.shape)
+        if request.scheduler is None:
+            return self._code(self._descend(request, start, 1.0, settings))
+        self.check_scheduler(request.scheduler)
+        set_evaluations(request.scheduler, request.steps)
+        field, report = self._field(request), self._of_code(request.on_step)
+        return self._code(run_flow(request.scheduler, field, start, request.draws, report))
 
     @torch.no_grad()
     def regenerate(
-        self,
-        network: nn.Module,
-        code: Code,
-        condition: Condition | None,
-        preserve: float,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        weak: nn.Module | None = None,
-        **sampler,
+        self, request: SamplingRequest, code: Code, preserve: float, settings: FlowSampling = FlowSampling()
     ) -> Code:
-        """The code noised to the level u = 1 - preserve and brought back in `steps` evaluations.
-
-        `weak` and `sampler`: as in `sample`.
-        """
-        check_share(preserve)
+        """The code noised to the level u = 1 - preserve and brought back in `request.steps` evaluations."""
+        check_preserve(preserve)
         if preserve == 1:
             return Code(z=code.z.clone())
-        level, shape = 1 - preserve, tuple(code.z.shape[1:])
-        start = self._noise(draws, "start", shape)
+        level, start = 1 - preserve, self._noise(request.draws, "start", request.spec.shape)
         if preserve:
             start = self.route.state(self._state(code), start, torch.tensor(level, dtype=torch.float64))
-        predict = guided(network, condition, guidance, weak)
-        return self._code(self._descend(predict, start, level, draws, steps, self._settled(shape, **sampler)))
+        return self._code(self._descend(request, start, level, settings))
 
-    def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
+    def check_sampler(self, steps: int, spec: LatentSpec, settings: FlowSampling) -> None:
         """ValueError where these settings, or this number of steps, do not fit the path."""
-        settings = self._settled(spec.shape, **sampler)
-        settings.validate(steps)
+        settings.settled(spec.shape).validate(steps)
         if settings.solver in ("unipc", "dpmpp_2m"):
             self._only_linear(settings.solver)
 
@@ -278,33 +242,22 @@ class FlowMatching(Objective):
         return Code(z=split_token(state, self.class_token)[0])
 
     def _of_code(self, on_step: OnStep | None) -> OnStep | None:
-        """`on_step` as it is told of the code alone, and may change that."""
+        """`on_step` called with the code alone, which it may change."""
         if on_step is None or not self.class_token:
             return on_step
 
-        def told(step: int, level: float, state: Tensor) -> Tensor | None:
+        def report(step: int, level: float, state: Tensor) -> Tensor | None:
             z, token = split_token(state, self.class_token)
             changed = on_step(step, level, z)
             return None if changed is None else join_token(changed, token)
 
-        return told
+        return report
 
-    def _settled(self, shape: Sequence[int], shift: float = 1.0, shift_base: float | None = None, **others) -> Sampler:
-        """The sampler of settings that a recipe states, for codes of this shape [N, C]."""
-        return Sampler(shift=settled_shift(shape, shift, shift_base), **others)
-
-    def _descend(
-        self,
-        predict: Predict,
-        z: Tensor,
-        level: float,
-        draws: Draws,
-        steps: int,
-        sampler: Sampler,
-        report: OnStep | None = None,
-    ) -> Tensor:
+    def _descend(self, request: SamplingRequest, z: Tensor, level: float, settings: FlowSampling) -> Tensor:
         """From z at noise level `level` to data. Where alpha is 0 at the top, noise is converted just below it."""
-        field, start = self._field(predict), unshifted(min(level, self._top(sampler)), sampler.shift)
+        field, report, steps = self._field(request), self._of_code(request.on_step), request.steps
+        sampler = settings.settled(request.spec.shape)
+        start = unshifted(min(level, self._top(sampler)), sampler.shift)
         if sampler.solver == "euler":
             return euler(field, z, ladder(steps, sampler.shift, start), report)
         if sampler.solver == "heun":
@@ -318,12 +271,13 @@ class FlowMatching(Objective):
         end = 0.0 if sampler.last_step == "none" else sampler.last_step_size
         reverse = Reverse(self.route, field, sampler.diffusion, sampler.diffusion_scale)
         levels = ladder(intervals, sampler.shift, start, end)
-        return stochastic(reverse, z, levels, draws, corrected, sampler.last_step, report)
+        return stochastic(reverse, z, levels, request.draws, corrected, sampler.last_step, report)
 
-    def _field(self, predict: Predict) -> Predict:
+    def _field(self, request: SamplingRequest) -> Predict:
+        predict = request.predict()
         return lambda z, u: self.velocity(predict(z, u), z, torch.tensor(u, dtype=torch.float64))
 
-    def _top(self, sampler: Sampler) -> float:
+    def _top(self, sampler: FlowSampling) -> float:
         forward_noise = sampler.solver.startswith("sde") and sampler.diffusion == "path"
         singular = self.config.prediction in ("noise", "score") or forward_noise
         return 1 - 1e-3 if singular and self.config.path != "variance_preserving" else 1.0

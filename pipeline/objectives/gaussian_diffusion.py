@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
@@ -12,21 +12,28 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
-from pipeline.objectives.base import Objective, OnStep, check_share
-from pipeline.samplers.guidance import Guidance, Predict, guided
+from pipeline.objectives.base import DenoiserInput, Objective
 from pipeline.samplers.noise_chain import NoiseChain, Spacing, discretized_bits, gaussian_bits
+from pipeline.samplers.request import SamplingRequest, check_preserve
 from pipeline.samplers.solvers import told
 from pipeline.samplers.solvers_of_diffusers import check_noise, run_noise
 
 
 @dataclass(frozen=True)
-class Descent:
-    """The settings of a sampler; `GaussianDiffusion.sample` says what each is."""
+class ChainSampling:
+    """How a chain is brought back."""
 
     solver: Literal["ddpm", "ddim"] = "ddpm"
-    eta: float = 0.0
-    clip: bool = False
-    spacing: Spacing = "even"
+    eta: float = 0.0  # of ddim (arXiv:2010.02502): 0 draws no noise, 1 as much as ddpm
+    clip: bool = False  # holds the expected data in [-1, 1], which codes of unit scale leave
+    spacing: Spacing = "even"  # of the kept timesteps; stride keeps every k-th
+
+
+class ChainRandomness(NamedTuple):
+    """The random arguments of the loss."""
+
+    timestep: Tensor  # [B] int64
+    noise: Tensor  # [B, N, C]
 
 
 class GaussianDiffusion(Objective):
@@ -43,6 +50,7 @@ class GaussianDiffusion(Objective):
     """
 
     autoguided = True
+    settings = ChainSampling
 
     @register_to_config
     def __init__(
@@ -71,31 +79,31 @@ class GaussianDiffusion(Objective):
     def terms(self) -> tuple[str, ...]:
         return ("mse", "vb") if self.config.variance == "learned_range" else ("mse",)
 
-    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor]:
-        """timestep [B] int64 and noise [B, N, C]."""
+    def draw(self, code: Code, draws: Draws) -> ChainRandomness:
         span = self.config.num_train_timesteps
         timestep = (draws.uniform("time") * span).long().clamp(max=span - 1)
-        return {"timestep": timestep, "noise": draws.normal("noise", tuple(code.z.shape[1:]))}
+        return ChainRandomness(timestep, draws.normal("noise", tuple(code.z.shape[1:])))
 
-    def asked(
-        self, code: Code, condition: Condition | None, timestep: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Condition | None]:
+    def denoiser_input(self, code: Code, condition: Condition | None, randomness: ChainRandomness) -> DenoiserInput:
+        timestep, noise = randomness
         z = self.chain.noised(code.z, noise, timestep)
-        return z, timestep.float() / self.config.num_train_timesteps, condition
+        return DenoiserInput(z, timestep.float() / self.config.num_train_timesteps, condition)
 
-    def loss(self, network: nn.Module, code: Code, condition: Condition | None, **draws: Tensor) -> dict[str, Tensor]:
-        return {name: each.mean() for name, each in self.per_image(network, code, condition, **draws).items()}
+    def loss(
+        self, network: nn.Module, code: Code, condition: Condition | None, randomness: ChainRandomness
+    ) -> dict[str, Tensor]:
+        return {name: each.mean() for name, each in self.per_image(network, code, condition, randomness).items()}
 
     def per_image(
-        self, network: nn.Module, code: Code, condition: Condition | None, timestep: Tensor, noise: Tensor
+        self, network: nn.Module, code: Code, condition: Condition | None, randomness: ChainRandomness
     ) -> dict[str, Tensor]:
         """The terms of each image, [B], means over tokens and channels."""
-        z, *rest = self.asked(code, condition, timestep, noise)
+        z, *rest = self.denoiser_input(code, condition, randomness)
         output = network(z, *rest).float()
         predicted = output[..., : z.shape[-1]]
-        terms = {"mse": ((predicted - noise) ** 2).mean(dim=(1, 2))}
+        terms = {"mse": ((predicted - randomness.noise) ** 2).mean(dim=(1, 2))}
         if self.config.variance == "learned_range":
-            terms["vb"] = self.bound(output, code.z, z, timestep)
+            terms["vb"] = self.bound(output, code.z, z, randomness.timestep)
         return terms
 
     def bound(self, output: Tensor, data: Tensor, z: Tensor, timestep: Tensor) -> Tensor:
@@ -129,72 +137,39 @@ class GaussianDiffusion(Objective):
         return share * chain.at(chain.beta_log_variance, index, z) + (1 - share) * small
 
     @torch.no_grad()
-    def sample(
-        self,
-        network: nn.Module,
-        condition: Condition | None,
-        spec: LatentSpec,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        on_step: OnStep | None = None,
-        scheduler: SchedulerMixin | None = None,
-        weak: nn.Module | None = None,
-        *,
-        solver: Literal["ddpm", "ddim"] = "ddpm",
-        eta: float = 0.0,
-        clip: bool = False,
-        spacing: Spacing = "even",
-    ) -> Code:
-        """A code from noise in `steps` evaluations; the noise of step i is `draws.normal("step_i", spec.shape)`.
+    def sample(self, request: SamplingRequest, settings: ChainSampling = ChainSampling()) -> Code:
+        """A code from noise in `request.steps` evaluations, a scheduler's at most so many.
 
-        Args:
-            scheduler: a diffusers scheduler in place of `solver`, see `check_scheduler`; it takes at most `steps`.
-            weak: a network to guide away from, in place of the null label.
-            eta: of DDIM (arXiv:2010.02502): 0 draws no noise, 1 as much as DDPM.
-            clip: holds the expected data in [-1, 1], which codes of unit scale leave.
-            spacing: of the kept timesteps, see `NoiseChain.spaced`.
+        The noise of step i is `draws.normal("step_i", spec.shape)`.
         """
-        start = draws.normal("start", spec.shape)
-        predict = guided(network, condition, guidance, weak)
-        if scheduler is not None:
-            self.check_scheduler(scheduler)
-            dim = spec.dim
-            return Code(z=run_noise(scheduler, lambda z, u: predict(z, u)[..., :dim], start, steps, draws, on_step))
-        chain, settings = self.chain.spaced(steps, spacing), Descent(solver, eta, clip, spacing)
-        return Code(z=self._descend(chain, predict, start, draws, settings, on_step))
+        start = request.draws.normal("start", request.spec.shape)
+        if request.scheduler is None:
+            return Code(z=self._descend(self.chain.spaced(request.steps, settings.spacing), request, start, settings))
+        self.check_scheduler(request.scheduler)
+        predict, dim = request.predict(), request.spec.dim
+        ask = lambda z, u: predict(z, u)[..., :dim]  # noqa: E731
+        return Code(z=run_noise(request.scheduler, ask, start, request.steps, request.draws, request.on_step))
 
     @torch.no_grad()
     def regenerate(
-        self,
-        network: nn.Module,
-        code: Code,
-        condition: Condition | None,
-        preserve: float,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        weak: nn.Module | None = None,
-        **sampler,
+        self, request: SamplingRequest, code: Code, preserve: float, settings: ChainSampling = ChainSampling()
     ) -> Code:
         """The code noised to u = 1 - preserve, to the nearest timestep, and brought back in `steps` evaluations.
 
-        Where fewer timesteps than `steps` are left, each is visited once. `weak` and `sampler`: as in `sample`.
+        Where fewer timesteps than that are left, each is visited once.
         """
-        check_share(preserve)
+        check_preserve(preserve)
         if preserve == 1:
             return Code(z=code.z.clone())
-        settings = Descent(**sampler)
         below = max(1, round((1 - preserve) * self.config.num_train_timesteps))
-        chain = self.chain.spaced(min(steps, below), settings.spacing, below)
-        start = draws.normal("start", tuple(code.z.shape[1:]))
+        chain = self.chain.spaced(min(request.steps, below), settings.spacing, below)
+        start = request.draws.normal("start", request.spec.shape)
         if preserve > 0:
             start = chain.noised(code.z, start, len(chain.betas) - 1)
-        return Code(z=self._descend(chain, guided(network, condition, guidance, weak), start, draws, settings))
+        return Code(z=self._descend(chain, request, start, settings))
 
-    def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
+    def check_sampler(self, steps: int, spec: LatentSpec, settings: ChainSampling) -> None:
         """ValueError where these settings, or this number of steps, do not fit the chain."""
-        settings = Descent(**sampler)
         self.chain.spaced(steps, settings.spacing)
         if not 0 <= settings.eta <= 1 or (settings.eta and settings.solver != "ddim"):
             raise ValueError(f"eta={settings.eta} is for solver=ddim and lies between 0 and 1; set eta=0")
@@ -204,24 +179,16 @@ class GaussianDiffusion(Objective):
         names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
         check_noise(scheduler, {name: self.config[name] for name in names})
 
-    def _descend(
-        self,
-        chain: NoiseChain,
-        predict: Predict,
-        z: Tensor,
-        draws: Draws,
-        settings: Descent,
-        report: OnStep | None = None,
-    ) -> Tensor:
+    def _descend(self, chain: NoiseChain, request: SamplingRequest, z: Tensor, settings: ChainSampling) -> Tensor:
         levels, shape = (chain.timesteps / self.config.num_train_timesteps).tolist(), tuple(z.shape[1:])
-        step = self._step(settings)
+        predict, step = request.predict(), self._step(settings)
         for i, index in enumerate(reversed(range(len(levels)))):
             output = predict(z, levels[index])
-            z = step(chain, output, z, index, lambda i=i: draws.normal(f"step_{i}", shape))
-            z = told(report, i, levels[index - 1] if index else 0.0, z)
+            z = step(chain, output, z, index, lambda i=i: request.draws.normal(f"step_{i}", shape))
+            z = told(request.on_step, i, levels[index - 1] if index else 0.0, z)
         return z
 
-    def _step(self, settings: Descent) -> Callable[..., Tensor]:
+    def _step(self, settings: ChainSampling) -> Callable[..., Tensor]:
         """(chain, output, z, index, draw) -> the state one place down; no noise is drawn for the last."""
         eta, clip = settings.eta, settings.clip
 

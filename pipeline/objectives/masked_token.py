@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import Draws
-from pipeline.objectives.base import Objective, OnStep, check_share
-from pipeline.samplers.guidance import Guidance, both_halves
+from pipeline.objectives.base import Objective
+from pipeline.samplers.guidance import both_halves
+from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
 from pipeline.samplers.unmasking import Unmasking, mask_rate, masked_counts
 
 
@@ -21,6 +22,18 @@ class Numbers(NamedTuple):
 
     ids: Tensor  # [B, steps, N, codebooks]
     order: Tensor  # [B, steps, N]
+
+
+class MaskRandomness(NamedTuple):
+    """The random arguments of the loss.
+
+    `weight` is the mean of what an image's weights add up to: of the batch at hand where it is None. In training it is
+    that of the global batch, so that the loss does not depend on how the batch is divided.
+    """
+
+    masked: Tensor  # [B, N] bool
+    weight: Tensor | None = None  # of all tokens of an image
+    dropout: Draws | None = None  # where dropout draws from
 
 
 class MaskedToken(Objective):
@@ -36,6 +49,7 @@ class MaskedToken(Objective):
 
     role = "masked"
     discrete = True
+    settings = Unmasking
 
     @register_to_config
     def __init__(
@@ -56,33 +70,20 @@ class MaskedToken(Objective):
     def default_steps(self, spec: LatentSpec) -> int:
         return min(8, spec.tokens)
 
-    def draw(self, code: Code, draws: Draws) -> dict[str, Tensor | Draws]:
-        """masked [B, N] bool, weight (of all tokens of an image, in the mean over the global batch), and dropout.
-
-        An image's number of masked tokens is its rate times N, rounded, and at least 1.
-        """
+    def draw(self, code: Code, draws: Draws) -> MaskRandomness:
+        """An image's number of masked tokens is its rate times N, rounded, and at least 1."""
         tokens = code.ids.shape[1]
         places = draws.uniform("mask_places", (tokens,)).argsort(dim=-1).argsort(dim=-1)  # ranks
         masked = places < self._count(draws.uniform("mask_rate"), tokens)[:, None]
         everywhere = self._count(draws.uniform_of_all("mask_rate"), tokens)
         weight = (everywhere + self.config.unmasked_weight * (tokens - everywhere)).mean()
-        return {"masked": masked, "weight": weight, "dropout": draws}
+        return MaskRandomness(masked, weight, draws)
 
     def loss(
-        self,
-        network: nn.Module,
-        code: Code,
-        condition: Condition | None,
-        masked: Tensor,
-        weight: Tensor | None = None,
-        dropout: Draws | None = None,
+        self, network: nn.Module, code: Code, condition: Condition | None, randomness: MaskRandomness
     ) -> dict[str, Tensor]:
-        """The weighted mean over tokens and codebooks.
-
-        `weight` is what an image's weights add up to, in the mean: of the batch at hand where it is not given. In
-        training it is that of the global batch, so that the loss does not depend on how the batch is divided.
-        """
-        ids = stack_ids(code.ids)
+        """The weighted mean over tokens and codebooks."""
+        ids, (masked, weight, dropout) = stack_ids(code.ids), randomness
         logits = network(ids, masked, condition, dropout=dropout).float()  # [B, N, codebooks, vocab]
         smoothing = self.config.label_smoothing
         each = F.cross_entropy(logits.flatten(0, 2), ids.flatten(), reduction="none", label_smoothing=smoothing)
@@ -91,94 +92,42 @@ class MaskedToken(Objective):
         return {"masked_token": (weights * each.view_as(ids).mean(dim=-1)).sum(dim=1).mean() / weight}
 
     @torch.no_grad()
-    def sample(
-        self,
-        network: nn.Module,
-        condition: Condition | None,
-        spec: LatentSpec,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        on_step: OnStep | None = None,
-        *,
-        schedule: Literal["arccos", "cosine", "linear"] | None = None,
-        order: Literal["confidence", "halton", "random"] = "confidence",
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        anneal: bool = False,
-        soften: bool = False,
-        confidence: Literal["probability", "logit"] = "probability",
-        noise: float = 4.5,
-    ) -> Code:
-        """A code from masks alone: every step chooses all masked ids and masks the tokens again that can wait.
-
-        The defaults are MaskGIT's. TiTok's generator, which adds one Gumbel noise to the logits and one to the
-        confidence, both of a temperature that falls from t to 0, is `temperature=t, anneal=true, confidence=logit,
-        noise=t`: the largest of logits and Gumbel noise of temperature t is a choice at temperature t.
-
-        Args:
-            schedule: of the share that is masked after each step; the one of training where not stated.
-            order: which tokens wait: the least sure, the last of a Halton sequence, or any.
-            temperature, top_k, top_p: of the choice of ids, see `Choice`.
-            anneal: the temperature falls linearly to 0 at the last step.
-            soften: logits are divided by a number that falls linearly from 1.3 to 0.5 at the last step.
-            confidence: how sure a token is: the log-probability of its ids, or their logit.
-            noise: temperature of the Gumbel noise on the confidence, which falls linearly to 0 at the last step.
-        """
-        settings = Unmasking(schedule, order, temperature, top_k, top_p, anneal, soften, confidence, noise)
-        numbers = self._numbers(draws, steps, spec)
+    def sample(self, request: SamplingRequest, settings: Unmasking = Unmasking()) -> Code:
+        """A code from masks alone: every step chooses all masked ids and masks the tokens again that can wait."""
+        numbers = self._numbers(request.draws, request.steps, request.spec)
         ids = torch.zeros_like(numbers.ids[:, 0], dtype=torch.int64)
         masked = torch.ones_like(ids[..., 0], dtype=torch.bool)
-        return self._fill(network, condition, spec, (ids, masked), numbers, settings, guidance, on_step)
+        return self._fill(request, ids, masked, numbers, settings)
 
     @torch.no_grad()
     def regenerate(
-        self,
-        network: nn.Module,
-        code: Code,
-        condition: Condition | None,
-        preserve: float,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        **sampler,
+        self, request: SamplingRequest, code: Code, preserve: float, settings: Unmasking = Unmasking()
     ) -> Code:
-        """The code with all but a random share `preserve` of each image's tokens masked and filled in again.
+        """The code with all but a random fraction `preserve` of each image's tokens masked and filled in again.
 
-        Takes `steps` steps, or as many as there are masked tokens. `sampler`: the settings of `sample`.
+        Takes `request.steps` steps, or as many as there are masked tokens.
         """
-        check_share(preserve)
-        config = network.config
-        spec = LatentSpec(tuple(config.grid), dim=0, vocab=config.vocab, codebooks=config.codebooks)
-        kept = math.floor(spec.tokens * preserve + 1e-9)
-        if kept == spec.tokens:
+        check_preserve(preserve)
+        spec, draws = request.spec, request.draws
+        preserved = math.floor(spec.tokens * preserve + 1e-9)
+        if preserved == spec.tokens:
             return Code(ids=code.ids.clone())
-        if not kept:
-            return self.sample(network, condition, spec, draws, steps, guidance, **sampler)
+        if not preserved:
+            return self.sample(request, settings)
         ranks = draws.uniform("preserved", (spec.tokens,)).argsort(dim=-1).argsort(dim=-1)
-        numbers = self._numbers(draws, min(steps, spec.tokens - kept), spec)
-        start = stack_ids(code.ids), ranks >= kept
-        return self._fill(network, condition, spec, start, numbers, Unmasking(**sampler), guidance)
+        numbers = self._numbers(draws, min(request.steps, spec.tokens - preserved), spec)
+        return self._fill(request, stack_ids(code.ids), ranks >= preserved, numbers, settings)
 
-    def check_sampler(self, steps: int, spec: LatentSpec, **sampler) -> None:
+    def check_sampler(self, steps: int, spec: LatentSpec, settings: Unmasking) -> None:
         """ValueError where these settings, or this number of steps, do not fit the codes."""
-        Unmasking(**sampler).validate(steps, spec)
+        settings.validate(steps, spec)
 
     def _fill(
-        self,
-        network: nn.Module,
-        condition: Condition | None,
-        spec: LatentSpec,
-        start: tuple[Tensor, Tensor],
-        numbers: Numbers,
-        settings: Unmasking,
-        guidance: Guidance,
-        on_step: OnStep | None = None,
+        self, request: SamplingRequest, ids: Tensor, masked: Tensor, numbers: Numbers, settings: Unmasking
     ) -> Code:
-        """The code at `start`: ids [B, N, codebooks] and which tokens are masked [B, N], as many in every image."""
-        (ids, masked), steps = start, numbers.ids.shape[1]
-        both = both_halves(network, condition, guidance)
+        """The code that starts from ids [B, N, codebooks], with as many tokens masked [B, N] in every image."""
+        network, condition, guidance = request.network, request.condition, request.guidance
+        both, steps = both_halves(network, condition, guidance), numbers.ids.shape[1]
         schedule = settings.schedule or self.config.schedule
         for step, left in enumerate(masked_counts(schedule, int(masked[0].sum()), steps)):
             scale, rest = guidance.at(1 - step / steps), 1 - (step + 1) / steps
@@ -188,9 +137,9 @@ class MaskedToken(Objective):
             else:
                 chosen = network(torch.cat([ids, ids]), torch.cat([masked, masked]), both, choose=choose)[: len(ids)]
             ids = torch.where(masked[..., None], chosen, ids)
-            lateness = settings.lateness(choose.sureness, numbers.order[:, step], rest, spec.grid)
+            lateness = settings.lateness(choose.sureness, numbers.order[:, step], rest, request.spec.grid)
             masked = masked & lowest(lateness.masked_fill(~masked, torch.inf), left)
-            ids, masked = told(on_step, step, rest, ids, masked, spec.vocab)
+            ids, masked = reported(request.on_step, step, rest, MaskedIds(ids, masked, request.spec.vocab))
         return Code(ids=plain_ids(ids))
 
     def _count(self, uniform: Tensor, tokens: int) -> Tensor:
@@ -208,13 +157,18 @@ def lowest(values: Tensor, count: int) -> Tensor:
     return torch.zeros_like(values, dtype=torch.bool).scatter(1, places, True)
 
 
-def told(
-    report: OnStep | None, step: int, rest: float, ids: Tensor, masked: Tensor, vocab: int
-) -> tuple[Tensor, Tensor]:
-    """The state to go on from: what `report` returns for ids in which `vocab` stands for a mask, or the one at hand."""
-    if report is None:
-        return ids, masked
-    changed = report(step, rest, plain_ids(ids.masked_fill(masked[..., None], vocab)))
+class MaskedIds(NamedTuple):
+    """Codes that are being filled in."""
+
+    ids: Tensor  # [B, N, codebooks]
+    masked: Tensor  # [B, N] bool
+    vocab: int  # the id that stands for a mask where a callback reads or changes ids
+
+
+def reported(on_step: OnStep | None, step: int, rest: float, state: MaskedIds) -> tuple[Tensor, Tensor]:
+    """Ids and masks to continue from: those that `on_step` returns, or those at hand."""
+    ids, masked, vocab = state
+    changed = None if on_step is None else on_step(step, rest, plain_ids(ids.masked_fill(masked[..., None], vocab)))
     if changed is None:
         return ids, masked
     changed = stack_ids(changed)

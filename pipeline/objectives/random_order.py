@@ -1,6 +1,7 @@
 """Randomised autoregression: next-token prediction in an order drawn anew for every image, and row by row at last."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,26 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec, stack_ids
 from pipeline.components import Arguments
 from pipeline.draws import Draws, StepDraws
-from pipeline.objectives.base import Objective, OnStep
+from pipeline.objectives.base import Objective
 from pipeline.samplers.autoregression import TokenSampler, random_order, row_by_row
 from pipeline.samplers.choice import Choice
-from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.request import SamplingRequest
 
 ORDERS = {"row_by_row": row_by_row, "random": random_order}
+
+
+@dataclass(frozen=True)
+class OrderedChoice(Choice):
+    """How an id is chosen, and in which order."""
+
+    order: Literal["row_by_row", "random"] = "row_by_row"  # best row by row after training that ended row by row
+
+
+class OrderRandomness(NamedTuple):
+    """The random arguments of the loss."""
+
+    order: Tensor  # [B, N] the position of the j-th token, counted row by row
+    dropout: Draws | None = None  # where dropout draws from
 
 
 class RandomOrder(Objective):
@@ -31,6 +46,7 @@ class RandomOrder(Objective):
 
     role = "causal"
     discrete = True
+    settings = OrderedChoice
 
     @register_to_config
     def __init__(self, anneal_start: int, anneal_end: int):
@@ -44,9 +60,9 @@ class RandomOrder(Objective):
     def default_steps(self, spec: LatentSpec) -> int:
         return spec.tokens
 
-    def check_sampler(self, steps: int, spec: LatentSpec, order: str = "row_by_row", **choice) -> None:
+    def check_sampler(self, steps: int, spec: LatentSpec, settings: OrderedChoice) -> None:
         """ValueError where `steps` is not the number of tokens, or a setting is out of range."""
-        TokenSampler(Choice(**choice)).check(steps, spec.tokens, spec.vocab)
+        TokenSampler(settings).check(steps, spec)
 
     def check_network(self, arguments: Arguments) -> None:
         """ValueError for a network that is not told which place it predicts."""
@@ -56,76 +72,34 @@ class RandomOrder(Objective):
                 " set generator.network.target_positions=true"
             )
 
-    def share_permuted(self, step: int) -> float:
+    def fraction_permuted(self, step: int) -> float:
         """The probability that an image of this training step is permuted."""
         start, end = self.config.anneal_start, self.config.anneal_end
         return float(step < start) if start == end else min(1.0, max(0.0, (end - step) / (end - start)))
 
-    def draw(self, code: Code, draws: StepDraws) -> dict[str, Tensor | Draws]:
-        """order [B, N]: the place of the j-th token, counted row by row; and where dropout draws from."""
+    def draw(self, code: Code, draws: StepDraws) -> OrderRandomness:
         tokens = code.ids.shape[1]
-        permuted = draws.uniform("permuted") < self.share_permuted(draws.step)
+        permuted = draws.uniform("permuted") < self.fraction_permuted(draws.step)
         rows = torch.arange(tokens, device=permuted.device)
-        return {"order": torch.where(permuted[:, None], random_order(draws, tokens), rows), "dropout": draws}
+        return OrderRandomness(torch.where(permuted[:, None], random_order(draws, tokens), rows), draws)
 
     def loss(
-        self,
-        network: nn.Module,
-        code: Code,
-        condition: Condition | None,
-        order: Tensor,
-        dropout: Draws | None = None,
+        self, network: nn.Module, code: Code, condition: Condition | None, randomness: OrderRandomness
     ) -> dict[str, Tensor]:
-        ids = stack_ids(code.ids)
+        ids, (order, dropout) = stack_ids(code.ids), randomness
         ids = ids.gather(1, order[..., None].expand_as(ids))  # in the order in which they are predicted
         logits = network(ids, condition, order=order, dropout=dropout)  # [B, N, codebooks, vocab]
         return {"random_order": F.cross_entropy(logits.flatten(0, 2).float(), ids.flatten())}
 
-    def sample(
-        self,
-        network: nn.Module,
-        condition: Condition | None,
-        spec: LatentSpec,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        on_step: OnStep | None = None,
-        *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        order: Literal["row_by_row", "random"] = "row_by_row",
-    ) -> Code:
-        """A code in spec.tokens evaluations, chosen by one uniform number an id, `draws.uniform("choice", [N, K])`.
+    def sample(self, request: SamplingRequest, settings: OrderedChoice = OrderedChoice()) -> Code:
+        """A code in spec.tokens evaluations, chosen by one uniform number per id, `draws.uniform("choice", [N, K])`.
 
-        Args:
-            temperature: divides the logits; 0 takes the likeliest id.
-            top_k: leaves so many of the likeliest ids; 0 leaves all.
-            top_p: leaves the likeliest ids that have this share together.
-            order: of the tokens; a network whose training went on to row by row is best sampled so.
-            on_step: (i, 1 - (i + 1) / N, ids) after each token; it may answer ids with that token changed.
+        `on_step` is called as (i, 1 - (i + 1) / N, ids) after each token; it may return ids with that token changed.
         """
-        sampler = TokenSampler(Choice(temperature, top_k, top_p), guidance, ORDERS[order])
-        sampler.check(steps, spec.tokens, spec.vocab)
-        return sampler.sample(network, condition, spec, draws, on_step)
+        return TokenSampler(settings, ORDERS[settings.order]).sample(request)
 
     def regenerate(
-        self,
-        network: nn.Module,
-        code: Code,
-        condition: Condition | None,
-        preserve: float,
-        draws: Draws,
-        steps: int,
-        guidance: Guidance = Guidance(),
-        *,
-        order: Literal["row_by_row", "random"] = "row_by_row",
-        **choice,
+        self, request: SamplingRequest, code: Code, preserve: float, settings: OrderedChoice = OrderedChoice()
     ) -> Code:
-        """The code with a share of about `preserve` of its tokens kept and fed back; see `TokenSampler.regenerate`.
-
-        `order` and `choice`: the settings of `sample`.
-        """
-        sampler = TokenSampler(Choice(**choice), guidance, ORDERS[order])
-        sampler.check(steps, code.ids.shape[1], network.config.vocab)
-        return sampler.regenerate(network, code, condition, preserve, draws)
+        """The code with about a fraction `preserve` of its tokens kept and fed back; see `TokenSampler.regenerate`."""
+        return TokenSampler(settings, ORDERS[settings.order]).regenerate(request, code, preserve)

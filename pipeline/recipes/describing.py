@@ -9,7 +9,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline.call_arguments import PIPELINES_OWN
 from pipeline.components import NESTED, find, kinds
 from pipeline.recipes.building import DERIVED
 from pipeline.recipes.schema import Recipe
@@ -94,9 +93,11 @@ def section(path: str, cls: type) -> str:
 
 def fields_of(cls: type) -> list[str]:
     """The fields of a record with their types, defaults and comments."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
-    types = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
-    hints, comments, lines = get_type_hints(cls), comments_of(cls), []
+    types, comments, hints, lines = {}, {}, get_type_hints(cls), []
+    for record in filter(is_dataclass, reversed(cls.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0].body
+        types |= {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
+        comments |= comments_of(record)
     for f in fields(cls):
         default = f.default if f.default_factory is MISSING else f.default_factory()
         lines.append(setting(f.name, values_of(hints[f.name], types[f.name]), default, MISSING, comments))
@@ -114,8 +115,8 @@ def component(slot: str, kind: str) -> str:
             stated = arguments_of(of.__init__, lambda parameter: parameter.name not in TOLD) or [NOTHING]
             lines += ["", f"{name}.kind={choice}: {inspect.getdoc(of)}", "", *stated]
     if slot == "objectives":
-        own = arguments_of(cls.sample, lambda parameter: parameter.kind is parameter.KEYWORD_ONLY)
-        lines += ["", "At sample.sampler:", "", *(own or [NOTHING])]
+        about = inspect.getdoc(cls.settings)
+        lines += ["", f"At sample.sampler: {about}", "", *(fields_of(cls.settings) or [NOTHING])]
     about = [f"{kind}, at {PLACES[slot]}", "", headline(slot, kind), "", inspect.getdoc(cls), ""]
     return "\n".join([*about, *(lines or [NOTHING])])
 
@@ -127,7 +128,7 @@ def arguments_of(function: Callable, shown: Callable[[inspect.Parameter], bool])
     types = {a.arg: ast.unparse(a.annotation) for a in stated.args + stated.kwonlyargs if a.annotation}
     hints, comments, lines = get_type_hints(source), comments_of(source), []
     for name, parameter in inspect.signature(source).parameters.items():
-        if name in types and name not in PIPELINES_OWN and shown(parameter):
+        if name in types and shown(parameter):
             of = f"one of {NESTED[name]}" if name in NESTED else values_of(hints[name], types[name])
             lines.append(setting(name, of, parameter.default, parameter.empty, comments))
     return lines

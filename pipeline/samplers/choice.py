@@ -13,9 +13,9 @@ class Choice:
     `top_p` keeps the likeliest ids whose probabilities add up to at least that (Holtzman et al., arXiv:1904.09751).
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float = 1.0  # divides the logits; 0 takes the likeliest id
+    top_k: int = 0  # leaves so many of the likeliest ids; 0 leaves all
+    top_p: float = 1.0  # leaves the likeliest ids that have this probability together
 
     def validate(self, vocab: int) -> None:
         """ValueError with one line for settings out of range."""

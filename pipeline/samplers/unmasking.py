@@ -76,17 +76,22 @@ def cell(index: int, base: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Unmasking:
-    """The settings of a masked sampler; `MaskedToken.sample` says what each is."""
+    """How masked ids are chosen, and which of them are settled first; the defaults are MaskGIT's.
 
-    schedule: Schedule | None = None
-    order: Order = "confidence"
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    anneal: bool = False
-    soften: bool = False
-    confidence: Confidence = "probability"
-    noise: float = 4.5
+    TiTok's generator, which adds one Gumbel noise to the logits and one to the confidence, both of a temperature that
+    falls from t to 0, is `temperature=t, anneal=true, confidence=logit, noise=t`: the largest of logits and Gumbel
+    noise of temperature t is a choice at temperature t.
+    """
+
+    schedule: Schedule | None = None  # of the fraction masked after each step; null: the one of training
+    order: Order = "confidence"  # which tokens wait: the least sure, the last of a Halton sequence, or any
+    temperature: float = 1.0  # divides the logits; 0 takes the likeliest id
+    top_k: int = 0  # leaves so many of the likeliest ids; 0 leaves all
+    top_p: float = 1.0  # leaves the likeliest ids that have this probability together
+    anneal: bool = False  # the temperature falls linearly to 0 at the last step
+    soften: bool = False  # logits are divided by a number that falls linearly from 1.3 to 0.5 at the last step
+    confidence: Confidence = "probability"  # how sure a token is: the log-probability of its ids, or their logit
+    noise: float = 4.5  # temperature of the Gumbel noise on the confidence, which falls linearly to 0
 
     def validate(self, steps: int, spec: LatentSpec) -> None:
         """ValueError with one line where these settings, or this number of steps, do not fit the codes."""

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Generator, nn
 from tqdm import tqdm
 
-from pipeline.call_arguments import GUIDANCE, check_settings, find_labels, resolve_guidance
+from pipeline.call_arguments import GUIDANCE, find_labels, resolve_guidance
 from pipeline.components import find, structure
 from pipeline.draws import mix
 from pipeline.images.files import image_file, write_archive, write_grid
@@ -78,7 +78,8 @@ def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerato
         pipe.defaults = replace(pipe.defaults, weak=asked.weak)
     stated = {name: getattr(asked, f"guidance_{name}") for name in GUIDANCE}
     guidance = resolve_guidance(pipe.defaults.guidance, scale=asked.guidance, **stated)
-    sampler = pipe.defaults.sampler | check_settings(pipe.objective, asked.sampler)
+    sampler = pipe.defaults.sampler | asked.sampler
+    pipe.objective.read_settings(sampler)
     pipe.defaults = replace(pipe.defaults, steps=asked.steps or pipe.defaults.steps, guidance=guidance, sampler=sampler)
     plan = plan_folder(asked, pipe)
     plan.protocol |= {"source": str(source), "variant": asked.variant, "files": fingerprint_files(folder)}

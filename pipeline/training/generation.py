@@ -40,7 +40,7 @@ class Generation:
         condition = drop(self.network, batch.condition, draws.uniform("class_drop"))
         player, made = self.players["network"], {}
         asked = watched(player, made) if self.losses else player
-        terms = self.objective.loss(asked, code, condition, **self.objective.draw(code, draws))
+        terms = self.objective.loss(asked, code, condition, self.objective.draw(code, draws))
         for term, loss in self.losses.items():
             aims = batch.features[term] if term in batch.features else loss.tap(batch.images, loss.grid)
             terms |= loss.compared(made[term], aims)

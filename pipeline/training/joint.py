@@ -80,8 +80,8 @@ class JointTraining(Reconstruction):
         with opponent(self.players["network"]) as generator:
             generator.eval()
             code = Code(z=generator.norm(self.z))
-            asked = objective.asked(code, condition, **objective.draw(code, draws))
-            _, made = generator(*asked, predict=False)
+            given = objective.denoiser_input(code, condition, objective.draw(code, draws))
+            _, made = generator(*given, predict=False)
             generator.train()
         found = {}
         for term, loss in self.generation.losses.items():

@@ -143,11 +143,9 @@ def regenerated(
     pipe: LatentPipeline, code: Code, condition: Condition | None, preserve: float, draws: ImageDraws
 ) -> Code:
     """The code as the pipeline's generator makes it anew at the settings that the pipeline samples with."""
-    how = pipe.defaults
-    condition = condition if pipe.num_classes else None
-    return pipe.objective.regenerate(
-        pipe.network, code, condition, preserve, draws, pipe.steps, how.guidance, **pipe.guide, **how.sampler
-    )
+    request = pipe.request(condition if pipe.num_classes else None, draws)
+    settings = pipe.objective.read_settings(pipe.defaults.sampler)
+    return pipe.objective.regenerate(request, code, preserve, settings)
 
 
 def chosen_rows(part: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:

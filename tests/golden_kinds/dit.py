@@ -9,7 +9,7 @@ from torch import Tensor
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
 from pipeline.nn.embeddings import sinusoid
-from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
+from pipeline.objectives.gaussian_diffusion import ChainRandomness, GaussianDiffusion
 from pipeline.samplers.guidance import Guidance
 
 MATCHES = "models.DiT"
@@ -56,7 +56,7 @@ def chain(case: Case, network, objective: GaussianDiffusion) -> dict[str, Tensor
     z = steps.noised(data, noise, t)
     output = network(z, t / objective.config.num_train_timesteps, condition)
     mean, log_variance, expected = objective.reverse(steps, output, z, t)
-    terms = objective.per_image(network, code(case.inputs["x_start"]), condition, t, noise)
+    terms = objective.per_image(network, code(case.inputs["x_start"]), condition, ChainRandomness(t, noise))
     return {
         "q_sample": z,
         "q_posterior_mean": steps.posterior_mean(data, z, t),

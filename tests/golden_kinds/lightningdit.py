@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
-from pipeline.objectives.flow_matching import FlowMatching
+from pipeline.objectives.flow_matching import FlowMatching, FlowRandomness
 from pipeline.samplers.guidance import Guidance
 from pipeline.samplers.solvers import ladder
 
@@ -45,7 +45,7 @@ def calls(case: Case, network: nn.Module) -> dict[str, Tensor]:
 def losses(case: Case, network: nn.Module) -> dict[str, Tensor]:
     inputs, objective = case.inputs, FlowMatching(cosine=True)
     condition, noise = Condition(labels=inputs["y"]), sequence(inputs["x0"])
-    terms = objective.per_image(network, code(inputs["x1"]), condition, 1 - inputs["t"], noise)
+    terms = objective.per_image(network, code(inputs["x1"]), condition, FlowRandomness(1 - inputs["t"], noise))
     return {"training_loss": terms["flow"], "training_cos_loss": terms["cosine"]}
 
 

@@ -1,5 +1,6 @@
 """TiTok's masked generators: logits, the loss of training, and codes generated under each guidance schedule."""
 
+import generating
 import torch
 from guidance_laws import guidance_law, stated
 from torch import Tensor
@@ -7,7 +8,7 @@ from torch import Tensor
 from golden_kinds import Case, bare
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import ImageDraws
-from pipeline.objectives.masked_token import MaskedToken
+from pipeline.objectives.masked_token import MaskedToken, MaskRandomness
 
 MATCHES = "modeling.maskgit."
 
@@ -27,7 +28,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
     return {
         "logits": logits,
         "logits_dropped_label": network(ids, mask, network.null(condition))[:, :, 0],
-        "mlm_loss": objective.loss(network, Code(ids=ids), condition, masked=mask)["masked_token"],
+        "mlm_loss": objective.loss(network, Code(ids=ids), condition, MaskRandomness(mask))["masked_token"],
         "correct_tokens": (right.sum(dim=1) / mask.sum(dim=1)).mean(),
         **generated(case, network, objective),
     }
@@ -43,6 +44,6 @@ def generated(case: Case, network, objective: MaskedToken) -> dict[str, Tensor]:
         settings["soften"] = "softmax_temperature_annealing=True" in call["call"]
         draws, steps = ImageDraws.from_seeds([0] * len(labels)), int(stated(call, "num_sample_steps"))
         guidance = guidance_law(call, without_decay="constant")
-        code = objective.sample(network, Condition(labels=labels), spec, draws, steps, guidance, **settings)
+        code = generating.sample(objective, network, Condition(labels=labels), spec, draws, steps, guidance, **settings)
         ids |= dict.fromkeys((name for name in call["outputs"] if name.startswith("generated")), code.ids)
     return ids

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from golden_kinds import Case, bare
 from pipeline.code import Code, Condition
 from pipeline.objectives.base import Objective
+from pipeline.objectives.random_order import OrderRandomness
 from pipeline.published.rar import condition_ids
 
 MATCHES = "modeling.rar.RAR"
@@ -24,7 +25,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
         "none_condition_ids": condition_ids(network.null(condition).labels, vocab),
     }
     for name, order in (("raster", raster), ("permuted", inputs["orders"])):
-        terms = parts["objective"].loss(network, Code(ids=inputs["tokens"]), condition, order)
+        terms = parts["objective"].loss(network, Code(ids=inputs["tokens"]), condition, OrderRandomness(order))
         ids = inputs["tokens"].gather(1, order)
         states = network.states(ids[..., None], condition, order)  # theirs go on after the last token
         logits = network.head(states, states[..., :0].long())[:, :, 0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
-from pipeline.objectives.flow_matching import FlowMatching
+from pipeline.objectives.flow_matching import FlowMatching, FlowRandomness
 from pipeline.samplers.guidance import Guidance
 from pipeline.samplers.paths import PATHS
 
@@ -80,7 +80,8 @@ def losses(case: Case, network: nn.Module) -> dict[str, Tensor]:
         objective = FlowMatching(path=OURS[path], prediction=prediction, weighting=weighting)
         asked = network if prediction == "velocity" else TowardsData(network)
         condition, noise = Condition(labels=case.inputs["y"]), sequence(case.inputs["x0"])
-        terms = objective.per_image(asked, code(case.inputs["x1"]), condition, 1 - case.inputs["t"], noise)
+        randomness = FlowRandomness(1 - case.inputs["t"], noise)
+        terms = objective.per_image(asked, code(case.inputs["x1"]), condition, randomness)
         found[name] = terms["flow"]
     return found
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import generating
 import pytest
 import torch
 from accelerate import Accelerator
@@ -90,7 +91,7 @@ def test_terms_are_the_squared_errors_of_two_velocities_at_one_level():
         "noise": torch.randn(3, 16, 3, generator=draw),
         "class_token_noise": torch.randn(3, WIDTH, generator=draw),
     }
-    terms = objective.loss(network, code, condition, **objective.draw(code, GivenDraws(given)))
+    terms = objective.loss(network, code, condition, objective.draw(code, GivenDraws(given)))
     flow, of_token, cosine = [], [], []
     for i, u in enumerate([0.2, 0.5, 0.9]):
         z = (1 - u) * code.z[i] + u * given["noise"][i]
@@ -156,12 +157,12 @@ def test_every_part_is_trained_and_the_posterior_leaves_the_token_alone():
     assert {"class_token_layers.embedding.weight", "class_token_layers.linear.weight"} <= set(touched)
     assert "head.linear.weight" not in touched and "patch_embedding.weight" in touched
     with pytest.raises(ValueError, match="stored without a class token"):
-        task.objective.loss(network, Code(code.z), None, **task.objective.draw(code, draws))
+        task.objective.loss(network, Code(code.z), None, task.objective.draw(code, draws))
 
 
 def test_sampling_carries_both_down_the_same_levels_and_leaves_the_token_out():
     network, objective, condition = entangled(), FlowMatching(class_token=WIDTH), labels(1, 2)
-    found = objective.sample(network, condition, SPEC, ImageDraws(generators(5, 6)), 4, Guidance(scale=3.0))
+    found = generating.sample(objective, network, condition, SPEC, ImageDraws(generators(5, 6)), 4, Guidance(scale=3.0))
     draws, null, told = ImageDraws(generators(5, 6)), network.null(condition), []
     z, token = draws.normal("start", (16, 3)), draws.normal("class_token_start", (WIDTH,))
     with torch.no_grad():
@@ -174,7 +175,7 @@ def test_sampling_carries_both_down_the_same_levels_and_leaves_the_token_out():
     assert found.class_token is None and found.z.shape == (2, 16, 3)
     seen: list[Tensor] = []
     arguments = (network, condition, SPEC, ImageDraws(generators(5, 6)), 4, Guidance(scale=3.0))
-    objective.sample(*arguments, on_step=lambda step, level, state: seen.append(state.clone()))
+    generating.sample(objective, *arguments, on_step=lambda step, level, state: seen.append(state.clone()))
     assert len(seen) == 4 and all(torch.allclose(*pair, atol=1e-5) for pair in zip(seen, told))
 
 
@@ -192,25 +193,31 @@ def test_an_image_is_its_seeds_alone_by_every_solver(solver):
 def test_a_callback_changes_the_code_alone():
     objective, network = FlowMatching(class_token=WIDTH), entangled()
     arguments = (network, labels(1), SPEC)
-    plain = objective.sample(*arguments, ImageDraws(generators(5)), 2).z
-    same = objective.sample(*arguments, ImageDraws(generators(5)), 2, on_step=lambda step, level, z: z.clone()).z
-    other = objective.sample(*arguments, ImageDraws(generators(5)), 2, on_step=lambda step, level, z: z * 0).z
+    plain = generating.sample(objective, *arguments, ImageDraws(generators(5)), 2).z
+    same = generating.sample(
+        objective, *arguments, ImageDraws(generators(5)), 2, on_step=lambda step, level, z: z.clone()
+    ).z
+    other = generating.sample(
+        objective, *arguments, ImageDraws(generators(5)), 2, on_step=lambda step, level, z: z * 0
+    ).z
     assert torch.equal(plain, same) and not other.any()
 
 
 def test_codes_are_regenerated_with_their_token():
     objective, network, code = FlowMatching(class_token=WIDTH), entangled(), codes(2)
     arguments = (labels(1, 2), 0.5, ImageDraws(generators(5, 6)), 1)
-    found = objective.regenerate(network, code, *arguments)
+    found = generating.regenerate(objective, network, code, *arguments)
     draws = ImageDraws(generators(5, 6))
     z, token = draws.normal("start", (16, 3)), draws.normal("class_token_start", (WIDTH,))
     z, token = (code.z + z) / 2, (code.class_token + token) / 2
     with torch.no_grad():
         v, _ = apart(network, z, token, 0.5, labels(1, 2))
     torch.testing.assert_close(found.z, z - 0.5 * v)
-    assert torch.equal(objective.regenerate(network, code, labels(1, 2), 1.0, draws, 1).z, code.z)
-    free = objective.regenerate(network, Code(code.z), labels(1, 2), 0.0, ImageDraws(generators(5, 6)), 2)
-    torch.testing.assert_close(free.z, objective.sample(network, labels(1, 2), SPEC, ImageDraws(generators(5, 6)), 2).z)
+    assert torch.equal(generating.regenerate(objective, network, code, labels(1, 2), 1.0, draws, 1).z, code.z)
+    free = generating.regenerate(objective, network, Code(code.z), labels(1, 2), 0.0, ImageDraws(generators(5, 6)), 2)
+    torch.testing.assert_close(
+        free.z, generating.sample(objective, network, labels(1, 2), SPEC, ImageDraws(generators(5, 6)), 2).z
+    )
 
 
 def test_what_does_not_fit_is_refused_in_a_line():

@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import generating
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.objectives.base import Objective
 from pipeline.objectives.next_token import NextToken
-from pipeline.objectives.random_order import RandomOrder
+from pipeline.objectives.random_order import OrderRandomness, RandomOrder
 from pipeline.samplers.autoregression import TokenSampler, random_order
 from pipeline.samplers.choice import Choice
 from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.request import SamplingRequest
 
 SPEC = LatentSpec(grid=(2, 3), dim=4, vocab=7)
 PAIRS = LatentSpec(grid=(2, 3), dim=4, vocab=7, codebooks=2)
@@ -50,7 +52,7 @@ def sampled(
     objective: Objective, model: nn.Module, spec: LatentSpec = SPEC, condition=None, seeds=range(4), **settings
 ):
     draws = ImageDraws.from_seeds(list(seeds))
-    return objective.sample(model, condition, spec, draws, spec.tokens, **settings).ids
+    return generating.sample(objective, model, condition, spec, draws, spec.tokens, **settings).ids
 
 
 def uncached(model, condition, spec, draws, guidance, choice, order=None, known=None) -> Tensor:
@@ -164,7 +166,7 @@ def test_samples_have_the_guided_distribution():
     chain, count = Chain(), 40_000
     draws = GivenDraws({"choice": torch.rand(count, 2, 1)})
     condition, spec = Condition(labels=torch.zeros(count, dtype=torch.int64)), LatentSpec((2,), 1, vocab=4)
-    ids = NextToken().sample(chain, condition, spec, draws, 2, Guidance(2.5), temperature=1.3).ids
+    ids = generating.sample(NextToken(), chain, condition, spec, draws, 2, Guidance(2.5), temperature=1.3).ids
     guided = (chain.table[1] + 2.5 * (chain.table[0] - chain.table[1])) / 1.3
     first, then = guided[4].softmax(-1), guided[:4].softmax(-1)
     found = torch.bincount(ids[:, 0] * 4 + ids[:, 1], minlength=16).view(4, 4) / count
@@ -179,9 +181,9 @@ def test_samples_have_the_guided_distribution():
 def test_regeneration_keeps_all_or_nothing_at_its_ends(objective, settings, spec):
     model, code, condition = network(spec), Code(ids=ids_of(spec)), labels()
     draws = [ImageDraws.from_seeds(list(range(4))) for _ in range(2)]
-    kept = objective.regenerate(model, code, condition, 1.0, draws[0], 6, Guidance(2.0), **settings)
+    kept = generating.regenerate(objective, model, code, condition, 1.0, draws[0], 6, Guidance(2.0), **settings)
     assert torch.equal(kept.ids, code.ids) and kept.ids is not code.ids
-    free = objective.regenerate(model, code, condition, 0.0, draws[1], 6, Guidance(2.0), **settings)
+    free = generating.regenerate(objective, model, code, condition, 0.0, draws[1], 6, Guidance(2.0), **settings)
     assert torch.equal(free.ids, sampled(objective, model, spec, condition, guidance=Guidance(2.0), **settings))
 
 
@@ -202,7 +204,7 @@ def test_kept_tokens_stay_and_the_others_follow_from_the_mixture(spec, in_order)
     known = stack_ids(code.ids), kept
     expected = uncached(model, labels(), spec, draws, guidance, Choice(), order, known)
     settings = {"order": "random"} if in_order else {}
-    found = ANNEALED.regenerate(model, code, labels(), 0.6, draws, spec.tokens, guidance, **settings).ids
+    found = generating.regenerate(ANNEALED, model, code, labels(), 0.6, draws, spec.tokens, guidance, **settings).ids
     assert torch.equal(found[kept], code.ids[kept]) and not torch.equal(found, code.ids)
     assert torch.equal(found, expected)
 
@@ -213,7 +215,7 @@ def test_the_share_of_kept_tokens_is_right():
     draws = ImageDraws.from_seeds(list(range(count)))
     condition = Condition(labels=torch.zeros(count, dtype=torch.int64))
     chain.table = torch.randn(2, 10, 4)
-    found = NextToken().regenerate(chain, code, condition, 0.7, draws, spec.tokens).ids
+    found = generating.regenerate(NextToken(), chain, code, condition, 0.7, draws, spec.tokens).ids
     assert abs((found == 9).float().mean() - 0.7) < 0.015
 
 
@@ -225,7 +227,9 @@ def test_an_untrained_network_costs_the_log_of_the_codebook():
         model = CausalTransformer([2, 3], 7, codebooks=spec.codebooks, target_positions=True, **SIZE)
         code, order = Code(ids=ids_of(spec)), torch.stack([torch.randperm(6) for _ in range(4)])
         assert NextToken().loss(model, code, labels())["next_token"].item() == pytest.approx(math.log(7))
-        assert ANNEALED.loss(model, code, labels(), order)["random_order"].item() == pytest.approx(math.log(7))
+        assert ANNEALED.loss(model, code, labels(), OrderRandomness(order))["random_order"].item() == pytest.approx(
+            math.log(7)
+        )
 
 
 def test_the_loss_is_the_mean_over_ids_whatever_their_order():
@@ -234,11 +238,13 @@ def test_the_loss_is_the_mean_over_ids_whatever_their_order():
     by_hand = -logits.gather(-1, code.ids[..., None]).mean()
     assert torch.allclose(NextToken().loss(model, code, labels())["next_token"], by_hand)
     rows = torch.arange(6).expand(4, -1)
-    assert torch.allclose(ANNEALED.loss(model, code, labels(), rows)["random_order"], by_hand, atol=1e-5)
+    assert torch.allclose(
+        ANNEALED.loss(model, code, labels(), OrderRandomness(rows))["random_order"], by_hand, atol=1e-5
+    )
     order = torch.stack([torch.randperm(6) for _ in range(4)])
     ids = code.ids.gather(1, index(order, code.ids))
     by_hand = F.cross_entropy(model(ids, labels(), order).flatten(0, 2), ids.flatten())
-    assert torch.allclose(ANNEALED.loss(model, code, labels(), order)["random_order"], by_hand)
+    assert torch.allclose(ANNEALED.loss(model, code, labels(), OrderRandomness(order))["random_order"], by_hand)
 
 
 @pytest.mark.parametrize("objective", [NextToken(), RandomOrder(10_000, 10_000)], ids=["next_token", "random_order"])
@@ -251,7 +257,7 @@ def test_training_learns_codes_that_can_be_known_and_samples_them(objective):
     code = Code(ids=(condition.labels[:, None] + torch.arange(6)) % 7)
     for step in range(60):
         draws = objective.draw(code, StepDraws(0, step, slice(0, 60), 60))
-        loss = sum(objective.loss(model, code, condition, **draws).values())
+        loss = sum(objective.loss(model, code, condition, draws).values())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -262,18 +268,18 @@ def test_training_learns_codes_that_can_be_known_and_samples_them(objective):
 
 
 def test_orders_are_drawn_until_they_are_annealed_away():
-    assert [ANNEALED.share_permuted(step) for step in (0, 10, 15, 20, 30, 99)] == [1, 1, 0.75, 0.5, 0, 0]
-    assert [RandomOrder(5, 5).share_permuted(step) for step in (4, 5)] == [1, 0]
+    assert [ANNEALED.fraction_permuted(step) for step in (0, 10, 15, 20, 30, 99)] == [1, 1, 0.75, 0.5, 0, 0]
+    assert [RandomOrder(5, 5).fraction_permuted(step) for step in (4, 5)] == [1, 0]
     code, rows = Code(ids=torch.zeros(4000, 6, dtype=torch.int64)), torch.arange(6)
     for step, share in ((0, 1.0), (20, 0.5), (30, 0.0)):
-        order = ANNEALED.draw(code, StepDraws(0, step, slice(0, 4000), 4000))["order"]
+        order = ANNEALED.draw(code, StepDraws(0, step, slice(0, 4000), 4000)).order
         assert torch.equal(order.sort(dim=1).values, rows.expand(4000, -1))
         permuted = (order != rows).any(dim=1).float().mean()
         assert abs(permuted - share * (1 - 1 / 720)) < 0.03
-    order = ANNEALED.draw(code, StepDraws(0, 0, slice(0, 4000), 4000))["order"]
+    order = ANNEALED.draw(code, StepDraws(0, 0, slice(0, 4000), 4000)).order
     counts = torch.stack([torch.bincount(order[:, j], minlength=6) for j in range(6)]) / 4000
     assert (counts - 1 / 6).abs().max() < 0.03  # every place is as likely at every turn
-    half = ANNEALED.draw(code[:2000], StepDraws(0, 0, slice(2000, 4000), 4000))["order"]
+    half = ANNEALED.draw(code[:2000], StepDraws(0, 0, slice(2000, 4000), 4000)).order
     assert torch.equal(half, order[2000:])  # whatever the number of processes
 
 
@@ -288,14 +294,14 @@ def test_settings_that_do_not_fit_are_one_line(objective, settings):
         (6, {"top_k": 8}, "top_k 8"),
         (6, {"top_p": 0.0}, "top_p"),
     ]
-    objective.check_sampler(6, SPEC, temperature=0.5, top_k=7, top_p=0.5, **settings)
+    generating.check_sampler(objective, 6, SPEC, temperature=0.5, top_k=7, top_p=0.5, **settings)
     draws = ImageDraws.from_seeds([0])
     for steps, stated, message in wrong:
         with pytest.raises(ValueError, match=message) as error:
-            objective.check_sampler(steps, SPEC, **stated, **settings)
+            generating.check_sampler(objective, steps, SPEC, **stated, **settings)
         assert "\n" not in str(error.value)
         with pytest.raises(ValueError, match=message):
-            objective.sample(network(), labels(1), SPEC, draws, steps, **stated, **settings)
+            generating.sample(objective, network(), labels(1), SPEC, draws, steps, **stated, **settings)
 
 
 def test_what_cannot_be_is_refused():
@@ -305,7 +311,9 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="anneal_start 3 is a step before anneal_end 2"):
         RandomOrder(3, 2)
     with pytest.raises(ValueError, match="preserve=2"):
-        NextToken().regenerate(network(), Code(ids=ids_of(SPEC)), labels(), 2, ImageDraws.from_seeds([0]), 6)
+        generating.regenerate(
+            NextToken(), network(), Code(ids=ids_of(SPEC)), labels(), 2, ImageDraws.from_seeds([0]), 6
+        )
     with pytest.raises(ValueError, match="unconditional"):
         sampled(NextToken(), network(num_classes=0), guidance=Guidance(2.0))
     with pytest.raises(ValueError, match="guidance_channels"):
@@ -353,5 +361,6 @@ def test_bfloat16_samples_choose_in_float32():
             return super().__call__(logits, uniform)
 
     draws = ImageDraws.from_seeds([0, 1])
-    code = TokenSampler(Watched(), Guidance(2.0)).sample(model, labels(2), SPEC, draws)
+    request = SamplingRequest(model, labels(2), SPEC, draws, 6, Guidance(2.0))
+    code = TokenSampler(Watched()).sample(request)
     assert code.ids.shape == (2, 6) and set(seen) == {torch.float32}

@@ -2,6 +2,7 @@
 
 import math
 
+import generating
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from pipeline import LatentPipeline
 from pipeline.code import Code, Condition, LatentSpec, stack_ids
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
-from pipeline.objectives.masked_token import MaskedToken
+from pipeline.objectives.masked_token import MaskedToken, MaskRandomness
 from pipeline.samplers.guidance import Guidance
 from pipeline.samplers.unmasking import Unmasking, halton_order, mask_rate, masked_counts
 from pipeline.sampling.many_images import counted
@@ -128,7 +129,7 @@ def test_halton_order_is_spread_evenly():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_rate_of_masking_follows_the_schedule(schedule):
     objective, code = MaskedToken(schedule=schedule), Code(ids=torch.zeros(4000, 200, dtype=torch.int64))
-    masked = objective.draw(code, StepDraws(0, 0, slice(0, 4000), 4000))["masked"]
+    masked = objective.draw(code, StepDraws(0, 0, slice(0, 4000), 4000)).masked
     rates = masked.float().mean(dim=1)
     expected = (200 * mask_rate(schedule, torch.rand(4000))).round() / 200
     assert kstest(rates, expected).pvalue > 1e-3 and rates.min() >= 1 / 200
@@ -143,8 +144,8 @@ def test_masks_are_rates_and_ranks():
     )
     places = torch.tensor([[0.9, 0.1, 0.5, 0.3]]).expand(3, 4)
     draws = objective.draw(code, GivenDraws({"mask_rate": torch.tensor([0.0, 0.4, 0.999]), "mask_places": places}))
-    assert draws["masked"].int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 1], [0, 1, 0, 0]]
-    assert draws["weight"] == pytest.approx((4 + 2.5 + 1.75) / 3)
+    assert draws.masked.int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 1], [0, 1, 0, 0]]
+    assert draws.weight == pytest.approx((4 + 2.5 + 1.75) / 3)
 
 
 @pytest.mark.parametrize("smoothing, weight", [(0.0, 0.0), (0.1, 0.1), (0.3, 1.0)])
@@ -156,7 +157,7 @@ def test_the_loss_is_a_weighted_smoothed_cross_entropy(smoothing, weight):
     each = -(truth * shares).sum(dim=-1).mean(dim=-1)
     weights = torch.where(masked, 1.0, weight)
     objective = MaskedToken(label_smoothing=smoothing, unmasked_weight=weight)
-    found = objective.loss(Fixed(logits), Code(ids=ids), None, masked=masked)
+    found = objective.loss(Fixed(logits), Code(ids=ids), None, MaskRandomness(masked))
     assert tuple(found) == objective.terms
     torch.testing.assert_close(found["masked_token"], ((weights * each).sum() / weights.sum()).float())
 
@@ -167,12 +168,12 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_divided():
 
     def loss(rows: slice) -> Tensor:
         draws = StepDraws(3, 5, rows, 6)
-        return objective.loss(model, code[rows], condition[rows], **objective.draw(code[rows], draws))["masked_token"]
+        return objective.loss(model, code[rows], condition[rows], objective.draw(code[rows], draws))["masked_token"]
 
     parts = torch.stack([loss(slice(0, 2)), loss(slice(2, 4)), loss(slice(4, 6))])
     torch.testing.assert_close(parts.mean(), loss(slice(0, 6)))
-    masked = objective.draw(code, StepDraws(3, 5, slice(0, 6), 6))["masked"]
-    alone = objective.loss(model, code, condition, masked=masked, dropout=StepDraws(3, 5, slice(0, 6), 6))
+    masked = objective.draw(code, StepDraws(3, 5, slice(0, 6), 6)).masked
+    alone = objective.loss(model, code, condition, MaskRandomness(masked, dropout=StepDraws(3, 5, slice(0, 6), 6)))
     torch.testing.assert_close(
         alone["masked_token"], loss(slice(0, 6))
     )  # the whole batch needs no weight from elsewhere
@@ -189,7 +190,7 @@ def test_a_network_learns_a_code_and_samples_it():
     losses = []
     for step in range(80):
         drawn = objective.draw(code, StepDraws(0, step, slice(0, 32), 32))
-        loss = objective.loss(model, code, Condition(labels=wanted), **drawn)["masked_token"]
+        loss = objective.loss(model, code, Condition(labels=wanted), drawn)["masked_token"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -198,7 +199,7 @@ def test_a_network_learns_a_code_and_samples_it():
     for settings in SETTINGS.values():
         for steps in (1, 3):
             seeds = ImageDraws.from_seeds(list(range(8)))
-            ids = objective.sample(model.eval(), labels_of(wanted[:8]), spec, seeds, steps, **settings).ids
+            ids = generating.sample(objective, model.eval(), labels_of(wanted[:8]), spec, seeds, steps, **settings).ids
             assert (ids == codes[wanted[:8]]).float().mean() > 0.9
 
 
@@ -215,7 +216,7 @@ def labels_of(wanted: Tensor) -> Condition:
 def test_a_code_is_complete_and_in_range(settings, spec, steps):
     model = Watched(network(spec))
     seeds = ImageDraws.from_seeds([1, 2, 3])
-    code = MaskedToken().sample(model, labels(3), spec, seeds, steps, Guidance(3.0), **settings)
+    code = generating.sample(MaskedToken(), model, labels(3), spec, seeds, steps, Guidance(3.0), **settings)
     assert code.z is None and code.ids.dtype == torch.int64
     assert code.ids.shape == ((3, 12) if spec.codebooks == 1 else (3, 12, 2))
     assert code.ids.min() >= 0 and code.ids.max() < 7
@@ -234,7 +235,9 @@ def test_a_batch_is_its_images_one_by_one(settings):
     guidance = Guidance(2.5, schedule="linear")
 
     def ids(seeds: list[int], wanted: Condition) -> Tensor:
-        return objective.sample(model, wanted, spec, ImageDraws.from_seeds(seeds), 4, guidance, **settings).ids
+        return generating.sample(
+            objective, model, wanted, spec, ImageDraws.from_seeds(seeds), 4, guidance, **settings
+        ).ids
 
     together = ids([4, 5, 6], labels(3))
     assert torch.equal(together, torch.cat([ids([4 + i], labels(3)[i : i + 1]) for i in range(3)]))
@@ -246,7 +249,7 @@ def test_a_scale_of_1_is_the_unguided_path():
     model, objective = Watched(network(body="uvit", depth=3)), MaskedToken()
 
     def ids(guidance: Guidance) -> Tensor:
-        return objective.sample(model, labels(3), SPEC, ImageDraws.from_seeds([1, 2, 3]), 4, guidance).ids
+        return generating.sample(objective, model, labels(3), SPEC, ImageDraws.from_seeds([1, 2, 3]), 4, guidance).ids
 
     plain, one = ids(Guidance()), ids(Guidance(1.0, schedule="linear"))
     linear, late = ids(Guidance(9.0, schedule="linear")), ids(Guidance(9.0, interval=(0.0, 0.5)))
@@ -264,7 +267,7 @@ def test_guidance_moves_away_from_the_null_label():
     def ids(guidance: Guidance) -> Tensor:
         network.logits = likes if guidance.scale != 1 else likes[:1]
         draws = ImageDraws.from_seeds([0])
-        return MaskedToken().sample(network, labels(1), SPEC, draws, 3, guidance, temperature=0.0).ids
+        return generating.sample(MaskedToken(), network, labels(1), SPEC, draws, 3, guidance, temperature=0.0).ids
 
     assert (ids(Guidance()) == 2).all() and (ids(Guidance(3.0)) == 5).all()
 
@@ -276,7 +279,7 @@ def test_the_surest_tokens_are_settled_first_and_noise_loosens_that():
 
     def order(**settings) -> list[int]:
         model, settled = Fixed(logits), []
-        MaskedToken().sample(
+        generating.sample(MaskedToken(), 
             model, None, SPEC, ImageDraws.from_seeds([0]), 12, Guidance(),
             lambda step, rest, ids: settled.append(ids[0] != 7), temperature=0.0, **settings,
         )  # fmt: skip
@@ -302,14 +305,18 @@ def test_ids_follow_the_networks_distribution():
     shares = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0, 0.0, 0.0])
     model = Fixed(shares.log().expand(300, 12, 1, 7))
     for steps, order in ((1, "confidence"), (3, "halton"), (3, "random")):  # confidence prefers likely ids, over steps
-        ids = MaskedToken().sample(model, None, SPEC, ImageDraws.from_seeds(list(range(300))), steps, order=order).ids
+        ids = generating.sample(
+            MaskedToken(), model, None, SPEC, ImageDraws.from_seeds(list(range(300))), steps, order=order
+        ).ids
         found = ids.flatten().bincount(minlength=7) / ids.numel()
         assert (found - shares).abs().max() < 0.03
     draws = ImageDraws.from_seeds(list(range(300)))
-    again = MaskedToken().sample(model, None, SPEC, draws, 3, noise=0.0).ids  # unlikely ids are chosen anew
+    again = generating.sample(MaskedToken(), model, None, SPEC, draws, 3, noise=0.0).ids  # unlikely ids are chosen anew
     assert (again == 0).float().mean() > 0.53
     annealed = {"temperature": 1.0, "anneal": True}
-    ids = MaskedToken().sample(model, None, SPEC, ImageDraws.from_seeds(list(range(300))), 1, **annealed).ids
+    ids = generating.sample(
+        MaskedToken(), model, None, SPEC, ImageDraws.from_seeds(list(range(300))), 1, **annealed
+    ).ids
     assert (ids == 0).all()  # a temperature of 0 at the last step, which is the only one
 
 
@@ -326,12 +333,14 @@ def test_the_annealed_choice_is_the_published_one_in_distribution():
 
 def test_an_unconditional_network_samples_and_has_nothing_to_guide():
     model = network(num_classes=0)
-    ids = MaskedToken().sample(model, None, SPEC, ImageDraws.from_seeds([1, 2]), 4).ids
+    ids = generating.sample(MaskedToken(), model, None, SPEC, ImageDraws.from_seeds([1, 2]), 4).ids
     assert ids.shape == (2, 12) and ids.max() < 7
     with pytest.raises(ValueError, match="nothing to guide"):
-        MaskedToken().sample(model, None, SPEC, ImageDraws.from_seeds([1]), 4, Guidance(2.0))
+        generating.sample(MaskedToken(), model, None, SPEC, ImageDraws.from_seeds([1]), 4, Guidance(2.0))
     with pytest.raises(ValueError, match="for continuous codes"):
-        MaskedToken().sample(network(), labels(1), SPEC, ImageDraws.from_seeds([1]), 4, Guidance(2.0, channels=3))
+        generating.sample(
+            MaskedToken(), network(), labels(1), SPEC, ImageDraws.from_seeds([1]), 4, Guidance(2.0, channels=3)
+        )
 
 
 def test_a_watcher_sees_every_step_and_may_change_the_state():
@@ -340,20 +349,20 @@ def test_a_watcher_sees_every_step_and_may_change_the_state():
     def watch(step: int, rest: float, ids: Tensor) -> None:
         seen.append((step, rest, int((ids == 7).sum(dim=1)[0])))
 
-    plain = MaskedToken().sample(model, labels(2), SPEC, ImageDraws.from_seeds([1, 2]), 4, on_step=watch)
+    plain = generating.sample(MaskedToken(), model, labels(2), SPEC, ImageDraws.from_seeds([1, 2]), 4, on_step=watch)
     assert seen == [(i, 1 - (i + 1) / 4, left) for i, left in enumerate(masked_counts("arccos", 12, 4))]
 
     def settle(step: int, rest: float, ids: Tensor) -> Tensor | None:
         return torch.where(torch.arange(12) == 0, 6, ids) if step < 3 else None
 
-    ids = MaskedToken().sample(model, labels(2), SPEC, ImageDraws.from_seeds([1, 2]), 4, on_step=settle).ids
+    ids = generating.sample(MaskedToken(), model, labels(2), SPEC, ImageDraws.from_seeds([1, 2]), 4, on_step=settle).ids
     assert (ids[:, 0] == 6).all() and ids.max() < 7 and not torch.equal(ids, plain.ids)
     given = torch.arange(24).view(2, 12) % 7
 
     def fill(step: int, rest: float, ids: Tensor) -> Tensor | None:
         return torch.where(torch.arange(12) < 10, given, 7) if step == 0 else None
 
-    ids = MaskedToken().sample(model, labels(2), SPEC, ImageDraws.from_seeds([1, 2]), 4, on_step=fill).ids
+    ids = generating.sample(MaskedToken(), model, labels(2), SPEC, ImageDraws.from_seeds([1, 2]), 4, on_step=fill).ids
     assert torch.equal(
         ids[:, :10], given[:, :10]
     )  # what is settled is not masked again, however many the step may mask
@@ -367,12 +376,16 @@ def test_regenerate_keeps_all_or_nothing_at_its_ends(spec):
 
     def again(preserve: float, steps: int = 6) -> Tensor:
         draws = ImageDraws.from_seeds(seeds)
-        return objective.regenerate(model, code, condition, preserve, draws, steps, Guidance(2.0), noise=1.0).ids
+        return generating.regenerate(
+            objective, model, code, condition, preserve, draws, steps, Guidance(2.0), noise=1.0
+        ).ids
 
-    free = objective.sample(model, condition, spec, ImageDraws.from_seeds(seeds), 6, Guidance(2.0), noise=1.0)
+    free = generating.sample(
+        objective, model, condition, spec, ImageDraws.from_seeds(seeds), 6, Guidance(2.0), noise=1.0
+    )
     assert torch.equal(again(1.0), code.ids) and torch.equal(again(0.0), free.ids)
     watched = Watched(model)
-    ids = objective.regenerate(watched, code, condition, 0.75, ImageDraws.from_seeds(seeds), 8).ids
+    ids = generating.regenerate(objective, watched, code, condition, 0.75, ImageDraws.from_seeds(seeds), 8).ids
     assert len(watched.asked) == 3 and (watched.asked[0][1].sum(dim=1) == 3).all()  # 3 of 12, so 3 of the 8 steps
     kept = ~watched.asked[0][1]
     assert torch.equal(ids[kept], code.ids[kept]) and len(kept.unique(dim=0)) > 8 and ids.max() < 7
@@ -394,7 +407,7 @@ def test_regenerate_keeps_all_or_nothing_at_its_ends(spec):
 )
 def test_settings_that_do_not_fit_are_one_line(steps, settings, message):
     with pytest.raises(ValueError, match=message) as error:
-        MaskedToken().check_sampler(steps, SPEC, **settings)
+        generating.check_sampler(MaskedToken(), steps, SPEC, **settings)
     assert "\n" not in str(error.value)
 
 
@@ -422,7 +435,7 @@ def test_defaults_fit_and_survive_their_folder(tmp_path):
     tiny = LatentSpec(grid=(2, 2), dim=0, vocab=3)
     assert MaskedToken().default_steps(tiny) == 4 and MaskedToken().default_steps(SPEC) == 8
     for spec in (tiny, SPEC):
-        MaskedToken().check_sampler(MaskedToken().default_steps(spec), spec)
+        generating.check_sampler(MaskedToken(), MaskedToken().default_steps(spec), spec)
     objective = MaskedToken(schedule="cosine", unmasked_weight=0.0)
     objective.save_pretrained(tmp_path)
     again = MaskedToken.from_pretrained(tmp_path)

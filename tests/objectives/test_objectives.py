@@ -1,10 +1,10 @@
 """Objectives against closed forms: data that are Gaussian, whose velocity, noise and flow are known exactly."""
 
-import inspect
 import math
 from typing import get_args, get_type_hints
 
 import diffusers
+import generating
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
-from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
+from pipeline.objectives.flow_matching import FlowMatching, FlowRandomness
+from pipeline.objectives.gaussian_diffusion import ChainRandomness, GaussianDiffusion
 from pipeline.samplers.noise_chain import NoiseChain, discretized_bits, evenly, gaussian_bits, strided
 from pipeline.samplers.paths import PATHS
 from pipeline.samplers.solvers import DiffusionForm, Solver, settled_shift, shifted
@@ -141,29 +141,29 @@ def test_the_true_answer_has_no_loss_and_another_has(name, prediction):
     objective = FlowMatching(path=name, prediction=prediction, weighting=weighting, cosine=cosine)
     code = Code(z=torch.randn(5, *SPEC.shape))
     draws = objective.draw(code, StepDraws(0, 0, slice(None), 5))
-    u, noise, path = draws["time"][:, None, None], draws["noise"], PATHS[name]
+    u, noise, path = draws.time[:, None, None], draws.noise, PATHS[name]
     truth = {
         "velocity": path.velocity(code.z, noise, u),
         "noise": noise,
         "data": code.z,
         "score": -noise / path.sigma(u),
     }[prediction]
-    terms = objective.loss(Told(truth), code, None, **draws)
+    terms = objective.loss(Told(truth), code, None, draws)
     assert tuple(terms) == objective.terms == ("flow", *["cosine"] * cosine)
     assert all(term < 1e-6 for term in terms.values())
     assert all(
-        term > 1e-3 for term in objective.loss(Told(truth + torch.randn_like(truth)), code, None, **draws).values()
+        term > 1e-3 for term in objective.loss(Told(truth + torch.randn_like(truth)), code, None, draws).values()
     )
 
 
 def test_draws_are_finite_shifted_and_on_the_right_side():
     code, draws = Code(z=torch.zeros(4000, 1, 1)), StepDraws(0, 0, slice(None), 4000)
-    assert abs(FlowMatching().draw(code, draws)["time"].mean() - 0.5) < 0.02
-    later = FlowMatching(shift=3.0).draw(code, draws)["time"]
+    assert abs(FlowMatching().draw(code, draws).time.mean() - 0.5) < 0.02
+    later = FlowMatching(shift=3.0).draw(code, draws).time
     assert abs(later.median() - 0.75) < 0.02  # 3 u / (1 + 2 u) at 1/2
-    noisy = FlowMatching(time="logit_normal", logit_mean=1.0, logit_std=0.5).draw(code, draws)["time"]
+    noisy = FlowMatching(time="logit_normal", logit_mean=1.0, logit_std=0.5).draw(code, draws).time
     assert abs(noisy.median() - torch.sigmoid(torch.tensor(1.0))) < 0.02
-    steps = GaussianDiffusion().draw(code, draws)["timestep"]
+    steps = GaussianDiffusion().draw(code, draws).timestep
     assert steps.dtype == torch.int64 and steps.min() >= 0 and steps.max() <= 999 and len(steps.unique()) > 900
 
 
@@ -181,17 +181,24 @@ def test_the_shift_follows_from_the_number_of_numbers(grid, dim, shift):
 def test_training_and_sampling_shift_by_the_same_rule():
     spec, objective = LatentSpec(grid=(2, 2), dim=8), FlowMatching(shift_base=8)
     code, draws = Code(z=torch.zeros(4000, 4, 8)), StepDraws(0, 0, slice(None), 4000)
-    assert torch.equal(objective.draw(code, draws)["time"], FlowMatching(shift=2.0).draw(code, draws)["time"])
+    assert torch.equal(objective.draw(code, draws).time, FlowMatching(shift=2.0).draw(code, draws).time)
     draws = ImageDraws.from_seeds([3, 4])
     z = [
-        FlowMatching().sample(flow_network(), None, spec, ImageDraws.from_seeds([3]), 5, **stated).z
+        generating.sample(FlowMatching(), flow_network(), None, spec, ImageDraws.from_seeds([3]), 5, **stated).z
         for stated in ({"shift_base": 8.0}, {"shift": 2.0}, {})
     ]
     assert torch.equal(z[0], z[1]) and not torch.allclose(z[0], z[2], atol=1e-4)
     ours = [
-        FlowMatching()
-        .regenerate(flow_network(), Code(z=torch.zeros(1, 4, 8)), None, 0.5, ImageDraws.from_seeds([3]), 5, **stated)
-        .z
+        generating.regenerate(
+            FlowMatching(),
+            flow_network(),
+            Code(z=torch.zeros(1, 4, 8)),
+            None,
+            0.5,
+            ImageDraws.from_seeds([3]),
+            5,
+            **stated,
+        ).z
         for stated in ({"shift_base": 8.0}, {"shift": 2.0})
     ]
     assert torch.equal(*ours)
@@ -202,10 +209,10 @@ def test_a_shift_is_stated_once_and_away_from_the_data():
     with pytest.raises(ValueError, match="leave one of them out"):
         FlowMatching(shift=2.0, shift_base=4096)
     with pytest.raises(ValueError, match="leave one of them out"):
-        FlowMatching().check_sampler(5, small, shift=2.0, shift_base=64.0)
+        generating.check_sampler(FlowMatching(), 5, small, shift=2.0, shift_base=64.0)
     for check in (
         FlowMatching(shift_base=4096).check_codes,
-        lambda spec: FlowMatching().check_sampler(5, spec, shift_base=4096.0),
+        lambda spec: generating.check_sampler(FlowMatching(), 5, spec, shift_base=4096.0),
     ):
         with pytest.raises(ValueError, match="shift_base=16"):
             check(small)
@@ -220,11 +227,11 @@ def test_shifts_of_the_two_directions_of_time_are_inverse():
 
 def test_the_law_of_times_can_end_at_a_step():
     code, objective = Code(z=torch.zeros(4000, 1, 1)), FlowMatching(time="logit_normal", logit_std=0.5, uniform_after=7)
-    times = {step: objective.draw(code, StepDraws(0, step, slice(None), 4000))["time"] for step in (0, 6, 7, 8)}
+    times = {step: objective.draw(code, StepDraws(0, step, slice(None), 4000)).time for step in (0, 6, 7, 8)}
     early = FlowMatching(time="logit_normal", logit_std=0.5)
     for step, time in times.items():
         other = early if step < 7 else FlowMatching()
-        assert torch.equal(time, other.draw(code, StepDraws(0, step, slice(None), 4000))["time"])
+        assert torch.equal(time, other.draw(code, StepDraws(0, step, slice(None), 4000)).time)
     assert times[6].std() < 0.15 < times[7].std()
 
 
@@ -235,7 +242,7 @@ def test_data_predicted_under_the_loss_of_velocity():
     u = time[:, None, None]
     z = (1 - u) * code.z + u * noise
     true, predicted = ((z - data) / u.clamp(min=0.05) for data in (code.z, wrong))
-    found = objective.loss(Told(wrong), code, None, time=time, noise=noise)["flow"]
+    found = objective.loss(Told(wrong), code, None, FlowRandomness(time, noise))["flow"]
     torch.testing.assert_close(found, (true - predicted).square().mean())
     torch.testing.assert_close(true[:5], (noise - code.z)[:5], atol=1e-4, rtol=1e-4)  # and this is the velocity
 
@@ -254,7 +261,7 @@ def test_the_loss_falls_to_the_least_there_is():
     """E[(v - E[v | z])^2] of the linear path at u: Var(v) minus what z explains of it."""
     objective, code = FlowMatching(), Code(z=MEAN + STD * torch.randn(20000, 1, 1))
     time, noise = torch.full((20000,), 0.4), torch.randn(20000, 1, 1)
-    found = objective.loss(flow_network(), code, None, time=time, noise=noise)["flow"].item()
+    found = objective.loss(flow_network(), code, None, FlowRandomness(time, noise))["flow"].item()
     explained = (0.4 - 0.6 * STD**2) ** 2 / (0.6**2 * STD**2 + 0.4**2)
     assert abs(found - (1 + STD**2 - explained)) < 0.03
 
@@ -267,7 +274,7 @@ def test_solvers_converge_at_their_order(solver, order, limit):
     draws, errors = start(), []
     for intervals in (40, 80, 160):
         steps = 2 * intervals - 1 if solver == "heun" else intervals
-        z = FlowMatching().sample(flow_network(), None, SPEC, draws, steps, solver=solver).z
+        z = generating.sample(FlowMatching(), flow_network(), None, SPEC, draws, steps, solver=solver).z
         errors.append((z - exact(draws.given["start"])).pow(2).mean().sqrt().item())
     assert math.log2(errors[0] / errors[2]) / 2 > order - 0.4, errors
     assert errors[0] < limit, errors
@@ -278,7 +285,7 @@ def test_solvers_converge_at_their_order(solver, order, limit):
 def test_every_prediction_on_every_path_reaches_the_data(name, prediction):
     draws, objective = start(), FlowMatching(path=name, prediction=prediction)
     network = flow_network(name, prediction)
-    z = objective.sample(network, None, SPEC, draws, 201, solver="heun").z
+    z = generating.sample(objective, network, None, SPEC, draws, 201, solver="heun").z
     torch.testing.assert_close(z, exact(draws.given["start"], name), atol=0.02, rtol=0)
 
 
@@ -287,7 +294,7 @@ def test_every_prediction_on_every_path_reaches_the_data(name, prediction):
 def test_stochastic_samples_have_the_datas_mean_and_spread(form, name):
     spec = LatentSpec(grid=(1,), dim=1)
     settings = {"solver": "sde", "diffusion": form, "diffusion_scale": 0.5, "last_step_size": 0.01}
-    z = FlowMatching(path=name).sample(flow_network(name), None, spec, many(), 150, **settings).z
+    z = generating.sample(FlowMatching(path=name), flow_network(name), None, spec, many(), 150, **settings).z
     assert abs(z.mean() - MEAN) < 0.04 and abs(z.std() - STD) < 0.04
 
 
@@ -295,7 +302,7 @@ def test_stochastic_samples_have_the_datas_mean_and_spread(form, name):
 def test_the_stochastic_heun_solver_and_its_last_steps(last_step):
     spec = LatentSpec(grid=(1,), dim=1)
     settings = {"solver": "sde_heun", "last_step": last_step, "last_step_size": 0.02}
-    z = FlowMatching().sample(flow_network(), None, spec, many(), 101, **settings).z
+    z = generating.sample(FlowMatching(), flow_network(), None, spec, many(), 101, **settings).z
     assert abs(z.mean() - MEAN) < 0.04 and abs(z.std() - STD) < 0.04
 
 
@@ -303,8 +310,15 @@ def test_the_stochastic_heun_solver_and_its_last_steps(last_step):
 @pytest.mark.parametrize("steps", [2, 7, 8])
 def test_steps_are_network_evaluations(solver, steps):
     network, seen = flow_network(), []
-    FlowMatching().sample(
-        network, None, SPEC, ImageDraws.from_seeds([1]), steps, on_step=lambda *a: seen.append(a[:2]), solver=solver
+    generating.sample(
+        FlowMatching(),
+        network,
+        None,
+        SPEC,
+        ImageDraws.from_seeds([1]),
+        steps,
+        on_step=lambda *a: seen.append(a[:2]),
+        solver=solver,
     )
     assert network.calls == steps
     assert seen[-1] == (steps - 1, 0.0)
@@ -317,7 +331,7 @@ def test_steps_are_network_evaluations(solver, steps):
 def test_euler_is_the_diffusers_scheduler_to_the_bit(steps, shift):
     network, noise = flow_network(), torch.randn(2, *SPEC.shape)
     draws = GivenDraws({"start": noise, "scheduler": torch.rand(2)})
-    ours = FlowMatching().sample(network, None, SPEC, draws, steps, shift=shift).z
+    ours = generating.sample(FlowMatching(), network, None, SPEC, draws, steps, shift=shift).z
     scheduler, z = FlowMatchEulerDiscreteScheduler(shift=shift), noise
     scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy())
     for i, timestep in enumerate(scheduler.timesteps):
@@ -325,21 +339,22 @@ def test_euler_is_the_diffusers_scheduler_to_the_bit(steps, shift):
         z = scheduler.step(velocity, timestep, z).prev_sample
     assert torch.equal(ours, z)
     swapped = FlowMatchEulerDiscreteScheduler(shift=shift)
-    assert torch.equal(FlowMatching().sample(network, None, SPEC, draws, steps, scheduler=swapped).z, z)
+    assert torch.equal(generating.sample(FlowMatching(), network, None, SPEC, draws, steps, scheduler=swapped).z, z)
 
 
 def test_on_step_may_change_the_state():
-    z = FlowMatching().sample(flow_network(), None, SPEC, start(), 4, on_step=lambda i, u, z: torch.full_like(z, 3.0)).z
+    z = generating.sample(
+        FlowMatching(), flow_network(), None, SPEC, start(), 4, on_step=lambda i, u, z: torch.full_like(z, 3.0)
+    ).z
     assert torch.equal(z, torch.full_like(z, 3.0))
 
 
 def test_settings_of_the_sampler_are_declared_and_checked():
     for objective in (FlowMatching(), GaussianDiffusion()):
-        signature, hints = inspect.signature(objective.sample), get_type_hints(type(objective).sample)
-        own = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
+        hints, own = get_type_hints(objective.settings), objective.setting_names()
         assert "solver" in own and "scheduler" not in own and set(own) <= set(hints)
         for solver in get_args(hints["solver"]):
-            objective.check_sampler(20, SPEC, solver=solver)
+            generating.check_sampler(objective, 20, SPEC, solver=solver)
     wrong = [
         (FlowMatching(), 0, {}),
         (FlowMatching(), 20, {"shift": -1.0}),
@@ -354,7 +369,7 @@ def test_settings_of_the_sampler_are_declared_and_checked():
     ]
     for objective, steps, settings in wrong:
         with pytest.raises(ValueError) as error:
-            objective.check_sampler(steps, SPEC, **settings)
+            generating.check_sampler(objective, steps, SPEC, **settings)
         assert "\n" not in str(error.value)
 
 
@@ -403,13 +418,13 @@ def test_bits_of_gaussians_and_of_bins():
 def test_a_model_that_is_the_posterior_costs_no_bits_and_the_bound_trains_the_variance_alone():
     objective = GaussianDiffusion()
     code = Code(z=torch.randn(4, *SPEC.shape))
-    draws = {"timestep": torch.tensor([1, 300, 600, 999]), "noise": torch.randn(4, *SPEC.shape)}
-    output = torch.cat([draws["noise"], torch.full(draws["noise"].shape, -1.0)], dim=-1).requires_grad_()  # share 0
-    terms = objective.loss(Told(output), code, None, **draws)
+    draws = ChainRandomness(torch.tensor([1, 300, 600, 999]), torch.randn(4, *SPEC.shape))
+    output = torch.cat([draws.noise, torch.full(draws.noise.shape, -1.0)], dim=-1).requires_grad_()  # share 0
+    terms = objective.loss(Told(output), code, None, draws)
     assert tuple(terms) == objective.terms == ("mse", "vb")
     assert terms["mse"] == 0 and abs(terms["vb"]) < 1e-4
-    wider = torch.cat([draws["noise"] + 0.1, torch.ones(draws["noise"].shape)], dim=-1).requires_grad_()
-    bound = objective.loss(Told(wider), code, None, **draws)["vb"]
+    wider = torch.cat([draws.noise + 0.1, torch.ones(draws.noise.shape)], dim=-1).requires_grad_()
+    bound = objective.loss(Told(wider), code, None, draws)["vb"]
     assert bound > 1e-3
     bound.backward()
     assert torch.equal(wider.grad[..., :4], torch.zeros_like(code.z)) and wider.grad[..., 4:].abs().sum() > 0
@@ -420,7 +435,7 @@ def test_a_model_that_is_the_posterior_costs_no_bits_and_the_bound_trains_the_va
 def test_samples_of_the_chain_have_the_datas_mean_and_spread(variance, settings):
     objective, spec = GaussianDiffusion(variance=variance), LatentSpec(grid=(1,), dim=1)
     network = noise_network(objective.chain)
-    z = objective.sample(network, None, spec, many(), 200, **settings).z
+    z = generating.sample(objective, network, None, spec, many(), 200, **settings).z
     assert network.calls == 200
     assert abs(z.mean() - MEAN) < 0.04 and abs(z.std() - STD) < 0.04
     assert objective.terms == ("mse",) and objective.outputs == 1
@@ -429,8 +444,8 @@ def test_samples_of_the_chain_have_the_datas_mean_and_spread(variance, settings)
 def test_ddim_with_eta_1_is_ddpm():
     objective = GaussianDiffusion(variance="fixed_small")
     network, draws = noise_network(objective.chain), [ImageDraws.from_seeds([1, 2]) for _ in range(2)]
-    ddpm = objective.sample(network, None, SPEC, draws[0], 30)
-    ddim = objective.sample(network, None, SPEC, draws[1], 30, solver="ddim", eta=1.0)
+    ddpm = generating.sample(objective, network, None, SPEC, draws[0], 30)
+    ddim = generating.sample(objective, network, None, SPEC, draws[1], 30, solver="ddim", eta=1.0)
     torch.testing.assert_close(ddim.z, ddpm.z, atol=1e-4, rtol=1e-4)
 
 
@@ -440,7 +455,9 @@ def test_clipping_holds_the_expected_data():
     *_, data = objective.reverse(objective.chain, torch.zeros_like(z), z, 500, clip=True)
     assert torch.equal(data, torch.ones_like(z))
     assert (
-        objective.sample(noise_network(objective.chain), None, SPEC, ImageDraws.from_seeds([3]), 10, clip=True).z.max()
+        generating.sample(
+            objective, noise_network(objective.chain), None, SPEC, ImageDraws.from_seeds([3]), 10, clip=True
+        ).z.max()
         <= 1
     )
 
@@ -455,10 +472,13 @@ def pairs():
 
 @pytest.mark.parametrize("objective, network", pairs(), ids=["flow", "diffusion"])
 def test_a_batch_is_its_images_one_by_one(objective, network):
-    solvers = get_args(get_type_hints(type(objective).sample)["solver"])
+    solvers = get_args(get_type_hints(objective.settings)["solver"])
     for settings in [{"solver": solver} for solver in solvers]:
-        together = objective.sample(network, None, SPEC, ImageDraws.from_seeds([4, 5, 6]), 7, **settings).z
-        alone = [objective.sample(network, None, SPEC, ImageDraws.from_seeds([s]), 7, **settings).z for s in (4, 5, 6)]
+        together = generating.sample(objective, network, None, SPEC, ImageDraws.from_seeds([4, 5, 6]), 7, **settings).z
+        alone = [
+            generating.sample(objective, network, None, SPEC, ImageDraws.from_seeds([s]), 7, **settings).z
+            for s in (4, 5, 6)
+        ]
         assert torch.equal(together, torch.cat(alone)), settings
 
 
@@ -466,27 +486,29 @@ def test_a_batch_is_its_images_one_by_one(objective, network):
 def test_regenerate_keeps_all_or_nothing_at_its_ends(objective, network):
     code = Code(z=MEAN + STD * torch.randn(64, *SPEC.shape))
     seeds = list(range(64))
-    kept = objective.regenerate(network, code, None, 1.0, ImageDraws.from_seeds(seeds), 9)
+    kept = generating.regenerate(objective, network, code, None, 1.0, ImageDraws.from_seeds(seeds), 9)
     assert torch.equal(kept.z, code.z)
-    free = objective.sample(network, None, SPEC, ImageDraws.from_seeds(seeds), 9)
-    assert torch.equal(objective.regenerate(network, code, None, 0.0, ImageDraws.from_seeds(seeds), 9).z, free.z)
+    free = generating.sample(objective, network, None, SPEC, ImageDraws.from_seeds(seeds), 9)
+    assert torch.equal(
+        generating.regenerate(objective, network, code, None, 0.0, ImageDraws.from_seeds(seeds), 9).z, free.z
+    )
     distances = []
     for preserve in (0.4, 0.7, 0.9, 0.99):
-        z = objective.regenerate(network, code, None, preserve, ImageDraws.from_seeds(seeds), 9).z
+        z = generating.regenerate(objective, network, code, None, preserve, ImageDraws.from_seeds(seeds), 9).z
         distances.append((z - code.z).abs().mean().item())
     assert distances == sorted(distances, reverse=True) and 0 < distances[-1] < 0.05
     with pytest.raises(ValueError, match="preserve"):
-        objective.regenerate(network, code, None, 1.5, ImageDraws.from_seeds(seeds), 9)
+        generating.regenerate(objective, network, code, None, 1.5, ImageDraws.from_seeds(seeds), 9)
 
 
 def test_regenerating_data_gives_data_and_counts_its_steps():
     for objective, network in pairs():
         code = Code(z=MEAN + STD * torch.randn(4000, 1, 1))
-        z = objective.regenerate(network, code, None, 0.4, many(), 60).z
+        z = generating.regenerate(objective, network, code, None, 0.4, many(), 60).z
         assert abs(z.mean() - MEAN) < 0.04 and abs(z.std() - STD) < 0.05
         assert network.calls == 60
     diffusion, network = pairs()[1]
-    diffusion.regenerate(network, code, None, 0.99, many(), 60)
+    generating.regenerate(diffusion, network, code, None, 0.99, many(), 60)
     assert network.calls == 10  # of 1,000 timesteps only ten are left
 
 
@@ -551,7 +573,7 @@ def test_schedulers_that_fit_a_flow(name):
     scheduler = getattr(diffusers, name)(**FLOW_FITTING[name])
     network, noise = flow_network(), torch.randn(3, *SPEC.shape)
     draws = GivenDraws({"start": noise, "scheduler": torch.rand(3)})
-    z = FlowMatching().sample(network, None, SPEC, draws, 41, scheduler=scheduler).z
+    z = generating.sample(FlowMatching(), network, None, SPEC, draws, 41, scheduler=scheduler).z
     assert network.calls == 41
     torch.testing.assert_close(z, exact(noise).to(z.dtype), atol=0.05, rtol=0)
     with pytest.raises(ValueError, match="linear path"):
@@ -564,10 +586,10 @@ def test_schedulers_that_fit_a_diffusion(name):
     objective = GaussianDiffusion(variance="fixed_small")
     network = noise_network(objective.chain)
     draws = ImageDraws.from_seeds(list(range(200)))
-    z = objective.sample(network, None, SPEC, draws, 60, scheduler=scheduler).z
+    z = generating.sample(objective, network, None, SPEC, draws, 60, scheduler=scheduler).z
     assert 55 <= network.calls <= 60
     assert abs(z.mean() - MEAN) < 0.05 and abs(z.std() - STD) < 0.08  # 60 stochastic steps are few
-    again = objective.sample(network, None, SPEC, ImageDraws.from_seeds([7]), 60, scheduler=scheduler).z
+    again = generating.sample(objective, network, None, SPEC, ImageDraws.from_seeds([7]), 60, scheduler=scheduler).z
     torch.testing.assert_close(again, z[7:8], atol=1e-5, rtol=1e-5)
 
 
@@ -579,4 +601,4 @@ def test_schedulers_that_would_give_wrong_images_are_refused(objective, wrong):
             objective.check_scheduler(scheduler)
         assert "\n" not in str(error.value)
         with pytest.raises(ValueError, match=name):
-            objective.sample(flow_network(), None, SPEC, start(), 4, scheduler=scheduler)
+            generating.sample(objective, flow_network(), None, SPEC, start(), 4, scheduler=scheduler)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import generating
 import pytest
 import torch
 from autoregressive_sampling import spec_of
@@ -90,7 +91,7 @@ def test_an_imported_generator_loads_and_samples_as_the_converted_one(tmp_path, 
     found = []
     for each, model in ((objective, network), (parts["objective"], parts["network"])):
         draws, condition = ImageDraws.from_seeds([0, 1]), Condition(labels=torch.tensor([1, 2]))
-        found.append(each.sample(model, condition, spec_of(model), draws, 16, Guidance(2.0)).ids)
+        found.append(generating.sample(each, model, condition, spec_of(model), draws, 16, Guidance(2.0)).ids)
     assert torch.equal(*found)
 
 

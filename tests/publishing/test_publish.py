@@ -28,6 +28,7 @@ import pipeline
 from pipeline import LatentPipeline
 from pipeline.code import Code, Condition
 from pipeline.components import find, kinds
+from pipeline.objectives.flow_matching import FlowRandomness
 from pipeline.publishing.self_contained import pack
 from pipeline.publishing.stock_transformer import stock_transformer
 from stages import publish as stage
@@ -148,9 +149,9 @@ def test_packing_tells_names_apart(tmp_path):
     ours, theirs = find("objectives", "flow_matching")(), namespace["FlowMatching"]()
     network, code = make_network(), Code(z=torch.randn(2, 16, 3))
     condition = Condition(labels=torch.tensor([0, 1]))
-    draws = {"time": torch.tensor([0.2, 0.9]), "noise": torch.randn(2, 16, 3)}
-    for name, term in ours.loss(network, code, condition, **draws).items():
-        assert torch.equal(term, theirs.loss(network, code, condition, **draws)[name])
+    randomness = FlowRandomness(torch.tensor([0.2, 0.9]), torch.randn(2, 16, 3))
+    for name, term in ours.loss(network, code, condition, randomness).items():
+        assert torch.equal(term, theirs.loss(network, code, condition, randomness)[name])
 
 
 def test_a_component_that_only_its_source_names_is_packed():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import generating
 import pytest
 import torch
 from accelerate import Accelerator
@@ -250,12 +251,12 @@ def test_a_generator_learns_on_a_row_of_tokens():
     objective, condition = FlowMatching(), Condition(labels=torch.tensor([0, 1, 2, 0]))
     draws, optimizer, losses = StepDraws(0, 0, slice(0, 4), 4), torch.optim.AdamW(network.parameters(), 1e-2), []
     for _ in range(5):  # of one and the same batch
-        losses.append(objective.loss(network, code, condition, **objective.draw(code, draws))["flow"])
+        losses.append(objective.loss(network, code, condition, objective.draw(code, draws))["flow"])
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < losses[0]
-    drawn = objective.sample(network, condition, tokenizer.spec, draws, steps=2)
+    drawn = generating.sample(objective, network, condition, tokenizer.spec, draws, steps=2)
     assert tokenizer.decode(drawn).shape == (4, 3, 16, 16)
 
 

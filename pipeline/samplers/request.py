@@ -1,0 +1,39 @@
+"""What a generator is asked for in one sampling."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from diffusers import SchedulerMixin
+from torch import Tensor, nn
+
+from pipeline.code import Condition, LatentSpec
+from pipeline.draws import Draws
+from pipeline.samplers.guidance import Guidance, Predict, guided
+
+# (step, noise level or fraction of the steps to come, state) -> the state to continue from, None for the one at hand
+OnStep = Callable[[int, float, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """One sampling of a network: `Objective.sample` and `Objective.regenerate` take it, beside their own settings."""
+
+    network: nn.Module
+    condition: Condition | None  # None for an unconditional network
+    spec: LatentSpec  # of the codes
+    draws: Draws  # of everything random
+    steps: int  # network evaluations
+    guidance: Guidance = Guidance()
+    on_step: OnStep | None = None  # called after every step
+    weak: nn.Module | None = None  # a network to guide away from, in place of the null label
+    scheduler: SchedulerMixin | None = None  # of diffusers, in place of the objective's own solver
+
+    def predict(self) -> Predict:
+        """The network under guidance, for continuous codes."""
+        return guided(self.network, self.condition, self.guidance, self.weak)
+
+
+def check_preserve(preserve: float) -> None:
+    """ValueError where what `regenerate` is to preserve is no fraction."""
+    if not 0 <= preserve <= 1:
+        raise ValueError(f"preserve={preserve} is a fraction; give a number from 0 to 1")
