@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from scipy.linalg import sqrtm
 from torch import Generator, Tensor
 
+from pipeline.features.moments import Moments, frechet_distance
 from pipeline.measuring.image_statistics import gather_statistics
-from pipeline.metrics.frechet import Moments, frechet_distance
 
 SLOWEST, CLOSEST, FLAT = 0.15, 1e-6, 8.0  # targets: share of the time, relative difference, megabytes
 WIDTHS = {"pooled": 2048, "spatial": 2023, "logits": 1008}

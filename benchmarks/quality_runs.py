@@ -67,7 +67,7 @@ class Line:
     def measure(self, folder: Path, work: Path, overrides: list[str]) -> dict[str, Any]:
         """The numbers of the report or the card, by key, and what post-training says of itself."""
         import run
-        from pipeline.measuring.card import card_from_command_line
+        from pipeline.commands.card import card
         from pipeline.recipes.schema import load
         from stages import ORDER
 
@@ -77,7 +77,7 @@ class Line:
         last = ORDER.index("encode_dataset" if self.card else "evaluate")
         run.run_stages(recipe, self.recipe, overrides, ORDER[: last + 1])
         if self.card:
-            card_from_command_line([str(work), "prior_steps=1"])
+            card([str(work), "prior_steps=1"])
             numbers = json.loads((work / "card" / "card.json").read_text())["numbers"]
             return {key: number["value"] for key, number in numbers.items()} | {"details": details_of(numbers)}
         numbers = json.loads((work / "report" / "metrics.json").read_text())

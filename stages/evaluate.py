@@ -4,35 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from pipeline.code import Code
-from pipeline.draws import mix
-from pipeline.images.reading import ImageBatch, Images
+from pipeline.features.passes import evenly_spaced
+from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.store import LatentStore
-from pipeline.measuring.evaluation import (
-    Number,
-    Rows,
-    code_numbers,
-    even,
-    fidelity,
-    perturbed_numbers,
-    reconstruction_numbers,
-    versions,
-)
-from pipeline.measuring.eyes import Eyes, eyes_of_run
-from pipeline.measuring.sample_measuring import (
-    Real,
-    common_protocol,
-    numbers_of_samples,
-    read_samples,
-    see_real,
-    see_samples,
-)
-from pipeline.metrics.perturbed import grid
+from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
+from pipeline.measuring.tokenizer import TokenizerMeasuring, suited
+from pipeline.metrics.base import ImageSet, Measurement, TokenizerInputs, TokenizerMetric, report_metrics
 from pipeline.recipes.schema import Recipe, settings
 from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves
@@ -42,7 +23,6 @@ from pipeline.runs.precision import autocast
 from pipeline.runs.workspace import NOTE, Workspace
 from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
-from pipeline.tokenizers.base import Tokenizer
 
 READS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")
 WRITES = "report"
@@ -56,90 +36,55 @@ def uses(recipe: Recipe) -> Any:
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
-    eyes = eyes_of_run(recipe, work, train, out / "judge")
+    of_samples = SampleMeasuring.of_run(recipe, work, train, out / "judge")
     pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator")).to(work.accelerator.device)
     pipe.set_progress_bar_config(disable=True)
-    tokenizer = pipe.tokenizer.eval()
-    pixels, labels, made = read_samples(work.artefact("samples"))
-    samples = see_samples(recipe, eyes, pixels, labels, work.accelerator)
-    look = lambda batch: see_rebuilt(recipe, eyes, tokenizer, batch)  # noqa: E731
-    real = see_real(recipe, train, held_out, eyes, work.accelerator, look)
-    shaken = measure_perturbed(work, recipe, eyes, tokenizer, real.held_out) if recipe.evaluate.perturbed else {}
+    of_tokenizer = tokenizer_measuring(recipe, pipe, of_samples)
+    pixels, labels, record = load_samples(work.artefact("samples"))
+    samples = of_samples.read_samples(pixels, labels)
+    real = of_samples.read_real(train, held_out, lambda *batch: of_tokenizer.rows(of_tokenizer.reconstruct(*batch)))
+    groups: dict[str, dict[str, Measurement]] = {}
+    if work.accelerator.is_main_process:
+        for metric, numbers in of_samples.measure(samples, real, record):
+            groups.setdefault(metric.group, {}).update(numbers)
+    for metric, numbers in of_tokenizer.measure(tokenizer_inputs(recipe, work, of_tokenizer, real)):
+        groups.setdefault(metric.report_group, {}).update(numbers)
     if not work.accelerator.is_main_process:
         return
-    groups = {
-        "Samples": dict(numbers_of_samples(recipe, eyes, samples, real, made)),
-        "Reconstructions": measure_rebuilt(eyes, real) | shaken,
-        "Codes": measure_codes(LatentStore(work.artefact("latents"))),
-    }
-    numbers = {name: {key: number.plain() for key, number in group.items()} for name, group in groups.items() if group}
-    flat = {key: {"group": name} | number for name, group in numbers.items() for key, number in group.items()}
+    flat = {key: {"group": name} | number.as_dict() for name, group in groups.items() for key, number in group.items()}
     (out / "metrics.json").write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
-    shown = draw(recipe, work, out, held_out, pipe, pixels, labels)
+    figures = draw(recipe, work, out, held_out, pipe)
     notes = {name: read_note(work.root / name) for name in ARTEFACTS}
-    save_report(out, recipe.name, describe(recipe, train, held_out), shown, notes, settings(recipe))
+    save_report(out, recipe.name, describe(recipe, train, held_out), figures, notes, settings(recipe))
     render_report(work.root, out)
 
 
-def see_rebuilt(recipe: Recipe, eyes: Eyes, tokenizer: Tokenizer, batch: ImageBatch) -> Rows:
-    """Rows of the reconstructions of images, and their codes where these will be perturbed."""
-    pixels = batch.images.to(eyes.device)
-    with torch.no_grad():
-        code = tokenizer.encode(pixels)
-    again = rendered(tokenizer, code)
-    rows = {}
-    if recipe.evaluate.perturbed:
-        rows = {"z": code.z} if code.ids is None else {"ids": code.ids}
-    rows |= {f"rebuilt_{name}": seen for name, seen in eyes.see(again).items()}
-    return rows | {f"rebuilt_{name}": value for name, value in fidelity(pixels, again, eyes.backbone).items()}
+def tokenizer_measuring(recipe: Recipe, pipe: LatentPipeline, of_samples: SampleMeasuring) -> TokenizerMeasuring:
+    """Measures the pipeline's tokenizer by those metrics that its codes are suited to."""
+    tokenizer = pipe.tokenizer.eval()
+    metrics = suited(report_metrics(recipe.evaluate, TokenizerMetric), tokenizer.spec)
+    return TokenizerMeasuring(tokenizer, of_samples.extractors, metrics, recipe.seed, tokenizer.encode)
 
 
-def measure_rebuilt(eyes: Eyes, real: Real) -> dict[str, Number]:
-    """The distances of the reconstructions that `see_rebuilt` saw, by key."""
-    new = real.held_out
-    again = {name.removeprefix("rebuilt_"): rows for name, rows in new.items() if name.startswith("rebuilt_")}
-    protocol = {"code": "the mode of the posterior"} | common_protocol(real.sizes)
-    return dict(reconstruction_numbers(new, again, eyes.features, eyes.described["perceptual"], protocol))
-
-
-def measure_codes(store: LatentStore) -> dict[str, Number]:
-    """How codes are used; nothing for codes without ids, which are large, and none of which is looked at here."""
-    if not store.spec.vocab:
-        return {}
-    codes = store.plain(torch.arange(min(len(store), CODES))).code
-    return dict(code_numbers(codes.ids, store.spec.vocab))
-
-
-def measure_perturbed(
-    work: Workspace, recipe: Recipe, eyes: Eyes, tokenizer: Tokenizer, new: Rows
-) -> dict[str, Number]:
-    """The distances of perturbed reconstructions of `new`, by key. Every process takes part."""
-
-    def see(code: Code) -> Rows:
-        images = rendered(tokenizer, code.to(eyes.device))
-        return {feature.name: feature.extract(images) for feature in eyes.features}
-
-    code = Code(z=new.get("z"), ids=new.get("ids"))
-    protocol = {"precision": "networks float32, statistics float64", "versions": versions()}
-    seed = mix(recipe.seed, "perturbed")
-    ways = grid(tokenizer.spec)
-    return dict(
-        perturbed_numbers(work.accelerator, tokenizer.neck, ways, code, see, new, eyes.features, seed, protocol)
+def tokenizer_inputs(
+    recipe: Recipe, work: Workspace, measuring: TokenizerMeasuring, real: RealImages
+) -> TokenizerInputs:
+    """Of the training split the stored ids alone are given: codes without ids are large, and no metric needs them."""
+    store, ids = LatentStore(work.artefact("latents")), {}
+    if store.spec.vocab and work.accelerator.is_main_process:
+        ids = {"ids": store.plain(torch.arange(min(len(store), CODES))).code.ids}
+    sets = ImageSet(ids, {}), ImageSet(real.held_out, real.protocol)
+    networks = measuring.extractors, work.accelerator
+    return TokenizerInputs(
+        measuring.tokenizer, recipe.data.size, recipe.seed, *networks, *sets, measuring.tokenizer.encode
     )
 
 
-def draw(
-    recipe: Recipe,
-    work: Workspace,
-    out: Path,
-    held_out: Images,
-    pipe: LatentPipeline,
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
-) -> list[Picture]:
+def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: LatentPipeline) -> list[Picture]:
     """The pictures of the report, written beside it."""
+    pixels, labels, _ = load_samples(work.artefact("samples"))
     size = pixels.shape[1]
-    images = held_out.plain(even(None, len(held_out), min(len(held_out), pictures.columns(size)))).images
+    images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), pictures.columns(size)))).images
     with torch.no_grad():
         code = pipe.tokenizer.encode(images.to(work.accelerator.device))
     pictures.reconstructions(images, rendered(pipe.tokenizer, code).cpu()).save(out / "reconstructions.png")
@@ -164,7 +109,7 @@ def draw(
 def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:
     """Interpolations of a few classes, evenly through them."""
     classes = pipe.num_classes
-    labels = even(None, classes, min(classes, BETWEEN)).tolist() if classes else None
+    labels = evenly_spaced(None, classes, min(classes, BETWEEN)).tolist() if classes else None
     count = len(labels) if labels else BETWEEN
     seeds = [(recipe.seed + 2 * i, recipe.seed + 2 * i + 1) for i in range(count)]
     names = [pipe.id2label.get(label, str(label)) for label in labels or []]

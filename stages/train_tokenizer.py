@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.frozen.stand_in import stand_in
 from pipeline.images.reading import Images
-from pipeline.measuring.code_usage import usage_of_training
+from pipeline.nn.code_usage import usage_of_training
 from pipeline.recipes.building import build_tokenizer, seeded
 from pipeline.recipes.schema import Phase, Recipe
 from pipeline.runs.workspace import Workspace, plain

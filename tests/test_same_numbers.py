@@ -14,10 +14,10 @@ from torch import Generator, Tensor
 from vision_folders import save_models
 
 from pipeline.components import build
+from pipeline.features import judge
+from pipeline.features.passes import PerImage
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import encode
-from pipeline.measuring import judge
-from pipeline.measuring.evaluation import Rows
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.schema import Recipe, load
@@ -87,7 +87,7 @@ def go_through(place: Path, out: Path) -> None:
 def statistics_of(accelerator: Accelerator) -> ImageStatistics:
     """Of rows that are functions of an image's number: moments and inception score, which need weights else."""
 
-    def measure(indices: Tensor) -> Rows:
+    def measure(indices: Tensor) -> PerImage:
         rows = [torch.randn(2, 6, generator=Generator().manual_seed(int(i))) for i in indices]
         return dict(zip(("rows", "logits"), torch.stack(rows, dim=1)))
 

@@ -6,7 +6,10 @@ from pipeline.checks.generator import check_generator, check_sampling
 from pipeline.checks.phase import check_critic, check_only, check_phase, check_whole_phase
 from pipeline.code import LatentSpec
 from pipeline.components import check, find
+from pipeline.features.choice import check_features
+from pipeline.features.statistics_file import check_reference
 from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
+from pipeline.metrics.base import check_metrics, report_kinds
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipes.building import DERIVED, find_tokenizer, on_meta
@@ -116,9 +119,7 @@ def check_posttraining(recipe: Recipe) -> None:
 
 
 def check_evaluation(recipe: Recipe) -> None:
-    """ValueError where features, their weights or the reference are not on this machine."""
-    from pipeline.measuring.feature_choice import check_features
-    from pipeline.measuring.reference import check_reference
-
+    """ValueError where there is no such metric, or features, their weights or the reference are not on this machine."""
+    check_metrics(recipe.evaluate.metrics, report_kinds(), "evaluate.metrics")
     check_features(recipe.evaluate.features, recipe.weights)
     check_reference(recipe.evaluate.reference, recipe.evaluate.features)

@@ -1,130 +1,159 @@
-"""A tokenizer's card: all that is measured of a tokenizer alone, of a run's or of an imported folder."""
+"""The numbers of a tokenizer's card: rows of both splits, and its metrics measured on them."""
 
-import json
-from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from pipeline.components import structure
-from pipeline.images.reading import Images
-from pipeline.images.rendering import rendered
-from pipeline.measuring.card_measuring import Measuring
-from pipeline.measuring.card_sight import CardSettings, Sight
-from pipeline.measuring.evaluation import even
-from pipeline.measuring.throughput import device_name
-from pipeline.publishing.tokenizer_folder import load_any
-from pipeline.recipes.files import merge, parse
-from pipeline.recipes.schema import load
-from pipeline.reporting import pictures
-from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page
-from pipeline.reporting.run_page import refresh_report
-from pipeline.runs.finished import CARD, run_folder, sha256_of_tokenizer, tokenizer_of
-from pipeline.runs.machine import accelerate
-from pipeline.runs.workspace import OWNER, Workspace, fingerprint
+from pipeline.code import Code
+from pipeline.draws import ImageDraws, mix
+from pipeline.features.passes import PerImage, collect_rows, evenly_spaced
+from pipeline.images.reading import ImageBatch, Images
+from pipeline.measuring.card_networks import CardNetworks, CardSettings
+from pipeline.measuring.protocols import computation
+from pipeline.measuring.small_prior import learn
+from pipeline.measuring.tokenizer import TokenizerMeasuring, suited
+from pipeline.metrics.base import (
+    ImageSet,
+    LearnedPrior,
+    Measurement,
+    TokenizerInputs,
+    TokenizerMetric,
+    build_metrics,
+    metric_kinds,
+)
 from pipeline.tokenizers.base import Tokenizer
 
-
-@dataclass
-class Subject:
-    """A tokenizer's folder, what it is called, where its card goes, and what of the settings is known."""
-
-    name: str
-    tokenizer: Path
-    folder: Path
-    judge: Path | None  # the one of the run's report, so that distances can be compared
-    settings: dict[str, Any]
+BATCH_VALUES = 2**22  # numbers in a batch of images, at most
 
 
-def card_from_command_line(words: list[str]) -> None:
-    """`run.py card RUN|FOLDER key=value ...`; says where the card is."""
-    target, *overrides = words
-    subject = find_subject(target)
-    stated = subject.settings
-    for override in overrides:
-        stated = merge(stated, parse(override))
-    if "data" not in stated:
-        raise ValueError(f"{target} does not say of which images; state data.source.kind=... and data.size=...")
-    settings, accelerator = structure(CardSettings, stated), accelerate("fp32")
-    if accelerator.num_processes > 1:
-        raise ValueError("a card is made by one process; run it without torchrun")
-    out = Path(settings.out) if settings.out else subject.folder / "card"
-    if out.exists() and any(out.iterdir()) and not (out / CARD).exists():
-        raise ValueError(f"{out} is there and is not a card; state another out=FOLDER")
-    work, because = Workspace(out.parent, accelerator), fingerprint(settings, sha256_of_tokenizer(subject.tokenizer))
-    if work.current(out.name, because):
-        return print(f"card: {out} is up to date")
-    with work.publish(out.name, because, seed=settings.seed) as draft:
-        make_card(subject, settings, accelerator, draft)
-    refresh_report(out.parent)
-    print(f"card: {out / 'index.html'}")
+class CardMeasuring:
+    """Measures a tokenizer on images of both splits. `folder` is where the small prior is trained."""
 
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        networks: CardNetworks,
+        settings: CardSettings,
+        accelerator: Accelerator,
+        folder: Path,
+    ):
+        self.tokenizer, self.networks, self.settings, self.accelerator = tokenizer, networks, settings, accelerator
+        self.spec, self.device, self.folder = tokenizer.spec, accelerator.device, folder
+        self.batch = max(1, min(64, BATCH_VALUES // (3 * settings.data.size**2)))
+        kinds = metric_kinds(TokenizerMetric) if settings.metrics is None else settings.metrics
+        self.chosen_metrics = build_metrics(TokenizerMetric, kinds, noise=settings.noise)
 
-def find_subject(target: str) -> Subject:
-    """The tokenizer of a run, or the one in a folder; ValueError where `target` is neither."""
-    if (run := run_folder(target)) is not None:
-        recipe = load(str(run / OWNER))
-        known = {"data": asdict(recipe.data), "seed": recipe.seed, "weights": recipe.weights}
-        part = recipe.evaluate
-        known |= {"images": part.images, "features": list(part.features), "resize": part.resize}
-        judge = run / "report" / "judge"
-        return Subject(recipe.name, tokenizer_of(run), run, judge if judge.is_dir() else None, known)
-    folder = Path(target)
-    if (folder / "config.json").is_file():
-        return Subject(folder.resolve().name, folder, folder, None, {})
-    raise ValueError(
-        f"{target} is neither a run (a folder with {OWNER}, a name in runs/, a recipe that has been run) nor a"
-        " tokenizer's folder (with config.json)"
-    )
+    @cached_property
+    def measuring(self) -> TokenizerMeasuring:
+        metrics = suited(self.chosen_metrics, self.spec)
+        networks = self.networks.extractors, metrics, self.settings.seed, self.encode, self.networks.vision
+        return TokenizerMeasuring(self.tokenizer, *networks)
 
+    def scale(self, train: Images) -> str:
+        """Set mean and std of a continuous tokenizer that has none yet to those of its codes; says whose they are."""
+        mean, std = self.tokenizer.mean, self.tokenizer.std
+        if self.spec.vocab:
+            return "ids have none"
+        if mean.any() or (std != 1).any():
+            return "the mean and std that are stored with the tokenizer"
+        z = self.read_codes(train)["z"].double().flatten(0, -mean.ndim - 1)
+        spreads = z.std(dim=0, unbiased=False)
+        mean.copy_(z.mean(dim=0)), std.copy_(torch.where(spreads > 0, spreads, 1))
+        return f"mean and std of the codes of {len(self.chosen(train))} training images, measured here"
 
-def make_card(subject: Subject, settings: CardSettings, accelerator: Accelerator, out: Path) -> None:
-    """Measure, and write `card.json`, `card.md`, `index.html` and what they show into the folder `out`."""
-    train, held_out = Images(settings.data, "train"), Images(settings.data, "held_out")
-    if not len(held_out):
-        raise ValueError("a card measures held-out images, and there are none; set data.source.held_out=0.1")
-    tokenizer = load_any(subject.tokenizer, settings.data.size).to(accelerator.device)
-    if (size := tokenizer.config.image_size) != settings.data.size:
-        raise ValueError(
-            f"the tokenizer is for images of {size} pixels, not {settings.data.size}; set data.size={size}"
+    def left_out(self) -> list[str]:
+        """What is not measured of this tokenizer, and why."""
+        return [why for metric in self.chosen_metrics if (why := metric.unsuited(self.spec)) is not None]
+
+    def chosen(self, images: Images) -> Tensor:
+        return evenly_spaced(None, len(images), min(len(images), self.settings.images))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Code:
+        """The code with its vectors, looked up where the tokenizer gives ids alone."""
+        code = self.tokenizer.encode(images)
+        z = self.tokenizer.normalize(self.tokenizer.neck.lookup(code.ids)) if code.z is None else code.z
+        return Code(z.float(), code.ids)
+
+    def read_codes(self, images: Images) -> PerImage:
+        """`z`, and as far as there are such `ids`, `labels`, `attributes` and `flow_noise`, of the chosen images."""
+        chosen = self.chosen(images)
+
+        def measure(indices: Tensor) -> PerImage:
+            batch = images.plain(chosen[indices])
+            code = self.encode(batch.images.to(self.device))
+            return labels_of(batch) | self.code_rows(code, indices, images.split)
+
+        return collect_rows(self.accelerator, len(chosen), measure, self.batch)
+
+    def read_reconstructions(self, images: Images) -> PerImage:
+        """The rows of `read_codes`, and all that metrics must know of held-out images."""
+        chosen = self.chosen(images)
+
+        @torch.no_grad()
+        def measure(indices: Tensor) -> PerImage:
+            batch = images.plain(chosen[indices])
+            encoded = self.measuring.reconstruct(batch.images, indices)
+            rows = labels_of(batch) | self.code_rows(encoded.code, indices, images.split)
+            rows |= {f.name: f.extract(encoded.images) for f in self.networks.extractors.features}
+            return rows | self.measuring.rows(encoded)
+
+        return collect_rows(self.accelerator, len(chosen), measure, self.batch)
+
+    def code_rows(self, code: Code, indices: Tensor, split: str) -> PerImage:
+        """A code as rows; a continuous one with `flow_noise`, the end of the flow that it would take."""
+        if code.ids is not None:
+            return {"z": code.z, "ids": code.ids}
+        seeds = [mix(self.settings.seed, "flow", split, index) for index in indices.tolist()]
+        noise = ImageDraws.from_seeds(seeds, self.device).normal("noise", tuple(code.z.shape[1:]))
+        return {"z": code.z, "flow_noise": noise}
+
+    def inputs(self, train: Images, held_out: Images) -> TokenizerInputs:
+        """Read both splits, and train the small prior where a metric needs it."""
+        data = {"train": train.fingerprint(), "held_out": held_out.fingerprint(), "size": self.settings.data.size}
+        common = {"data": data} | computation()
+        old, new = self.read_codes(train), self.read_reconstructions(held_out)
+        return TokenizerInputs(
+            self.tokenizer,
+            self.settings.data.size,
+            self.settings.seed,
+            self.networks.extractors,
+            self.accelerator,
+            ImageSet(old, common),
+            ImageSet(new, common),
+            self.encode,
+            self.networks.vision_described,
+            train.class_names,
+            train.attribute_names,
+            self.train_prior(old, new),
+            lambda: held_out.plain(self.chosen(held_out)[: self.batch]).images.to(self.device),
         )
-    sight = Sight.of(settings, train, subject.judge, accelerator.device, out / "judge")
-    measuring = Measuring(tokenizer, sight, settings, accelerator)
-    about = describe(subject, tokenizer, settings, accelerator) | {
-        "scale": measuring.scale(train),
-        "left_out": measuring.left_out(),
-    }
-    old, new = measuring.codes(train), measuring.everything(held_out)
-    groups = measuring.numbers(old, new, train, held_out, out)
-    numbers = {title: {key: number.plain() for key, number in part} for title, part in groups.items()}
-    flat = {key: {"group": group} | number for group, part in numbers.items() for key, number in part.items()}
-    curves = measuring.curves(old, new)
-    content = {"about": about, "numbers": flat, "curves": curves}
-    (out / CARD).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    (out / "card.md").write_text(card_markdown(about, numbers))
-    save_reconstructions(measuring, held_out, out / "reconstructions.png")
-    shown = draw_card(curves, out / "prior" / "metrics.jsonl", out)
-    write_card_page(out / "index.html", about, numbers, shown)
+
+    def train_prior(self, train: PerImage, held_out: PerImage) -> LearnedPrior | None:
+        """The small generator's result; None where no metric needs it."""
+        if not any("prior" in metric.needs for metric in self.measuring.metrics):
+            return None
+        codes = [Code(rows["z"] if "ids" not in rows else None, rows.get("ids")) for rows in (train, held_out)]
+        settings = self.settings
+        return learn(*codes, self.spec, settings.prior_steps, self.folder, settings.seed, self.accelerator)
+
+    def numbers(self, inputs: TokenizerInputs) -> dict[str, dict[str, Measurement]]:
+        """Every number, by group and key."""
+        groups: dict[str, dict[str, Measurement]] = {}
+        for metric, numbers in self.measuring.measure(inputs):
+            groups.setdefault(metric.group, {}).update(numbers)
+        return groups
+
+    def curves(self, inputs: TokenizerInputs) -> dict[str, Any]:
+        """What the figures of a card show, as plain numbers."""
+        metrics = [metric for metric in self.measuring.metrics if metric.needs <= inputs.available]
+        return {name: values for metric in metrics for name, values in metric.curves(inputs).items()}
 
 
-def describe(
-    subject: Subject, tokenizer: Tokenizer, settings: CardSettings, accelerator: Accelerator
-) -> dict[str, Any]:
-    return {
-        "name": subject.name,
-        "tokenizer": type(tokenizer).__name__,
-        "folder": str(subject.tokenizer),
-        "sha256": sha256_of_tokenizer(subject.tokenizer),
-        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
-        "code": asdict(tokenizer.spec),
-        "settings": asdict(settings),
-        "device": device_name(accelerator.device),
-    }
-
-
-def save_reconstructions(measuring: Measuring, held_out: Images, path: Path) -> None:
-    count = min(len(held_out), pictures.columns(held_out.data.size))
-    images = held_out.plain(even(None, len(held_out), count)).images
-    again = rendered(measuring.tokenizer, measuring.encode(images.to(measuring.device)))
-    pictures.reconstructions(images, again.cpu()).save(path)
+def labels_of(batch: ImageBatch) -> PerImage:
+    labels = {} if batch.condition is None else {"labels": batch.condition.labels}
+    return labels if batch.attributes is None else labels | {"attributes": batch.attributes}

@@ -1,4 +1,4 @@
-"""Finished runs side by side: what may be compared, what may not and why, and what goes with good samples."""
+"""Finished runs side by side: which numbers can be compared, which cannot and why, and what correlates with quality."""
 
 import json
 from dataclasses import dataclass
@@ -8,20 +8,17 @@ from typing import Any
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
-from pipeline.recipes.files import parse
-from pipeline.reporting.comparison_page import write_comparison
 from pipeline.runs.finished import run_folder
 from pipeline.runs.workspace import NOTE, OWNER
 
-OF_THE_RUN = ("sampling", "versions", "codes", "seed")  # what a protocol says of the run and not of the measurement
+OF_THE_RUN = ("sampling", "versions", "codes", "seed")  # what a protocol says of the run, not of the measurement
 TRAINED = ("tokenizer", "joint", "latents", "generator", "decoder")  # the artefacts whose making counts as training
-OUT = Path("comparison")
 FEWEST = 3  # runs that a rank correlation needs
 
 
 @dataclass
-class Finished:
-    """A run: its numbers by key as metrics.json and card.json hold them, and what it was made with."""
+class FinishedRun:
+    """A run: its settings, and its numbers by key as metrics.json and card.json hold them."""
 
     name: str
     folder: Path
@@ -30,7 +27,7 @@ class Finished:
 
 
 @dataclass
-class Line:
+class ComparedNumber:
     """One number over all runs; `groups` are the indices of runs that were measured alike, the largest group first."""
 
     key: str
@@ -48,23 +45,7 @@ class Line:
         return self.groups[0]
 
 
-def compare_from_command_line(arguments: list[str]) -> None:
-    """`run.py compare RUN RUN ... out=DIR by=KEY`; says where the comparison is."""
-    stated = {key: value for text in arguments if "=" in text for key, value in parse(text).items()}
-    if unknown := sorted(set(stated) - {"out", "by"}):
-        raise ValueError(f"compare has no setting {unknown[0]!r}; there are: out, by")
-    runs = read_runs([text for text in arguments if "=" not in text])
-    lines = line_up(runs)
-    aim = lines[chosen_aim(lines, stated.get("by"))]
-    out = Path(stated.get("out", OUT))
-    if out.exists() and any(out.iterdir()) and not (out / "comparison.json").exists():
-        raise ValueError(f"{out} is there and is not a comparison; state another out=FOLDER")
-    out.mkdir(parents=True, exist_ok=True)
-    write_comparison(out, runs, list(lines.values()), aim, correlations(lines, aim))
-    print(f"compare: {out / 'index.html'}")
-
-
-def read_runs(names: list[str]) -> list[Finished]:
+def read_runs(names: list[str]) -> list[FinishedRun]:
     """ValueError for fewer than two runs, one that is not there, and one of which nothing was measured."""
     if len(names) < 2:
         raise ValueError("compare needs two runs or more; name their folders, for example runs/digits runs/digits_ddpm")
@@ -75,7 +56,8 @@ def read_runs(names: list[str]) -> list[Finished]:
     return runs
 
 
-def read_run(name: str) -> Finished:
+def read_run(name: str) -> FinishedRun:
+    """A run by its folder, or its name in runs/; ValueError where there is none, or nothing of it was measured."""
     if (folder := run_folder(name)) is None:
         raise ValueError(f"{name} is no run; name its folder, which holds {OWNER}, or its name in runs/")
     settings = OmegaConf.to_container(OmegaConf.load(folder / OWNER))
@@ -88,7 +70,7 @@ def read_run(name: str) -> Finished:
     }
     for key, number in (card or {}).get("numbers", {}).items():
         numbers.setdefault(key, number | {"group": f"Card: {number['group']}"})
-    return Finished(folder.resolve().name, folder, training_time(folder) | numbers, settings)
+    return FinishedRun(folder.resolve().name, folder, training_time(folder) | numbers, settings)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -96,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def training_time(folder: Path) -> dict[str, dict[str, Any]]:
-    """Seconds that the artefacts of the line took, and on what; nothing where a note is missing."""
+    """Seconds that the artefacts of the line took, and on which machine; nothing where a note is missing."""
     notes = {name: read_json(folder / name / NOTE) for name in TRAINED}
     if notes["joint"] is None:  # a run from before there was such a stage
         del notes["joint"]
@@ -116,13 +98,14 @@ def training_time(folder: Path) -> dict[str, dict[str, Any]]:
     return {"training_time": number}
 
 
-def line_up(runs: list[Finished]) -> dict[str, Line]:
+def compare_numbers(runs: list[FinishedRun]) -> dict[str, ComparedNumber]:
     """Every number that any of the runs has, those of the first run first."""
     keys = dict.fromkeys(key for run in runs for key in run.numbers)
-    return {key: line_of(key, [run.numbers.get(key) for run in runs]) for key in keys}
+    return {key: compare_number(key, [run.numbers.get(key) for run in runs]) for key in keys}
 
 
-def line_of(key: str, numbers: list[dict[str, Any] | None]) -> Line:
+def compare_number(key: str, numbers: list[dict[str, Any] | None]) -> ComparedNumber:
+    """One number of every run, None where a run has none; runs with the same protocol form a group."""
     protocols = [None if number is None else measurement(number["protocol"]) for number in numbers]
     there = [i for i, protocol in enumerate(protocols) if protocol is not None]
     groups: list[list[int]] = []
@@ -131,9 +114,9 @@ def line_of(key: str, numbers: list[dict[str, Any] | None]) -> Line:
         groups.append([i]) if alike is None else alike.append(i)
     groups.sort(key=lambda group: (-len(group), group[0]))
     names = dict.fromkeys(name for group in groups for name in protocols[group[0]])
-    values = {name: [str(protocols[group[0]].get(name, "not said")) for group in groups] for name in names}
+    values = {name: [str(protocols[group[0]].get(name, "not given")) for group in groups] for name in names}
     first = numbers[there[0]]
-    return Line(
+    return ComparedNumber(
         key,
         first["title"],
         first.get("unit", ""),
@@ -142,12 +125,12 @@ def line_of(key: str, numbers: list[dict[str, Any] | None]) -> Line:
         first.get("meaning", ""),
         [None if number is None else number["value"] for number in numbers],
         groups,
-        {name: found for name, found in values.items() if len(set(found)) > 1},
+        {name: of_groups for name, of_groups in values.items() if len(set(of_groups)) > 1},
     )
 
 
 def measurement(protocol: dict[str, Any]) -> dict[str, Any]:
-    """How a number was measured, flat: its protocol without what says how the run's own images were made."""
+    """How a number was measured, flat: its protocol without the settings of the run itself."""
     flat: dict[str, Any] = {}
     for name, value in protocol.items():
         if name in OF_THE_RUN:
@@ -159,29 +142,30 @@ def measurement(protocol: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def chosen_aim(lines: dict[str, Line], stated: str | None) -> str:
-    """The key of the generation distance: the stated one, else the one that most runs can be compared by."""
-    distances = [key for key in lines if key.startswith(("fd_", "fid"))]
-    if stated is not None and stated not in lines:
-        raise ValueError(f"by={stated}: no run has such a number; there are: {', '.join(distances) or 'no distances'}")
-    if stated is None and not distances:
-        raise ValueError("none of the runs has a distance of samples; run: python run.py evaluate RECIPE, or state by=")
-    return stated or max(distances, key=lambda key: len(lines[key].main))
+def choose_aim(numbers: dict[str, ComparedNumber], by: str | None) -> str:
+    """The key of the generation distance: the given one, else the one that most runs can be compared by."""
+    distances = [key for key in numbers if key.startswith(("fd_", "fid"))]
+    if by is not None and by not in numbers:
+        raise ValueError(f"by={by}: no run has such a number; there are: {', '.join(distances) or 'no distances'}")
+    if by is None and not distances:
+        raise ValueError("none of the runs has a distance of samples; run: python run.py evaluate RECIPE, or set by=")
+    return by or max(distances, key=lambda key: len(numbers[key].main))
 
 
-def correlations(lines: dict[str, Line], aim: Line) -> list[dict[str, Any]]:
+def correlations(numbers: dict[str, ComparedNumber], aim: ComparedNumber) -> list[dict[str, Any]]:
     """Spearman's rank correlation of every number with `aim` over the runs that can be compared in both.
 
     Signed so that 1 means: what is better by the one is better by the other. Left out are numbers without a direction,
     with fewer than `FEWEST` such runs, and those that are the same for all.
     """
-    found = []
-    for line in lines.values():
-        runs = max(([i for i in one if i in other] for one in line.groups for other in aim.groups), key=len)
-        pairs = [[one.values[i] for i in runs] for one in (line, aim)]
-        if line is aim or line.better == "neither" or len(runs) < FEWEST or any(len(set(part)) < 2 for part in pairs):
+    ranks = []
+    for number in numbers.values():
+        runs = max(([i for i in one if i in other] for one in number.groups for other in aim.groups), key=len)
+        pairs = [[one.values[i] for i in runs] for one in (number, aim)]
+        constant = any(len(set(values)) < 2 for values in pairs)
+        if number is aim or number.better == "neither" or len(runs) < FEWEST or constant:
             continue
-        sign = 1 if line.better == aim.better else -1
+        sign = 1 if number.better == aim.better else -1
         value = sign * float(spearmanr(*pairs).statistic)
-        found.append({"key": line.key, "title": line.title, "group": line.group, "rank": value, "runs": runs})
-    return sorted(found, key=lambda entry: -abs(entry["rank"]))
+        ranks.append({"key": number.key, "title": number.title, "group": number.group, "rank": value, "runs": runs})
+    return sorted(ranks, key=lambda entry: -abs(entry["rank"]))

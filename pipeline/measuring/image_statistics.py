@@ -1,4 +1,4 @@
-"""What is known of a set of images, gathered over any number of processes: moments of all, rows of some."""
+"""Statistics of a set of images, gathered over any number of processes: moments of all, rows of some."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.measuring.evaluation import Rows, own_batches
-from pipeline.metrics.frechet import Moments
-from pipeline.metrics.inception_score import RunningScore
+from pipeline.features.moments import Moments
+from pipeline.features.passes import PerImage, process_batches
+from pipeline.features.running_score import RunningScore
 
 
 @dataclass
@@ -18,7 +18,7 @@ class ImageStatistics:
     """Its memory grows with the rows that are kept, not with the number of images."""
 
     count: int = 0
-    rows: Rows = field(default_factory=dict)  # of the images that were chosen, a row each, under every name
+    rows: PerImage = field(default_factory=dict)  # of the images that were chosen, a row each, under every name
     moments: dict[str, Moments] = field(default_factory=dict)  # of all images, by name
     score: RunningScore = field(default_factory=RunningScore)  # of all images, where there are logits
 
@@ -26,7 +26,7 @@ class ImageStatistics:
 def gather_statistics(
     accelerator: Accelerator,
     count: int,
-    measure: Callable[[Tensor], Rows],
+    measure: Callable[[Tensor], PerImage],
     chosen: Tensor,
     moments: Sequence[str] = (),
     logits: str | None = None,
@@ -39,21 +39,21 @@ def gather_statistics(
     """
     keep = torch.zeros(count, dtype=torch.bool)
     keep[chosen] = True
-    found, kept = ImageStatistics(), []
-    for part in own_batches(accelerator, count, batch):
-        found.count += len(part)
-        rows = {name: values.cpu() for name, values in measure(part).items()}
+    statistics, kept = ImageStatistics(), []
+    for indices in process_batches(accelerator, count, batch):
+        statistics.count += len(indices)
+        rows = {name: values.cpu() for name, values in measure(indices).items()}
         for name in moments:
-            found.moments.setdefault(name, Moments(rows[name].shape[1])).update(rows[name])
+            statistics.moments.setdefault(name, Moments(rows[name].shape[1])).update(rows[name])
         if logits in rows:
-            found.score.update(part, rows.pop(logits))
-        if keep[part].any():
-            kept.append({name: values[keep[part]] for name, values in rows.items()})
-    parts = gather_object([(found, kept)]) if accelerator.num_processes > 1 else [(found, kept)]
-    return _joined([part for part, _ in parts], [rows for _, some in parts for rows in some])
+            statistics.score.update(indices, rows.pop(logits))
+        if keep[indices].any():
+            kept.append({name: values[keep[indices]] for name, values in rows.items()})
+    parts = gather_object([(statistics, kept)]) if accelerator.num_processes > 1 else [(statistics, kept)]
+    return merge_statistics([part for part, _ in parts], [rows for _, some in parts for rows in some])
 
 
-def _joined(parts: list[ImageStatistics], kept: list[Rows]) -> ImageStatistics:
+def merge_statistics(parts: list[ImageStatistics], kept: list[PerImage]) -> ImageStatistics:
     """The statistics of the whole, merged in the order of processes."""
     whole = ImageStatistics(sum(part.count for part in parts))
     whole.rows = {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]} if kept else {}

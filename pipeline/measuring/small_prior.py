@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +11,7 @@ from pipeline.code import Code, LatentSpec
 from pipeline.components import build
 from pipeline.draws import StepDraws, mix
 from pipeline.latents.store import CodeBatch
+from pipeline.metrics.base import LearnedPrior
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Loop
 from pipeline.training.generation import Generation
@@ -23,7 +23,6 @@ PRIORS = {  # network and objective, by whether codes have ids
     False: ({"kind": "diffusion_transformer"} | SHAPE, {"kind": "flow_matching"}),
 }
 LOGITS = 2**26  # at most so many in a batch
-LARGEST = 2**18  # codes, beyond which the table of the small network is no longer small
 PASSES = 2  # over the new codes: as many draws of noise of each
 CHECKS = 10  # of the loss on new codes in the course of a training
 ASKED = 512  # new codes at most
@@ -42,18 +41,9 @@ class Codes:
         return CodeBatch(self.code[indices])
 
 
-@dataclass
-class Learned:
-    """What came of the training of a small prior."""
-
-    loss: float  # the least of those on new codes
-    course: dict[int, float]  # loss on new codes by step
-    described: dict[str, Any]
-
-
 def learn(
     code: Code, new: Code, spec: LatentSpec, steps: int, folder: Path, seed: int, accelerator: Accelerator
-) -> Learned:
+) -> LearnedPrior:
     """Train a small network without conditions on `code` for so many steps, and ask its running average about `new`.
 
     It is asked `CHECKS` times, and the least loss counts: where codes are few, a network that has learned them by heart
@@ -89,7 +79,7 @@ def learn(
         "trained_on": f"{len(code)} codes of the training split",
         "kept": f"the least of {len(course)} losses on {len(new)} codes",
     }
-    return Learned(min(course.values()), course, described)
+    return LearnedPrior(min(course.values()), course, described)
 
 
 @torch.no_grad()

@@ -1,49 +1,325 @@
-"""What metrics share: distances between rows of features, and what every extractor of features promises."""
+"""What every metric states of itself, what it is given, and what it returns: a number with its protocol."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
-import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline.code import Code, LatentSpec
+from pipeline.components import build, find, kinds
+from pipeline.draws import ImageDraws
+from pipeline.features.extractors import FeatureExtractor
+from pipeline.features.networks import FeatureExtractors
+from pipeline.features.passes import PerImage
+from pipeline.recipes.schema import Evaluation
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.validation import suggestion
 
-class Features(ABC):
-    """A named way from images to rows; numbers on it bear its name (`fd_classifier`)."""
+NEEDS = {  # what a metric can need; it is measured where all that it needs is there
+    "moments": "mean and covariance of features",
+    "rows": "rows of features, one per image",
+    "labels": "class labels of the real images",
+    "classifier": "a judge that was trained on class labels",
+    "logits": "features that give class logits (inception)",
+    "ids": "codes with ids",
+    "continuous": "codes without ids",
+    "attributes": "attributes of the images",
+    "posterior": "a bottleneck with a divergence term",
+    "prior": "a small generator trained on the codes",
+}
 
-    name: str
-    logits: str | None = None  # the name under which `see` gives class logits, where it does
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number that a metric gives. `{}` in key, title and meaning stands for the features, or whatever it is of."""
+
+    key: str  # in metrics.json and card.json
+    title: str
+    better: str  # higher, lower or neither
+    meaning: str  # one sentence for the report
+    unit: str = ""
+    headline: bool = False  # shown at the head of the page
+
+    def measured(self, value: float, protocol: dict[str, Any], of: str = "", **more: Any) -> "tuple[str, Measurement]":
+        """The key and the measurement of `value`; `of` replaces `{}`, `more` are further fields of the measurement."""
+        key, title, meaning = (text.replace("{}", of) for text in (self.key, self.title, self.meaning))
+        fields = {"title": title, "unit": self.unit, "headline": self.headline} | more
+        return key, Measurement(value=value, better=self.better, meaning=meaning, protocol=protocol, **fields)
+
+
+@dataclass
+class Measurement:
+    """A measured number. `held_out` is the same number for as many real images that no training saw: the floor."""
+
+    title: str
+    value: float
+    better: str  # higher, lower or neither
+    meaning: str
+    protocol: dict[str, Any]
+    unit: str = ""
+    held_out: float | None = None
+    ratio: float | None = None  # value / held_out, where that says something
+    details: dict[str, float] = field(default_factory=dict)
+    headline: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """As metrics.json holds it."""
+        return asdict(self)
+
+
+Measurements = Iterator[tuple[str, Measurement]]  # by key
+
+
+class Metric(ABC):
+    """A method of measuring. Settings of an evaluation or a card reach the constructors that take them."""
+
+    quantities: ClassVar[tuple[Quantity, ...]]
+    needs: ClassVar[frozenset[str]] = frozenset()  # names in NEEDS
+    order: ClassVar[int] = 1000  # in reports and cards: smaller numbers stand first
+    asked: ClassVar[str | None] = None  # setting of `evaluate` that has it measured, where a report has it on demand
+
+    def __init__(self) -> None:  # noqa: B027 - recipes read the settings of a metric off its constructor
+        """A metric without settings."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Samples beside real images, by the names of features: their rows, or the moments of these."""
+
+    samples: dict[str, Any]
+    references: dict[str, Any]
+    held_out: dict[str, Any] | None  # as many real images, which give the floor; None where there are none
+    described: dict[str, Any]  # the images, for protocols
+    titles: dict[str, str] = field(default_factory=dict)  # of the references, where these differ by features
+
+    def protocol(self, features: dict[str, Any], name: str) -> dict[str, Any]:
+        """What protocols say of a comparison on the features `name`, which are described by `features`."""
+        title = {"references": self.titles[name]} if name in self.titles else {}
+        return {"features": features} | self.described | title
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """What metrics of samples are given."""
+
+    extractors: FeatureExtractors
+    moments: Comparison  # of Gaussian | Moments
+    rows: Comparison | None  # of Tensor [n, D]; None where no images of the reference are known
+    samples: PerImage  # rows of the evaluated samples
+    held_out: PerImage  # rows of real held-out images
+    train: PerImage  # rows of real training images
+    count: int  # of all samples
+    score: float | None  # inception score of all samples
+    protocol: dict[str, Any]  # how samples and numbers were computed
+
+    @property
+    def available(self) -> set[str]:
+        """The names in NEEDS that these inputs have."""
+        judge = self.extractors.described["judge"]["kind"]
+        there = {"moments": True, "rows": self.rows is not None, "labels": "labels" in self.held_out}
+        there |= {"classifier": judge == "classifier", "logits": self.score is not None}
+        return {name for name, has in there.items() if has}
+
+
+class SampleMetric(Metric):
+    """A metric of samples, in the report and in a sweep; `evaluate.metrics` chooses them."""
+
+    group: ClassVar[str] = "Samples"  # heading in the report
+
+    def rows(self, images: Tensor, extractors: FeatureExtractors) -> PerImage:
+        """What it must know of images [B, 3, H, W] in [-1, 1] beside the rows of `extractors.features`."""
+        return {}
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What a number on these features depends on: weights and their sha256, resize rule, width."""
+    def measure(self, inputs: SampleInputs) -> Measurements:
+        """Its numbers, by key."""
+
+
+class FeatureMetric(SampleMetric):
+    """A metric that compares rows of features; it is measured on each of the features, for held-out images too."""
+
+    needs = frozenset({"rows"})
+    only: ClassVar[tuple[str, ...]] = ()  # features it is defined on; empty for all
 
     @abstractmethod
-    def extract(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] in [-1, 1] to rows [B, D] in float32."""
+    def compare(self, samples: Tensor, real: Tensor) -> tuple[float, ...]:
+        """A value for each of the quantities, from rows [m, D] and [n, D]."""
 
-    def see(self, images: Tensor) -> dict[str, Tensor]:
-        """All rows that one pass over images gives, by name; `extract`'s under the features' own."""
-        return {self.name: self.extract(images)}
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """What protocols say of the method."""
 
-    def statistics(self) -> dict[str, dict[str, Any]]:
-        """The rows of `see` whose Fréchet distance is measured, described as by `describe`."""
-        return {self.name: self.describe()}
+    def measure(self, inputs: SampleInputs) -> Measurements:
+        for feature in inputs.extractors.features:
+            if not self.only or feature.name in self.only:
+                yield from self.on_feature(feature, inputs.rows, inputs.protocol)
+
+    def on_feature(self, feature: FeatureExtractor, rows: Comparison, protocol: dict[str, Any]) -> Measurements:
+        """The numbers on one of the features; those of the held-out images are their floors."""
+        name = feature.name
+        values = self.compare(rows.samples[name], rows.references[name])
+        floors: Sequence[float | None] = [None] * len(values)
+        if rows.held_out is not None:
+            floors = self.compare(rows.held_out[name], rows.references[name])
+        where = self.described() | rows.protocol(feature.describe(), name) | protocol
+        for quantity, value, floor in zip(self.quantities, values, floors):
+            yield quantity.measured(value, where, name, held_out=floor)
 
 
-def distances(first: Tensor, second: Tensor) -> Tensor:
-    """Euclidean distances of all pairs [m, n], in float64 and by differences: equal rows are exactly 0 apart."""
-    return torch.cdist(first.double(), second.double(), compute_mode="donot_use_mm_for_euclid_dist")
+@dataclass(frozen=True)
+class EncodedImages:
+    """A batch of held-out images that went through the tokenizer."""
+
+    images: Tensor  # [B, 3, H, W] in [-1, 1]
+    code: Code  # modes, at unit scale
+    reconstructions: Tensor  # like `images`, rounded to 8 bits
+    encode: Callable[[Tensor], Code]
+    tokenizer: Tokenizer
+    extractors: FeatureExtractors
+    draws: ImageDraws  # one generator per image, which metrics use in their order
+    vision: Callable[[Tensor], Tensor] | None = None  # of a card: images to a vision model's features [B, D]
 
 
-def blocks(first: Tensor, second: Tensor, rows: int = 1024) -> Iterator[Tensor]:
-    """The distances of all pairs, some rows of `first` at a time: [rows, n]."""
-    return (distances(part, second) for part in first.split(rows))
+@dataclass(frozen=True)
+class ImageSet:
+    """What is known of the images of a split, and what protocols say of them."""
+
+    rows: PerImage
+    protocol: dict[str, Any]
 
 
-def radii(rows: Tensor, neighbours: int) -> Tensor:
-    """[n]: each row's distance to its `neighbours`-th nearest other one; ValueError where there are too few."""
-    if len(rows) <= neighbours:
-        raise ValueError(f"{neighbours} neighbours need more than {len(rows)} rows; evaluate more images")
-    # the nearest row of its own set is the row itself, hence the one more
-    return torch.cat([part.kthvalue(neighbours + 1, dim=1).values for part in blocks(rows, rows)])
+@dataclass(frozen=True)
+class LearnedPrior:
+    """The result of training a small generator on codes."""
+
+    loss: float  # the smallest of those on new codes
+    course: dict[int, float]  # loss on new codes by step
+    described: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TokenizerInputs:
+    """What metrics of a tokenizer are given. In a report `train` holds the stored ids alone, and there is no prior."""
+
+    tokenizer: Tokenizer
+    size: int  # pixels per side
+    seed: int
+    extractors: FeatureExtractors
+    accelerator: Accelerator
+    train: ImageSet
+    held_out: ImageSet
+    encode: Callable[[Tensor], Code]  # images [B, 3, H, W] to modes, at unit scale
+    vision: dict[str, Any] = field(default_factory=dict)  # the vision model's description
+    class_names: Sequence[str] = ()
+    attribute_names: Sequence[str] = ()
+    prior: LearnedPrior | None = None
+    read_images: Callable[[], Tensor] | None = None  # one batch of held-out images, for times
+
+    @property
+    def spec(self) -> LatentSpec:
+        return self.tokenizer.spec
+
+    @property
+    def available(self) -> set[str]:
+        """The names in NEEDS that these inputs have."""
+        train, held_out = self.train.rows, self.held_out.rows
+        there = {"ids": "ids" in train, "continuous": not self.spec.vocab, "labels": "labels" in train}
+        there |= {"attributes": "attributes" in train, "posterior": "kl" in held_out, "prior": self.prior is not None}
+        return {name for name, has in there.items() if has}
+
+    @property
+    def of_images(self) -> dict[str, Any]:
+        """What protocols say of a number of held-out images."""
+        return {"images": f"{count(self.held_out.rows)} held-out images"} | self.held_out.protocol
+
+    @property
+    def of_reconstructions(self) -> dict[str, Any]:
+        """What protocols say of a number of held-out images and their reconstructions."""
+        images = f"{count(self.held_out.rows)} held-out images and their reconstructions"
+        return {"images": images, "code": "the mode of the posterior"} | self.held_out.protocol
+
+    @property
+    def of_splits(self) -> dict[str, Any]:
+        """What protocols say of a number that is fitted to one split and measured on the other."""
+        references = {"references": f"{count(self.train.rows)} images of the training split"}
+        return self.of_images | references
+
+
+class TokenizerMetric(Metric):
+    """A metric of a tokenizer alone, on its card; some stand in a run's report, too."""
+
+    group: ClassVar[str]  # heading in the card
+    report_group: ClassVar[str | None] = None  # heading in the report, for those that it has
+    collective: ClassVar[bool] = False  # whether `measure` makes a pass over images, which every process takes part in
+
+    def rows(self, batch: EncodedImages) -> PerImage:
+        """What it must know of each held-out image."""
+        return {}
+
+    @abstractmethod
+    def measure(self, inputs: TokenizerInputs) -> Measurements:
+        """Its numbers, by key."""
+
+    def curves(self, inputs: TokenizerInputs) -> dict[str, Any]:
+        """What a figure of the card shows, as plain numbers by name."""
+        return {}
+
+    @classmethod
+    def unsuited(cls, spec: LatentSpec) -> str | None:
+        """Why codes of this geometry are not measured; None where they are."""
+        return None
+
+
+def metric_kinds(family: type[Metric]) -> list[str]:
+    """The kinds of a family, in the order of the reports."""
+    found = {kind: find("metrics", kind) for kind in kinds("metrics")}
+    return sorted((k for k, cls in found.items() if issubclass(cls, family)), key=lambda k: (found[k].order, k))
+
+
+def report_kinds() -> list[str]:
+    """The metrics that `evaluate.metrics` can name: those of samples, and those of a tokenizer that a report has."""
+    of_tokenizer = [k for k in metric_kinds(TokenizerMetric) if find("metrics", k).report_group is not None]
+    return [*metric_kinds(SampleMetric), *of_tokenizer]
+
+
+def check_metrics(names: Sequence[str] | None, known: list[str], where: str) -> None:
+    """ValueError where a name is none of the `known`; `where` is the setting that has it."""
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{where}: there is no metric {name!r}{suggestion(name, known)}")
+
+
+def build_metrics(family: type[Metric], names: Sequence[str], **settings: Any) -> list[Any]:
+    """The named metrics of a family, in the order of reports, each with the settings that its constructor takes."""
+    return [build("metrics", {"kind": name}, **settings) for name in metric_kinds(family) if name in names]
+
+
+def report_metrics(part: Evaluation, family: type[Metric]) -> list[Any]:
+    """The metrics of a family that a recipe's `evaluate` section has measured, in the order of the report."""
+    asked = {kind: find("metrics", kind).asked for kind in report_kinds()}
+    names = [kind for kind, setting in asked.items() if setting is None] if part.metrics is None else part.metrics
+    on_demand = [kind for kind, setting in asked.items() if setting is not None and getattr(part, setting)]
+    return build_metrics(family, [*names, *on_demand], neighbours=part.neighbours)
+
+
+def mean(rows: Tensor) -> float:
+    """The mean of all values, computed in float64."""
+    return rows.double().mean().item()
+
+
+def count(rows: PerImage) -> int:
+    """The number of images that rows are of."""
+    return len(next(iter(rows.values())))
+
+
+def extremes(values: Tensor, names: list[str] | None = None) -> dict[str, float]:
+    """Values [n] by name, as far as they are finite; of more than 16 the smallest, the median and the largest."""
+    names = names or [f"channel_{i}" for i in range(len(values))]
+    if len(values) <= 16:
+        return {name: value for name, value in zip(names, values.tolist()) if math.isfinite(value)}
+    values = values[values.isfinite()]
+    return {"least": values.min().item(), "median": values.median().item(), "most": values.max().item()}

@@ -1,9 +1,34 @@
 """CMMD: the maximum mean discrepancy of CLIP's image embeddings under a Gaussian kernel."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pipeline.metrics.base import FeatureMetric, Quantity
+
 BANDWIDTH, SCALE = 10.0, 1000.0  # of the paper; the scale only makes values easier to read
+
+
+class CMMD(FeatureMetric):
+    """Maximum mean discrepancy of CLIP's embeddings under a Gaussian kernel (arXiv:2401.09603)."""
+
+    quantities = (
+        Quantity(
+            "cmmd_{}",
+            "CMMD",
+            "lower",
+            "the same for embeddings of unit length in a Gaussian kernel; 0 for equal sets",
+        ),
+    )
+    order = 40
+    only = ("clip",)
+
+    def described(self) -> dict[str, Any]:
+        return {"kernel": f"exp(-|x - y|^2 / (2 {BANDWIDTH:g}^2)), biased, times {SCALE:g}"}
+
+    def compare(self, samples: Tensor, real: Tensor) -> tuple[float, ...]:
+        return (cmmd(samples, real),)
 
 
 def cmmd(first: Tensor, second: Tensor) -> float:

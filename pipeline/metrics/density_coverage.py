@@ -1,12 +1,44 @@
 """Density and coverage: how crowded with real images samples are, and how many real images have a sample near."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from pipeline.metrics.base import blocks, radii
+from pipeline.features.neighbours import blocks, radii
+from pipeline.metrics.base import FeatureMetric, Quantity
+
+NEIGHBOURS = 5  # as published
 
 
-def density_coverage(samples: Tensor, real: Tensor, neighbours: int = 5) -> tuple[float, float]:
+class DensityCoverage(FeatureMetric):
+    """Density and coverage by the nearest neighbours of real images (arXiv:2002.09797)."""
+
+    quantities = (
+        Quantity(
+            "density_{}",
+            "Density, {}",
+            "higher",
+            "how crowded with real images the places of samples are; 1 on average for equal distributions",
+        ),
+        Quantity(
+            "coverage_{}",
+            "Coverage, {}",
+            "higher",
+            "share of real images with a sample nearer than their fifth nearest real image",
+            "share",
+        ),
+    )
+    order = 60
+
+    def described(self) -> dict[str, Any]:
+        return {"neighbours": NEIGHBOURS}
+
+    def compare(self, samples: Tensor, real: Tensor) -> tuple[float, ...]:
+        return density_coverage(samples, real, NEIGHBOURS)
+
+
+def density_coverage(samples: Tensor, real: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
     """Of feature rows [m, D] and [n, D] (Naeem et al., arXiv:2002.09797, equations 3 and 4).
 
     A real row's ball reaches to its `neighbours`-th nearest other real row, which itself lies outside. Density: balls

@@ -1,10 +1,93 @@
-"""CKNNA: whether two models find the same images near each other."""
+"""CKNNA and SE-CKNNA: whether codes and a vision model find the same images near each other."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.draws import Draws
+from pipeline.features.passes import PerImage
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
+
+NEIGHBOURS = 10
 QUANTILE = 0.95  # of the absolute values, beyond which features are clipped
+NOISES = (0.05, 0.1, 0.15, 0.2)  # standard deviations, of the range [0, 1]
+SCALES = (1.0, 0.75, 0.5, 0.25)
+TURNS = 4  # quarters
+
+
+class NeighbourAlignment(TokenizerMetric):
+    """Kernel alignment over mutual nearest neighbours, of the images and of changed views of them."""
+
+    quantities = (
+        Quantity(
+            "cknna",
+            "CKNNA",
+            "higher",
+            "1 where codes and the vision model find the same images near each other, and about k / n by chance",
+        ),
+        Quantity(
+            "se_cknna",
+            "SE-CKNNA",
+            "higher",
+            "the same over images that are shrunk, turned and noisy, the mean over the kinds of change",
+        ),
+    )
+    order = 630
+    group = "Meaning"
+
+    def rows(self, batch: EncodedImages) -> PerImage:
+        rows = {"vision": batch.vision(batch.images)}
+        for name, view in equivariant_views(batch.images, batch.draws).items():
+            rows |= {f"view_{name}_code": batch.encode(view).z.mean(dim=1), f"view_{name}_vision": batch.vision(view)}
+        return rows
+
+    def measure(self, inputs: TokenizerInputs) -> Measurements:
+        rows = inputs.held_out.rows
+        count = len(rows["vision"])
+        neighbours = min(NEIGHBOURS, count - 2)
+        where = {
+            "images": f"{count} held-out images",
+            "neighbours": neighbours,
+            "code": "mean over tokens",
+            "clipped": f"at the {QUANTILE:g} quantile of absolute values",
+            "features": inputs.vision,
+        } | inputs.held_out.protocol
+        value = neighbour_alignment(rows["z"].mean(dim=1), rows["vision"], neighbours)
+        yield self.quantities[0].measured(value, where, details={"by_chance_about": neighbours / (count - 1)})
+        views = [name[5:-5] for name in rows if name.startswith("view_") and name.endswith("_code")]
+        of_views = {
+            view: neighbour_alignment(rows[f"view_{view}_code"], rows[f"view_{view}_vision"], neighbours)
+            for view in views
+        }
+        where = where | {"views": "shrunk on grey and turned; four strengths of noise"}
+        value = sum(of_views.values()) / len(of_views)
+        yield self.quantities[1].measured(value, where, details=of_views)
+
+
+def equivariant_views(images: Tensor, draws: Draws) -> dict[str, Tensor]:
+    """Five changes of images [B, 3, H, W] in [-1, 1], each of the same shape, by name.
+
+    Of VFM-VAE, arXiv:2510.18457: in `turned`, every image has one of 16 pairs of a scale and a number of quarter turns;
+    the others add noise. There a shrunk image is a smaller one; here it stands in the middle of a grey one of the same
+    size, since not every tokenizer encodes other sizes. What noise takes out of [-1, 1] is clipped.
+    """
+    pairs = (draws.uniform("pair") * len(SCALES) * TURNS).long().tolist()
+    views = {"turned": torch.stack([turned(image, *divmod(pair, TURNS)) for image, pair in zip(images, pairs)])}
+    for noise in NOISES:
+        added = draws.normal(f"noise {noise:g}", tuple(images.shape[1:])).to(images)
+        views[f"noise_{noise:g}"] = (images + 2 * noise * added).clamp(-1, 1)  # the range is 2 wide here
+    return views
+
+
+def turned(image: Tensor, scale: int, turns: int) -> Tensor:
+    """An image [3, H, W], square, at number `scale` of `SCALES` on grey and by `turns` quarter turns."""
+    size = image.shape[-1]
+    side = max(1, round(SCALES[scale] * size))
+    if side < size:
+        small = F.interpolate(image[None], side, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+        before = (size - side) // 2
+        image = F.pad(small, (before, size - side - before) * 2)
+    return image.rot90(turns, dims=(1, 2))
 
 
 def neighbour_alignment(first: Tensor, second: Tensor, neighbours: int = 10) -> float:

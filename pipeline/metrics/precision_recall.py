@@ -1,9 +1,31 @@
 """Improved precision and recall: how much of the samples looks real, and how much of the real is sampled."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from pipeline.metrics.base import blocks, radii
+from pipeline.features.neighbours import blocks, radii
+from pipeline.metrics.base import FeatureMetric, Quantity
+
+
+class PrecisionRecall(FeatureMetric):
+    """Improved precision and recall by nearest neighbours (arXiv:1904.06991)."""
+
+    quantities = (
+        Quantity("precision_{}", "Precision, {}", "higher", "share of samples that lie where real images lie", "share"),
+        Quantity("recall_{}", "Recall, {}", "higher", "share of real images that lie where samples lie", "share"),
+    )
+    order = 50
+
+    def __init__(self, neighbours: int = 3):
+        self.neighbours = neighbours
+
+    def described(self) -> dict[str, Any]:
+        return {"neighbours": self.neighbours}
+
+    def compare(self, samples: Tensor, real: Tensor) -> tuple[float, ...]:
+        return precision_recall(samples, real, self.neighbours)
 
 
 def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:

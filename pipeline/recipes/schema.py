@@ -259,9 +259,7 @@ class Weak:
 
     def __post_init__(self) -> None:
         if (self.folder is None) == (self.step is None):
-            raise ValueError(
-                "sample.weak needs either folder=FOLDER of another network or step=N of this one's training"
-            )
+            raise ValueError("sample.weak needs either folder=FOLDER of another network or step=N of this training")
 
     def __str__(self) -> str:
         return self.folder or f"step {self.step} of the same training"
@@ -287,8 +285,9 @@ class Sampling:
 
 @dataclass
 class Evaluation:
-    """What samples and reconstructions are measured by."""
+    """How samples and reconstructions are measured."""
 
+    metrics: tuple[str, ...] | None = None  # by name; null: all that there are, see `python run.py describe`
     features: tuple[str, ...] = ("classifier", "pixels")  # also inception, dinov2, clip, siglip, given their weights
     reference: str = "train"  # what samples are measured against: train, held_out, a folder, or an .npz
     resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"  # of images before Inception

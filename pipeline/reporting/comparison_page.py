@@ -3,14 +3,12 @@
 import json
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.measuring.comparison import ComparedNumber, FinishedRun
 from pipeline.reporting.number_text import shown
 from pipeline.reporting.page import ARROWS, Picture, capital, document, picture, section, value
 from pipeline.reporting.plots import Plot, Series, draw_plot
-
-if TYPE_CHECKING:
-    from pipeline.measuring.comparison import Finished, Line
 
 RECONSTRUCTION = ("psnr", "rfd_classifier", "rfd_rotation", "rfd_pixels")  # drawn against generation, where there
 WARNING = "Values with a letter were measured otherwise than those without: they are not comparable."
@@ -18,7 +16,7 @@ WARNING_OF_RINGS = "Rings were measured otherwise than dots, and are not compara
 
 
 def write_comparison(
-    out: Path, runs: "list[Finished]", lines: "list[Line]", aim: "Line", ranks: list[dict[str, Any]]
+    out: Path, runs: list[FinishedRun], lines: list[ComparedNumber], aim: ComparedNumber, ranks: list[dict[str, Any]]
 ) -> None:
     """index.html, comparison.md, comparison.json and the figures, in the folder `out`."""
     names, by_key = [run.name for run in runs], {line.key: line for line in lines}
@@ -42,12 +40,12 @@ def write_comparison(
     out.joinpath("index.html").write_text(document(f"{len(runs)} runs", body), encoding="utf-8")
 
 
-def letters(line: "Line") -> dict[int, str]:
+def letters(line: ComparedNumber) -> dict[int, str]:
     """A letter for every run that is not in the largest group of those measured alike."""
     return {i: chr(ord("a") + min(place, 25)) for place, group in enumerate(line.groups[1:]) for i in group}
 
 
-def best(line: "Line") -> set[int]:
+def best(line: ComparedNumber) -> set[int]:
     """The best of the runs that can be compared, where there are two or more and one direction is better."""
     values = {i: line.values[i] for i in line.main}
     if len(values) < 2 or line.better == "neither":
@@ -56,13 +54,13 @@ def best(line: "Line") -> set[int]:
     return {i for i, found in values.items() if found == top}
 
 
-def table(names: list[str], lines: "list[Line]") -> str:
+def table(names: list[str], lines: list[ComparedNumber]) -> str:
     head = "".join(f"<th>{i} {escape(name)}" for i, name in enumerate(names, 1))
     rows = "".join(row(line, len(names)) for line in lines)
     return f"<div class=scroll><table class=runs><thead><tr><th>number{head}</thead>{rows}</table></div>"
 
 
-def row(line: "Line", runs: int) -> str:
+def row(line: ComparedNumber, runs: int) -> str:
     marks, top = letters(line), best(line)
     cells = "".join(cell(line, i, marks.get(i), i in top) for i in range(runs))
     arrow = f"<small title='{line.better} is better'>{ARROWS[line.better]}</small>"
@@ -70,14 +68,14 @@ def row(line: "Line", runs: int) -> str:
     return f"<tbody id={escape(line.key)}><tr><th>{escape(line.title)} {arrow}{cells}</tr>{note}</tbody>"
 
 
-def cell(line: "Line", run: int, mark: str | None, top: bool) -> str:
+def cell(line: ComparedNumber, run: int, mark: str | None, top: bool) -> str:
     text = value(line.values[run], line.unit)
     if mark:
         return f"<td class=apart>{text}<sup>{mark}</sup>"
     return f"<td><b>{text}</b>" if top else f"<td>{text}"
 
 
-def differences(line: "Line") -> str:
+def differences(line: ComparedNumber) -> str:
     """Why not all runs can be compared by this number, as HTML."""
     if not line.differs:
         return ""
@@ -91,7 +89,7 @@ def differences(line: "Line") -> str:
     return f"<details><summary>Not all comparable: {escape(what)} differ</summary><dl>{rows}</dl></details>"
 
 
-def rank_table(ranks: list[dict[str, Any]], aim: "Line", names: list[str]) -> str:
+def rank_table(ranks: list[dict[str, Any]], aim: ComparedNumber, names: list[str]) -> str:
     """Rank correlations with the aim, the strongest first."""
     if not ranks:
         return f"<p>No rank correlation with {escape(aim.title)}: it takes three runs measured alike.</p>"
@@ -108,7 +106,7 @@ def rank_table(ranks: list[dict[str, Any]], aim: "Line", names: list[str]) -> st
     return f"<p class=caption>{escape(about)}</p><div class=scroll><table>{head}{rows}</table></div>"
 
 
-def draw(out: Path, names: list[str], lines: "dict[str, Line]", aim: "Line") -> list[Picture]:
+def draw(out: Path, names: list[str], lines: dict[str, ComparedNumber], aim: ComparedNumber) -> list[Picture]:
     """Generation against training time and against reconstruction, as far as two runs have both."""
     titles = {"training_time": "Quality and training time"} | dict.fromkeys(
         RECONSTRUCTION, "Reconstruction and generation"
@@ -132,7 +130,7 @@ def draw(out: Path, names: list[str], lines: "dict[str, Line]", aim: "Line") -> 
     return found
 
 
-def axis(line: "Line") -> str:
+def axis(line: ComparedNumber) -> str:
     return f"{line.title}, {line.unit}" if line.unit else line.title
 
 
@@ -141,7 +139,7 @@ def wide(values: list[float]) -> bool:
     return min(values) > 0 and max(values) > 10 * min(values)
 
 
-def markdown(names: list[str], lines: "list[Line]", aim: "Line", ranks: list[dict[str, Any]]) -> str:
+def markdown(names: list[str], lines: list[ComparedNumber], aim: ComparedNumber, ranks: list[dict[str, Any]]) -> str:
     text = [f"# {len(names)} runs", "", WARNING, ""]
     for group in dict.fromkeys(line.group for line in lines):
         text += [f"## {group}", "", f"| number | {' | '.join(names)} | not alike |", f"|---|{'--:|' * len(names)}---|"]
@@ -157,14 +155,16 @@ def markdown(names: list[str], lines: "list[Line]", aim: "Line", ranks: list[dic
     return "\n".join([*text, ""])
 
 
-def markdown_cell(line: "Line", run: int, mark: str | None, top: bool) -> str:
+def markdown_cell(line: ComparedNumber, run: int, mark: str | None, top: bool) -> str:
     if line.values[run] is None:
         return "–"
     text = shown(line.values[run], line.unit)
     return f"{text} ({mark})" if mark else f"**{text}**" if top else text
 
 
-def plain(runs: "list[Finished]", lines: "list[Line]", aim: "Line", ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def plain(
+    runs: list[FinishedRun], lines: list[ComparedNumber], aim: ComparedNumber, ranks: list[dict[str, Any]]
+) -> dict[str, Any]:
     """As comparison.json holds it: runs by name; of every number the values and which of them can be compared."""
     names = [run.name for run in runs]
     numbers = {

@@ -13,7 +13,7 @@ from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
-from pipeline.measuring.code_usage import CodeUsage
+from pipeline.nn.code_usage import CodeUsage
 from pipeline.nn.map_transform import UNCHANGED
 from pipeline.nn.processes import processes, summed
 from pipeline.recipes.schema import Phase

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from golden_kinds import Case
-from pipeline.metrics.features import InceptionFeatures
+from pipeline.features.extractors import InceptionFeatures
 from pipeline.nn.resize import resize_tensorflow1
 from pipeline.teachers.inception import BLOCKS, SIZE, Inception
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from golden_kinds import Case
-from pipeline.metrics.frechet import Moments, frechet_distance
+from pipeline.features.moments import Moments, frechet_distance
 from pipeline.metrics.inception_score import inception_score, inception_score_chunks
-from pipeline.metrics.kernel import kernel_distance, kernel_distance_subsets
+from pipeline.metrics.kernel_distance import kernel_distance, kernel_distance_subsets
 from pipeline.metrics.precision_recall import precision_recall
 from pipeline.nn.resize import resize_tensorflow1
 

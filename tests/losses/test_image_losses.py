@@ -14,7 +14,7 @@ from pipeline.losses.base import Loss
 from pipeline.losses.feature_perceptual import FeaturePerceptual
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.structural_similarity import StructuralSimilarity
-from pipeline.metrics.fidelity import ssim
+from pipeline.metrics.ssim import ssim
 from pipeline.recipes.schema import load
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from metric_inputs import Geometry, measured, tokenizer_inputs
 from tiny_pipeline import make_tokenizer
 from torch import Generator, Tensor
 from transformers import Dinov2Config, Dinov2Model
@@ -17,19 +18,23 @@ from transformers import Dinov2Config, Dinov2Model
 import run
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import ImageDraws
-from pipeline.measuring import judge
-from pipeline.measuring.card_numbers import FLOW_LEVELS, NO_STRUCTURE, budget_numbers, extremes, flow_numbers, marks
+from pipeline.features import judge
 from pipeline.measuring.small_prior import batch_of, learn, loss_on
-from pipeline.metrics.code_entropy import class_information, entropy, entropy_by_position
-from pipeline.metrics.equivariant_views import equivariant_views, turned
-from pipeline.metrics.fidelity import ms_ssim, scales, ssim
-from pipeline.metrics.haar import band_power
-from pipeline.metrics.latent_statistics import channel_moments, used_dimensions
-from pipeline.metrics.linear_probe import probe_accuracy, probe_attribute
-from pipeline.metrics.neighbour_alignment import hsic, neighbour_alignment
-from pipeline.metrics.spectrum import radial_power
+from pipeline.metrics.band_error import band_power
+from pipeline.metrics.base import Measurement, extremes
+from pipeline.metrics.channel_moments import channel_moments
+from pipeline.metrics.code_size import CodeSize
+from pipeline.metrics.flow_probe import FLOW_LEVELS, FlowProbe
+from pipeline.metrics.ms_ssim import ms_ssim, scales
+from pipeline.metrics.neighbour_alignment import equivariant_views, hsic, neighbour_alignment, turned
+from pipeline.metrics.residual_spectrum import marks, radial_power
+from pipeline.metrics.small_prior import NO_STRUCTURE
+from pipeline.metrics.ssim import ssim
 from pipeline.metrics.stability import code_cosine, ids_changed, with_noise
+from pipeline.metrics.used_dimensions import used_dimensions
 from pipeline.nn.haar import BANDS, haar
+from pipeline.nn.id_entropy import class_information, entropy, entropy_by_position
+from pipeline.nn.linear_probe import probe_accuracy, probe_attribute
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipes.building import build_tokenizer
 from pipeline.recipes.schema import load, settings
@@ -190,11 +195,15 @@ def test_moments_of_known_distributions():
 
 
 def test_a_code_costs_what_its_geometry_says():
-    ids = dict(budget_numbers(LatentSpec((16, 16), 8, 1024, 2), 256))
+    ids = size_of(LatentSpec((16, 16), 8, 1024, 2))
     assert ids["bits_per_pixel"].value == pytest.approx(256 * 20 / 256**2) and ids["dimensions"].value == 2048
-    continuous = dict(budget_numbers(LatentSpec((32, 32), 4), 256))
+    continuous = size_of(LatentSpec((32, 32), 4))
     assert continuous["bits_per_pixel"].value == pytest.approx(1024 * 4 * 16 / 256**2)
     assert marks(129) == [0, 1, 2, 4, 8, 16, 32, 64, 128] and marks(9) == [0, 1, 2, 4, 8]
+
+
+def size_of(spec: LatentSpec) -> dict[str, Measurement]:
+    return measured(CodeSize(), tokenizer_inputs(Geometry(spec), {}, {}, size=256))
 
 
 class BestOfNoise(torch.nn.Module):
@@ -283,7 +292,8 @@ def test_the_class_is_lost_along_the_flow():
         z = torch.stack([labels * 2.0 - 1, torch.zeros(400)], dim=1)[:, None]  # [400, 1, 2]
         return {"z": z, "labels": labels, "flow_noise": normal(400, 1, 2, seed=seed).float()}
 
-    (key, number), *others = flow_numbers(rows(0), rows(1), {})
+    inputs = tokenizer_inputs(Geometry(LatentSpec((1,), 2)), rows(0), rows(1))
+    (key, number), *others = measured(FlowProbe(), inputs).items()
     found = [number.details[f"{u:g}"] for u in FLOW_LEVELS]
     assert key == "flow_probe" and not others and number.value == pytest.approx(sum(found) / len(found))
     for u, accuracy in zip(FLOW_LEVELS, found):  # the best rule's: the sign of (1 - u) z + u e

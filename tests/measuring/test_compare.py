@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 import run
-from pipeline.measuring.comparison import chosen_aim, correlations, line_of, line_up, measurement, read_runs
+from pipeline.measuring.comparison import (
+    choose_aim,
+    compare_number,
+    compare_numbers,
+    correlations,
+    measurement,
+    read_runs,
+)
 from pipeline.recipes.schema import load, settings
 from pipeline.reporting.comparison_page import best, letters
 
@@ -37,9 +44,9 @@ def make_run(root: Path, name: str, seconds: float = 10.0, **numbers: dict) -> P
 
 
 def test_protocols_are_the_same_or_the_numbers_are_not_comparable():
-    alike = line_of("fd", [number(1.0), number(2.0), None, number(0.5)])
+    alike = compare_number("fd", [number(1.0), number(2.0), None, number(0.5)])
     assert alike.groups == [[0, 1, 3]] and not alike.differs and not letters(alike) and best(alike) == {3}
-    other = line_of("fd", [number(9.0, sha="f2"), number(2.0), number(1.0), number(0.1, images=60)])
+    other = compare_number("fd", [number(9.0, sha="f2"), number(2.0), number(1.0), number(0.1, images=60)])
     assert other.groups == [[1, 2], [0], [3]] and letters(other) == {0: "a", 3: "b"} and best(other) == {2}
     assert other.differs == {
         "images": ["359 samples", "359 samples", "60 samples"],
@@ -60,12 +67,12 @@ def test_ranks_are_of_comparable_runs_and_know_which_way_is_better(tmp_path):
         make_run(tmp_path, f"r{place}", fd_x=number(distance, sha=sha), psnr=number(psnr, "higher", ""))
     make_run(tmp_path, "other", fd_x=number(0.1, sha="f2"), psnr=number(1.0, "higher", ""))
     runs = read_runs([str(tmp_path / name) for name in ("r0", "r1", "r2", "other")])
-    lines = line_up(runs)
-    aim = chosen_aim(lines, None)
+    lines = compare_numbers(runs)
+    aim = choose_aim(lines, None)
     (entry,) = (entry for entry in correlations(lines, lines[aim]) if entry["key"] == "psnr")
     assert aim == "fd_x" and entry["rank"] == pytest.approx(1) and entry["runs"] == [0, 1, 2]
     assert "training_time" not in [e["key"] for e in correlations(lines, lines[aim])], "it is the same for all"
-    few = line_up(runs[:2])
+    few = compare_numbers(runs[:2])
     assert correlations(few, few["fd_x"]) == []
 
 
@@ -74,7 +81,7 @@ def test_other_images_are_another_reference(tmp_path):
     text = (other / "recipe.yaml").read_text()
     assert text.count("size: 16") == 1
     (other / "recipe.yaml").write_text(text.replace("size: 16", "size: 32"))
-    lines = line_up(read_runs([str(one), str(other)]))
+    lines = compare_numbers(read_runs([str(one), str(other)]))
     assert lines["fd_x"].groups == [[0], [1]] and lines["fd_x"].differs == {"data.size": ["16", "32"]}
 
 

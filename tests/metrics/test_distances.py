@@ -8,29 +8,29 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from metric_inputs import extractors_of, measured, sample_inputs
 from PIL import Image
 from torch import Tensor
 
 from pipeline.checks.recipe import check_line
+from pipeline.commands.reference import reference as reference_command
+from pipeline.features.extractors import PixelFeatures
+from pipeline.features.moments import Gaussian, Moments, factor, frechet_distance
+from pipeline.features.running_score import RunningScore
+from pipeline.features.statistics_file import check_reference, read_statistics, write_statistics
 from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
 from pipeline.measuring import image_statistics
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
-from pipeline.measuring.reference import (
-    Reference,
-    check_reference,
-    load_reference,
-    read_statistics,
-    reference_from_command_line,
-    reference_numbers,
-    write_statistics,
-)
+from pipeline.measuring.reference import Reference, load_reference
+from pipeline.measuring.samples import against_reference
+from pipeline.metrics.base import Measurement
 from pipeline.metrics.cmmd import cmmd
 from pipeline.metrics.density_coverage import density_coverage
-from pipeline.metrics.features import PixelFeatures
-from pipeline.metrics.frechet import Gaussian, Moments, factor, frechet_distance
-from pipeline.metrics.inception_score import RunningScore, inception_score_chunks
+from pipeline.metrics.frechet_distance import FrechetDistance
+from pipeline.metrics.inception_score import inception_score_chunks
+from pipeline.metrics.precision_recall import PrecisionRecall
 from pipeline.recipes.schema import load
 
 ACCELERATOR = Accelerator(cpu=True)
@@ -120,7 +120,7 @@ def test_gathered_statistics_are_those_of_all_and_keep_the_chosen():
         part.score.update(indices, measure(indices)["logits"])
         parts.append(part)
         kept.append({"place": indices[torch.isin(indices, chosen)]})
-    joined = image_statistics._joined(parts, kept)
+    joined = image_statistics.merge_statistics(parts, kept)
     assert joined.count == 100 and joined.rows["place"].tolist() == chosen.tolist()
     torch.testing.assert_close(joined.moments["rows"].covariance, found.moments["rows"].covariance)
     assert joined.score.value() == pytest.approx(found.score.value(), rel=1e-12)
@@ -148,7 +148,15 @@ def see(images: Tensor) -> dict[str, Tensor]:
 def reference_of(given: str | Path, *settings: str) -> Reference:
     asked = [f"evaluate.reference={given}", "evaluate.images=10", "evaluate.features=[pixels]", *settings]
     recipe = load("digits", asked)
-    return load_reference(recipe, [PIXELS], see, ACCELERATOR)
+    return load_reference(recipe, extractors_of([PIXELS]), ACCELERATOR)
+
+
+def numbers_of(samples: ImageStatistics, reference: Reference) -> dict[str, Measurement]:
+    """The numbers of samples against a stated reference."""
+    moments, rows = against_reference(samples, samples.rows, None, reference)
+    training = samples.rows, samples.rows, samples.rows  # which is not looked at
+    inputs = sample_inputs([PIXELS], *training, moments=moments, rows=rows)
+    return measured(FrechetDistance(), inputs) | measured(PrecisionRecall(3), inputs)
 
 
 def test_a_reference_may_be_a_split_an_archive_or_a_folder(tmp_path):
@@ -179,7 +187,7 @@ def test_stored_statistics_give_the_distances_of_the_images_they_are_of(tmp_path
     reference = reference_of(tmp_path / "stored.npz")
     assert not reference.rows and reference.title == "the statistics in stored.npz, of 40"
     of_samples = gather_statistics(ACCELERATOR, 40, lambda i: see(samples[i]), torch.arange(40), ["pixels"])
-    found = dict(reference_numbers(of_samples, of_samples.rows, None, reference, [PIXELS], 3, {"versions": {}}))
+    found = numbers_of(of_samples, reference)
     assert set(found) == {"fd_pixels"} and found["fd_pixels"].held_out is None
     assert found["fd_pixels"].value == pytest.approx(frechet_distance(of_samples.moments["pixels"], moments), rel=1e-12)
     assert found["fd_pixels"].protocol["references"] == "the statistics in stored.npz, of 40"
@@ -221,7 +229,7 @@ def test_statistics_beside_images_are_of_their_own_images_and_of_the_published_r
     reference = reference_of(tmp_path / "adm.npz")
     assert torch.equal(reference.moments["pixels"].mean, rows.mean(dim=0)) and len(reference.rows["pixels"]) == 10
     samples = gather_statistics(ACCELERATOR, 12, lambda i: see(from_bytes(pixels[i])), torch.arange(10), ["pixels"])
-    found = dict(reference_numbers(samples, samples.rows, None, reference, [PIXELS], 3, {}))
+    found = numbers_of(samples, reference)
     assert found["fd_pixels"].protocol["references"].startswith("the statistics in adm.npz, which does not say")
     assert found["precision_pixels"].protocol["references"] == "10 of 12 images of adm.npz"
     other = reference_of(tmp_path / "adm.npz", "evaluate.resize=clean")
@@ -236,7 +244,7 @@ def test_a_reference_that_is_not_there_stops_a_recipe_at_load():
 
 def test_the_command_makes_statistics_of_a_recipes_split_and_of_a_folder(tmp_path, capsys):
     out = tmp_path / "digits.npz"
-    reference_from_command_line(["digits", str(out), "evaluate.reference=held_out"])
+    reference_command(["digits", str(out), "evaluate.reference=held_out"])
     assert "evaluate.reference=" in capsys.readouterr().out
     with np.load(out) as archive:
         assert set(archive) == {"mu_pixels", "sigma_pixels", "protocol"}
@@ -249,7 +257,7 @@ def test_the_command_makes_statistics_of_a_recipes_split_and_of_a_folder(tmp_pat
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(bytes_of(5, 12)):
         Image.fromarray(image).save(tmp_path / "folder" / f"{i}.png")
-    reference_from_command_line([str(tmp_path / "folder"), str(tmp_path / "f.npz"), "size=8", "features=[pixels]"])
+    reference_command([str(tmp_path / "folder"), str(tmp_path / "f.npz"), "size=8", "features=[pixels]"])
     assert read_statistics(tmp_path / "f.npz", [PixelFeatures()])["pixels"].mean.shape == (192,)
     for wrong, message in [
         (["digits"], "OUT.npz"),
@@ -258,4 +266,4 @@ def test_the_command_makes_statistics_of_a_recipes_split_and_of_a_folder(tmp_pat
         ([str(tmp_path / "folder"), str(out), "size=8", "features=[classifier]"], "trained by every run"),
     ]:
         with pytest.raises(ValueError, match=message):
-            reference_from_command_line(wrong)
+            reference_command(wrong)

@@ -7,15 +7,16 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Generator, Tensor
 
+from pipeline.features.choice import KINDS
+from pipeline.features.extractors import PixelFeatures
+from pipeline.features.moments import Moments, frechet_distance
 from pipeline.images.eight_bits import eight_bits, from_bytes, levels, to_bytes
-from pipeline.measuring.feature_choice import KINDS
-from pipeline.metrics.copies import near_copies, nearest_two
-from pipeline.metrics.features import PixelFeatures
-from pipeline.metrics.fidelity import psnr, ssim
-from pipeline.metrics.frechet import Moments, frechet_distance
 from pipeline.metrics.inception_score import inception_score
-from pipeline.metrics.kernel import kernel_distance
+from pipeline.metrics.kernel_distance import kernel_distance
+from pipeline.metrics.near_copies import near_copies, nearest_two
 from pipeline.metrics.precision_recall import precision_recall
+from pipeline.metrics.psnr import psnr
+from pipeline.metrics.ssim import ssim
 from pipeline.nn.resize import resize_tensorflow1
 from pipeline.nn.structural_similarity import gaussian
 

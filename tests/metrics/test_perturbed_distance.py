@@ -3,16 +3,20 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from metric_inputs import extractors_of, tokenizer_inputs
 from small_quantizers import BITS, EUCLID, NODES, UNIT
 from tiny_pipeline import randomised
 from torch import Tensor
 
 from pipeline import components
 from pipeline.code import Code, LatentSpec
-from pipeline.measuring.evaluation import Number, perturbed_numbers, spread
-from pipeline.metrics.features import PixelFeatures
-from pipeline.metrics.frechet import Moments, frechet_distance
-from pipeline.metrics.perturbed import NOISES, Exchange, Noise, as_perturbed, grid
+from pipeline.features.extractors import PixelFeatures
+from pipeline.features.moments import Moments, frechet_distance
+from pipeline.features.passes import collect_rows
+from pipeline.images.rendering import rendered
+from pipeline.metrics import perturbed_frechet
+from pipeline.metrics.base import Measurement
+from pipeline.metrics.perturbed_frechet import NOISES, Exchange, Noise, PerturbedFrechet, as_perturbed, grid
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 
@@ -33,22 +37,21 @@ def images() -> Tensor:
 
 
 @torch.no_grad()
-def measured(tokenizer: Tokenizer, ways: list[Exchange | Noise], seed: int = 0) -> tuple[Number, float]:
+def measured(tokenizer: Tokenizer, ways: list[Exchange | Noise], seed: int = 0) -> tuple[Measurement, float]:
     """pFID over `ways`, and the distance of plain reconstructions."""
     pixels = images()
     code = tokenizer.encode(pixels)
     code = Code(z=code.z) if code.ids is None else Code(ids=code.ids)
     held_out = {FEATURES.name: FEATURES.extract(pixels)}
 
-    def see(some: Code) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return {FEATURES.name: FEATURES.extract(tokenizer.decode(some))}
-
-    ((name, number),) = perturbed_numbers(
-        Accelerator(cpu=True), tokenizer.neck, ways, code, see, held_out, [FEATURES], seed, {}
-    )
+    rows = held_out | ({"z": code.z} if code.ids is None else {"ids": code.ids})
+    inputs = tokenizer_inputs(tokenizer, {}, rows, seed=seed, extractors=extractors_of([FEATURES]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perturbed_frechet, "grid", lambda spec: ways)
+        ((name, number),) = PerturbedFrechet().measure(inputs)
     assert name == "pfd_pixels"
-    plain = frechet_distance(Moments.of(see(code)[FEATURES.name]), Moments.of(held_out[FEATURES.name]))
+    reconstructions = FEATURES.extract(rendered(tokenizer, code))
+    plain = frechet_distance(Moments.of(reconstructions), Moments.of(held_out[FEATURES.name]))
     return number, plain
 
 
@@ -97,7 +100,7 @@ def test_an_image_is_perturbed_alike_in_any_batch(node):
     code = Code(ids=neck(torch.randn(9, 5, neck.inputs))[0].ids)
     way = Exchange(0.7, 4)
     whole = as_perturbed(neck, code, way, list(range(9)), 3).ids
-    rows = spread(
+    rows = collect_rows(
         Accelerator(cpu=True),
         9,
         lambda at: {"ids": as_perturbed(neck, code[at], way, at.tolist(), 3).ids},

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.measuring.comparison import chosen_aim, correlations, line_up, read_runs
-from pipeline.measuring.evaluation import Number
+from pipeline.measuring.comparison import choose_aim, compare_numbers, correlations, read_runs
+from pipeline.metrics.base import Measurement
 from pipeline.recipes.schema import load, settings
 from pipeline.reporting.card_page import draw_card, write_card_page
 from pipeline.reporting.comparison_page import write_comparison
@@ -53,9 +53,11 @@ def numbers(scale: float = 1.0) -> dict[str, dict]:
     """Some numbers as files hold them, with long protocols."""
     found = {}
     for key, (title, better) in TITLES.items():
-        number = Number(title, 0.123456789 * scale, better, "what is said of it " * 5, PROTOCOL, "", 0.1, 1.2 * scale)
+        number = Measurement(
+            title, 0.123456789 * scale, better, "what is said of it " * 5, PROTOCOL, "", 0.1, 1.2 * scale
+        )
         number.headline, number.details = True, {"a_detail_with_a_long_name_of_its_own": 0.25}
-        found[key] = number.plain() | {"group": "Reconstructions" if key == "psnr" else "Samples"}
+        found[key] = number.as_dict() | {"group": "Reconstructions" if key == "psnr" else "Samples"}
     return found
 
 
@@ -69,8 +71,8 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     write_extras(run)
     refresh_report(run)
     runs = read_runs([str(path) for path in sorted(root.iterdir())])
-    lines = line_up(runs)
-    aim = lines[chosen_aim(lines, None)]
+    lines = compare_numbers(runs)
+    aim = lines[choose_aim(lines, None)]
     (root / "comparison").mkdir()
     write_comparison(root / "comparison", runs, list(lines.values()), aim, correlations(lines, aim))
     found = {name: run / name / "index.html" for name in ("report", "card", "sweep")}

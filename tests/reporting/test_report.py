@@ -10,17 +10,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from metric_inputs import Geometry, measured, sample_inputs, tokenizer_inputs
 from PIL import Image
 from tiny_pipeline import generators, make_pipeline
 
+from pipeline.code import LatentSpec
 from pipeline.components import build
+from pipeline.features import judge
+from pipeline.features.extractors import PixelFeatures
+from pipeline.features.moments import Moments, frechet_distance
+from pipeline.features.passes import PerImage, collect_rows, evenly_spaced
 from pipeline.images.eight_bits import from_bytes, to_bytes
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import encode
-from pipeline.measuring import judge
-from pipeline.measuring.evaluation import Number, Rows, code_numbers, even, sample_numbers, spread
-from pipeline.metrics.features import PixelFeatures
-from pipeline.metrics.frechet import Moments, frechet_distance
+from pipeline.metrics.base import Measurement
+from pipeline.metrics.code_usage import CodeUsage
+from pipeline.metrics.frechet_distance import FrechetDistance
+from pipeline.metrics.precision_recall import PrecisionRecall
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.schema import load
 from pipeline.reporting import pictures
@@ -120,7 +126,7 @@ def test_a_card_and_a_sweep_are_on_the_page_where_they_are_of_the_same(run, tmp_
 
 
 def number(title: str, value: float, group: str = "Samples") -> dict:
-    plain = Number(title, value, "higher", "what it says", {"images": "40 samples"}).plain()
+    plain = Measurement(title, value, "higher", "what it says", {"images": "40 samples"}).as_dict()
     return plain | {"group": group}
 
 
@@ -170,14 +176,18 @@ def test_samples_are_measured_against_a_stated_reference(run, tmp_path):
     assert numbers["near_copies_pixels"]["protocol"]["references"] == "30 images of the training split"
 
 
-def rows(*shape: int, seed: int, shift: float = 0.0) -> Rows:
+def rows(*shape: int, seed: int, shift: float = 0.0) -> PerImage:
     return {"pixels": torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + shift}
 
 
 def test_the_floor_is_what_new_real_images_get():
     train, held_out = rows(400, 6, seed=0), rows(100, 6, seed=1)
-    same = dict(sample_numbers(rows(100, 6, seed=2), held_out, train, [PixelFeatures()], 3, {}))
-    other = dict(sample_numbers(rows(100, 6, seed=2, shift=1.0), held_out, train, [PixelFeatures()], 3, {}))
+    same, other = (
+        measured(FrechetDistance(), inputs) | measured(PrecisionRecall(3), inputs)
+        for inputs in (
+            sample_inputs([PixelFeatures()], rows(100, 6, seed=2, shift=shift), held_out, train) for shift in (0.0, 1.0)
+        )
+    )
     assert 0.5 < same["fd_pixels"].ratio < 2 < other["fd_pixels"].ratio
     assert same["fd_pixels"].held_out == other["fd_pixels"].held_out
     assert other["precision_pixels"].value < same["precision_pixels"].value
@@ -186,21 +196,25 @@ def test_the_floor_is_what_new_real_images_get():
 
 def test_the_use_of_a_codebook_is_counted():
     ids = torch.tensor([[0, 1], [1, 0]])
-    found = dict(code_numbers(ids, 4))
+    codebook = Geometry(LatentSpec((2,), 3, 4))
+    found = measured(CodeUsage(), tokenizer_inputs(codebook, {"ids": ids}, {}))
     assert found["code_usage"].value == 0.5 and found["code_perplexity"].value == pytest.approx(2)
-    assert not dict(code_numbers(None, 0)), "continuous codes have no codebook"
+    continuous = tokenizer_inputs(Geometry(LatentSpec((2,), 3)), {}, {})
+    assert not measured(CodeUsage(), continuous), "continuous codes have no codebook"
 
 
 def test_even_choices_keep_the_shares_of_classes():
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)[torch.randperm(100)]
-    chosen = even(labels, 100, 20)
+    chosen = evenly_spaced(labels, 100, 20)
     assert len(set(chosen.tolist())) == 20 and labels[chosen].bincount().tolist() == [12, 6, 2]
-    assert even(None, 10, 5).tolist() == [1, 3, 5, 7, 9] and even(None, 7, 7).tolist() == list(range(7))
+    assert evenly_spaced(None, 10, 5).tolist() == [1, 3, 5, 7, 9] and evenly_spaced(None, 7, 7).tolist() == list(
+        range(7)
+    )
 
 
-def test_spread_keeps_the_order():
+def test_collected_rows_keep_the_order():
     accelerator = Accelerator(cpu=True)
-    found = spread(accelerator, 11, lambda i: {"square": i**2, "self": i}, batch=4)
+    found = collect_rows(accelerator, 11, lambda i: {"square": i**2, "self": i}, batch=4)
     assert found["self"].tolist() == list(range(11)) and found["square"].tolist() == [i**2 for i in range(11)]
 
 

@@ -96,7 +96,7 @@ def test_a_model_sees_its_own_size_or_the_one_that_is_stated(tmp_path):
 
 def test_a_check_of_a_folder_imports_no_models_of_transformers(dinov2):
     code = "import sys, pathlib, pipeline.frozen.class_teacher\n"
-    code += "import pipeline.measuring.feature_choice, pipeline.measuring.card_sight\n"
+    code += "import pipeline.features.choice, pipeline.measuring.card_networks\n"
     code += "from pipeline.vision.config import read_kind\n"
     code += "assert read_kind(pathlib.Path(sys.argv[1]), 'dinov2') and 'transformers.modeling_utils' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(dinov2)], check=True)

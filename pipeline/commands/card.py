@@ -1,0 +1,138 @@
+"""The command `card`: all that is measured of a tokenizer alone, of a run's or of an imported folder."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from pipeline.components import structure
+from pipeline.features.passes import evenly_spaced
+from pipeline.images.reading import Images
+from pipeline.images.rendering import rendered
+from pipeline.measuring.card import CardMeasuring
+from pipeline.measuring.card_networks import CardNetworks, CardSettings
+from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
+from pipeline.nn.throughput import device_name
+from pipeline.publishing.tokenizer_folder import load_any
+from pipeline.recipes.files import merge, parse
+from pipeline.recipes.schema import load
+from pipeline.reporting import pictures
+from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page
+from pipeline.reporting.run_page import refresh_report
+from pipeline.runs.finished import CARD, run_folder, sha256_of_tokenizer, tokenizer_of
+from pipeline.runs.machine import accelerate
+from pipeline.runs.workspace import OWNER, Workspace, fingerprint
+from pipeline.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class CardTarget:
+    """A tokenizer's folder, its name, the folder its card goes to, and the settings that its run determines."""
+
+    name: str
+    tokenizer: Path
+    folder: Path
+    judge: Path | None  # that of the run's report, so that distances can be compared
+    settings: dict[str, Any]
+
+
+def card(words: list[str]) -> None:
+    """`run.py card RUN|FOLDER key=value ...`; prints where the card is."""
+    target = find_target(words[0])
+    settings = card_settings(target, words[1:])
+    accelerator = accelerate("fp32")
+    if accelerator.num_processes > 1:
+        raise ValueError("a card is made by one process; run it without torchrun")
+    out = Path(settings.out) if settings.out else target.folder / "card"
+    if out.exists() and any(out.iterdir()) and not (out / CARD).exists():
+        raise ValueError(f"{out} exists and is not a card; set another out=FOLDER")
+    work, because = Workspace(out.parent, accelerator), fingerprint(settings, sha256_of_tokenizer(target.tokenizer))
+    if work.current(out.name, because):
+        return print(f"card: {out} is up to date")
+    with work.publish(out.name, because, seed=settings.seed) as draft:
+        make_card(target, settings, accelerator, draft)
+    refresh_report(out.parent)
+    print(f"card: {out / 'index.html'}")
+
+
+def card_settings(target: CardTarget, overrides: list[str]) -> CardSettings:
+    """The settings of the target's run with `key=value` overrides; ValueError where one is not right."""
+    values = target.settings
+    for override in overrides:
+        values = merge(values, parse(override))
+    if "data" not in values:
+        raise ValueError(f"{target.folder} does not say of which images; set data.source.kind=... and data.size=...")
+    settings = structure(CardSettings, values)
+    check_metrics(settings.metrics, metric_kinds(TokenizerMetric), "metrics")
+    return settings
+
+
+def find_target(target: str) -> CardTarget:
+    """The tokenizer of a run, or the one in a folder; ValueError where `target` is neither."""
+    if (run := run_folder(target)) is not None:
+        recipe = load(str(run / OWNER))
+        known = {"data": asdict(recipe.data), "seed": recipe.seed, "weights": recipe.weights}
+        part = recipe.evaluate
+        known |= {"images": part.images, "features": list(part.features), "resize": part.resize}
+        judge = run / "report" / "judge"
+        return CardTarget(recipe.name, tokenizer_of(run), run, judge if judge.is_dir() else None, known)
+    folder = Path(target)
+    if (folder / "config.json").is_file():
+        return CardTarget(folder.resolve().name, folder, folder, None, {})
+    raise ValueError(
+        f"{target} is neither a run (a folder with {OWNER}, a name in runs/, a recipe that has been run) nor a"
+        " tokenizer's folder (with config.json)"
+    )
+
+
+def make_card(target: CardTarget, settings: CardSettings, accelerator: Accelerator, out: Path) -> None:
+    """Measure, and write `card.json`, `card.md`, `index.html` and what they show into the folder `out`."""
+    train, held_out = Images(settings.data, "train"), Images(settings.data, "held_out")
+    if not len(held_out):
+        raise ValueError("a card measures held-out images, and there are none; set data.source.held_out=0.1")
+    tokenizer = load_any(target.tokenizer, settings.data.size).to(accelerator.device)
+    if (size := tokenizer.config.image_size) != settings.data.size:
+        raise ValueError(
+            f"the tokenizer is for images of {size} pixels, not {settings.data.size}; set data.size={size}"
+        )
+    networks = CardNetworks.load(settings, train, target.judge, accelerator.device, out / "judge")
+    measuring = CardMeasuring(tokenizer, networks, settings, accelerator, out / "prior")
+    about = describe(target, tokenizer, settings, accelerator) | {
+        "scale": measuring.scale(train),
+        "left_out": measuring.left_out(),
+    }
+    inputs = measuring.inputs(train, held_out)
+    groups = measuring.numbers(inputs)
+    numbers = {group: {key: number.as_dict() for key, number in part.items()} for group, part in groups.items()}
+    flat = {key: {"group": group} | number for group, part in numbers.items() for key, number in part.items()}
+    curves = measuring.curves(inputs)
+    content = {"about": about, "numbers": flat, "curves": curves}
+    (out / CARD).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    (out / "card.md").write_text(card_markdown(about, numbers))
+    save_reconstructions(measuring, held_out, out / "reconstructions.png")
+    figures = draw_card(curves, out / "prior" / "metrics.jsonl", out)
+    write_card_page(out / "index.html", about, numbers, figures)
+
+
+def describe(
+    target: CardTarget, tokenizer: Tokenizer, settings: CardSettings, accelerator: Accelerator
+) -> dict[str, Any]:
+    return {
+        "name": target.name,
+        "tokenizer": type(tokenizer).__name__,
+        "folder": str(target.tokenizer),
+        "sha256": sha256_of_tokenizer(target.tokenizer),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "code": asdict(tokenizer.spec),
+        "settings": asdict(settings),
+        "device": device_name(accelerator.device),
+    }
+
+
+def save_reconstructions(measuring: CardMeasuring, held_out: Images, path: Path) -> None:
+    count = min(len(held_out), pictures.columns(held_out.data.size))
+    images = held_out.plain(evenly_spaced(None, len(held_out), count)).images
+    reconstructions = rendered(measuring.tokenizer, measuring.encode(images.to(measuring.device)))
+    pictures.reconstructions(images, reconstructions.cpu()).save(path)

@@ -1,0 +1,97 @@
+"""The command `reference`: statistics of all images of a folder, or of a recipe's split, in a file."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.components import structure
+from pipeline.features.choice import build_features
+from pipeline.features.extractors import FeatureExtractor
+from pipeline.features.moments import Moments
+from pipeline.features.passes import PerImage
+from pipeline.features.statistics_file import SPLITS, write_statistics
+from pipeline.images.reading import Images
+from pipeline.measuring.image_statistics import gather_statistics
+from pipeline.measuring.protocols import computation
+from pipeline.measuring.reference import images_of_folder
+from pipeline.recipes.files import is_recipe, merge, parse
+from pipeline.recipes.schema import load
+from pipeline.runs.machine import accelerate
+
+
+@dataclass
+class FolderSettings:
+    """What `run.py reference FOLDER` takes."""
+
+    size: int  # pixels per side that every image is resized and cropped to
+    features: tuple[str, ...] = ("inception",)
+    resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"
+    weights: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MeasuredImages:
+    """Images, and the features they are measured on."""
+
+    images: Images
+    features: tuple[str, ...]
+    weights: dict[str, str]
+    resize: str
+
+
+def reference(words: list[str]) -> None:
+    """`run.py reference DATA OUT.npz key=value ...`: statistics of all images of a folder, or of a recipe's split."""
+    if len(words) < 2 or not words[1].endswith(".npz"):
+        raise ValueError("reference needs DATA (a recipe or a folder of images) and OUT.npz; a folder also size=256")
+    given, out, settings = words[0], Path(words[1]).expanduser(), words[2:]
+    accelerator = accelerate("fp32")
+    measured = images_of_recipe(given, settings) if is_recipe(given) else images_in_folder(given, settings)
+    images = measured.images
+    features = build_features(measured.features, measured.weights, measured.resize, accelerator.device)
+    moments = measure_images(images, features, accelerator)
+    if accelerator.is_main_process:
+        described = {name: of for feature in features for name, of in feature.statistics().items()}
+        about = {"images": f"{len(images)} of {given}, {images.split}", "fingerprint": images.fingerprint()}
+        about |= {"size": images.data.size, "prepared": images.data.resize, "features": described}
+        write_statistics(out, moments, about | computation())
+        print(f"{out}: statistics of {len(images)} images, {', '.join(moments)}; set evaluate.reference={out}")
+
+
+def measure_images(images: Images, features: list[FeatureExtractor], accelerator: Accelerator) -> dict[str, Moments]:
+    """The moments of all images of a split, by name, in memory that does not grow with them."""
+    names = [name for feature in features for name in feature.statistics()]
+    with tqdm(total=len(images), desc="reference", unit="image", disable=not accelerator.is_main_process) as bar:
+
+        def measure(indices: Tensor) -> PerImage:
+            pixels = images.plain(indices).images.to(accelerator.device)
+            bar.update(min(len(indices) * accelerator.num_processes, bar.total - bar.n))
+            return {name: rows for feature in features for name, rows in feature.extract_all(pixels).items()}
+
+        return gather_statistics(accelerator, len(images), measure, torch.arange(0), names).moments
+
+
+def images_of_recipe(given: str, settings: list[str]) -> MeasuredImages:
+    """The split that `evaluate.reference` names, and the features that are the same in every run."""
+    recipe = load(given, settings)
+    kinds = tuple(kind for kind in recipe.evaluate.features if kind != "classifier")
+    if not kinds:
+        raise ValueError("evaluate.features names the classifier alone, which every run trains for itself; add others")
+    split = recipe.evaluate.reference if recipe.evaluate.reference in SPLITS else "train"
+    return MeasuredImages(Images(recipe.data, split), kinds, recipe.weights, recipe.evaluate.resize)
+
+
+def images_in_folder(given: str, settings: list[str]) -> MeasuredImages:
+    """All images of a folder, and the features that the command line names."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        values = merge(values, parse(setting))
+    folder = structure(FolderSettings, values)
+    if "classifier" in folder.features:
+        raise ValueError("features: the classifier is trained by every run for itself; name others")
+    images = images_of_folder(Path(given), folder.size)
+    return MeasuredImages(images, folder.features, folder.weights, folder.resize)

@@ -1,0 +1,151 @@
+"""The command `sweep`: the same seeds sampled with several settings, guidance scales and others, and all measured."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pipeline.call_arguments import Defaults
+from pipeline.checks.generator import check_sampling
+from pipeline.components import structure
+from pipeline.images.files import image_file
+from pipeline.images.reading import Images
+from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
+from pipeline.recipes.files import merge, parse
+from pipeline.recipes.schema import ONLY_SPEED, Recipe, load
+from pipeline.reporting.run_page import refresh_report
+from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
+from pipeline.runs.finished import run_folder
+from pipeline.runs.machine import accelerate
+from pipeline.runs.workspace import NOTE, OWNER, Workspace, fingerprint
+from pipeline.sampling.many_images import assemble, plan_recipe, sample_images, sampling_record
+
+MADE_OF = ("generator", "decoder")
+NUMBERS = "numbers.json"  # of a point, written last: what has it is finished
+
+
+@dataclass
+class SweepSettings:
+    """What `run.py sweep` takes: values to try in every combination; all else is as in the recipe."""
+
+    guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+    guidance_interval: tuple[tuple[float, float], ...] = ()
+    steps: tuple[int, ...] = ()
+    sampler: dict[str, list[Any]] = field(default_factory=dict)  # values of the objective's own settings, by name
+    images: int | None = None  # of every point
+    batch: int | None = field(default=None, metadata=ONLY_SPEED)
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One combination of values, by setting; `recipe` samples with it, `key` says what its numbers depend on."""
+
+    values: dict[str, Any]
+    recipe: Recipe
+    key: str
+
+
+def sweep(words: list[str]) -> None:
+    """`run.py sweep RUN key=value ...`; prints where the sweep is. Every process takes part."""
+    target, *overrides = words
+    if (folder := run_folder(target)) is None:
+        raise ValueError(f"{target} is no run; name its folder, which holds {OWNER}, its name in runs/, or its recipe")
+    values: dict[str, Any] = {}
+    for override in overrides:
+        values = merge(values, parse(override))
+    settings, recipe = structure(SweepSettings, values), load(str(folder / OWNER))
+    work = Workspace(folder, accelerate(recipe.precision))
+    made_of = {name: json.loads((work.artefact(name) / NOTE).read_text()).get("hash") for name in MADE_OF}
+    points = combine(recipe, settings, made_of)
+    because = fingerprint([point.key for point in points])
+    say = print if work.accelerator.is_main_process else (lambda *_: None)
+    if work.current("sweep", because):
+        return say(f"sweep: {folder / 'sweep'} is up to date")
+    with work.publish("sweep", because, seed=recipe.seed) as draft:
+        make_sweep(recipe, points, work, made_of, draft)
+    if work.accelerator.is_main_process:
+        refresh_report(folder)
+    say(f"sweep: {folder / 'sweep' / 'index.html'}")
+
+
+def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, str]) -> list[SweepPoint]:
+    """Every combination of values, in the order given; ValueError where there is none."""
+    fields = {name: getattr(settings, name) for name in ("guidance", "guidance_interval", "steps")}
+    tried = {name: values for name, values in fields.items() if values}
+    tried |= {f"sampler.{name}": values for name, values in settings.sampler.items()}
+    if not tried or not all(tried.values()):
+        raise ValueError("a sweep needs values to try; set guidance=[1,1.5,2], steps=[10,25] or sampler.NAME=[...]")
+    own = {"images": settings.images, "batch": settings.batch}
+    base = replace(recipe.sample, **{name: value for name, value in own.items() if value is not None})
+    points = []
+    for combination in product(*tried.values()):
+        values = dict(zip(tried, combination))
+        plain = {name: value for name, value in values.items() if name in fields}
+        sampler = {name.removeprefix("sampler."): value for name, value in values.items() if name not in fields}
+        variant = replace(recipe, sample=replace(base, **plain, sampler=base.sampler | sampler))
+        parts = (variant.sample, recipe.seed, recipe.precision, made_of, recipe.evaluate, recipe.data, recipe.weights)
+        points.append(SweepPoint(values, variant, fingerprint(*parts)))
+    return points
+
+
+def make_sweep(recipe: Recipe, points: list[SweepPoint], work: Workspace, made_of: dict[str, str], out: Path) -> None:
+    """Sample and measure the points that no sweep has finished yet, and write all of them to `out`."""
+    pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator"))
+    for point in points:
+        check_sampling(point.recipe, pipe.tokenizer.spec, pipe.objective)
+        if work.accelerator.is_main_process:
+            adopt(work.root, point, out)
+    work.accelerator.wait_for_everyone()
+    todo = [point for point in points if not (folder_of(out, point) / NUMBERS).exists()]
+    work.accelerator.wait_for_everyone()
+    if todo:
+        train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
+        measuring = SampleMeasuring.of_run(recipe, work, train, out / "judge")
+        real = measuring.read_real(train, held_out)
+    for number, point in enumerate(todo, 1):
+        if work.accelerator.is_main_process:
+            print(f"{number} of {len(todo)}: {json.dumps(point.values)}")
+        pipe.defaults = structure(Defaults, sampling_record(point.recipe), "sampling")
+        samples = out / "samples" / point.key
+        sample_images(pipe, plan_recipe(point.recipe, pipe), samples, work.accelerator)
+        measure(point, measuring, real, samples, folder_of(out, point))
+    if work.accelerator.is_main_process:
+        shutil.rmtree(out / "samples", ignore_errors=True)
+        measured = [
+            {"values": point.values} | json.loads((folder_of(out, point) / NUMBERS).read_text()) for point in points
+        ]
+        content = {"name": recipe.name, "made_of": made_of, "points": measured}
+        (out / SWEEP).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_sweep(out, content, [folder_of(out, point) for point in points])
+
+
+def folder_of(out: Path, point: SweepPoint) -> Path:
+    return out / "points" / point.key
+
+
+def adopt(run: Path, point: SweepPoint, out: Path) -> None:
+    """Copy a point that an earlier sweep, finished or not, has measured."""
+    mine = folder_of(out, point)
+    for earlier in (run / "sweep", *sorted(run.glob(".sweep-*"))):
+        theirs = folder_of(earlier, point)
+        if earlier != out and (theirs / NUMBERS).exists() and not (mine / NUMBERS).exists():
+            shutil.rmtree(mine, ignore_errors=True)
+            shutil.copytree(theirs, mine)
+
+
+def measure(point: SweepPoint, measuring: SampleMeasuring, real: RealImages, samples: Path, folder: Path) -> None:
+    """Save a point's numbers and its first images; the others are deleted, since they can be sampled again exactly."""
+    pixels, labels, record = load_samples(samples)
+    statistics = measuring.read_samples(pixels, labels)
+    if measuring.accelerator.is_main_process:
+        measured = [numbers for _, numbers in measuring.measure(statistics, real, record)]
+        content = {"sampling": asdict(point.recipe.sample), "network_evaluations": record["network_evaluations"]}
+        content |= {"numbers": {key: number.as_dict() for numbers in measured for key, number in numbers.items()}}
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(min(SHOWN, len(pixels))):
+            shutil.copy(image_file(samples, i), image_file(folder, i))
+        (folder / NUMBERS).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        shutil.rmtree(samples)
+    measuring.accelerator.wait_for_everyone()

@@ -1,0 +1,72 @@
+"""The features that `evaluate.features` names: whether they can be had on this machine, and building them."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from pipeline.features.extractors import (
+    ClassifierFeatures,
+    FeatureExtractor,
+    InceptionFeatures,
+    PixelFeatures,
+    VisionFeatures,
+)
+from pipeline.teachers.inception import Inception
+from pipeline.teachers.vision_model import VisionModel
+from pipeline.validation import suggestion
+from pipeline.vision.config import read_kind
+from pipeline.vision.weights import KNOWN, digest, hub_id, locate, remedy, require
+
+WEIGHTS = {  # names in pipeline.vision.weights, any of which will do
+    "inception": ("inception", "inception_torch_fidelity"),
+    "dinov2": ("dinov2_large",),
+    "clip": ("clip_large_336",),
+    "siglip": ("siglip_base",),
+}
+KINDS = ("classifier", "pixels", *WEIGHTS)
+SIZES = {"dinov2": 224}  # pixels a side that published distances are on; the other models have their own
+
+
+def check_features(kinds: Sequence[str], stated: Mapping[str, str]) -> None:
+    """ValueError when `evaluate.features` names what is not there, or what has no weights on this machine."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"evaluate.features: there are no features {kind!r}{suggestion(kind, list(KINDS))}")
+        if kind in WEIGHTS and (found := locate(weights_name(kind, stated), stated)) and found.is_dir():
+            read_kind(found, kind)
+
+
+def build_features(
+    kinds: Sequence[str],
+    stated: Mapping[str, str],
+    resize: str,
+    device: torch.device,
+    classifier: ClassifierFeatures | None = None,
+) -> list[FeatureExtractor]:
+    """The features of these kinds, in order, on `device`; `stated` are the recipe's weights.
+
+    `resize` is Inception's rule, `classifier` what this kind comes to. Raises ValueError where weights are missing, are
+    others than they should be, or cannot be fetched from the hub.
+    """
+    check_features(kinds, stated)
+    own = {"classifier": classifier, "pixels": PixelFeatures()}
+    return [own[kind] if kind in own else _published(kind, stated, resize, device) for kind in kinds]
+
+
+def weights_name(kind: str, stated: Mapping[str, str]) -> str:
+    """The name in pipeline.vision.weights of those that a kind takes; ValueError where none are on this machine."""
+    for name in WEIGHTS[kind]:
+        if locate(name, stated) or hub_id(name, stated):
+            return name
+    raise ValueError(
+        f"evaluate.features names {kind}, whose weights are not on this machine; {remedy(WEIGHTS[kind][0])}"
+    )
+
+
+def _published(kind: str, stated: Mapping[str, str], resize: str, device: torch.device) -> FeatureExtractor:
+    name = weights_name(kind, stated)
+    found = require(name, stated)
+    if kind == "inception":
+        return InceptionFeatures(Inception.load(found).to(device), digest(found), resize)
+    network = VisionModel.load(found, kind, SIZES.get(kind)).to(device)
+    return VisionFeatures(kind, network, digest(KNOWN[name].file(found)))

@@ -1,0 +1,37 @@
+"""Passes over sets of images: which images are measured, and their rows, collected from every process."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+PerImage = dict[str, Tensor]  # one row per image under every name
+
+
+def collect_rows(
+    accelerator: Accelerator, count: int, measure: Callable[[Tensor], PerImage], batch: int = 64
+) -> PerImage:
+    """The rows of images 0 .. count - 1, which `measure` returns for indices [B]; the processes divide the batches."""
+    batches = process_batches(accelerator, count, batch)
+    parts = [{name: rows.cpu() for name, rows in measure(indices).items()} for indices in batches]
+    parts = gather_object(parts) if accelerator.num_processes > 1 else parts
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def process_batches(accelerator: Accelerator, count: int, batch: int) -> list[Tensor]:
+    """The batches of this process, out of those that divide indices 0 .. count - 1, each of `batch` but the last.
+
+    The batches do not depend on the number of processes, so that networks round alike however many there are.
+    """
+    batches, processes = torch.arange(count).split(batch) if count else (), accelerator.num_processes
+    first, last = (len(batches) * (accelerator.process_index + i) // processes for i in (0, 1))
+    return list(batches[first:last])
+
+
+def evenly_spaced(labels: Tensor | None, total: int, count: int) -> Tensor:
+    """Indices [count] of `total` images, evenly spaced; with labels [total], evenly through every class."""
+    order = torch.arange(total) if labels is None else labels.argsort(stable=True)
+    positions = (torch.arange(count, dtype=torch.float64) + 0.5) * (total / count)
+    return order[positions.long()].sort().values

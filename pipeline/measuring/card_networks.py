@@ -1,0 +1,66 @@
+"""The settings of a tokenizer's card, and the frozen networks that measure images for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.features.judge import fit_judge
+from pipeline.features.networks import FeatureExtractors
+from pipeline.images.reading import Images
+from pipeline.recipes.schema import ONLY_SPEED, Data
+from pipeline.teachers.vision_model import VisionModel
+from pipeline.vision.weights import digest
+
+
+@dataclass
+class CardSettings:
+    """What `run.py card` takes; for a run, `data`, `seed` and `weights` are its recipe's."""
+
+    data: Data
+    images: int = 2000  # of each split at most
+    metrics: tuple[str, ...] | None = None  # by name; null: all that there are
+    features: tuple[str, ...] = ("classifier", "pixels")  # of Fréchet distances
+    vision: str | None = None  # folder of a vision model of transformers, whose neighbours codes are compared with
+    resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"  # of images before Inception
+    noise: tuple[float, ...] = (30.0, 20.0, 10.0)  # decibels of the image over the noise
+    prior_steps: int = 300  # of the small generator's training
+    seed: int = 0
+    weights: dict[str, str] = field(default_factory=dict)
+    out: str | None = field(default=None, metadata=ONLY_SPEED)
+
+
+@dataclass(frozen=True)
+class CardNetworks:
+    """The networks that a card measures images with: those of a report, and a vision model to compare codes with."""
+
+    extractors: FeatureExtractors
+    vision: Callable[[Tensor], Tensor]  # images to features [B, D]
+    vision_described: dict[str, Any]
+
+    @classmethod
+    def load(
+        cls, settings: CardSettings, train: Images, judge_folder: Path | None, device: torch.device, out: Path
+    ) -> "CardNetworks":
+        """The judge is the one in `judge_folder`, else it is trained here and saved in `out`."""
+        size, seed = settings.data.size, settings.seed
+        if judge_folder is None:
+            fit_judge(train, size, seed, device, out)
+        extractors = FeatureExtractors.load(
+            judge_folder or out, settings.features, settings.resize, settings.weights, size, seed, device
+        )
+        if settings.vision is None:
+            own = extractors.judge_features
+            return cls(extractors, own.extract, own.describe())
+        folder = Path(settings.vision).resolve()
+        model = VisionModel.load(folder).to(device)
+        described = {
+            "kind": folder.name,
+            "what": "mean over the tokens of the last hidden state",
+            "weights_sha256": [digest(path) for path in sorted(folder.glob("*.safetensors"))],
+            "resize": f"bicubic, antialiased, to {model.size} x {model.size}",
+        }
+        return cls(extractors, model.mean_token, described)

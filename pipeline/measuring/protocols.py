@@ -1,0 +1,15 @@
+"""What the protocols of a report, a card and a file of statistics have in common."""
+
+import importlib.metadata
+from typing import Any
+
+LIBRARIES = ("torch", "numpy", "scikit-learn", "diffusers")
+
+
+def computation() -> dict[str, Any]:
+    """How numbers are computed: precision, and versions of the libraries."""
+    return {"precision": "networks float32, statistics float64", "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -1,0 +1,54 @@
+"""A tokenizer under measurement: held-out images go through it, and its metrics are measured on them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.code import Code, LatentSpec
+from pipeline.draws import ImageDraws, mix
+from pipeline.features.networks import FeatureExtractors
+from pipeline.features.passes import PerImage
+from pipeline.images.rendering import rendered
+from pipeline.metrics.base import EncodedImages, Measurement, TokenizerInputs, TokenizerMetric
+from pipeline.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenizerMeasuring:
+    """Codes are modes, at unit scale; reconstructions are rounded to 8 bits."""
+
+    tokenizer: Tokenizer
+    extractors: FeatureExtractors
+    metrics: list[TokenizerMetric]
+    seed: int
+    encode: Callable[[Tensor], Code]
+    vision: Callable[[Tensor], Tensor] | None = None  # images to a vision model's features [B, D]
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, indices: Tensor) -> EncodedImages:
+        """Images [B, 3, H, W] through the tokenizer; `indices` [B] are their numbers, which randomness depends on."""
+        images = images.to(self.extractors.device)
+        code = self.encode(images)
+        seeds = [mix(self.seed, "card", index) for index in indices.tolist()]
+        draws = ImageDraws.from_seeds(seeds, self.extractors.device)
+        reconstructions = rendered(self.tokenizer, code)
+        networks = (self.tokenizer, self.extractors)
+        return EncodedImages(images, code, reconstructions, self.encode, *networks, draws, self.vision)
+
+    @torch.no_grad()
+    def rows(self, batch: EncodedImages) -> PerImage:
+        """What the metrics must know of each image."""
+        return {name: rows for metric in self.metrics for name, rows in metric.rows(batch).items()}
+
+    def measure(self, inputs: TokenizerInputs) -> Iterable[tuple[TokenizerMetric, dict[str, Measurement]]]:
+        """Each metric with its numbers by key. Every process takes part, and the first one has all numbers."""
+        for metric in self.metrics:
+            if metric.needs <= inputs.available and (metric.collective or inputs.accelerator.is_main_process):
+                yield metric, dict(metric.measure(inputs))
+
+
+def suited(metrics: Iterable[TokenizerMetric], spec: LatentSpec) -> list[TokenizerMetric]:
+    """The metrics that codes of this geometry can be measured by."""
+    return [metric for metric in metrics if metric.unsuited(spec) is None]

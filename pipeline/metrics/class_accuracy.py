@@ -1,0 +1,49 @@
+"""Class accuracy: whether a judge recognises in samples the classes they were sampled for."""
+
+from torch import Tensor
+
+from pipeline.features.networks import FeatureExtractors
+from pipeline.features.passes import PerImage
+from pipeline.metrics.base import Measurements, Quantity, SampleInputs, SampleMetric, mean
+
+
+class ClassAccuracy(SampleMetric):
+    """Accuracy of a classifier on samples, by the classes asked for, and on real images, by their own."""
+
+    quantities = (
+        Quantity(
+            "class_accuracy",
+            "Class accuracy",
+            "higher",
+            "share of samples that the judge puts into the class that was asked for",
+            "share",
+            headline=True,
+        ),
+        Quantity(
+            "judge_accuracy",
+            "Accuracy of the judge",
+            "higher",
+            "share of real images that the judge puts into their class: what its verdict on samples is worth",
+            "share",
+        ),
+    )
+    needs = frozenset({"classifier", "labels"})
+    order = 10
+
+    def rows(self, images: Tensor, extractors: FeatureExtractors) -> PerImage:
+        return {"guess": extractors.judge(images).argmax(dim=1)}
+
+    def measure(self, inputs: SampleInputs) -> Measurements:
+        of_samples, of_judge = self.quantities
+        judge, real = inputs.extractors.described["judge"], accuracy(inputs.held_out)
+        images = f"{len(inputs.held_out['labels'])} real held-out images"
+        if "labels" in inputs.samples:
+            where = {"judge": judge, "images": f"{len(inputs.samples['labels'])} samples", "held_out": images}
+            yield of_samples.measured(accuracy(inputs.samples), where | inputs.protocol, held_out=real)
+        computed = {key: inputs.protocol[key] for key in ("precision", "versions")}
+        yield of_judge.measured(real, {"judge": judge, "images": images} | computed)
+
+
+def accuracy(rows: PerImage) -> float:
+    """Share of images whose guess is their label."""
+    return mean(rows["guess"] == rows["labels"])

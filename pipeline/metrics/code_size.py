@@ -1,0 +1,36 @@
+"""Code size: what a code costs, from its geometry alone."""
+
+import math
+
+from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
+
+STORED_BITS = 16  # of a number that has no id, as latents/ stores it unless a recipe says otherwise
+
+
+class CodeSize(TokenizerMetric):
+    """Values and bits of a code."""
+
+    quantities = (
+        Quantity("dimensions", "Dimensions", "neither", "numbers in the code of an image, tokens times channels"),
+        Quantity(
+            "bits_per_pixel",
+            "Bits a pixel",
+            "lower",
+            "what a code takes without entropy coding, over the pixels of the image",
+            headline=True,
+        ),
+    )
+    order = 300
+    group = "Budget"
+
+    def measure(self, inputs: TokenizerInputs) -> Measurements:
+        spec, size = inputs.spec, inputs.size
+        values, pixels = spec.tokens * spec.dim, size * size
+        grid = "x".join(map(str, spec.grid))
+        protocol = {"code": f"{grid} tokens of {spec.dim} channels", "images": f"of {size} x {size} pixels"}
+        details = {"tokens": spec.tokens, "channels": spec.dim, "share_of_the_image's": values / (3 * pixels)}
+        yield self.quantities[0].measured(values, protocol, details=details)
+        each = spec.codebooks * math.log2(spec.vocab) if spec.vocab else STORED_BITS * spec.dim
+        of_ids, of_values = f"{spec.codebooks} id of {spec.vocab} a token", f"{STORED_BITS} bits a number, as stored"
+        counted = {"counted": of_ids if spec.vocab else of_values}
+        yield self.quantities[1].measured(spec.tokens * each / pixels, counted | protocol)

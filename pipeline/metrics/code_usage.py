@@ -1,0 +1,40 @@
+"""Codebook usage: how many of the codes occur, and how evenly."""
+
+from pipeline.code import LatentSpec, stack_ids
+from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
+from pipeline.nn.code_usage import LARGEST, usage_of
+
+
+class CodeUsage(TokenizerMetric):
+    """Usage and perplexity of the codebook over the codes of the training split."""
+
+    quantities = (
+        Quantity(
+            "code_usage",
+            "Codebook usage",
+            "higher",
+            "share of the codes that occur at all, in the mean over codebooks",
+            "share",
+            headline=True,
+        ),
+        Quantity(
+            "code_perplexity",
+            "Codebook perplexity",
+            "higher",
+            "exp of the entropy of how often each code occurs: as many codes, used evenly, would be as rich",
+        ),
+    )
+    needs = frozenset({"ids"})
+    order = 400
+    group = "Ids"
+    report_group = "Codes"
+
+    @classmethod
+    def unsuited(cls, spec: LatentSpec) -> str | None:
+        return f"use of codes: {spec.vocab} codes are too many to count one by one" if spec.vocab > LARGEST else None
+
+    def measure(self, inputs: TokenizerInputs) -> Measurements:
+        ids, vocab = inputs.train.rows["ids"], inputs.spec.vocab
+        protocol = {"images": f"{len(ids)} of the training split, as they are", "codes": vocab} | inputs.train.protocol
+        for quantity, value in zip(self.quantities, usage_of(stack_ids(ids), vocab)):
+            yield quantity.measured(value, protocol)

@@ -1,0 +1,32 @@
+"""Fréchet distance of reconstructions (rFID): how far their features as a set are from those of their images."""
+
+from pipeline.features.moments import Moments, frechet_distance
+from pipeline.features.passes import PerImage
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
+
+
+class ReconstructionFrechet(TokenizerMetric):
+    """Distance between Gaussians fitted to the features of reconstructions and of their images."""
+
+    quantities = (
+        Quantity(
+            "rfd_{}",
+            "Fréchet distance of reconstructions, {}",
+            "lower",
+            "how far reconstructions as a set are from their images as a set",
+        ),
+    )
+    order = 140
+    group = report_group = "Reconstructions"
+
+    def rows(self, batch: EncodedImages) -> PerImage:
+        features = batch.extractors.features
+        return {f"reconstructed_{feature.name}": feature.extract(batch.reconstructions) for feature in features}
+
+    def measure(self, inputs: TokenizerInputs) -> Measurements:
+        rows = inputs.held_out.rows
+        for feature in inputs.extractors.features:
+            name = feature.name
+            value = frechet_distance(Moments.of(rows[f"reconstructed_{name}"]), Moments.of(rows[name]))
+            where = {"features": feature.describe()} | inputs.of_reconstructions
+            yield self.quantities[0].measured(value, where, name)

@@ -1,0 +1,66 @@
+"""Residual spectrum: the power of what reconstructions miss, by spatial frequency, whatever the direction."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.features.passes import PerImage
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
+
+
+class ResidualSpectrum(TokenizerMetric):
+    """Power of the residual relative to that of the images in the highest octave of frequencies."""
+
+    quantities = (
+        Quantity(
+            "residual_top_octave",
+            "Residual, top octave",
+            "lower",
+            "power of what is missing over that of the images, at the frequencies of the highest octave",
+        ),
+    )
+    order = 210
+    group = "Frequencies"
+
+    def rows(self, batch: EncodedImages) -> PerImage:
+        residual = batch.images - batch.reconstructions
+        return {"residual": radial_power(residual), "power": radial_power(batch.images)}
+
+    def measure(self, inputs: TokenizerInputs) -> Measurements:
+        residual, power = (inputs.held_out.rows[name].mean(dim=0) for name in ("residual", "power"))
+        top = slice((len(power) - 1) // 2 + 1, None)
+        where = {"transform": "Fourier, means over directions", "pixels": "in [-1, 1]"} | inputs.of_images
+        shown = [k for k in marks(len(power)) if power[k] > 0]
+        details = {f"at_{k}_cycles_an_image": (residual[k] / power[k]).item() for k in shown}
+        value = (residual[top].sum() / power[top].sum()).item()
+        yield self.quantities[0].measured(value, where, details=details)
+
+    def curves(self, inputs: TokenizerInputs) -> dict[str, Any]:
+        return {name: inputs.held_out.rows[name].mean(dim=0).tolist() for name in ("power", "residual")}
+
+
+def marks(bins: int) -> list[int]:
+    """0, 1, 2, 4, ... and the last of so many frequencies."""
+    powers = [2**i for i in range(bins.bit_length()) if 2**i < bins - 1]
+    return [0, *powers, bins - 1]
+
+
+def radial_power(images: Tensor) -> Tensor:
+    """Mean power of the frequencies of about k cycles per image, k = 0 ... S // 2, of [B, C, S, S]: [B, S // 2 + 1].
+
+    float64. Orthonormal: white noise of variance v has v everywhere. Mean over channels and directions; what lies in
+    the corners beyond the highest k is left out.
+    """
+    size = images.shape[-1]
+    power = torch.fft.fft2(images.double(), norm="ortho").abs().square().mean(dim=1)  # [B, S, S]
+    rings = ring_numbers(size).to(images.device)
+    inside = rings <= size // 2
+    sums = power.new_zeros(len(images), size // 2 + 1).index_add_(1, rings[inside], power[:, inside])
+    return sums / rings[inside].bincount(minlength=size // 2 + 1)
+
+
+def ring_numbers(size: int) -> Tensor:
+    """Cycles per image of every frequency of a transform, rounded, [size, size] int64."""
+    cycles = torch.fft.fftfreq(size, dtype=torch.float64) * size
+    return torch.hypot(cycles[:, None], cycles[None, :]).round().long()

@@ -1,0 +1,29 @@
+"""Speed: how many images per second the tokenizer encodes and decodes on this machine."""
+
+import torch
+
+from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
+from pipeline.nn.throughput import device_name, rate
+
+
+class Speed(TokenizerMetric):
+    """Images per second, in float32, of one batch that lies in memory."""
+
+    quantities = (Quantity("speed_{}", "Speed, {}", "higher", "images that the tokenizer {}s in a second", "images/s"),)
+    order = 900
+    group = "Speed"
+
+    @torch.no_grad()
+    def measure(self, inputs: TokenizerInputs) -> Measurements:
+        tokenizer, device, pixels = inputs.tokenizer, inputs.accelerator.device, inputs.read_images()
+        code = inputs.encode(pixels)
+        work = {"encode": lambda: tokenizer.encode(pixels), "decode": lambda: tokenizer.decode(code)}
+        protocol = {
+            "device": device_name(device),
+            "images": f"{len(pixels)} of {inputs.size} x {inputs.size} pixels at once",
+            "precision": "float32",
+            "torch": torch.__version__,
+            "times": "median of 5 after one to warm up, data in memory",
+        }
+        for name, task in work.items():
+            yield self.quantities[0].measured(rate(task, len(pixels), device), protocol, name)

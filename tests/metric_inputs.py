@@ -1,0 +1,58 @@
+"""Inputs of metrics, made of rows that a test has at hand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from pipeline.code import LatentSpec
+from pipeline.features.extractors import FeatureExtractor
+from pipeline.features.networks import FeatureExtractors
+from pipeline.features.passes import PerImage
+from pipeline.measuring.samples import against_training, moments_of
+from pipeline.metrics.base import ImageSet, Measurement, Metric, SampleInputs, TokenizerInputs
+
+
+class Geometry:
+    """A tokenizer of which only the geometry of its codes is known."""
+
+    def __init__(self, spec: LatentSpec):
+        self.spec = spec
+
+
+def extractors_of(features: Sequence[FeatureExtractor]) -> FeatureExtractors:
+    """Features alone: neither a judge nor a perceptual distance."""
+    described = {"judge": {"kind": "none"}}
+    return FeatureExtractors(None, None, list(features), None, described, torch.device("cpu"))
+
+
+def sample_inputs(
+    features: Sequence[FeatureExtractor], samples: PerImage, held_out: PerImage, train: PerImage, **more: Any
+) -> SampleInputs:
+    """Samples beside the training split; `more` replaces fields."""
+    rows = against_training(samples, held_out, train)
+    fields = {
+        "extractors": extractors_of(features),
+        "moments": moments_of(rows, [name for feature in features for name in feature.statistics()]),
+        "rows": rows,
+        "samples": samples,
+        "held_out": held_out,
+        "train": train,
+        "count": len(next(iter(samples.values()))),
+        "score": None,
+        "protocol": {"versions": {}},
+    }
+    return SampleInputs(**fields | more)
+
+
+def tokenizer_inputs(tokenizer: Any, train: PerImage, held_out: PerImage, **more: Any) -> TokenizerInputs:
+    """Rows of both splits, without anything in their protocols; `more` replaces fields."""
+    fields = {"size": 16, "seed": 0, "extractors": extractors_of([]), "accelerator": Accelerator(cpu=True)}
+    fields |= {"train": ImageSet(train, {}), "held_out": ImageSet(held_out, {}), "encode": None}
+    return TokenizerInputs(tokenizer, **fields | more)
+
+
+def measured(metric: Metric, inputs: SampleInputs | TokenizerInputs) -> dict[str, Measurement]:
+    """The numbers of one metric, by key; none where it needs what the inputs do not have."""
+    return dict(metric.measure(inputs)) if metric.needs <= inputs.available else {}
