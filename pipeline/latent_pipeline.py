@@ -26,7 +26,6 @@ from pipeline.call_arguments import (
 from pipeline.code import Code, Condition
 from pipeline.components import conform, structure
 from pipeline.draws import Draws, GivenDraws, ImageDraws
-from pipeline.file_modes import ordinary_modes
 from pipeline.samplers.guidance import Guidance, check_pair
 from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.saved_folders import (
@@ -37,6 +36,7 @@ from pipeline.saved_folders import (
     refuse_missing_keys,
 )
 from pipeline.validation import suggestion
+from pipeline.whole_files import ordinary_modes
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 OnStepEnd = Callable[[DiffusionPipeline, int, float, dict[str, Tensor]], dict[str, Tensor] | None]

@@ -15,6 +15,8 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
 
+from pipeline.whole_files import write_json
+
 INDEX = "model_index.json"
 PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded: loading is safe
 OF_THE_HUB = ("cache_dir", "revision", "token", "local_files_only", "force_download")
@@ -94,7 +96,7 @@ def keep_code(pipe: DiffusionPipeline, folder: Path) -> None:
     for part, module in pipe.components.items():
         if module is not None and type(module).__module__.startswith(REMOTE):
             index[part] = [_copy_code(type(module), folder / part), type(module).__name__]
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_json(folder / INDEX, index, sort_keys=True)
 
 
 def _copy_code(cls: type, folder: Path) -> str:

@@ -20,6 +20,7 @@ from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.phase_parts import generator_nodes, generator_taps
+from pipeline.whole_files import new_folder
 
 READS = ("joint",)
 WRITES = "latents"
@@ -73,8 +74,7 @@ def scaled(recipe: Recipe, work: Workspace, folder: Path, images: Images) -> Tok
         elif not (tokenizer.spec.vocab or tokenizer.mean.any() or (tokenizer.std != 1).any()):
             raise ValueError("the tokenizer came with no mean and std of its codes; set latents.statistics=measured")
         if work.accelerator.is_main_process:
-            draft = folder.with_name(f".{folder.name}")
-            tokenizer.save_pretrained(draft)
-            draft.rename(folder)
+            with new_folder(folder) as draft:
+                tokenizer.save_pretrained(draft)
     work.accelerator.wait_for_everyone()
     return cls.from_pretrained(folder)

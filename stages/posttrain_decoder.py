@@ -3,7 +3,6 @@
 Without one the tokenizer passes through.
 """
 
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipeline.training.loop import train
 from pipeline.training.pairs import Pairs, cost_of_pairs, make_pairs
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.training.posttraining import DecoderTraining, EarlyStop
+from pipeline.whole_files import write_json
 
 READS = ("joint", "latents", "generator")
 WRITES = "decoder"
@@ -69,8 +69,7 @@ def trained(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path
     if not stop.reached:
         train(task, pairs, part.phase.loop, folder, recipe.seed, accelerator, recipe.data.workers, stop)
     if accelerator.is_main_process:
-        record = describe(stop, out / "pairs", carried)
-        (out / "posttraining.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_json(out / "posttraining.json", describe(stop, out / "pairs", carried))
     return stop.best
 
 

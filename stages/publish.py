@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from pipeline.publishing.self_contained import write_self_contained
 from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
 from pipeline.publishing.stock_transformer import stock_transformer
 from pipeline.recipes.schema import Recipe, settings
-from pipeline.runs.workspace import NOTE, Workspace
+from pipeline.runs.workspace import NOTE, OWNER, Workspace
 from pipeline.sampling.many_images import assemble
+from pipeline.whole_files import new_file, write_json, write_text
 
 READS = ("decoder", "generator", "report")
 WRITES = "pipeline"
@@ -36,16 +36,16 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     pipe.save_pretrained(out)
     saved = load_again(pipe, out, work.accelerator.device)
     write_grid(saved, out / "samples")
-    (out / "recipe.yaml").write_text(settings(recipe))
+    write_text(out / OWNER, settings(recipe))
     notes = write_extras(recipe, pipe.to("cpu"), out)
     made = {name: work.root / name / NOTE for name in MADE}
     provenance = {name: json.loads(note.read_text()) for name, note in made.items() if note.exists()}
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-    (out / "eval").mkdir(exist_ok=True)
-    shutil.copyfile(work.artefact("report") / "metrics.json", out / "eval" / "metrics.json")
-    numbers = json.loads((out / "eval" / "metrics.json").read_text())
+    write_json(out / "provenance.json", provenance)
+    measured = (work.artefact("report") / "metrics.json").read_text()
+    write_text(out / "eval" / "metrics.json", measured)
+    numbers = json.loads(measured)
     facts = Facts((work.root / WRITES).as_posix(), numbers, provenance, notes)
-    (out / "README.md").write_text(model_card(recipe, pipe, facts))
+    write_text(out / "README.md", model_card(recipe, pipe, facts))
 
 
 def load_again(pipe: LatentPipeline, folder: Path, device: torch.device) -> LatentPipeline:
@@ -71,9 +71,9 @@ def write_grid(pipe: LatentPipeline, folder: Path) -> None:
     labels = columns * SHOWN_EACH if pipe.num_classes else None
     generators = [Generator().manual_seed(seed) for seed in seeds]
     images = pipe(labels, num_images=len(seeds), generator=generators).images
-    folder.mkdir(exist_ok=True)
-    make_grid(images, len(columns)).save(folder / "grid.png")
-    (folder / "seeds.json").write_text(json.dumps({"labels": labels, "seeds": seeds}) + "\n")
+    with new_file(folder / "grid.png") as draft:
+        make_grid(images, len(columns)).save(draft)
+    write_json(folder / "seeds.json", {"labels": labels, "seeds": seeds}, indent=None)
 
 
 def write_extras(recipe: Recipe, pipe: LatentPipeline, out: Path) -> list[str]:
@@ -92,7 +92,7 @@ def write_stock(pipe: LatentPipeline, folder: Path) -> list[str]:
     notes, refusals = [], []
     try:
         stock_transformer(pipe.network).save_pretrained(folder / "transformer")
-        (folder / "transformer" / "README.md").write_text(f"{STOCK_NOTE}\n")
+        write_text(folder / "transformer" / "README.md", f"{STOCK_NOTE}\n")
         notes.append("`stock/transformer/` is a `DiTTransformer2DModel`; its README says how to call it.")
     except ValueError as refusal:
         refusals.append(str(refusal))

@@ -3,7 +3,6 @@
 The network is saved with the objective that samples it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipeline.training.loop import train
 from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.order import Readable
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
+from pipeline.whole_files import write_json
 
 READS = ("latents", "joint")
 WRITES = "generator"
@@ -55,7 +55,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         save_heads(heads, out)
         network.save_pretrained(out / "network")
         objective.save_pretrained(out / "objective")
-        (out / "class_names.json").write_text(json.dumps(store.class_names if classes else []))
+        write_json(out / "class_names.json", store.class_names if classes else [], indent=None)
 
 
 def aligned(

@@ -19,6 +19,7 @@ from pipeline.training.loop import train
 from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses
 from pipeline.training.reconstruction import Reconstruction
+from pipeline.whole_files import new_folder
 
 READS = ()
 WRITES = "tokenizer"
@@ -68,7 +69,7 @@ def train_phase(
         save_heads(heads, folder)
         if critic is not None:  # as trained, and not its average: what the decoder's post-training goes on from
             critic.save_pretrained(folder / "critic")
-        tokenizer.save_pretrained(folder / "draft")
-        (folder / "draft").rename(finished)
+        with new_folder(finished) as draft:
+            tokenizer.save_pretrained(draft)
     accelerator.wait_for_everyone()
     return tokenizer.requires_grad_(True)

@@ -96,7 +96,7 @@ COMMANDS = (
         "import",
         "[FORMAT FILE OUT]",
         "converts another project's checkpoint; import alone lists the formats",
-        "pipeline.published:import_checkpoint",
+        "pipeline.commands.import_checkpoint:import_checkpoint",
     ),
 )
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from pipeline.images.reading import Images
 from pipeline.recipes.schema import Recipe
 from pipeline.teachers.classifier import Classifier, fit
+from pipeline.whole_files import new_folder
 
 IMAGES = 20_000  # at most so many train it
 
@@ -18,9 +19,9 @@ def stand_in(recipe: Recipe, images: Images, kept: Path, accelerator: Accelerato
     It is trained by the main process and kept in the folder `kept`, whole or not at all.
     """
     if accelerator.is_main_process and not kept.exists():
-        draft = kept.with_name(f"{kept.name}_draft")
-        train_stand_in(images, recipe.seed, dim).save_pretrained(draft)
-        draft.rename(kept)
+        stand_in = train_stand_in(images, recipe.seed, dim)
+        with new_folder(kept) as draft:
+            stand_in.save_pretrained(draft)
     accelerator.wait_for_everyone()
     return Classifier.from_pretrained(kept).requires_grad_(False).eval().to(accelerator.device)
 

@@ -1,6 +1,5 @@
 """A folder of numbered images, and what is made of all of them: one archive and one grid."""
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.reporting.pictures import grid
+from pipeline.whole_files import new_file
 
 GRID_ROWS, GRID_COLUMNS = 8, 8  # at most so many rows
 
@@ -20,8 +20,7 @@ def image_file(folder: Path, i: int) -> Path:
 def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
     """arr_0 uint8 [N, H, W, 3] and arr_1 int64 [N] (-1: no class), as ADM's evaluator reads, one image in memory."""
     width, height = Image.open(images[0]).size
-    draft = path.with_name(f".{path.name}")
-    with zipfile.ZipFile(draft, "w") as archive:
+    with new_file(path) as draft, zipfile.ZipFile(draft, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             shape = (len(images), height, width, 3)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -29,7 +28,6 @@ def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
                 file.write(np.asarray(Image.open(image).convert("RGB")).tobytes())
         with archive.open("arr_1.npy", "w") as file:
             np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
-    os.replace(draft, path)
 
 
 def open_archive(path: Path) -> np.ndarray:
@@ -65,7 +63,8 @@ def write_grid(out: Path, num_classes: int, images: int) -> None:
     columns = num_classes if 1 < num_classes <= 2 * GRID_COLUMNS else GRID_COLUMNS
     columns = min(columns, images)
     shown = [Image.open(image_file(out, i)) for i in range(min(images, columns * GRID_ROWS))]
-    make_grid(shown, columns).save(out / "grid.png")
+    with new_file(out / "grid.png") as draft:
+        make_grid(shown, columns).save(draft)
 
 
 def make_grid(images: list[Image.Image], columns: int) -> Image.Image:

@@ -2,19 +2,18 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import uniform_by_seed
+from pipeline.whole_files import write_json, write_tensors
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -153,8 +152,7 @@ def load_shard(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_json(folder / MANIFEST, manifest, indent=1)
 
 
 def write_shard(folder: Path, manifest: dict[str, Any], number: int, tensors: dict[str, Tensor]) -> None:
@@ -163,14 +161,7 @@ def write_shard(folder: Path, manifest: dict[str, Any], number: int, tensors: di
     The shard knows its store and its content.
     """
     metadata = {"manifest": key_of(manifest), "sha256": sha256_of(tensors)}
-    _write_whole(shard_file(folder, number), safetensors.torch.save(tensors, metadata))
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    """Write whole or not at all, and with ordinary file modes (safetensors' own writer leaves 0600)."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_bytes(content)
-    os.replace(part, file)
+    write_tensors(shard_file(folder, number), tensors, metadata)
 
 
 def sha256_of(tensors: Mapping[str, Tensor]) -> str:

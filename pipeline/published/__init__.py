@@ -2,12 +2,15 @@
 
 import importlib
 import inspect
-import json
 import pkgutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
+
+from pipeline.components import conform
+from pipeline.program import command_line
+from pipeline.recipes.files import parse
+from pipeline.validation import suggestion
 
 # What an importer can be given by KEY=VALUE, where the weights cannot tell it.
 OPTIONS = {
@@ -32,8 +35,6 @@ def formats() -> dict[str, ModuleType]:
 
 def find_format(name: str) -> ModuleType:
     """The module of a format; ValueError with the nearest name for an unknown one."""
-    from pipeline.validation import suggestion
-
     known = formats()
     if name not in known:
         raise ValueError(f"import: there is no format {name!r}{suggestion(name, list(known))}")
@@ -41,7 +42,7 @@ def find_format(name: str) -> ModuleType:
 
 
 def catalogue() -> str:
-    """Every format with what it reads and its KEY=VALUE options, for `python run.py import`."""
+    """Every format with what it reads and its KEY=VALUE options, for the command import."""
     blocks = []
     for name, module in formats().items():
         rows = [f"{name:<14}{module.WHAT}"]
@@ -50,7 +51,7 @@ def catalogue() -> str:
             value = f"{option}={str(default).lower() if isinstance(default, bool) else default}"
             rows.append(f"    {value:<22}{OPTIONS[option]}")
         blocks.append("\n".join(rows))
-    return "\n".join([*blocks, "", "python run.py import FORMAT FILE OUT [KEY=VALUE ...]"])
+    return "\n".join([*blocks, "", command_line("import FORMAT FILE OUT [KEY=VALUE ...]")])
 
 
 def options_of(convert: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -67,61 +68,11 @@ def converted(name: str, state: Mapping[str, Any], overrides: list[str]) -> dict
     return convert(state, **parse_options(name, convert, overrides))
 
 
-def import_checkpoint(arguments: list[str]) -> None:
-    """`python run.py import FORMAT FILE OUT [KEY=VALUE ...]`: each converted component in OUT, whole or not at all.
-
-    A tokenizer becomes OUT itself; a generator becomes OUT/network and OUT/objective, as train_generator leaves them.
-    Raises ValueError for an unknown format, an unreadable file, unexpected keys, or an OUT that is not empty.
-    """
-    from pipeline.file_modes import ordinary_modes
-    from pipeline.published.checkpoint import read as read_state
-
-    if not arguments:
-        print(catalogue())
-        return
-    if len(arguments) < 3:
-        raise ValueError(f"import needs FORMAT FILE OUT, not {' '.join(arguments)!r}; formats: {', '.join(formats())}")
-    name, file, out = arguments[0], Path(arguments[1]), Path(arguments[2])
-    module = find_format(name)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; name a folder that is empty or does not exist")
-    read = getattr(module, "read", read_state)  # files of several models have their own
-    components = converted(name, read(file), arguments[3:])
-    draft = out.with_name(f".{out.name}-draft")
-    for role, component in components.items():
-        component.save_pretrained(draft if role == "tokenizer" else draft / role)
-    ordinary_modes(draft)
-    if out.exists():
-        out.rmdir()
-    draft.rename(out)
-    print(f"{name}: {file} -> {out} ({', '.join(components)})")
-    for role, component in components.items():
-        print(recipe_line(role, component, out))
-    if "tokenizer" in components and (components["tokenizer"].std != 1).any():
-        print("  latents.statistics=stored keeps the imported mean and std, for a generator that was trained with them")
-
-
 def parse_options(name: str, convert: Callable[..., Any], overrides: list[str]) -> dict[str, Any]:
     """KEY=VALUE options as arguments of `convert`; ValueError for one that this format does not have."""
-    from pipeline.components import conform
-    from pipeline.recipes.schema import parse
-    from pipeline.validation import suggestion
-
     hints, known = get_type_hints(convert), list(options_of(convert))
     values = {option: value for override in overrides for option, value in parse(override).items()}
     for option in values:
         if option not in known:
             raise ValueError(f"import {name}: there is no option {option!r}{suggestion(option, known)}")
     return {option: conform(value, hints[option], f"import {name}: {option}") for option, value in values.items()}
-
-
-def recipe_line(role: str, component: Any, out: Path) -> str:
-    """The settings of a recipe that use a converted component, as they are written on the command line."""
-    from pipeline.checks.recipe import DERIVED
-
-    slot = {"tokenizer": "tokenizers", "network": "networks", "objective": "objectives"}[role]
-    values = {n: v for n, v in component.config.items() if n not in DERIVED[slot] and not n.startswith("_")}
-    node = json.dumps({"kind": type(component).__module__.rpartition(".")[2]} | values)
-    path = {"tokenizer": "tokenizer.model", "network": "generator.network", "objective": "generator.objective"}[role]
-    start = {"tokenizer": f" tokenizer.start={out}", "network": f" generator.start={out / role}"}.get(role, "")
-    return f"  '{path}={node}'{start}"

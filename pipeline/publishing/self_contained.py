@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.components import NESTED, SLOTS, kinds
 from pipeline.publishing.name_scopes import module_bindings, references
 from pipeline.saved_folders import INDEX
+from pipeline.whole_files import write_json, write_text
 
 ROOT = "pipeline"
 PIPELINE = "pipeline.latent_pipeline"
@@ -51,7 +52,7 @@ def write_self_contained(pipeline: Path, out: Path) -> None:
         shutil.copytree(pipeline / part, out / part, dirs_exist_ok=True, copy_function=_link)
         if entry[0].startswith(f"{ROOT}."):
             index[part] = [_write_module(*entry, _config(pipeline / part), out / part), entry[1]]
-    (out / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_json(out / INDEX, index, sort_keys=True)
 
 
 def pack(module: str, class_name: str, config: Mapping[str, Any]) -> str:
@@ -75,7 +76,7 @@ def _write_module(module: str, class_name: str, config: Mapping[str, Any], folde
     name = f"tessera_{kind}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     for old in folder.glob(f"tessera_{kind}_*.py"):
         old.unlink()
-    (folder / f"{name}.py").write_text(text)
+    write_text(folder / f"{name}.py", text)
     return name
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from pipeline.file_modes import ordinary_modes
+from pipeline.program import command_line
+from pipeline.whole_files import replace_folder, write_json, write_text
 
 NOTE = "made_from.json"
 OWNER = "recipe.yaml"
@@ -33,7 +34,7 @@ class Workspace:
         """A finished artefact; ValueError when there is none, since an unfinished one has no name."""
         path = self.root / name
         if not (path / NOTE).exists():
-            raise ValueError(f"{path} is not there yet; run the stage that makes it, or: python run.py all RECIPE")
+            raise ValueError(f"{path} has not been made yet; type: {command_line('all', 'RECIPE')}")
         return path
 
     def claim(self, recipe: str, settings: str) -> None:
@@ -48,14 +49,14 @@ class Workspace:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.root.mkdir(parents=True, exist_ok=True)
-            owner.write_text(f"# {recipe}\n{settings}")
+            write_text(owner, f"# {recipe}\n{settings}")
         self.accelerator.wait_for_everyone()
 
     def current(self, name: str, because: str) -> bool:
         """Whether the artefact is there and was made from the same."""
         note, draft = self.root / name / NOTE, self._draft(name, because)
         if self.accelerator.is_main_process and (draft / NOTE).exists():
-            _rename(draft, self.root / name)  # complete, but stopped before it had its name
+            replace_folder(draft, self.root / name)  # complete, but stopped before it had its name
         self.accelerator.wait_for_everyone()
         return note.exists() and json.loads(note.read_text())["hash"] == because
 
@@ -85,21 +86,10 @@ class Workspace:
     def _finish(self, draft: Path, final: Path, note: dict[str, Any]) -> None:
         for folder in draft.rglob("checkpoints"):
             shutil.rmtree(folder)
-        (draft / NOTE).write_text(json.dumps(note, indent=2) + "\n")
-        ordinary_modes(draft)
-        _rename(draft, final)
+        write_json(draft / NOTE, note)
+        replace_folder(draft, final)
         for stale in final.parent.glob(f".{final.name}-*"):  # drafts of recipes that have changed since
             shutil.rmtree(stale)
-
-
-def _rename(draft: Path, final: Path) -> None:
-    """Put `draft` in the place of `final`."""
-    old = final.with_name(f".{final.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    draft.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -146,5 +136,5 @@ def _spent(draft: Path, seconds: float) -> float:
     """Add to the time that earlier tries at this draft took."""
     file = draft / ".seconds"
     total = seconds + (float(file.read_text()) if file.exists() else 0.0)
-    file.write_text(str(total))
+    write_text(file, str(total))
     return total

@@ -1,7 +1,6 @@
 """Many images from a pipeline into a folder: on any number of processes, resumable, in flat memory."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from pipeline.runs.precision import Precision, autocast
 from pipeline.runs.workspace import surroundings
 from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
 from pipeline.saved_folders import fetch, fingerprint_files, load_component
+from pipeline.whole_files import new_file, write_json
 
 PROTOCOL = "samples.json"
 
@@ -187,7 +187,7 @@ def sample_images(pipe: LatentPipeline, plan: Plan, out: Path, accelerator: Acce
         write_archive(out / "samples.npz", [image_file(out, i) for i in range(len(plan.seeds))], labels)
         write_grid(out, pipe.num_classes, len(plan.seeds))
         made = describe(pipe, plan) | {"network_evaluations": calls.total() / len(mine)} | surroundings(accelerator)
-        _write_json(out / PROTOCOL, plan.protocol | made | {"precision": plan.precision})
+        write_json(out / PROTOCOL, plan.protocol | made | {"precision": plan.precision})
     accelerator.wait_for_everyone()
 
 
@@ -202,9 +202,8 @@ def _make(pipe: LatentPipeline, plan: Plan, mine: list[range], out: Path, accele
             for i, image in zip(batch, images):
                 if image_file(out, i).exists():
                     continue
-                draft = out / f".{i:06d}.png"
-                image.save(draft)
-                os.replace(draft, image_file(out, i))  # what has the name of an image is a whole one
+                with new_file(image_file(out, i)) as draft:
+                    image.save(draft)
             bar.update(min(len(batch) * accelerator.num_processes, total - bar.n))
 
 
@@ -248,9 +247,5 @@ def _claim(out: Path, asked: dict[str, Any], accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        _write_json(note, asked)
+        write_json(note, asked)
     accelerator.wait_for_everyone()
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,6 +1,5 @@
 """Checkpoints of a training under way: written whole, the last few kept, never published."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipeline.training.ema import Average
+from pipeline.whole_files import replace_folder
 
 FOLDER = "checkpoints"
 
@@ -38,8 +38,7 @@ def save(accelerator: Accelerator, folder: Path, progress: Progress, players: di
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         final = folder / FOLDER / f"step_{progress.step:08d}"
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(draft, final)
+        replace_folder(draft, final)
         for old in finished(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

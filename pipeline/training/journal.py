@@ -8,6 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.whole_files import write_text
+
 
 class Journal:
     """Means of the terms since the last line, in metrics.jsonl; a resumed training goes on where its checkpoint was."""
@@ -51,4 +53,4 @@ class Journal:
         """Drop lines later than the checkpoint that the training goes on from."""
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= first]
-            self.path.write_text("".join(line + "\n" for line in lines))
+            write_text(self.path, "".join(line + "\n" for line in lines))

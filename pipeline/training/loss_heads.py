@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.bottlenecks.base import Bottleneck
@@ -18,6 +18,7 @@ from pipeline.draws import Draws
 from pipeline.losses.base import Loss
 from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
 from pipeline.validation import suggestion
+from pipeline.whole_files import write_tensors
 
 FOLDER = "heads"
 log = logging.getLogger(__name__)
@@ -152,11 +153,9 @@ def parted(player: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
 
 def save_heads(heads: Mapping[str, nn.Module], folder: Path) -> None:
     """One file a head, `folder/heads/<term>.safetensors`."""
-    if heads:
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for term, head in heads.items():
         state = {name: value.contiguous() for name, value in head.state_dict().items()}
-        save_file(state, folder / FOLDER / f"{term}.safetensors", {"format": "pt"})
+        write_tensors(folder / FOLDER / f"{term}.safetensors", state, {"format": "pt"})
 
 
 def carry_heads(losses: Iterable[Loss], folders: Iterable[Path]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from pipeline.latents.store import FORMAT, MANIFEST, LatentStore, key_of, load_s
 from pipeline.recipes.schema import PostTraining, Recipe
 from pipeline.runs.precision import autocast
 from pipeline.sampling.many_images import counted, sampling_record
+from pipeline.whole_files import copy_folder
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,7 @@ def make_pairs(
     pipe.to(accelerator.device)
     manifest = describe(recipe, store) | {"networks": networks}
     if accelerator.is_main_process and not folder.exists() and earlier is not None and made_alike(earlier, manifest):
-        draft = folder.with_name(f".{folder.name}")
-        shutil.copytree(earlier, draft, dirs_exist_ok=True)
-        draft.rename(folder)
+        copy_folder(earlier, folder)
         log.info("pairs: those of the decoder before are of the same codes and generator, and are taken over")
     accelerator.wait_for_everyone()
     fill(folder, manifest, maker(recipe, pipe, store), recipe.sample.batch, accelerator, "making pairs")

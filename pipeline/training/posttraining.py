@@ -1,7 +1,6 @@
 """The task of post-training a decoder on what the generator makes, and the rule by which it stops."""
 
 import json
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.tokenizers.base import Rebuilt, Tokenizer
 from pipeline.training import checkpoints
 from pipeline.training.pairs import Pairs
 from pipeline.training.reconstruction import Reconstruction
+from pipeline.whole_files import new_folder, write_json
 
 
 class FromCode(nn.Module):
@@ -102,13 +102,9 @@ class EarlyStop:
         self.checks = [check for check in self.checks if check.step < step] + [Check(step, error, seconds)]
         if self.accelerator.is_main_process:
             if self.kept.step == step:
-                draft = self.best.with_name("best_draft")
-                player.tokenizer.save_pretrained(draft)
-                shutil.rmtree(self.best, ignore_errors=True)
-                draft.rename(self.best)
-            part = self._file.with_suffix(".part")
-            part.write_text(json.dumps([asdict(check) for check in self.checks], indent=1) + "\n")
-            part.replace(self._file)
+                with new_folder(self.best) as draft:
+                    player.tokenizer.save_pretrained(draft)
+            write_json(self._file, [asdict(check) for check in self.checks], indent=1)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.code import Condition
+from pipeline.commands.import_checkpoint import import_checkpoint
 from pipeline.components import build
 from pipeline.draws import StepDraws
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
 from pipeline.nn import attention as door
 from pipeline.nn.bidirectional import BlockShape, DroppingAttention, LongSkipBlock
-from pipeline.published import import_checkpoint
 from pipeline.published.maskgit import convert
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pipeline import LatentPipeline
 from pipeline.code import Condition
+from pipeline.commands.import_checkpoint import import_checkpoint
 from pipeline.networks.wide_head_transformer import WideHeadTransformer
 from pipeline.nn.class_token import join_token, split_token
 from pipeline.nn.embeddings import fixed_positions
-from pipeline.published import ditdh, formats, import_checkpoint, lightningdit, reg, repa, repa_e, vavae
+from pipeline.published import ditdh, formats, lightningdit, reg, repa, repa_e, vavae
 from pipeline.published.checkpoint import read
 
 VAE = {"multipliers": [1, 2], "blocks": 1, "bottleneck": {"kind": "gaussian", "dim": 4}}

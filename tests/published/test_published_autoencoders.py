@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.published import formats, import_checkpoint, ldm, vavae
+from pipeline.commands.import_checkpoint import import_checkpoint
+from pipeline.published import formats, ldm, vavae
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 
 SHAPES = {

@@ -10,8 +10,9 @@ from autoregressive_sampling import spec_of
 from safetensors.torch import load_file
 
 from pipeline.code import Condition
+from pipeline.commands.import_checkpoint import import_checkpoint
 from pipeline.draws import ImageDraws
-from pipeline.published import import_checkpoint, llamagen_gpt, rar
+from pipeline.published import llamagen_gpt, rar
 from pipeline.samplers.guidance import Guidance
 
 GOLDEN = Path(__file__).parents[1] / "golden"

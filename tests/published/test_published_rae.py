@@ -11,7 +11,8 @@ from tiny_pipeline import randomised
 from torch import Tensor
 
 from pipeline.code import Code
-from pipeline.published import formats, import_checkpoint
+from pipeline.commands.import_checkpoint import import_checkpoint
+from pipeline.published import formats
 from pipeline.published.rae import convert
 from pipeline.tokenizers.representation import Representation
 

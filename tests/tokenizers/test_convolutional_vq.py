@@ -9,12 +9,13 @@ from golden_kinds import Case
 from torch import Tensor
 
 from pipeline.code import Code, LatentSpec
+from pipeline.commands.import_checkpoint import import_checkpoint
 from pipeline.components import Arguments
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.maskgit_convolution import ResidualBlock
-from pipeline.published import formats, import_checkpoint, llamagen_vq, maskgit_vqgan
+from pipeline.published import formats, llamagen_vq, maskgit_vqgan
 from pipeline.recipes.schema import Loop, Phase
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.tokenizers.maskgit_vqgan import MaskgitVqgan

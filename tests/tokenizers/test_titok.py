@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.checks.recipe import check_line, check_tokenizer
 from pipeline.code import Code, Condition, LatentSpec
+from pipeline.commands.import_checkpoint import import_checkpoint
 from pipeline.components import Arguments, build, check
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
@@ -19,7 +20,6 @@ from pipeline.losses.pixel import Pixel
 from pipeline.losses.proxy_codes import ProxyCodes
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
-from pipeline.published import import_checkpoint
 from pipeline.published.titok import convert
 from pipeline.recipes.building import parameters
 from pipeline.recipes.schema import Loop, Phase, load
