@@ -131,13 +131,13 @@ def help_of_stage(stage: stages.Stage) -> str:
 
 def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[str, ...]) -> None:
     """Run the chosen stages that are missing or out of date; a single stage needs those before it to be current."""
-    from pipeline.checks.recipe import check_line
+    from pipeline.checks.recipe import check_recipe
     from pipeline.recipes.files import origin
     from pipeline.recipes.schema import settings
     from pipeline.runs.machine import start
     from pipeline.runs.workspace import fingerprint
 
-    check_line(recipe)
+    check_recipe(recipe)
     work = start(recipe)
     work.claim(origin(name), settings(recipe))
     say = print if work.accelerator.is_main_process else (lambda *_: None)

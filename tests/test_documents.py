@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_pipeline import make_pipeline
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.commands import COMMANDS
 from pipeline.recipes.describing import describe
 from pipeline.recipes.files import is_recipe
@@ -34,7 +34,7 @@ def test_commands_are_ones_that_run(words: str):
         assert all(describe(name) for name in rest)
     assert command.replace("-", "_") in ("all", "check", *others, *ORDER)
     if rest and (command == "sample" or command not in others) and is_recipe(rest[0]):
-        check_line(load(rest[0], rest[1:]))
+        check_recipe(load(rest[0], rest[1:]))
 
 
 def test_make_targets_exist():
@@ -61,7 +61,7 @@ def test_recipes_that_a_page_shows_are_right(tmp_path: Path):
     assert recipes
     for number, recipe in enumerate(recipes):
         (tmp_path / f"{number}.yaml").write_text(recipe)
-        check_line(load(str(tmp_path / f"{number}.yaml")))
+        check_recipe(load(str(tmp_path / f"{number}.yaml")))
 
 
 @pytest.mark.parametrize("name, snippet", SNIPPETS, ids=[name for name, _ in SNIPPETS])

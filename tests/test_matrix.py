@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from pipeline import LatentPipeline
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import build, check, find, kinds, structure
 from pipeline.draws import StepDraws
@@ -165,10 +165,10 @@ def test_every_pair_trains_and_samples_or_is_refused(tokenizer, network, objecti
     recipe = recipe_of(tokenizer, network, objective, stock)
     if not fits(recipe, tried(tokenizer, stock)[2]):
         with pytest.raises(ValueError) as refusal:
-            check_line(recipe)
+            check_recipe(recipe)
         assert "\n" not in str(refusal.value) and "generator." in str(refusal.value)
         return
-    line = check_line(recipe)
+    line = check_recipe(recipe)
     model, code = encoded(tokenizer, stock)
     assert (code.z if code.ids is None else code.ids).shape[1] == line.spec.tokens
     generator = build_network(recipe, line.spec, 3, line.objective)

@@ -1,1 +1,4 @@
-"""Whether a recipe is right, before anything runs: one file for each part of the line."""
+"""Whether a recipe is right, before anything runs: `recipe.check_recipe` calls one file for each part of the line.
+
+Tasks of `pipeline.training` call the rules of a phase again, of the tokenizer and the critic that were built for it.
+"""

@@ -1,174 +1,221 @@
-"""Whether a phase of a training fits the tokenizer that it trains, and whether all that it needs is there."""
+"""Whether a phase fits the tokenizer that it trains: what it trains, its losses, its critic, its terms and its loop.
 
-from collections.abc import Sequence
+Every place in a message is one inside the phase; the caller puts the phase's own before it, by `at`. The task of
+`pipeline.training.reconstruction` calls `check_task`, of the tokenizer and the critic that it is given.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from pipeline.code import LatentSpec
-from pipeline.components import Arguments, build, check
+from pipeline.checks.equivariance import check_equivariance
+from pipeline.components import Arguments, Node, build, check, find
+from pipeline.critics.base import Critic
 from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
 from pipeline.frozen.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.frozen.critic_teacher import check_critic_teacher, takes_features
-from pipeline.recipes.building import DERIVED, find_tokenizer, on_meta
-from pipeline.recipes.schema import Loop, Phase, Recipe
-from pipeline.tokenizers.base import Tokenizer
-from pipeline.training.equivariance import check_equivariance
-from pipeline.training.loss_heads import output_layout
-from pipeline.training.reconstruction import check_balance, expected_terms
-from pipeline.validation import at, check_names, suggestion
-
-
-def check_whole_phase(recipe: Recipe, phase: Phase, where: str, others: Sequence[str] = ()) -> None:
-    """Check a phase that sees images; `others` are players that it has besides the tokenizer and its critic."""
-    cls, arguments = find_tokenizer(recipe)
-    spec = cls.geometry(arguments)
-    check_phase(phase, cls, arguments, where, others=others)
-    check_perturbation(phase, cls, spec, f"{where}.perturbation")
-    check_class_teachers(phase, cls, arguments, recipe.weights, f"{where}.losses")
-    check_alignments(recipe, phase, spec, where)
-    check_critic(recipe, phase, where)
-    if phase.only:
-        check_only(recipe, phase, where)
-    if phase.equivariance:
-        losses = {name: check("losses", node, DERIVED["losses"]) for name, node in phase.losses.items()}
-        part = phase.adversary
-        critic = None if part is None else check("critics", part.critic, DERIVED["critics"])
-        try:
-            check_equivariance(phase, losses, critic, (cls, arguments), spec, recipe.data.size)
-        except ValueError as error:
-            raise ValueError(f"{where}.equivariance: {error}") from None
-    if phase.balance:
-        check_balances(recipe, phase, where)
+from pipeline.losses.base import Loss
+from pipeline.recipes.building import DERIVED, TokenizerPlan, output_layout
+from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, Recipe
+from pipeline.validation import PLACE, SettingError, at, check_at_least, check_fraction, check_known, check_names
 
 
 def check_phase(
+    recipe: Recipe,
     phase: Phase,
-    tokenizer: type[Tokenizer],
-    arguments: Arguments,
-    where: str,
+    tokenizer: TokenizerPlan,
+    other_players: Sequence[str] = (),
     from_codes: bool = False,
-    others: Sequence[str] = (),
 ) -> None:
-    if phase.train not in (parts := list(tokenizer.trained_parts)):
-        raise ValueError(f"{where}.train: this tokenizer has no part {phase.train!r}{suggestion(phase.train, parts)}")
-    check_losses(phase, tokenizer, arguments, where)
-    players = ["tokenizer"]
-    if phase.adversary:
-        critic, values = check("critics", phase.adversary.critic, DERIVED["critics"], f"{where}.adversary.critic")
-        channels, size = tokenizer.view_shape(phase.train, arguments)
-        if size < (smallest := critic.smallest(values)):
-            raise ValueError(f"{where}.adversary.critic judges images of {smallest} px or more, these are of {size}")
-        if channels != values.get("channels", 3):
-            raise ValueError(f"{where}.adversary.critic has images of {channels} channels; set its channels={channels}")
-        if phase.adversary.feature_matching and not critic.shows_layers:
-            raise ValueError(
-                f"{where}.adversary.feature_matching: this critic shows no layers to match; set it to false"
-            )
+    """Check a phase of the recipe. `from_codes` it trains a decoder alone, on codes that are given."""
+    with at("train"):
+        check_known(phase.train, tokenizer.cls.trained_parts, "part")
+    if phase.only:
+        with at("only"):
+            list(tokenizer.module.trainable(phase.train, phase.only))
+    for name in phase.losses:
+        check_loss(recipe, phase, tokenizer, name, from_codes)
+    check_images_are_compared(phase, tokenizer)
+    players = ["tokenizer", *other_players]
+    critic = None
+    if phase.adversary is not None:
         players.append("critic")
-    terms = expected_terms(None if from_codes else tokenizer, arguments, phase)
-    with at(f"{where}.weights"):
+        node, where = phase.adversary.critic, "adversary.critic"
+        critic = check("critics", node, DERIVED["critics"], where)
+        if takes_features(node):
+            check_critic_teacher(node, recipe.weights, recipe.data.size, where)
+    if phase.perturbation is not None:
+        check("perturbations", phase.perturbation, DERIVED["perturbations"], "perturbation")
+    check_task(phase, tokenizer, critic, from_codes)
+    if phase.equivariance is not None:
+        check_equivariance(phase, tokenizer)
+    with at("loop"):
+        check_loop(phase.loop, players)
+
+
+def check_task(
+    phase: Phase,
+    tokenizer: TokenizerPlan,
+    critic: tuple[type[Critic], Arguments] | None,
+    from_codes: bool = False,
+) -> None:
+    """The rules that need no recipe but the phase; `critic` is the class and the arguments of the phase's critic."""
+    if critic is not None:
+        with at("adversary"):
+            check_adversary(phase.adversary, *critic, *tokenizer.compared(phase.train))
+            check_adaptive(phase, tokenizer)
+    terms = terms_of(phase, None if from_codes else tokenizer)
+    with at("weights"):
         check_names(phase.weights, terms, "loss term")
-    with at(f"{where}.loop.lr"):
-        check_names(phase.loop.lr, [*players, *others], "player")
-    check_decay(phase.loop, [*players, *others], f"{where}.loop.weight_decay")
+    check_balance(phase, tokenizer)
+    if phase.perturbation is not None:
+        with at("perturbation"):
+            build("perturbations", phase.perturbation).check(tokenizer.cls, tokenizer.spec)
 
 
-def check_losses(phase: Phase, tokenizer: type[Tokenizer], arguments: Arguments, where: str) -> None:
-    """ValueError where a loss reads what the tokenizer does not make, or none of them reaches what is trained."""
-    of_pixels = phase.adversary is not None
-    channels, _ = tokenizer.view_shape(phase.train, arguments)
-    for name, node in phase.losses.items():
-        loss, stated = check("losses", node, DERIVED["losses"], f"{where}.losses.{name}")
-        of_pixels |= loss.of_pixels
+def check_loss(recipe: Recipe, phase: Phase, tokenizer: TokenizerPlan, name: str, from_codes: bool = False) -> None:
+    """ValueError where a loss cannot compare what this phase makes, or the frozen network it needs is not here."""
+    node = phase.losses[name]
+    loss, arguments = check("losses", node, DERIVED["losses"], f"losses.{name}")
+    with at(f"losses.{name}"):
+        if from_codes and not loss.of_pixels:
+            raise ValueError(f"{node['kind']} does not compare images, which are all a decoder makes; leave it out")
+        channels, _ = tokenizer.compared(phase.train)
         if not loss.any_channels and channels != 3:
             raise ValueError(
-                f"{where}.losses.{name} sees colours, and {phase.train} has {channels} channels; take pixel"
+                f"{node['kind']} compares images of 3 channels, and train={phase.train} makes {channels}; use pixel"
             )
-        if missing := [read for read in loss.needs(stated) if read not in tokenizer.feature_names(arguments)]:
-            raise ValueError(f"{where}.losses.{name} reads {missing[0]}, which this tokenizer does not make")
-    if not of_pixels and phase.train not in tokenizer.without_pixels:
-        able = "".join(f", or set train={part}" for part in tokenizer.without_pixels)
+        features = tokenizer.cls.feature_names(tokenizer.arguments)
+        if missing := [feature for feature in loss.needs(arguments) if feature not in features]:
+            raise ValueError(f"{node['kind']} reads {missing[0]}, which this tokenizer does not make; leave it out")
+        if takes_class_teacher(node):
+            check_codes_move(phase, node)
+            check_class_teacher(node, tokenizer.cls, tokenizer.arguments, recipe.weights)
+        if takes_tap(node):
+            check_comparison(phase, node, loss, arguments, tokenizer)
+    if takes_tap(node):
+        check_teacher(node, recipe.weights, recipe.data.size, f"losses.{name}")
+
+
+def check_comparison(
+    phase: Phase, node: Node, loss: type[Loss], arguments: Arguments, tokenizer: TokenizerPlan
+) -> None:
+    """ValueError where a loss cannot compare a teacher's features with codes, images or a module of the tokenizer."""
+    if arguments.get("block") is not None:
+        raise SettingError("block", " is for a generator's losses; leave it out, or move the loss to generator.losses")
+    module = arguments.get("at")
+    if module is None and not loss.of_pixels:
+        check_codes_move(phase, node)
+    if arguments.get("source") == "shown" and phase.perturbation is None:
+        raise SettingError("source", " is shown, but the phase has no perturbation; add one, or set source=clean")
+    spec = tokenizer.spec
+    if module is not None:
+        grid, _ = output_layout(tokenizer.module, module)
+        spec = replace(spec, grid=tuple(grid))
+    loss.validate(spec, arguments)
+
+
+def check_codes_move(phase: Phase, node: Node) -> None:
+    """ValueError for a loss of codes in a phase that leaves them as they are."""
+    if phase.train == "decoder":
         raise ValueError(
-            f"{where}.losses: none is of pixels, so what makes them would be trained by nothing; add one{able}"
+            f"{node['kind']} trains codes, and train=decoder leaves them as they are; leave it out of this phase"
         )
 
 
-def check_decay(loop: Loop, players: Sequence[str], where: str) -> None:
-    for name in loop.weight_decay if isinstance(loop.weight_decay, dict) else ():
-        if name not in players:
-            raise ValueError(f"{where}.{name}: there is no player {name!r}{suggestion(name, list(players))}")
+def check_images_are_compared(phase: Phase, tokenizer: TokenizerPlan) -> None:
+    """ValueError where no term reaches the decoder, though the phase trains it."""
+    compared = phase.adversary is not None or bool(terms_of_pixels(phase))
+    if not compared and phase.train not in tokenizer.cls.without_pixels:
+        instead = "".join(f", or set train={part}" for part in tokenizer.cls.without_pixels)
+        raise SettingError("losses", f": none compares images, so nothing would train the decoder; add pixel{instead}")
 
 
-def check_critic(recipe: Recipe, phase: Phase, where: str) -> None:
-    """ValueError where the network by which a critic judges cannot be had."""
-    if phase.adversary is not None and takes_features(phase.adversary.critic):
-        check_critic_teacher(phase.adversary.critic, recipe.weights, recipe.data.size, f"{where}.adversary.critic")
+def check_adversary(part: Adversary, critic: type[Critic], arguments: Arguments, channels: int, size: int) -> None:
+    """ValueError where the critic cannot judge images of these channels and sides, or a setting is out of range."""
+    if not 0 <= part.ahead <= part.start:
+        raise SettingError("ahead", f" is {part.ahead}, and start is {part.start}; give 0 or more, and start at most")
+    check_at_least("lecam", part.lecam, 0)
+    check_fraction("lecam_decay", part.lecam_decay, one=False)
+    if part.augmentation is not None:
+        with at("augmentation"):
+            check_augmentation(part.augmentation)
+    if size < (smallest := critic.smallest(arguments)):
+        raise SettingError(
+            "critic", f" needs images of {smallest} pixels a side or more, not {size}; give it fewer layers"
+        )
+    if channels != arguments.get("channels", 3):
+        raise SettingError("critic", f" has to judge images of {channels} channels; set {PLACE}.channels={channels}")
+    if part.feature_matching and not critic.shows_layers:
+        raise SettingError("feature_matching", f": a {critic.__name__} shows no layers to match; set it to false")
 
 
-def check_only(recipe: Recipe, phase: Phase, where: str) -> None:
-    """ValueError where a phase names modules that are none of the part it trains; builds on the meta device."""
-    try:
-        list(on_meta(recipe).trainable(phase.train, phase.only))
-    except ValueError as error:
-        raise ValueError(f"{where}.only: {error}") from None
+def check_augmentation(part: Augmentation) -> None:
+    for name in ("share", "translation", "cutout"):
+        check_fraction(name, getattr(part, name))
 
 
-def check_perturbation(phase: Phase, tokenizer: type[Tokenizer], spec: LatentSpec, where: str) -> None:
-    if phase.perturbation is None:
+def check_adaptive(phase: Phase, tokenizer: TokenizerPlan) -> None:
+    """ValueError where the weight of the adversarial term cannot be adapted, for lack of one of its two gradients."""
+    if not phase.adversary.adaptive:
         return
-    check("perturbations", phase.perturbation, DERIVED["perturbations"], where)
-    try:
-        build("perturbations", phase.perturbation).check(tokenizer, spec)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    if phase.train != "decoder" or phase.only:  # a whole decoder has its last layer, also of a model not yet fetched
+        last = tokenizer.module.last_layer_of(phase.train)
+        if all(trained is not last for trained in tokenizer.module.trainable(phase.train, phase.only)):
+            raise SettingError(
+                "adaptive", " compares gradients at the decoder's last layer, which is frozen; set it to false"
+            )
+    if not terms_of_pixels(phase):
+        raise SettingError("adaptive", " compares with losses of pixels, and there are none; set it to false")
 
 
-def check_class_teachers(
-    phase: Phase, tokenizer: type[Tokenizer], arguments: Arguments, stated: dict[str, str], where: str
-) -> None:
-    for name, node in phase.losses.items():
-        if takes_class_teacher(node):
-            check_codes_move(phase, f"{where}.{name}")
-            try:
-                check_class_teacher(node, tokenizer, arguments, stated)
-            except ValueError as error:
-                raise ValueError(f"{where}.{name}: {error}") from None
+def check_balance(phase: Phase, tokenizer: TokenizerPlan) -> None:
+    """ValueError where a weight that the phase balances has no gradient to be balanced by, or none to balance with."""
+    if not phase.balance:
+        return
+    if not (of_pixels := terms_of_pixels(phase)):
+        raise SettingError("balance", " compares with losses of pixels, and there are none; leave it out")
+    parameters = dict(tokenizer.module.named_parameters())
+    trained = {id(parameter) for parameter in tokenizer.module.trainable(phase.train, phase.only)}
+    for term, name in phase.balance.items():
+        with at(f"balance.{term}"):
+            check_known(term, phase.weights, "loss term")
+            if term in of_pixels | {"adversarial"}:
+                raise ValueError("this term is of pixels, which balanced terms are compared with; leave it out")
+            check_known(name, parameters, "parameter")
+            if id(parameters[name]) not in trained:
+                raise ValueError(f"train={phase.train} does not move {name}; name a parameter that it does")
 
 
-def check_codes_move(phase: Phase, where: str) -> None:
-    """ValueError where a loss of codes is in a phase that leaves them as they are."""
-    if phase.train == "decoder":
-        raise ValueError(f"{where} aligns codes, which train=decoder leaves as they are; take it out of this phase")
+def check_loop(loop: Loop, players: Iterable[str]) -> None:
+    """ValueError unless every player has a learning rate, and weight decay is of players that there are."""
+    players = list(players)
+    with at("lr"):
+        check_names(loop.lr, players, "player")
+    for name in loop.weight_decay if isinstance(loop.weight_decay, dict) else ():
+        with at(f"weight_decay.{name}"):
+            check_known(name, players, "player")
 
 
-def check_alignments(recipe: Recipe, phase: Phase, spec: LatentSpec, where: str) -> None:
-    """ValueError where codes have no places to align, a teacher cannot be had, or what is aligned is frozen."""
-    for name, node in phase.losses.items():
-        if not takes_tap(node):
-            continue
-        at = f"{where}.losses.{name}"
-        loss, stated = check("losses", node, DERIVED["losses"], at)
-        if stated.get("block") is not None:
-            raise ValueError(f"{at}.block is of a generator; take it out, or state this loss under generator.losses")
-        if stated.get("at") is None and not loss.of_pixels:
-            check_codes_move(phase, at)
-        if stated.get("source") == "shown" and phase.perturbation is None:
-            raise ValueError(f"{at}.source is shown, but there is no perturbation; state one, or set source=clean")
-        compared = spec
-        try:
-            if stated.get("at") is not None:
-                grid, _ = output_layout(on_meta(recipe), stated["at"])
-                compared = replace(spec, grid=tuple(grid))
-            loss.validate(compared, stated)
-        except ValueError as error:
-            raise ValueError(f"{at}: {error}") from None
-        check_teacher(node, recipe.weights, recipe.data.size, at)
+def terms_of(phase: Phase, tokenizer: TokenizerPlan | None) -> set[str]:
+    """Names of all terms of a phase; without a `tokenizer`, of one that starts from codes.
+
+    Raises ValueError where two losses give the same term.
+    """
+    names = [] if tokenizer is None else list(tokenizer.cls.terms(tokenizer.arguments))
+    for loss in losses_of(phase):
+        names += loss.terms
+    if phase.adversary is not None:
+        names += ["adversarial", "feature_matching"] if phase.adversary.feature_matching else ["adversarial"]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingError("losses", f": two losses give the term {repeated[0]!r}; leave one of them out")
+    return set(names)
 
 
-def check_balances(recipe: Recipe, phase: Phase, where: str) -> None:
-    """ValueError where a phase balances what it cannot; builds the tokenizer on the meta device, for its parameters."""
-    tokenizer = on_meta(recipe)
-    losses = [check("losses", node, DERIVED["losses"]) for node in phase.losses.values()]
-    try:
-        check_balance(tokenizer, phase, {term for loss, _ in losses if loss.of_pixels for term in loss.terms})
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from None
+def terms_of_pixels(phase: Phase) -> set[str]:
+    """Names of the terms of the losses that compare images."""
+    return {term for loss in losses_of(phase) if loss.of_pixels for term in loss.terms}
+
+
+def losses_of(phase: Phase) -> list[type[Loss]]:
+    """The classes of the phase's losses."""
+    return [find("losses", node["kind"]) for node in phase.losses.values()]

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import nn
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.posttraining import check_held_out
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import LatentSpec
 from pipeline.components import Node
 from pipeline.frozen.alignment_teacher import teacher_width
@@ -22,10 +23,10 @@ BYTES_SAVED = 16  # the same in a checkpoint, without the gradient
 
 def print_check(recipe: Recipe) -> None:
     """Print parameters, shapes, memory and disk; builds on the meta device and writes nothing."""
-    line = check_line(recipe)
+    line = check_recipe(recipe)
     images, classes, note = data_summary(recipe)
     if images and recipe.posttrain is not None:
-        recipe.posttrain.check_images(images)
+        check_held_out(recipe.posttrain, images)
     conditional = recipe.generator.condition == "class"
     with torch.device("meta"):
         network = build_network(recipe, line.spec, (classes or 1000) if conditional else 0, line.objective)

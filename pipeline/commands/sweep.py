@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.call_arguments import Defaults
-from pipeline.checks.generator import check_sampling
+from pipeline.checks.sampling import check_sampling
 from pipeline.components import structure
 from pipeline.images.files import image_file
 from pipeline.images.reading import Images

@@ -1,17 +1,22 @@
 """Building what a recipe names from what earlier stages determine."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments, build, check
 from pipeline.networks.base import Network
+from pipeline.nn.module_outputs import outputs_of
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.validation import suggestion
 
 DERIVED = {  # what a recipe may not state, by slot
     "datasets": ("split",),
@@ -41,6 +46,36 @@ def on_meta(recipe: Recipe) -> Tokenizer:
         return build_tokenizer(recipe).to("meta")
 
 
+@dataclass(frozen=True)
+class TokenizerPlan:
+    """What is known of a tokenizer without its weights: all that the rules of a training ask of it."""
+
+    cls: type[Tokenizer]
+    arguments: Arguments  # of its constructor
+    spec: LatentSpec  # of its code
+    build: Callable[[], Tokenizer]
+
+    @cached_property
+    def module(self) -> Tokenizer:
+        """It itself, for rules of its modules and parameters: built on the meta device where it is of a recipe."""
+        return self.build()
+
+    def compared(self, part: str) -> tuple[int, int]:
+        """Channels and side of the images that a phase compares which trains `part`."""
+        return self.cls.view_shape(part, self.arguments)
+
+
+def plan_tokenizer(recipe: Recipe) -> TokenizerPlan:
+    """The plan of a recipe's tokenizer; ValueError where its arguments are wrong or do not fit the images."""
+    cls, arguments = find_tokenizer(recipe)
+    return TokenizerPlan(cls, arguments, cls.geometry(arguments), lambda: on_meta(recipe))
+
+
+def plan_of(tokenizer: Tokenizer) -> TokenizerPlan:
+    """The plan that a tokenizer was built by."""
+    return TokenizerPlan(type(tokenizer), Arguments.from_config(tokenizer), tokenizer.spec, lambda: tokenizer)
+
+
 def build_network(recipe: Recipe, spec: LatentSpec, num_classes: int, objective: Objective) -> Network:
     return build("networks", recipe.generator.network, **network_shape(spec, num_classes, objective))
 
@@ -61,6 +96,27 @@ def hidden_layout(network: Network, block: int) -> tuple[list[int], int]:
     (states,) = shadow.tapped(z, time, None, (block,))
     patch = round((math.prod(config.grid) / states.shape[1]) ** (1 / len(config.grid)))
     return [side // patch for side in config.grid], states.shape[2]
+
+
+@torch.no_grad()
+def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
+    """Grid and width of what a module makes, of a tokenizer on the meta device; ValueError where it makes no map."""
+    modules = [inner for inner, _ in tokenizer.named_modules() if inner]
+    if name not in modules:
+        raise ValueError(f"at: this tokenizer has no module {name!r}{suggestion(name, modules)}")
+    size = tokenizer.config.image_size
+    with outputs_of(tokenizer, [name]) as outputs:
+        tokenizer(torch.zeros(1, 3, size, size, device="meta"))
+    output = outputs.get(name)
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+        raise ValueError(f"at: {name} makes no map and no tokens in a training; name another module")
+    if output.ndim == 4:
+        return list(output.shape[2:]), output.shape[1]
+    tokens = tokenizer.at_places(name, output)
+    side = math.isqrt(tokens.shape[1])
+    if side**2 != tokens.shape[1]:
+        raise ValueError(f"at: {name} makes {tokens.shape[1]} tokens, which are no square map; name another module")
+    return [side, side], tokens.shape[2]
 
 
 def classes_told(recipe: Recipe, there: int) -> int:

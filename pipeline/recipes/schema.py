@@ -1,6 +1,5 @@
-"""The typed schema of a recipe: load() accepts or rejects it whole, before anything runs."""
+"""The typed schema of a recipe, and loading one."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -61,11 +60,6 @@ class Augmentation:
     translation: float = 0.125  # of the sides at most; 0 leaves images where they are
     cutout: float = 0.5  # of the sides; 0 cuts nothing out
 
-    def __post_init__(self) -> None:
-        for name in ("share", "translation", "cutout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augmentation.{name} is {getattr(self, name):g}; it is a share from 0 to 1")
-
 
 @dataclass
 class Adversary:
@@ -81,12 +75,6 @@ class Adversary:
     lecam: float = 0.0  # weight of LeCam's regularisation, by running means of the logits
     lecam_decay: float = 0.999  # of these means
     feature_matching: bool = False  # also the term feature_matching, of what the critic's layers make
-
-    def __post_init__(self) -> None:
-        if self.ahead < 0 or self.ahead > self.start:
-            raise ValueError(f"adversary.ahead is {self.ahead} of the {self.start} steps before start; use 0 to that")
-        if self.lecam < 0 or not 0 <= self.lecam_decay < 1:
-            raise ValueError("adversary.lecam is a weight, 0 or more, and lecam_decay a share, 0 or more and below 1")
 
     def learns(self, step: int) -> bool:
         """Whether the critic is trained at `step`."""
@@ -110,15 +98,6 @@ class Equivariance:
     images: float = 0.25  # share of the other steps at which the image is, before it is encoded
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the sides; one is drawn for a step
     turns: tuple[int, ...] = (0, 1, 2, 3)  # quarters; one is drawn for a step
-
-    def __post_init__(self) -> None:
-        for name in ("codes", "images"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"equivariance.{name} is {getattr(self, name):g}; it is a share, from 0 to 1")
-        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"equivariance.scales are {list(self.scales)}; state one or more above 0, and 1 at most")
-        if not self.turns or not set(self.turns) <= {0, 1, 2, 3}:
-            raise ValueError(f"equivariance.turns are {list(self.turns)}; state one or more of 0, 1, 2 and 3 quarters")
 
 
 @dataclass
@@ -160,12 +139,6 @@ class JointTraining:
     epsilon: float = 1e-4  # added to that variance
     average: bool = True  # keep the average of the tokenizer's weights, and not the last ones as they are
 
-    def __post_init__(self) -> None:
-        if not 0 < self.momentum <= 1:
-            raise ValueError(f"joint.momentum is {self.momentum:g}; it is a share above 0, and 1 at most")
-        if self.epsilon <= 0:
-            raise ValueError(f"joint.epsilon is {self.epsilon:g}; use a small number above 0")
-
 
 @dataclass
 class Latents:
@@ -180,10 +153,6 @@ class Latents:
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     batch: int = field(default=64, metadata=ONLY_SPEED)
     shard: int = field(default=8192, metadata=ONLY_SPEED)  # images a file
-
-    def __post_init__(self) -> None:
-        if small := [factor for factor in self.crops if not 1 <= factor < math.inf]:
-            raise ValueError(f"latents.crops names {small[0]:g}; crops are of the enlarged image: use 1 or more")
 
     @property
     def views(self) -> int:
@@ -225,26 +194,6 @@ class PostTraining:
     rehearsal: float = 0.0  # share of a batch that has its image's own code, so that reconstruction is not forgotten
     check_every: int = 500  # steps
     patience: int = 5  # checks without a smaller error, after which training ends
-
-    def __post_init__(self) -> None:
-        if not 0 < self.preserve <= 1:
-            raise ValueError(f"posttrain.preserve is {self.preserve:g}; pairs need a share above 0, and 1 at most")
-        if not 0 < self.held_out < self.pairs:
-            raise ValueError(
-                f"posttrain.held_out is {self.held_out} of {self.pairs} pairs; hold out one or more, and leave some"
-            )
-        if not 0 <= self.rehearsal < 1:
-            raise ValueError(f"posttrain.rehearsal is {self.rehearsal:g}; it is a share, 0 or more and below 1")
-        for name in ("check_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"posttrain.{name} is {getattr(self, name)}; use 1 or more")
-
-    def check_images(self, count: int) -> None:
-        """ValueError where no training image is left for pairs that are not held out."""
-        if self.held_out >= count:
-            raise ValueError(
-                f"posttrain.held_out is {self.held_out}, and there are only {count} training images; hold out fewer"
-            )
 
 
 @dataclass
@@ -328,20 +277,13 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     What is included is taken back by null: a whole mapping, which is then empty, or one entry of a mapping by name (of
     `losses`, `weights`, `lr`, `phases`), which is then as if it had never been stated.
 
-    Raises ValueError with one line that says what to change. Components are checked by `pipeline.checks.recipe`.
+    Raises ValueError with one line that says what to change where a name or a type is wrong; the rest of the rules is
+    `pipeline.checks.recipe`'s.
     """
     values = read(locate(name))
     for override in overrides:
         values = merge(values, parse(override))
-    recipe = structure(Recipe, values)
-    if recipe.generator.condition == "none" and recipe.sample.guidance != 1 and recipe.sample.weak is None:
-        raise ValueError(
-            f"sample.guidance is {recipe.sample.guidance:g}, but generator.condition is none: there is nothing to guide"
-            " away from; set sample.guidance=1, or state sample.weak"
-        )
-    if recipe.generator.starts_joint and recipe.joint is None:
-        raise ValueError("generator.start is joint, but no network is trained jointly; state joint, or another start")
-    return recipe
+    return structure(Recipe, values)
 
 
 def settings(recipe: Recipe) -> str:

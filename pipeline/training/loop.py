@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from pipeline.checks.phase import check_loop
 from pipeline.draws import StepDraws
 from pipeline.recipes.schema import Loop
 from pipeline.training import checkpoints
@@ -20,6 +21,7 @@ from pipeline.training.checkpoints import Progress
 from pipeline.training.ema import Average
 from pipeline.training.journal import Journal
 from pipeline.training.order import Readable, Share, batches
+from pipeline.validation import at
 
 
 class Task(Protocol):
@@ -110,8 +112,8 @@ def averaged(progress: Progress) -> dict[str, nn.Module]:
 
 def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator) -> dict[str, Any]:
     """Wrap the players for this machine, in place, and make their optimisers."""
-    if set(task.players) != set(loop.lr):
-        raise ValueError(f"loop.lr needs one rate a player ({', '.join(task.players)}); it has {', '.join(loop.lr)}")
+    with at("loop"):
+        check_loop(loop, task.players)
     names, optimizers = list(task.players), []
     for name, player in task.players.items():
         player.to(accelerator.device).train()

@@ -1,9 +1,7 @@
 """Nets that losses train beside a tokenizer or a network: one player of the training, apart again when it is saved."""
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition
 from pipeline.draws import Draws
 from pipeline.losses.base import Loss
+from pipeline.nn.module_outputs import outputs_of
 from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
-from pipeline.validation import suggestion
 from pipeline.whole_files import write_tensors
 
 FOLDER = "heads"
@@ -87,43 +85,6 @@ class Tapped(nn.Module):
         else:
             states = self.model.tapped(*asked, taps)
         return prediction, {term: self.heads[term](state) for term, state in zip(self.blocks, states)}
-
-
-@contextmanager
-def outputs_of(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """What the modules of these names make while the block runs, by name; the last, where one is called again."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, given, made: found.update({name: made})
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in set(names)]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
-    """Grid and width of what a module makes, of a tokenizer on the meta device; ValueError where it makes no map."""
-    modules = [inner for inner, _ in tokenizer.named_modules() if inner]
-    if name not in modules:
-        raise ValueError(f"at: this tokenizer has no module {name!r}{suggestion(name, modules)}")
-    size = tokenizer.config.image_size
-    with outputs_of(tokenizer, [name]) as found:
-        tokenizer(torch.zeros(1, 3, size, size, device="meta"))
-    made = found.get(name)
-    if not isinstance(made, Tensor) or made.ndim not in (3, 4):
-        raise ValueError(f"at: {name} makes no map and no tokens in a training; name another module")
-    if made.ndim == 4:
-        return list(made.shape[2:]), made.shape[1]
-    tokens = tokenizer.at_places(name, made)
-    side = math.isqrt(tokens.shape[1])
-    if side**2 != tokens.shape[1]:
-        raise ValueError(f"at: {name} makes {tokens.shape[1]} tokens, which are no square map; name another module")
-    return [side, side], tokens.shape[2]
 
 
 def in_place(shown: Tensor, z: Tensor, features: Mapping[str, Tensor]) -> Tensor:

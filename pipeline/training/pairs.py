@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline.checks.posttraining import check_held_out
 from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws, mix, uniform_by_seed
 from pipeline.images.eight_bits import eight_bits
@@ -90,7 +91,7 @@ def make_pairs(
     are copied where they were made from all the same; `networks` are hashes of what makes them. Raises ValueError where
     the pairs held out leave no image to train on.
     """
-    recipe.posttrain.check_images(len(store))
+    check_held_out(recipe.posttrain, len(store))
     pipe.to(accelerator.device)
     manifest = describe(recipe, store) | {"networks": networks}
     if accelerator.is_main_process and not folder.exists() and earlier is not None and made_alike(earlier, manifest):

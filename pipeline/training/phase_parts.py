@@ -19,11 +19,10 @@ from pipeline.images.reading import Images
 from pipeline.losses.base import Alignment, Loss
 from pipeline.losses.class_contrast import projected_width
 from pipeline.networks.base import Network
-from pipeline.recipes.building import find_tokenizer, hidden_layout, on_meta, seeded
+from pipeline.recipes.building import find_tokenizer, hidden_layout, on_meta, output_layout, seeded
 from pipeline.recipes.schema import Phase, Recipe
 from pipeline.saved_folders import load_component
 from pipeline.teachers.base import Tap
-from pipeline.training.loss_heads import output_layout
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import components
+from pipeline.checks.phase import check_task
 from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
@@ -16,12 +17,12 @@ from pipeline.losses.base import Loss
 from pipeline.nn.code_usage import CodeUsage
 from pipeline.nn.map_transform import UNCHANGED
 from pipeline.nn.processes import processes, summed
+from pipeline.recipes.building import plan_of
 from pipeline.recipes.schema import Phase
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
 from pipeline.training.contest import Contest, gradient
 from pipeline.training.equivariance import drawn
 from pipeline.training.loss_heads import joined
-from pipeline.validation import at, check_names, suggestion
 
 LARGEST_ADVERSARIAL = 1e4  # ratio of gradients that adapts the weight of the adversarial term
 LARGEST = 1e8  # that of any other term, as in VA-VAE
@@ -49,13 +50,12 @@ class Reconstruction:
         critic: Critic | None = None,
         usage: CodeUsage | None = None,
     ):
-        terms = expected_terms(type(tokenizer) if self.own_terms else None, Arguments.from_config(tokenizer), phase)
-        with at("weights"):
-            check_names(phase.weights, terms, "loss term")
-        check_adversary(tokenizer, phase, losses, critic)
-        check_balance(tokenizer, phase, {term for loss in losses.values() if loss.of_pixels for term in loss.terms})
+        if (critic is None) != (phase.adversary is None):
+            raise ValueError("a phase with an adversary needs its critic, and a critic needs a phase with an adversary")
+        plan = plan_of(tokenizer)
+        check_task(phase, plan, critic and (type(critic), Arguments.from_config(critic)), from_codes=not self.own_terms)
         for loss in losses.values():
-            loss.check(type(tokenizer), Arguments.from_config(tokenizer))
+            loss.check(type(tokenizer), plan.arguments)
         trained = {id(parameter) for parameter in tokenizer.trainable(phase.train, phase.only)}
         for parameter in tokenizer.parameters():
             parameter.requires_grad_(id(parameter) in trained)
@@ -71,8 +71,6 @@ class Reconstruction:
         if phase.train in tokenizer.branches:
             self.asked["branch"], self.view = phase.train, partial(tokenizer.view, branch=phase.train)
         self.perturbation = components.build("perturbations", phase.perturbation) if phase.perturbation else None
-        if self.perturbation is not None:
-            self.perturbation.check(type(tokenizer), tokenizer.spec)
         self.phase, self.losses, self.usage = phase, losses, usage
         self.metrics: dict[str, Tensor] = {}  # of the last turn, besides its terms
 
@@ -174,45 +172,6 @@ class Reconstruction:
         return balance
 
 
-def check_adversary(tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss], critic: Critic | None) -> None:
-    """ValueError where a phase's adversary cannot work with the rest of it."""
-    if (critic is None) != (phase.adversary is None):
-        raise ValueError("a phase with an adversary needs its critic, and a critic needs a phase with an adversary")
-    if critic is None:
-        return
-    channels, size = tokenizer.view_shape(phase.train, Arguments.from_config(tokenizer))
-    if size < (least := critic.smallest(Arguments.from_config(critic))):
-        raise ValueError(f"the critic needs images of {least} pixels a side or more, not {size}; give it fewer layers")
-    if phase.adversary.feature_matching and not critic.shows_layers:
-        raise ValueError(f"a {type(critic).__name__} shows no layers to match; set adversary.feature_matching=false")
-    if channels != critic.config.get("channels", 3):
-        raise ValueError(f"the critic is for other images than these of {channels} channels; state channels={channels}")
-    last = tokenizer.last_layer_of(phase.train)
-    if phase.adversary.adaptive and all(p is not last for p in tokenizer.trainable(phase.train, phase.only)):
-        raise ValueError("the adaptive weight is taken at the decoder, which is frozen; set adversary.adaptive=false")
-    if phase.adversary.adaptive and not any(loss.of_pixels for loss in losses.values()):
-        raise ValueError("the adaptive weight balances the pixel losses, and there are none; set adaptive=false")
-
-
-def check_balance(tokenizer: Tokenizer, phase: Phase, of_pixels: set[str]) -> None:
-    """ValueError where a weight that the phase balances has no gradient to be balanced by, or none to balance with.
-
-    `of_pixels` are the terms of losses of pixels.
-    """
-    if phase.balance and not of_pixels:
-        raise ValueError("balance compares with the gradient of pixel losses, and there are none; leave it out")
-    named, trained = dict(tokenizer.named_parameters()), {id(p) for p in tokenizer.trainable(phase.train, phase.only)}
-    for term, name in phase.balance.items():
-        if term not in phase.weights:
-            raise ValueError(f"balance.{term}: there is no loss term {term!r}{suggestion(term, list(phase.weights))}")
-        if term in of_pixels | {"adversarial"}:
-            raise ValueError(f"balance.{term} is of pixels, which balanced terms are compared with; leave it out")
-        if name not in named:
-            raise ValueError(f"balance.{term}: this tokenizer has no parameter {name!r}{suggestion(name, list(named))}")
-        if id(named[name]) not in trained:
-            raise ValueError(f"balance.{term}: train={phase.train} does not move {name}; name one that it does")
-
-
 def ratio(nll: Tensor, term: Tensor, largest: float) -> Tensor:
     """|nll| / (|term| + 1e-4) of two gradients, at most `largest`; averaged over processes before norms are taken."""
     both = summed(torch.stack([nll, term])) / processes()
@@ -223,20 +182,3 @@ def carrying(value: Tensor, made: Tensor, uphill: Tensor) -> Tensor:
     """`value`, with `uphill` as its gradient at `made`."""
     surrogate = (made.float() * uphill).sum()
     return value.detach() + (surrogate - surrogate.detach())
-
-
-def expected_terms(tokenizer: type[Tokenizer] | None, arguments: Arguments, phase: Phase) -> set[str]:
-    """Names of all terms of a phase, known without building; ValueError when two losses give the same one.
-
-    Without a `tokenizer` they are those of a phase that starts from codes.
-    """
-    names = []
-    if tokenizer is not None:
-        names += tokenizer.terms(arguments)
-    for node in phase.losses.values():
-        names += components.find("losses", node["kind"]).terms
-    if phase.adversary is not None:
-        names += ["adversarial", "feature_matching"] if phase.adversary.feature_matching else ["adversarial"]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two losses give the term {twice[0]!r}; leave one of them out of losses")
-    return set(names)

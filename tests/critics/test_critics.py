@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from two_processes import as_two
 from vision_folders import IMAGE
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.phase import check_augmentation
+from pipeline.checks.recipe import check_recipe
 from pipeline.components import Arguments, build
 from pipeline.critics.base import Critic
 from pipeline.critics.frozen_features import FrozenFeatures, VirtualBatchNorm
@@ -184,8 +185,8 @@ def test_augmentation_is_a_function_of_the_draws_and_of_each_image_alone():
     assert torch.equal(changed, done) and 0.2 < changed.float().mean() < 0.4
     leaf = x.clone().requires_grad_()
     assert torch.autograd.grad(augmented(leaf, draws(8)).sum(), leaf)[0].isfinite().all()
-    with pytest.raises(ValueError, match="augmentation.share is 2"):
-        Augmentation(2.0)
+    with pytest.raises(ValueError, match="share is 2"):
+        check_augmentation(Augmentation(2.0))
 
 
 def test_lecam_by_hand():
@@ -244,8 +245,8 @@ def test_the_critic_may_learn_before_the_tokenizer_obeys():
     early, late = run(task, 1), run(task, 3)
     assert set(early) == set(late) == {"tokenizer", "critic"}
     assert "adversarial" not in early["tokenizer"] and "adversarial" in late["tokenizer"]
-    with pytest.raises(ValueError, match="ahead is 4 of the 3 steps"):
-        Adversary({"kind": "patch"}, start=3, ahead=4)
+    with pytest.raises(ValueError, match="adversary.ahead is 4, and start is 3"):
+        task_of(Patch(8, 1), start=3, ahead=4)
 
 
 class Seeing(nn.Module):
@@ -354,7 +355,7 @@ def test_the_stand_in_takes_dino_s_place_and_both_are_named(tmp_path, caplog, mo
     monkeypatch.setenv("TESSERA_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     recipe, accelerator = load("digits", RECIPE), Accelerator(cpu=True)
-    check_line(recipe)
+    check_recipe(recipe)
     phase, pictures = recipe.tokenizer.phases["main"], Images(recipe.data, "train")
     teacher().save_pretrained(tmp_path / "stand_in")  # so that none is trained here
     with caplog.at_level(logging.WARNING):
@@ -398,7 +399,7 @@ def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
     [
         (["tokenizer.phases.main.adversary.critic.widths=[3]"], "critic.widths is determined by an earlier stage"),
         (["tokenizer.phases.main.adversary.critic.teacher=nothing"], "critic.teacher: 'nothing' is no folder"),
-        (["tokenizer.phases.main.adversary.feature_matching=true"], "this critic shows no layers to match"),
+        (["tokenizer.phases.main.adversary.feature_matching=true"], "FrozenFeatures shows no layers to match"),
         (["tokenizer.phases.main.loop.weight_decay={critik: 0.1}"], "no player 'critik'; did you mean 'critic'"),
         (["tokenizer.phases.main.only=[decoder.conv_ot]"], "main.only: .* did you mean 'decoder.conv_out'"),
         (["tokenizer.phases.main.adversary.augmentation={share: 3}"], "augmentation.share is 3"),
@@ -406,4 +407,4 @@ def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
 )  # fmt: skip
 def test_planted_mistakes_stop_before_training(overrides, message):
     with pytest.raises(ValueError, match=message):
-        check_line(load("digits", [*RECIPE, *overrides]))
+        check_recipe(load("digits", [*RECIPE, *overrides]))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from vision_folders import save_models
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.features import choice
 from pipeline.features.choice import build_features, check_features
 from pipeline.features.extractors import InceptionFeatures, VisionFeatures
@@ -102,7 +102,7 @@ def test_inception_is_loaded_from_the_published_file_alone(inception, tmp_path, 
 def test_missing_weights_are_one_line_when_a_recipe_is_loaded(kind):
     recipe = load("digits", [f"evaluate.features=[pixels,{kind}]"])
     with pytest.raises(ValueError, match=f"evaluate.features names {kind}") as error:
-        check_line(recipe)
+        check_recipe(recipe)
     known = weights.KNOWN[choice.WEIGHTS[kind][0]]
     assert known.name in str(error.value) and "\n" not in str(error.value)
     assert f"weights.{choice.WEIGHTS[kind][0]}" in str(error.value)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from two_processes import as_two
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Batched, Code, LatentSpec
 from pipeline.components import Arguments, build
 from pipeline.draws import GivenDraws, StepDraws
@@ -20,6 +20,7 @@ from pipeline.losses.pixel import Pixel
 from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.nn.latent_head import standardized
 from pipeline.perturbations.interpolated import Interpolated
+from pipeline.recipes.building import output_layout
 from pipeline.recipes.schema import Loop, Phase, load
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
@@ -30,7 +31,7 @@ from pipeline.tokenizers.titok import TiTok
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
 from pipeline.training import loss_heads
 from pipeline.training.loop import train
-from pipeline.training.loss_heads import WithHeads, carry_heads, in_place, joined, output_layout, parted, save_heads
+from pipeline.training.loss_heads import WithHeads, carry_heads, in_place, joined, parted, save_heads
 from pipeline.training.reconstruction import Reconstruction
 
 LAYER = "encoder.conv_out.weight"
@@ -225,8 +226,8 @@ def test_a_balance_that_cannot_be_is_refused():
     phase = Phase(Loop(1, {"tokenizer": 1e-3}), weights, nodes)
     for balance, words, train_part in (
         ({"relation": LAYER}, "there is no loss term 'relation'; did you mean 'relational'", "all"),
-        ({"pixel": LAYER}, "balance.pixel is of pixels", "all"),
-        ({"relational": "encoder.conv_out.wight"}, f"has no parameter .*did you mean '{LAYER}'", "all"),
+        ({"pixel": LAYER}, "balance.pixel: this term is of pixels", "all"),
+        ({"relational": "encoder.conv_out.wight"}, f"there is no parameter .*did you mean '{LAYER}'", "all"),
         ({"relational": LAYER}, "train=decoder does not move encoder", "decoder"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -295,9 +296,9 @@ def test_of_a_sequence_the_places_of_the_image_are_aligned_and_not_the_tokens_be
 def test_a_recipe_may_align_the_decoder_of_a_code_without_places_but_not_the_code():
     alignment = "tokenizer.phases.main.losses.alignment={{kind: feature_cosine, teacher: classifier{}}}"
     weight = "tokenizer.phases.main.weights.feature_cosine=0.5"
-    check_line(load("digits_titok_dit", [alignment.format(", at: decoder.blocks.0"), weight]))
+    check_recipe(load("digits_titok_dit", [alignment.format(", at: decoder.blocks.0"), weight]))
     with pytest.raises(ValueError, match=r"tokens on a grid of \[8\] have none"):
-        check_line(load("digits_titok_dit", [alignment.format(""), weight]))
+        check_recipe(load("digits_titok_dit", [alignment.format(""), weight]))
 
 
 def test_patches_that_were_left_out_are_told_from_the_noised_ones_that_the_decoder_is_shown():
@@ -400,25 +401,25 @@ def test_two_processes_train_codes_and_heads_as_one(tmp_path):
 def test_what_cannot_be_aligned_is_refused_in_one_line(tmp_path):
     losses = "tokenizer.phases.main.losses.alignment"
     start = [f"{losses}.kind=feature_cosine", "tokenizer.phases.main.weights.feature_cosine=1"]
-    check_line(load("digits", [*start, f"{losses}.teacher=classifier", f"{losses}.head.layers=1"]))
-    check_line(load("digits", [*start, f"{losses}.at=decoder.mid_block"]))
+    check_recipe(load("digits", [*start, f"{losses}.teacher=classifier", f"{losses}.head.layers=1"]))
+    check_recipe(load("digits", [*start, f"{losses}.at=decoder.mid_block"]))
     for settings, words in (
         ([f"{losses}.head.layer=2"], "head.layer: there is no such setting; did you mean 'layers'"),
-        ([f"{losses}.source=shown"], f"^{losses}.source is shown, but there is no perturbation"),
-        ([f"{losses}.block=2"], f"^{losses}.block is of a generator"),
+        ([f"{losses}.source=shown"], f"^{losses}.source is shown, but the phase has no perturbation"),
+        ([f"{losses}.block=2"], f"^{losses}.block is for a generator's losses"),
         ([f"{losses}.at=decoder.nothing"], f"^{losses}: at: this tokenizer has no module"),
         ([f"{losses}.shift=2"], f"^{losses}: shift and shift_base are of source: noised"),
-        ([f"{losses}.positions=dropped"], f"^{losses} reads kept, which this tokenizer does not make"),
+        ([f"{losses}.positions=dropped"], f"^{losses}: feature_cosine reads kept, which this tokenizer does not make"),
         ([f"{losses}.teacher=dinov2_large"], "weights dinov2_large are not on this machine"),
         ([f"{losses}.dim=3"], f"^{losses}.dim is determined"),
-        (["tokenizer.phases.main.train=decoder"], f"^{losses} aligns codes, which train=decoder leaves"),
+        (["tokenizer.phases.main.train=decoder"], f"^{losses}: feature_cosine trains codes, and train=decoder leaves"),
         (["tokenizer.phases.main.balance.feature_cosine=encoder.x"], r"^tokenizer.phases.main.balance.*no parameter"),
     ):
         with pytest.raises(ValueError, match=words) as error:
-            check_line(load("digits", [*start, *settings]))
+            check_recipe(load("digits", [*start, *settings]))
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="^posttrain.phase.balance is of terms that are not of pixels"):
-        check_line(load("digits_robust_ar", [f"posttrain.phase.balance.pixel={LAYER}"]))
+    with pytest.raises(ValueError, match="^posttrain.phase.balance is for terms that are not of pixels"):
+        check_recipe(load("digits_robust_ar", [f"posttrain.phase.balance.pixel={LAYER}"]))
     with pytest.raises(ValueError, match=r"tokens on a grid of \[32\] have none"):
         Alignment.validate(LatentSpec((32,), 4), Arguments({}))
     assert loss_heads.FOLDER == "heads" and Rebuilt(None, Code(torch.zeros(1)), {}).heads == {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.checks.recipe import check_tokenizer
+from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.code import Code
 from pipeline.components import build
 from pipeline.frozen.alignment_teacher import check_teacher

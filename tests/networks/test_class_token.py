@@ -15,7 +15,7 @@ from vision_folders import HALF
 
 import run
 from pipeline import LatentPipeline
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import find, kinds
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
@@ -238,10 +238,10 @@ def test_what_does_not_fit_is_refused_in_a_line():
         ("digits_reg", ["latents.class_token=dinov2_large"], "weights dinov2_large are not on this machine"),
         ("digits_reg", ["generator.network.class_token=64"], "determined by an earlier stage"),
         ("digits_reg", [f"{where}=-1"], "is a number of values"),
-        ("digits_repae", joint, "^joint: codes that are still being trained"),
+        ("digits_repae", joint, f"^{where} is 64, but in joint training no class token"),
     ):
         with pytest.raises(ValueError, match=says):
-            check_line(load(recipe, changes))
+            check_recipe(load(recipe, changes))
     for kind in set(kinds("objectives")) - {"flow_matching", "random_order"}:
         assert find("objectives", kind)().class_token == 0
 
@@ -315,7 +315,7 @@ def test_rotary_positions_leave_the_token_unturned():
 
 def test_the_published_network_has_the_published_size():
     recipe = load("imagenet256_vfmvae_reg")
-    line = check_line(recipe)
+    line = check_recipe(recipe)
     with torch.device("meta"):
         network = build_network(recipe, line.spec, 1000, line.objective)
         head = FeatureHead(1152, 768, [16, 16], HeadShape(layers=3, hidden=2048))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline import components
 from pipeline.bottlenecks.base import Composite, Quantizer
-from pipeline.checks.recipe import check_tokenizer
+from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.code import Code, stack_ids
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch

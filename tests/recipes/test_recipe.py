@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.recipes.files import catalogue, merge, names, read
 from pipeline.recipes.schema import load
 
@@ -47,7 +47,7 @@ MISTAKES = {
 @pytest.mark.parametrize("override, message", MISTAKES.values(), ids=MISTAKES.keys())
 def test_planted_mistakes_stop_at_load(override, message):
     with pytest.raises(ValueError, match=message) as error:
-        check_line(load("digits", [override]))
+        check_recipe(load("digits", [override]))
     assert "\n" not in str(error.value)
 
 
@@ -77,7 +77,7 @@ def test_another_kind_replaces_the_whole_node():
 
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_is_right_and_says_how_to_run_it(name):
-    check_line(load(name))
+    check_recipe(load(name))
     text = (ROOT / "configs" / f"{name}.yaml").read_text()
     assert text.startswith("#") and f"run.py all {name}" in text
     assert load(name).name == name

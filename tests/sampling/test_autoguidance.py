@@ -23,7 +23,7 @@ from tiny_pipeline import (
 )
 
 from pipeline import LatentPipeline
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws
 from pipeline.networks.wide_head_transformer import WideHeadTransformer
@@ -147,32 +147,32 @@ def test_a_recipe_states_a_folder_or_a_step_that_is_kept():
         with pytest.raises(ValueError, match="either folder=FOLDER"):
             recipe(**wrong)
     with pytest.raises(ValueError, match=r"set generator.milestones=\[3\]"):
-        check_line(recipe(step=3))
+        check_recipe(recipe(step=3))
     with pytest.raises(ValueError, match="holds no network"):
-        check_line(recipe(folder="nowhere"))
+        check_recipe(recipe(folder="nowhere"))
 
 
 def test_what_a_recipe_states_is_checked_before_anything_runs():
     early = recipe(step=3)
     kept = replace(early, generator=replace(early.generator, milestones=(3,)))
-    check_line(kept)
-    check_line(replace(kept, generator=replace(kept.generator, condition="none")))  # which needs no class
-    with pytest.raises(ValueError, match="at sample.guidance=1 nobody asks it"):
-        check_line(replace(kept, sample=replace(kept.sample, guidance=1.0)))
+    check_recipe(kept)
+    check_recipe(replace(kept, generator=replace(kept.generator, condition="none")))  # which needs no class
+    with pytest.raises(ValueError, match="weak is not used at sample.guidance=1"):
+        check_recipe(replace(kept, sample=replace(kept.sample, guidance=1.0)))
     with pytest.raises(ValueError, match="generator.milestones: step 6 is not one"):
-        check_line(replace(kept, generator=replace(kept.generator, milestones=(3, 6))))
+        check_recipe(replace(kept, generator=replace(kept.generator, milestones=(3, 6))))
 
 
 def test_objectives_of_the_two_must_predict_the_same(tmp_path):
     make_weak().save_pretrained(tmp_path / "network")
     FlowMatching(prediction="data").save_pretrained(tmp_path / "objective")
     with pytest.raises(ValueError, match="prediction=data, .* velocity"):
-        check_line(recipe(folder=str(tmp_path)))
+        check_recipe(recipe(folder=str(tmp_path)))
     GaussianDiffusion().save_pretrained(tmp_path / "objective")
     with pytest.raises(ValueError, match="GaussianDiffusion"):
-        check_line(recipe(folder=str(tmp_path)))
+        check_recipe(recipe(folder=str(tmp_path)))
     FlowMatching(shift=3.0, cosine=True).save_pretrained(tmp_path / "objective")  # other levels, the same meaning
-    check_line(recipe(folder=str(tmp_path)))
+    check_recipe(recipe(folder=str(tmp_path)))
 
 
 def test_the_stage_samples_with_what_the_recipe_states_and_says_so(tmp_path):

@@ -14,7 +14,8 @@ from tiny_pipeline import make_recipe, randomised
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
-from pipeline.checks.recipe import check_line, check_tokenizer
+from pipeline.checks.recipe import check_recipe
+from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments, build
 from pipeline.critics.patch import Patch
@@ -445,8 +446,8 @@ def test_the_fragments_fit_a_line_and_have_the_published_size(fragment, data, gr
     text += "generator: {objective: {kind: next_token}, weights: {next_token: 1.0}}\n"
     (tmp_path / "a.yaml").write_text(text)
     recipe = load(str(tmp_path / "a.yaml"))
-    check_line(recipe)
-    _, spec = check_tokenizer(recipe)
+    check_recipe(recipe)
+    spec = check_tokenizer(recipe).spec
     assert spec.grid == grid
     with torch.device("meta"):
         built = build("tokenizers", recipe.tokenizer.model, image_size=recipe.data.size)

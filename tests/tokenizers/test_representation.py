@@ -13,7 +13,7 @@ from fresh_process import answers_of_saved
 from tiny_pipeline import make_recipe
 from torch import Tensor
 
-from pipeline.checks.recipe import check_tokenizer
+from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments, build
 from pipeline.draws import GivenDraws, StepDraws

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tiny_pipeline import make_recipe, randomised
 from torch import Tensor
 
-from pipeline.checks.recipe import check_line, check_tokenizer
+from pipeline.checks.recipe import check_recipe
+from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.commands.import_checkpoint import import_checkpoint
 from pipeline.components import Arguments, build, check
@@ -314,7 +315,7 @@ def test_folders_that_cannot_be_a_start_or_a_proxy_are_refused(proxy, tmp_path):
     "where, changes, words",
     [
         ("proxy_codes", {"train": "transformer"}, "no part 'transformer'; did you mean 'transformers'"),
-        ("proxy_codes", {"train": "all"}, "none is of pixels.*set train=encoder, or set train=transformers"),
+        ("proxy_codes", {"train": "all"}, "none compares images.*set train=encoder, or set train=transformers"),
         ("proxy_codes", {"losses": {"proxy": {"kind": "proxy_codes"}}}, "path is missing"),
         ("model", {"head": "pixels", "proxy_start": None}, "reads proxy_logits, which this tokenizer does not make"),
     ],
@@ -343,10 +344,10 @@ def test_the_published_sizes(fragment, tokens, millions, tmp_path):
     text = f"name: a\ninclude: [data/imagenet256, tokenizers/titok_{fragment}]\ngenerator: {{{generator}, {loop}}}\n"
     (tmp_path / "a.yaml").write_text(text)
     recipe = load(str(tmp_path / "a.yaml"))
-    _, spec = check_tokenizer(recipe)
+    spec = check_tokenizer(recipe).spec
     assert spec.grid == (tokens,) and spec.vocab == (0 if "vae" in fragment else 4096)
     if "vae" in fragment:
-        check_line(recipe)
+        check_recipe(recipe)
     with torch.device("meta"):
         built = build("tokenizers", recipe.tokenizer.model, image_size=256)
     assert round(parameters(built) / 1e6) == millions

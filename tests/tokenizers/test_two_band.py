@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from tiny_pipeline import make_recipe, randomised
 from torch import Tensor
 
-from pipeline.checks.recipe import check_tokenizer
+from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments, build
 from pipeline.critics.patch import Patch
@@ -259,9 +259,18 @@ def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"losses": {"perceptual": {"kind": "perceptual"}}}, "sees colours, and high has 9 channels; take pixel"),
-        ({"adversary": {"critic": {"kind": "patch", "layers": 1}}}, "has images of 9 channels; set its channels=9"),
-        ({"adversary": {"critic": {"kind": "patch", "channels": 9}}}, "judges images of 24 px or more, these are of 8"),
+        (
+            {"losses": {"perceptual": {"kind": "perceptual"}}},
+            "of 3 channels, and train=high makes 9; use pixel",
+        ),
+        (
+            {"adversary": {"critic": {"kind": "patch", "layers": 1}}},
+            "images of 9 channels; set .*critic.channels=9",
+        ),
+        (
+            {"adversary": {"critic": {"kind": "patch", "channels": 9}}},
+            "needs images of 24 pixels a side or more",
+        ),
     ],
 )
 def test_what_a_band_cannot_be_trained_by_is_refused(changes, words):

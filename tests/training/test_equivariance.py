@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.checks.recipe import check_line, check_tokenizer
+from pipeline.checks.recipe import check_recipe
+from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.components import build
 from pipeline.draws import GivenDraws, StepDraws
 from pipeline.images.reading import ImageBatch
@@ -146,24 +147,36 @@ HEAD = (
     "tokenizer.phases.main.weights.feature_cosine=1",
 )
 MISTAKES = {
-    "a code without places": ("digits_titok_dit", [f"{AT}={{}}"], "tokens on a grid of .* have no places"),
-    "a fraction of a place": ("digits", [f"{AT}={{scales: [0.3]}}"], "scale 0.3 makes 1.2x1.2 places"),
-    "no place": ("digits", [f"{AT}={{scales: [0.1]}}"], "scale 0.1 makes 0.4x0.4 places"),
-    "an odd side": ("digits_vfmvae", [f"{AT}={{scales: [0.75]}}"], "what is 0.75 of its size does not pass"),
+    "a code without places": (
+        "digits_titok_dit",
+        [f"{AT}={{}}"],
+        "this code has a grid of",
+    ),
+    "a fraction of a place": (
+        "digits",
+        [f"{AT}={{scales: [0.3]}}"],
+        "0.3 shrinks the code from 4x4 to 1.2x1.2",
+    ),
+    "no place": ("digits", [f"{AT}={{scales: [0.1]}}"], "0.1 shrinks the code from 4x4 to 0.4x0.4"),
+    "an odd side": ("digits_vfmvae", [f"{AT}={{scales: [0.75]}}"], "scales: 0.75 does not pass the tokenizer"),
     "learned positions": (
         "digits_vitok",
         [f"{AT}={{scales: [0.5]}}", "tokenizer.model.position=rotary_and_learned"],
-        "what is 0.5 of its size does not pass",
+        "scales: 0.5 does not pass the tokenizer",
     ),
-    "a head with positions": ("digits", [f"{AT}={{scales: [0.5]}}", *HEAD], "losses.alignment knows codes of one size"),
-    "places left out": ("digits_rectok", [f"{AT}={{scales: [0.5], images: 0}}"], "or token_drop where it is"),
+    "a head with positions": (
+        "digits",
+        [f"{AT}={{scales: [0.5]}}", *HEAD],
+        "losses.alignment works on codes of one",
+    ),
+    "places left out": ("digits_rectok", [f"{AT}={{scales: [0.5], images: 0}}"], "or token_drop if set"),
     "a scale above one": ("digits", [f"{AT}={{scales: [2.0]}}"], "equivariance.scales are"),
     "no such turn": ("digits", [f"{AT}={{turns: [4]}}"], "equivariance.turns are"),
     "a share above one": ("digits", [f"{AT}={{codes: 1.5}}"], "equivariance.codes is 1.5"),
     "post-training": (
         "digits_robust_flow",
         ["posttrain.phase.equivariance={scales: [0.5]}"],
-        "posttrain.phase.equivariance transforms codes",
+        "posttrain.phase.equivariance changes codes that are encoded",
     ),
     "joint training": ("digits_repae", ["joint.phase.equivariance={scales: [0.5]}"], "codes of one size alone"),
 }
@@ -172,7 +185,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name, changes, words", MISTAKES.values(), ids=MISTAKES.keys())
 def test_what_cannot_be_equivariant_is_refused_in_one_line(name, changes, words):
     with pytest.raises(ValueError, match=words) as error:
-        check_line(load(name, changes))
+        check_recipe(load(name, changes))
     assert "\n" not in str(error.value)
 
 

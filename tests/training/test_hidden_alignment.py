@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition
 from pipeline.components import build
 from pipeline.draws import StepDraws
@@ -144,22 +144,22 @@ def test_heads_are_a_function_of_the_seed():
 
 
 def test_losses_that_a_generator_cannot_have_are_refused_in_one_line():
-    check_line(load("digits_repa", ["latents.features=true"]))
+    check_recipe(load("digits_repa", ["latents.features=true"]))
     for recipe, settings, words in (
         ("digits_repa", [f"{LOSS}.block=9"], f"^{LOSS}: there is no block 9 to tap; the network has blocks 1 to 4"),
-        ("digits_repa", [f"{LOSS}.block=null"], f"^{LOSS}: a generator's losses compare hidden states"),
+        ("digits_repa", [f"{LOSS}.block=null"], f"^{LOSS}: a generator's losses compare the hidden states"),
         ("digits_repa", [f"{LOSS}.source=noised"], f"^{LOSS}: hidden states are compared as they are"),
         ("digits_repa", ["generator.losses.pixel.kind=pixel"], "^generator.losses.pixel: a generator's losses compare"),
         ("digits_repa", ["generator.weights.feature_cosine=null"], "generator.weights.feature_cosine is missing"),
         ("digits_repa", [f"{LOSS}.teacher=dinov2_large"], "weights dinov2_large are not on this machine"),
-        ("digits", ["latents.features=true"], "latents.features is true, but generator.losses names no loss"),
+        ("digits", ["latents.features=true"], "generator.losses is empty, but latents.features is true"),
         (
             "digits_vq_ar",
             [f"{LOSS}.kind=gram", f"{LOSS}.block=1"],
-            "causal_transformer does not show its hidden states",
+            "CausalTransformer does not show its hidden states",
         ),
         ("digits_titok_dit", [f"{LOSS}.kind=gram", f"{LOSS}.block=1"], r"tokens on a grid of \[\d+\] have none"),
     ):
         with pytest.raises(ValueError, match=words) as error:
-            check_line(load(recipe, settings))
+            check_recipe(load(recipe, settings))
         assert "\n" not in str(error.value)

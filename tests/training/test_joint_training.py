@@ -18,7 +18,7 @@ from tiny_pipeline import randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Batched, Condition
 from pipeline.components import build, structure
 from pipeline.critics.patch import Patch
@@ -364,7 +364,7 @@ def recipe_of(**sections: Any) -> Recipe:
 def run(tmp_path_factory) -> tuple[Recipe, Workspace]:
     """A run up to its jointly trained tokenizer, and the generator that came of it."""
     recipe, work = recipe_of(), Workspace(tmp_path_factory.mktemp("joint"), Accelerator(cpu=True))
-    check_line(recipe)
+    check_recipe(recipe)
     for name in ("tokenizer", "joint", "latents", "generator"):
         (work.root / name).mkdir()
         (work.root / name / NOTE).write_text("{}")
@@ -477,19 +477,19 @@ AGAIN = "joint.phase.losses.more={kind: feature_cosine, teacher: classifier}"
 MISTAKES = [
     (
         ["generator.losses=null", "generator.weights.feature_cosine=null"],
-        "joint trains the tokenizer by generator.loss",
+        "joint.alignment: the tokenizer is trained by generator.losses, and there are none",
     ),
     (["joint.alignment={feature_cosin: 1}"], "joint.alignment.feature_cosin: there is no term of generator.losses"),
     (["joint.alignment=null"], "joint.alignment.feature_cosine is missing"),
-    (["joint.phase.train=decoder"], "joint.phase.train is decoder, and so codes stay"),
+    (["joint.phase.train=decoder"], "joint.phase.train is decoder, which leaves codes"),
     (["joint.phase.loop.lr.network=null"], "joint.phase.loop.lr.network is missing"),
     (["joint.phase.weights.kl=null"], "joint.phase.weights.kl is missing"),
-    (["joint.momentum=0"], "joint.momentum is 0; it is a share above 0"),
-    (["joint.epsilon=0"], "joint.epsilon is 0; use a small number"),
+    (["joint.momentum=0"], "joint.momentum is 0; give a fraction, above 0"),
+    (["joint.epsilon=0"], "joint.epsilon is 0; give a number above 0"),
     (["joint=null"], "generator.start is joint, but no network is trained jointly"),
     (
         [AGAIN, "joint.phase.weights.feature_cosine=1"],
-        "joint.phase.losses gives 'feature_cosine', which generator.losses",
+        "joint.phase.losses and generator.losses both give 'feature_cosine'",
     ),
 ]
 
@@ -497,5 +497,5 @@ MISTAKES = [
 @pytest.mark.parametrize("settings, words", MISTAKES)
 def test_what_cannot_be_trained_together_is_refused_in_one_line(settings, words):
     with pytest.raises(ValueError, match=words) as error:
-        check_line(load("digits_repae", settings))
+        check_recipe(load("digits_repae", settings))
     assert "\n" not in str(error.value)

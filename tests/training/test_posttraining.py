@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from tiny_pipeline import randomised
 from torch import Tensor
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code
 from pipeline.components import find, structure
 from pipeline.critics.patch import Patch
@@ -97,7 +97,7 @@ def make_line(kind: str, root: Path) -> tuple[Recipe, Workspace]:
         vae.save_pretrained(root / "vae")
         model = model | {"path": str(root / "vae")}
     recipe, work = recipe_of(kind, model), Workspace(root / "run", Accelerator(cpu=True))
-    check_line(recipe)
+    check_recipe(recipe)
     folders = {name: work.root / name for name in ("joint", "latents", "generator")}
     for folder in folders.values():
         folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def make_line(kind: str, root: Path) -> tuple[Recipe, Workspace]:
     (tokenizer if kind == "stock" else randomised(tokenizer, 1)).save_pretrained(folders["joint"])
     long = replace(recipe, latents=replace(recipe.latents, shard=8192))
     encode_dataset.run(long, work, folders["latents"])
-    objective = check_line(recipe).objective
+    objective = check_recipe(recipe).objective
     network = build_network(recipe, LatentStore(folders["latents"]).spec, 10, objective)
     randomised(network, 2).save_pretrained(folders["generator"] / "network")
     objective.save_pretrained(folders["generator"] / "objective")
@@ -307,7 +307,7 @@ def test_the_tokenizer_s_critic_is_carried_over(lines, tmp_path, caplog):
     saved = root.root / "joint" / "critic"
     contested = merge(PHASE, {"adversary": adversary, "weights": {"adversarial": 0.1}, "loop": {"lr": {"critic": 0.0}}})
     part = changed(recipe, phase=contested)
-    check_line(part)
+    check_recipe(part)
     assert run(part, root, tmp_path / "decoder")["critic"] == "carried over"
     critic, carried = carry_over(Patch(8, 1), saved)
     assert carried and torch.equal(critic.main[0].weight, Patch.from_pretrained(saved).main[0].weight)
@@ -331,24 +331,24 @@ def test_what_makes_a_decoder_stale(lines):
 
 MISTAKES = {
     "route=pixels": "posttrain.route: 'pixels' is not one of reencode, tokens",
-    "preserve=0": "posttrain.preserve is 0; pairs need a share above 0",
-    "rehearsal=1": "posttrain.rehearsal is 1; it is a share, 0 or more and below 1",
+    "preserve=0": "posttrain.preserve is 0; give a fraction, above 0",
+    "rehearsal=1": "posttrain.rehearsal is 1; give a fraction, 0 or more and below 1",
     "held_out=1000": "posttrain.held_out is 1000 of 1000 pairs",
-    "patience=0": "posttrain.patience is 0; use 1 or more",
-    "phase.train=all": "posttrain.phase.train is 'all', .* set train: decoder",
+    "patience=0": "posttrain.patience is 0; give 1 or more",
+    "phase.train=all": "posttrain.phase.train is 'all', .* set train=decoder",
     "phase.weights.commit=1": "posttrain.phase.weights.commit: there is no loss term",
     "phase.losses.pixel=null": "posttrain.phase.weights.pixel: there is no loss term 'pixel'.* leaves it out",
     "phase.losses=null": "posttrain.phase.losses is empty",
-    "phase.losses.ids={kind: proxy_codes, path: here}": "posttrain.phase.losses.ids is not of pixels",
+    "phase.losses.ids={kind: proxy_codes, path: here}": "posttrain.phase.losses.ids: .* does not compare images",
     "phase.loop.lr.critic=1": "posttrain.phase.loop.lr.critic: there is no player",
-    "phase.adversary={critic: {kind: patch}}": "posttrain.phase.adversary.critic judges images of 24 px or more",
+    "phase.adversary={critic: {kind: patch}}": "posttrain.phase.adversary.critic needs images of 24 pixels",
 }
 
 
 @pytest.mark.parametrize("override, message", MISTAKES.items())
 def test_planted_mistakes_stop_at_load(override, message):
     with pytest.raises(ValueError, match=message) as error:
-        check_line(load("digits_robust_ar", [f"posttrain.{override}"]))
+        check_recipe(load("digits_robust_ar", [f"posttrain.{override}"]))
     assert "\n" not in str(error.value)
 
 

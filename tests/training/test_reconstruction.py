@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from two_processes import as_two
 
-from pipeline import components
-from pipeline.components import Arguments
+from pipeline.checks.phase import terms_of
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.base import Loss
 from pipeline.losses.pixel import Pixel
+from pipeline.recipes.building import plan_of
 from pipeline.recipes.schema import Adversary, Loop, Phase
 from pipeline.tokenizers.base import Rebuilt
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.contest import opponent
-from pipeline.training.reconstruction import Reconstruction, expected_terms
+from pipeline.training.reconstruction import Reconstruction
 
 WEIGHTS = {"pixel": 2.0, "kl": 1e-3, "adversarial": 0.5}
 CONV = {"bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "multipliers": [1, 2], "blocks": 1}
@@ -168,8 +168,8 @@ class CodeSize(Loss):
 def test_losses_of_the_code_keep_their_own_gradient(monkeypatch):
     weights = {"pixel": 1.0, "kl": 0.0, "code_size": 3.0}
     stated = replace(phase(weights=weights), losses={"pixel": {"kind": "pixel"}, "size": {"kind": "code_size"}})
-    find = components.find
-    monkeypatch.setattr(components, "find", lambda slot, kind: CodeSize if kind == "code_size" else find(slot, kind))
+    classes = {"pixel": Pixel, "code_size": CodeSize}
+    monkeypatch.setattr("pipeline.checks.phase.find", lambda slot, kind: classes[kind])
     task = Reconstruction(tokenizer := ConvAutoencoder(16, **CONV), stated, {"pixel": Pixel(), "size": CodeSize()})
     (_, terms), *rest = task.turns(batch(), draws(), 0)
     assert not rest
@@ -182,16 +182,16 @@ def test_losses_of_the_code_keep_their_own_gradient(monkeypatch):
 
 
 def test_every_term_has_a_weight_and_every_weight_a_term():
-    arguments = Arguments.complete(ConvAutoencoder, {"bottleneck": {"kind": "gaussian", "dim": 3}})
-    assert expected_terms(ConvAutoencoder, arguments, phase()) == {"pixel", "kl", "adversarial"}
+    plan = plan_of(ConvAutoencoder(image_size=16, **CONV))
+    assert terms_of(phase(), plan) == {"pixel", "kl", "adversarial"}
     both = replace(phase(), losses={"a": {"kind": "pixel"}, "b": {"kind": "perceptual"}})
-    assert expected_terms(ConvAutoencoder, arguments, both) == {"pixel", "perceptual", "kl", "adversarial"}
+    assert terms_of(both, plan) == {"pixel", "perceptual", "kl", "adversarial"}
     with pytest.raises(ValueError, match="there is no loss term 'perceptual'"):
         task_of(phase(weights={"pixel": 1.0, "kl": 0.0, "adversarial": 1.0, "perceptual": 1.0}))
     with pytest.raises(ValueError, match="weights.kl is missing"):
         task_of(phase(weights={"pixel": 1.0, "adversarial": 1.0}))
     with pytest.raises(ValueError, match="two losses give the term 'pixel'"):
-        expected_terms(ConvAutoencoder, arguments, replace(phase(), losses={k: {"kind": "pixel"} for k in "ab"}))
+        terms_of(replace(phase(), losses={k: {"kind": "pixel"} for k in "ab"}), plan)
 
 
 def test_adversaries_that_cannot_work_are_refused():
@@ -200,7 +200,7 @@ def test_adversaries_that_cannot_work_are_refused():
         (phase(), None, "needs its critic"),
         (phase(weights={"pixel": 1.0, "kl": 0.0}), Patch(8, 1), "needs a phase with an adversary"),
         (phase(), Patch(8, 3), "24 pixels a side or more, not 16"),
-        (phase("encoder"), Patch(8, 1), "adaptive=false"),
+        (phase("encoder"), Patch(8, 1), "adversary.adaptive .* set it to false"),
     ):
         with pytest.raises(ValueError, match=words):
             Reconstruction(tokenizer, of, {"pixel": Pixel()}, critic)

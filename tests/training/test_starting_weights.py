@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_pipeline import make_network, make_recipe, make_tokenizer
 
-from pipeline.checks.recipe import check_line
+from pipeline.checks.recipe import check_recipe
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.training.starting_weights import fingerprints, loaded
@@ -33,9 +33,9 @@ def test_images_of_another_size_are_no_reason_to_refuse(folder):
 def test_a_recipe_with_a_start_needs_no_phase(folder):
     recipe = make_recipe()
     with pytest.raises(ValueError, match="or tokenizer.start=FOLDER"):
-        check_line(recipe)
+        check_recipe(recipe)
     recipe.tokenizer.start = str(folder)
-    check_line(recipe)
+    check_recipe(recipe)
     before = train_tokenizer.uses(recipe)
     make_tokenizer().save_pretrained(folder, max_shard_size="2KB")
     assert train_tokenizer.uses(recipe) != before, "another folder, another tokenizer"

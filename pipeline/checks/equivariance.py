@@ -1,0 +1,90 @@
+"""Whether a tokenizer, and the rest of a phase, can train on codes and images that are shrunk and turned."""
+
+import torch
+
+from pipeline.components import check
+from pipeline.nn.map_transform import MapTransform
+from pipeline.recipes.building import DERIVED, TokenizerPlan
+from pipeline.recipes.schema import Equivariance, Phase
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.validation import SettingError, at, check_fraction
+
+
+def check_equivariance(phase: Phase, tokenizer: TokenizerPlan) -> None:
+    """ValueError where codes are not on a map, a scale does not fit it, or a loss or the critic needs one size."""
+    part = phase.equivariance
+    with at("equivariance"):
+        check_values(part)
+        check_map(part, phase.train, tokenizer)
+        check_losses_of_sizes(phase)
+        if phase.adversary is not None:
+            critic, arguments = check("critics", phase.adversary.critic, DERIVED["critics"], "adversary.critic")
+            needed, smallest = critic.smallest(arguments), tokenizer.arguments.image_size * min(part.scales)
+            if smallest < needed:
+                raise ValueError(
+                    f"the critic needs images of {needed} pixels a side or more, and the smallest scale makes"
+                    f" {smallest:g}; leave that scale out, or give the critic fewer layers"
+                )
+
+
+def check_values(part: Equivariance) -> None:
+    check_fraction("codes", part.codes)
+    check_fraction("images", part.images)
+    if not part.scales or not all(0 < scale <= 1 for scale in part.scales):
+        raise SettingError("scales", f" are {list(part.scales)}; give one or more numbers above 0 and at most 1")
+    if not part.turns or not set(part.turns) <= {0, 1, 2, 3}:
+        raise SettingError("turns", f" are {list(part.turns)}; give one or more of 0, 1, 2 and 3 quarter turns")
+
+
+def check_map(part: Equivariance, trained: str, tokenizer: TokenizerPlan) -> None:
+    """ValueError unless the code is a map of which every scale leaves whole sides."""
+    grid, cls = tokenizer.spec.grid, tokenizer.cls
+    if len(grid) != 2:
+        raise ValueError(
+            f"only maps can be shrunk and turned, and this code has a grid of {list(grid)}; leave equivariance out, or"
+            " take a tokenizer whose code is a map"
+        )
+    if not cls.takes_transforms(tokenizer.arguments):
+        raise ValueError("this tokenizer cannot decode a transformed map; leave equivariance out, or token_drop if set")
+    if trained in cls.branches:
+        raise ValueError(f"train={trained} sees images that do not turn; leave equivariance out, or set train=all")
+    for scale in part.scales:
+        sides = [side * scale for side in grid]
+        if any(abs(side - round(side)) > 1e-6 or side < 1 for side in sides):
+            shrunk, whole = ("x".join(f"{side:g}" for side in each) for each in (sides, grid))
+            raise SettingError("scales", f": {scale:g} shrinks the code from {whole} to {shrunk}; give whole sides")
+
+
+def check_losses_of_sizes(phase: Phase) -> None:
+    """ValueError for a loss that works on codes of one size alone."""
+    for name, node in phase.losses.items():
+        loss, arguments = check("losses", node, DERIVED["losses"], f"losses.{name}")
+        if arguments.get("at") is not None:
+            raise ValueError(
+                f"losses.{name}.at compares a module of the decoder, which may get a transformed code; leave"
+                " equivariance or that loss out"
+            )
+        if phase.equivariance.images and loss.of_one_grid(arguments):
+            raise ValueError(
+                f"losses.{name} works on codes of one size alone; set equivariance.images=0, or leave it out"
+            )
+
+
+def check_scales(part: Equivariance, tokenizer: Tokenizer) -> None:
+    """ValueError where codes and images of the scales do not pass through a tokenizer, which is on the meta device."""
+    size, spec = tokenizer.config.image_size, tokenizer.spec
+    for scale in sorted(set(part.scales) - {1.0}):
+        shrink = MapTransform(scale)
+        images = shrink(torch.zeros(1, 3, size, size, device="meta"))
+        maps = shrink(torch.zeros(1, spec.dim, *spec.grid, device="meta"))
+        try:
+            decoded = tokenizer.decoded(maps).shape
+            if part.images:
+                tokenizer.features(images)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SettingError("scales", f": {scale:g} does not pass the tokenizer ({reason}); leave it out") from None
+        if decoded != images.shape:
+            raise SettingError(
+                "scales", f": of a code at {scale:g} the decoder makes {list(decoded[2:])} pixels; leave it out"
+            )

@@ -1,0 +1,42 @@
+"""Whether a recipe's tokenizer and generator can be trained together."""
+
+from collections.abc import Iterable
+
+from pipeline.checks.phase import check_phase
+from pipeline.components import find
+from pipeline.recipes.building import TokenizerPlan
+from pipeline.recipes.schema import JointTraining, Recipe
+from pipeline.validation import SettingError, at, check_fraction, check_names, check_positive
+
+
+def check_joint_training(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
+    """ValueError where nothing would reach the tokenizer through the generator, or a term would come twice."""
+    part = recipe.joint
+    if part is None:
+        return
+    with at("joint"):
+        check_fraction("momentum", part.momentum, zero=False)
+        check_positive("epsilon", part.epsilon)
+        nodes = recipe.generator.losses.values()
+        check_alignment(part, {term for node in nodes for term in find("losses", node["kind"]).terms})
+        with at("phase"):
+            if part.phase.train == "decoder":
+                raise SettingError("train", " is decoder, which leaves codes as they are; set train=all, or encoder")
+            if part.phase.equivariance:
+                raise SettingError("equivariance", ": the generator reads codes of one size alone; leave it out")
+            check_phase(recipe, part.phase, tokenizer, other_players=["network"])
+
+
+def check_alignment(part: JointTraining, terms: Iterable[str]) -> None:
+    """ValueError unless `alignment` weighs exactly the terms of generator.losses, which the phase has not besides."""
+    terms = set(terms)
+    if not terms:
+        raise SettingError(
+            "alignment",
+            ": the tokenizer is trained by generator.losses, and there are none; add one, for example"
+            " generator.losses.alignment={kind: feature_cosine, block: 8}",
+        )
+    with at("alignment"):
+        check_names(part.alignment, terms, "term of generator.losses")
+    if repeated := sorted(terms & set(part.phase.weights)):
+        raise SettingError("phase.losses", f" and generator.losses both give {repeated[0]!r}; leave one of them out")

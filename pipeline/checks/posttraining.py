@@ -1,0 +1,46 @@
+"""Whether a recipe's decoder can be trained again on what the generator makes."""
+
+from pipeline.checks.phase import check_phase
+from pipeline.recipes.building import TokenizerPlan
+from pipeline.recipes.schema import Phase, PostTraining, Recipe
+from pipeline.validation import SettingError, at, check_at_least, check_fraction
+
+
+def check_posttraining(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
+    """ValueError where post-training trains more than a decoder, or a setting is out of range."""
+    part = recipe.posttrain
+    if part is None:
+        return
+    with at("posttrain"):
+        check_fraction("preserve", part.preserve, zero=False)
+        check_fraction("rehearsal", part.rehearsal, one=False)
+        check_at_least("check_every", part.check_every, 1)
+        check_at_least("patience", part.patience, 1)
+        if not 0 < part.held_out < part.pairs:
+            raise SettingError(
+                "held_out", f" is {part.held_out} of {part.pairs} pairs; give 1 or more, and fewer than all pairs"
+            )
+        with at("phase"):
+            check_decoder_phase(part.phase)
+            check_phase(recipe, part.phase, tokenizer, from_codes=True)
+
+
+def check_decoder_phase(phase: Phase) -> None:
+    """ValueError for what cannot be in a phase that starts from codes, and leaves them as they are."""
+    if phase.train != "decoder":
+        raise SettingError("train", f" is {phase.train!r}, but codes must stay as they are; set train=decoder")
+    if phase.balance:
+        raise SettingError("balance", " is for terms that are not of pixels, and a decoder has none; leave it out")
+    for name in ("equivariance", "perturbation"):
+        if getattr(phase, name) is not None:
+            raise SettingError(name, " changes codes that are encoded, and here codes are given; leave it out")
+    if not phase.losses:
+        raise SettingError("losses", " is empty, so held-out pairs have no error; add one, for example pixel")
+
+
+def check_held_out(part: PostTraining, images: int) -> None:
+    """ValueError where all training images are held out, and none is left to train on."""
+    if part.held_out >= images:
+        raise SettingError(
+            "posttrain.held_out", f" is {part.held_out}, and there are only {images} training images; hold out fewer"
+        )

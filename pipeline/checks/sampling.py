@@ -1,0 +1,55 @@
+"""Whether the finished line can be sampled as a recipe asks: its sampler's settings and its guidance."""
+
+from pathlib import Path
+
+from pipeline.code import LatentSpec
+from pipeline.objectives.base import Objective
+from pipeline.recipes.schema import Recipe
+from pipeline.sampling.weak_network import check_weak_folder
+from pipeline.validation import SettingError
+
+
+def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> None:
+    """ValueError where a setting does not fit the objective, or guidance has nothing to lead away from."""
+    part = recipe.sample
+    settings = objective.read_settings(part.sampler, "sample.sampler")
+    objective.check_sampler(objective.steps_for(spec, part.steps), spec, settings)
+    if objective.class_token and part.guidance_channels is not None:
+        raise SettingError("sample.guidance_channels", ": with a class token all channels are guided; leave it out")
+    if part.weak is not None:
+        check_weak(recipe, objective)
+    elif part.guidance != 1:
+        check_unconditional(recipe)
+
+
+def check_unconditional(recipe: Recipe) -> None:
+    """ValueError unless the network learns the unconditional prediction, which classifier-free guidance needs."""
+    given = f" is {recipe.sample.guidance:g}, but"
+    if recipe.generator.condition == "none":
+        raise SettingError(
+            "sample.guidance",
+            f"{given} generator.condition is none, so there is nothing to guide away from; set sample.guidance=1, or"
+            " give sample.weak",
+        )
+    if recipe.generator.network.get("class_drop") == 0:
+        raise SettingError(
+            "sample.guidance",
+            f"{given} generator.network.class_drop is 0, so the network never learns the unconditional prediction; set"
+            " class_drop=0.1 or sample.guidance=1",
+        )
+
+
+def check_weak(recipe: Recipe, objective: Objective) -> None:
+    """ValueError where the network of sample.weak cannot guide, or would not be used."""
+    weak, milestones = recipe.sample.weak, recipe.generator.milestones
+    if not objective.autoguided:
+        raise SettingError(
+            "sample.weak", f" is for continuous codes, and {type(objective).__name__} models ids; leave it out"
+        )
+    if recipe.sample.guidance == 1:
+        raise SettingError("sample.weak", " is not used at sample.guidance=1; set another guidance, or leave it out")
+    if weak.step is not None and weak.step not in milestones:
+        remedy = f"set generator.milestones={[*milestones, weak.step]}"
+        raise SettingError("sample.weak.step", f"={weak.step} is not kept by training; {remedy}")
+    if weak.folder is not None:
+        check_weak_folder(Path(weak.folder), objective)
