@@ -85,6 +85,19 @@ class Metric(ABC):
     def __init__(self) -> None:  # noqa: B027 - recipes read the settings of a metric off its constructor
         """A metric without settings."""
 
+    @classmethod
+    def description(cls) -> list[str]:
+        """Its numbers and what it needs, as lines of `python run.py describe NAME`."""
+        lines = []
+        for quantity in cls.quantities:
+            key, title, meaning = (
+                text.replace("{}", "NAME") for text in (quantity.key, quantity.title, quantity.meaning)
+            )
+            better = f"{quantity.better} is better" if quantity.better != "neither" else ""
+            lines.append(f"  {key}: {', '.join(filter(None, (title, quantity.unit, better)))}: {meaning}")
+        needed = "; ".join(NEEDS[need] for need in sorted(cls.needs))
+        return [*lines, *(["", f"It needs: {needed}."] if needed else [])]
+
 
 @dataclass(frozen=True)
 class Comparison:

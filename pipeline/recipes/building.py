@@ -26,6 +26,7 @@ DERIVED = {  # what a recipe may not state, by slot
     "losses": ("backbone", "class_teacher", "tap", "dim", "grid"),
     "critics": ("widths", "source"),
     "perturbations": (),
+    "metrics": ("neighbours", "noise"),  # of `evaluate` and of a card
 }
 
 

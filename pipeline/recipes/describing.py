@@ -24,6 +24,7 @@ PLACES = {  # where a recipe names the kinds of a slot
     "perturbations": "tokenizer.phases.NAME.perturbation",
     "networks": "generator.network",
     "objectives": "generator.objective",
+    "metrics": "evaluate.metrics, or metrics of a card",
 }
 ANY = "NAME"  # stands for a name that a recipe gives itself
 NOTHING = "  There is nothing to set."
@@ -117,6 +118,8 @@ def component(slot: str, kind: str) -> str:
     if slot == "objectives":
         about = inspect.getdoc(cls.settings)
         lines += ["", f"At sample.sampler: {about}", "", *(fields_of(cls.settings) or [NOTHING])]
+    if slot == "metrics":
+        lines += cls.description()
     about = [f"{kind}, at {PLACES[slot]}", "", headline(slot, kind), "", inspect.getdoc(cls), ""]
     return "\n".join([*about, *(lines or [NOTHING])])
 

@@ -102,8 +102,10 @@ def file_of(title: str) -> str:
     return f"{title.lower().replace(' ', '_')}.png"
 
 
-def spectrum(curves: dict[str, Any]) -> Plot:
-    """Without frequency 0, which is the mean colour and has no place on a logarithmic axis."""
+def spectrum(curves: dict[str, Any]) -> Plot | None:
+    """Without frequency 0, which is the mean colour and cannot be on a logarithmic axis."""
+    if "power" not in curves:
+        return None
     series = [
         Series(name, list(range(1, len(values))), values[1:])
         for name, values in (("images", curves["power"]), ("missing", curves["residual"]))

@@ -157,6 +157,13 @@ def test_samples_without_classes_have_no_class_accuracy(run):
     assert "class_accuracy" not in numbers and "judge_accuracy" in numbers and "fd_classifier" in numbers
 
 
+def test_a_report_has_the_metrics_that_are_named_and_no_others(run):
+    numbers, page = run(np.arange(40) % 10, "evaluate.metrics=[psnr,kernel_distance]")
+    assert set(numbers) == {"kd_classifier", "kd_pixels", "psnr"}
+    assert {number["group"] for number in numbers.values()} == {"Samples", "Reconstructions"}
+    assert "Kernel distance, pixels" in page and "SSIM" not in page and "Near copies" not in page
+
+
 def test_samples_are_measured_against_a_stated_reference(run, tmp_path):
     """All of them, against all of it; the rows that neighbours are looked for in are as many as evaluate.images."""
     archive = tmp_path / "reference.npz"
