@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import stages
 from pipeline.commands import COMMANDS
-from pipeline.program import command_line
+from pipeline.program import command_line, launch_line
 from pipeline.validation import suggestion
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ A RECIPE is a name in configs/ or a file. Any value of it can be changed on the 
 
 Results go to runs/<name>/. The same command again continues where it stopped. On several GPUs, or processes:
 
-  torchrun --nproc_per_node 8 run.py all RECIPE
+  {launcher} all RECIPE
 
 {program} COMMAND --help says what a command takes. --debug before the command shows where an error came from."""
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that `arguments`, by default those of the process, ask for; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments[:1]
     command, *words = arguments[debug:] or ["--help"]
     warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator.*")
@@ -104,6 +106,7 @@ def usage() -> str:
     lines = [(stage.command, "RECIPE", stage.headline) for stage in stages.table()]
     return USAGE.format(
         program=command_line(),
+        launcher=launch_line(),
         stages=listing(lines),
         commands=listing([(command.name, command.arguments, command.purpose) for command in COMMANDS]),
     )
@@ -170,4 +173,4 @@ def following(number: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -119,3 +119,5 @@ def test_a_stage_and_a_command_cost_a_file_and_a_line_each(tmp_path):
 def test_messages_name_the_program_as_it_was_typed(monkeypatch, started, typed):
     monkeypatch.setattr(program.sys, "argv", [started])
     assert program.command_line("all", "digits") == typed
+    launched = typed.removeprefix("python ") if "run.py" in typed else f"--no-python {typed}"
+    assert program.launch_line("all", "digits") == f"torchrun --nproc_per_node 8 {launched}"

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.components import NESTED, find, kinds
+from pipeline.program import command_line
 from pipeline.recipes.building import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import TOLD
@@ -75,7 +76,7 @@ def overview(sections: dict[str, type]) -> str:
         groups.append((f"Kinds of {slot}, at {place}", [(kind, headline(slot, kind)) for kind in kinds(slot)]))
     wide = max(len(name) for _, rows in groups for name, _ in rows) + 3
     texts = ["\n".join([title, *(f"  {name:<{wide}}{says}" for name, says in rows)]) for title, rows in groups]
-    return "\n\n".join([*texts, "All that one of them can be given: python run.py describe NAME"])
+    return "\n\n".join([*texts, f"Every setting of one of them: {command_line('describe NAME')}"])
 
 
 def headline(slot: str, kind: str) -> str:

@@ -10,7 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.validation import suggestion
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+PACKAGE = Path(__file__).parents[1]
+# In a checkout configs/ lies beside the package; a wheel holds it inside.
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 
 
 def locate(name: str) -> Path:

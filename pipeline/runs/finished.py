@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from pipeline.vision.weights import digest
-from pipeline.runs.machine import RUNS
-from pipeline.recipes.schema import load
+from pipeline.program import command_line
 from pipeline.recipes.files import CONFIGS
+from pipeline.recipes.schema import load
+from pipeline.runs.machine import RUNS
 from pipeline.runs.workspace import NOTE, OWNER
+from pipeline.vision.weights import digest
 
 CARD = "card.json"  # in card/
 
@@ -24,7 +25,7 @@ def tokenizer_of(run: Path) -> Path:
     for artefact in ("decoder", "latents", "joint", "tokenizer"):
         if (run / artefact / NOTE).is_file():
             return run / ("latents/tokenizer" if artefact == "latents" else artefact)
-    raise ValueError(f"{run} has no tokenizer yet; run: python run.py train-tokenizer RECIPE")
+    raise ValueError(f"{run} has no tokenizer yet; type: {command_line('train-tokenizer RECIPE')}")
 
 
 def sha256_of_tokenizer(folder: Path) -> dict[str, str]:

@@ -124,9 +124,11 @@ def surroundings(accelerator: Accelerator) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of this checkout, with a + when files differ from it; None outside of a checkout."""
-    here = Path(__file__).parent
-    run = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    if shutil.which("git") is None:
+    root = Path(__file__).parents[2]
+    run = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    if (
+        shutil.which("git") is None or not (root / ".git").exists()
+    ):  # an installed package may lie in another's checkout
         return None
     result = subprocess.run(run, capture_output=True, text=True)
     return result.stdout.strip() if result.returncode == 0 else None
