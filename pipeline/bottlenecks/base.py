@@ -12,14 +12,16 @@ from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.clusters import distances
 from pipeline.nn.entropy import tokens_at_once
+from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.straight_through import straight_through
 
 ENUMERABLE = 2**20  # codes at most among which the nearest are looked for one by one
 
 
-class Bottleneck(nn.Module, ABC):
+class Bottleneck(EntryPoints, ABC):
     """Squeezes features [B, N, inputs] into a code of `dim` channels a token."""
 
+    entry_points = ("moments", "lookup", "redrawn")
     inputs: int  # channels it reads
     dim: int  # channels of z
     vocab: int = 0  # codebook size; 0 when continuous

@@ -12,13 +12,14 @@ from torch import Tensor
 from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.nn.class_token import rows_for
+from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.quiet_cast import QuietCast
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
 Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the way to it
 
 
-class Network(QuietCast, ConfigMixin):
+class Network(EntryPoints, QuietCast, ConfigMixin):
     """A generator's network. Its shape (grid, dim, vocab, ...) is derived, never stated.
 
     A constructor takes those of the derived values that it needs, under these names; one that takes `class_token`, a
@@ -28,6 +29,7 @@ class Network(QuietCast, ConfigMixin):
     `causal` network the next id from those before it, a `masked` one all ids from those that are known.
     """
 
+    entry_points = ("tapped",)
     role: Role = "denoiser"
     of_the_run: tuple[str, ...] = ("class_drop",)  # arguments that may differ from a folder's that training starts from
 

@@ -27,7 +27,7 @@ from pipeline.nn.causal import (
     learned_norm,
 )
 from pipeline.nn.dropout import dropped
-from pipeline.nn.embeddings import LabelEmbedding, rotary_tables
+from pipeline.nn.embeddings import LabelEmbedding, register_table, rotary_tables
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
 
 Position = Literal["rotary", "rotary_sequence", "learned"]
@@ -53,6 +53,7 @@ class Memory:
     condition: Condition | None
     order: Tensor | None
     caches: list[Cache]
+    device: torch.device
     length: int = 0  # places told so far, the prefix counted
     classes: Tensor | None = None  # [B, width]  the embedded condition
     places: Places | None = None
@@ -90,6 +91,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     """
 
     role = "causal"
+    entry_points = ("states",)
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CausalBlock", "ModulatedCausalBlock"]
     _repeated_blocks = ["CausalBlock", "ModulatedCausalBlock"]
@@ -163,18 +165,19 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         order: Tensor | None = None,
         dropout: Draws | None = None,
         memory: Memory | None = None,
+        choose: Choose | None = None,
     ) -> Tensor:
         """Logits [B, N, codebooks, vocab] of ids [B, N] or [B, N, codebooks], each given those before it.
 
         Ids are in the order in which they are generated, and so are the logits: entry j is about ids[:, j], whatever
         its place. `order` [B, N] int64 says where on the grid, counted row by row, ids[:, j] stands; None is row by
         row. Without a condition a network of classes answers for its null class. `dropout` is where its masks come
-        from; None leaves everything. `memory` is for `advance`.
+        from; None leaves everything. `memory` and `choose` are for `advance`.
 
         Raises ValueError when an unconditional network is given labels, and when N is not the grid's.
         """
         if memory is not None:
-            return self._next(ids, memory)
+            return self.head.choose(self._next(ids, memory), choose)[:, 0]
         ids = ids[..., None] if ids.ndim == 2 else ids
         if ids.shape[1] != self.tokens:
             raise ValueError(
@@ -194,24 +197,33 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         h = torch.cat([self._prefix(classes), self.token_embedding(ids)], dim=1)
         return self._run(h, slice(0, h.shape[1]), classes, places, dropout)[:, self.prefix - 1 :]
 
-    def begin(self, batch: int, condition: Condition | None = None, order: Tensor | None = None) -> Memory:
-        """The memory of a new sampling of `batch` images, for `advance`; see `forward` on condition and order."""
+    def begin(
+        self,
+        batch: int,
+        condition: Condition | None = None,
+        order: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> Memory:
+        """The memory of a new sampling of `batch` images, for `advance`; see `forward` on condition and order.
+
+        `device` is where the network runs: where its weights are, unless they are offloaded between evaluations.
+        """
         capacity = self.prefix + self.tokens - 1  # the last token is never told
-        return Memory(batch, condition, order, [Cache(capacity) for _ in self.blocks])
+        device = device or self.class_embedding.weight.device
+        return Memory(batch, condition, order, [Cache(capacity) for _ in self.blocks], device)
 
     def advance(self, memory: Memory, ids: Tensor | None, choose: Choose) -> Tensor:
         """The ids [B, codebooks] of the next token, one network evaluation; `choose` as for `TokenHead.choose`.
 
         `ids` [B, codebooks] are those of the token before, as the sequence goes on from it; None before the first.
         """
-        return self.head.choose(self(ids, memory=memory), choose)[:, 0]
+        return self(ids, memory=memory, choose=choose)
 
     def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
         """The state [B, 1, width] that the next token is chosen from, after the memory was told the last one."""
         if ids is None:
-            device = self.class_embedding.weight.device
-            memory.classes = self._classes(memory.condition, memory.batch, device)
-            memory.places = self._places(memory.order, device)
+            memory.classes = self._classes(memory.condition, memory.batch, memory.device)
+            memory.places = self._places(memory.order, memory.device)
             h = self._prefix(memory.classes)
         else:
             h = self.token_embedding(ids[:, None])
@@ -289,8 +301,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
             tables = rotary_tables(grid if position == "rotary" else [self.tokens], width // heads)
             cosines, sines = (F.pad(table, (0, 0, self.prefix, 0)) for table in tables)
             cosines[: self.prefix] = prefix_rotary == "none"
-        self.register_buffer("cosines", cosines, persistent=False)
-        self.register_buffer("sines", sines, persistent=False)
+        register_table(self, "cosines", cosines)
+        register_table(self, "sines", sines)
         learned = position == "learned"
         self.positions = nn.Parameter(torch.zeros(self.prefix + self.tokens, width)) if learned else None
 

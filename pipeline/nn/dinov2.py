@@ -8,6 +8,7 @@ from pipeline.draws import Draws
 from pipeline.nn.blocks import EPSILON, SelfAttention
 from pipeline.nn.convolution import Tower
 from pipeline.nn.dropout import dropped
+from pipeline.nn.entry_points import EntryPoints
 
 Kept = tuple[Tensor, Tensor]  # whose attention and whose feed-forward branch is kept, each [B, 1, 1] bool
 
@@ -46,13 +47,15 @@ class ScaledBlock(nn.Module):
         return h + dropped(branch, second, self.drop_path)
 
 
-class Dinov2(Tower):
+class Dinov2(Tower, EntryPoints):
     """The transformer of Oquab et al., arXiv:2304.07193, without register tokens, for images of `places` patches.
 
     It is used in three steps: `embedded`, `placed` and `mixed`, one after the other, are the published model. Without a
     `patch_size` there is no first step. `drop_path` is the share of the last block; those before have less, linearly
     from 0. New weights: truncated normal of std 0.02, biases 0, scales 1.
     """
+
+    entry_points = ("placed",)
 
     def __init__(
         self, places: int, width: int, depth: int, heads: int, patch_size: int | None = None, drop_path: float = 0.0

@@ -96,6 +96,14 @@ def rotary_tables(grid: Sequence[int], head_width: int) -> tuple[Tensor, Tensor]
     return angles.cos().float(), angles.sin().float()
 
 
+def register_table(module: nn.Module, name: str, table: Tensor | None) -> None:
+    """A buffer that is made anew at loading and never saved; an absent one stays None.
+
+    Accelerate fails to offload an absent buffer that is marked as not persistent, so that mark is left out there.
+    """
+    module.register_buffer(name, table, persistent=table is None)
+
+
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn adjacent channel pairs of x [..., N, D] by the angles of its token; lengths are kept.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.nn.embeddings import fixed_positions
+from pipeline.nn.embeddings import fixed_positions, register_table
 from pipeline.nn.vision_transformer import PreNormBlock, learned
 
 
@@ -42,7 +42,7 @@ class FeatureHead(nn.Module):
         self.embedding = nn.Linear(inputs, width) if shape.blocks else nn.Identity()
         self.mask_token = learned(1, width) if shape.mask else None
         positions = fixed_positions(grid, width) if shape.blocks else None
-        self.register_buffer("positions", positions, persistent=False)
+        register_table(self, "positions", positions)
         self.blocks = nn.Sequential(*(PreNormBlock(width, shape.heads) for _ in range(shape.blocks)))
         self.norm = nn.LayerNorm(width) if shape.blocks else nn.Identity()
         widths = [width, *[shape.hidden] * (shape.layers - 1), outputs]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.nn.blocks import FeedForward, Norm, Rotary, SelfAttention, make_feed_forward, make_norm
 from pipeline.nn.convolution import Tower
-from pipeline.nn.embeddings import fixed_positions, rotary_tables
+from pipeline.nn.embeddings import fixed_positions, register_table, rotary_tables
 from pipeline.nn.patch_heads import Grid, Head, make_head
 
 Position = Literal["rotary", "rotary_sequence", "learned", "fixed", "rotary_and_learned", "rotary_and_fixed"]
@@ -74,7 +74,7 @@ class GridTransformer(Tower):
         self.blocks = nn.ModuleList(PlainBlock(width, heads, norm, **options) for _ in range(depth))
         self.norm_out = nn.Identity() if outer_norms == "none" else make_norm(norm, width, affine=True)
         for name, table in self.tables(self.grid).items():
-            self.register_buffer(name, table, persistent=False)
+            register_table(self, name, table)
 
     def tables(self, grid: Grid) -> dict[str, Tensor | None]:
         """What the places of a grid are told apart by, besides what is learned: [N, width] and twice [N, D]."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, Rotary
 from pipeline.nn.class_token import ClassTokenLayers
-from pipeline.nn.embeddings import fixed_positions, rotary_tables
+from pipeline.nn.embeddings import fixed_positions, register_table, rotary_tables
 
 Position = Literal["fixed", "learned", "rotary", "rotary_and_fixed"]
 
@@ -30,7 +30,7 @@ class ModulatedTransformer:
 
         Those that `position` does not name are None.
         """
-        self.register_buffer("positions", fixed_positions(grid, width) if "fixed" in position else None, False)
+        register_table(self, "positions", fixed_positions(grid, width) if "fixed" in position else None)
         if position == "learned":
             del self.positions
             self.positions = nn.Parameter(torch.zeros(math.prod(grid), width))
@@ -40,7 +40,7 @@ class ModulatedTransformer:
         """Rotary tables for heads of this width as buffers; None for a width of 0."""
         tables = rotary_tables(grid, head_width) if head_width else (None, None)
         for name, table in zip(("cosines", "sines"), tables):
-            self.register_buffer(prefix + name, table, persistent=False)
+            register_table(self, prefix + name, table)
 
     def placed(self, hidden_states: Tensor) -> Tensor:
         """hidden_states [B, N, width] with their places, where these are added."""

@@ -124,19 +124,26 @@ class Level(nn.Module):
         return h
 
 
+class Scaled(nn.ParameterList):
+    """Parameters read through `forward`, at which offloading puts them in place: each times `rate`, in float32."""
+
+    def forward(self, rate: float) -> list[Tensor]:
+        return [rate * parameter.float() for parameter in self]
+
+
 class Mapping(nn.Module):
     """The mean of a map [B, C, h, w] to a style [B, C]: two layers that learn at `rate` times the others' pace."""
 
     def __init__(self, width: int, rate: float = 0.01):
         super().__init__()
         self.rate = rate
-        self.weights = nn.ParameterList(torch.randn(width, width) * width**-0.5 / rate for _ in range(2))
-        self.biases = nn.ParameterList(torch.zeros(width) for _ in range(2))
+        self.weights = Scaled(torch.randn(width, width) * width**-0.5 / rate for _ in range(2))
+        self.biases = Scaled(torch.zeros(width) for _ in range(2))
 
     def forward(self, maps: Tensor) -> Tensor:
         style = F.normalize(maps.mean(dim=(2, 3)).float(), dim=1) * maps.shape[1] ** 0.5
-        for weight, bias in zip(self.weights, self.biases):
-            style = F.leaky_relu(F.linear(style, self.rate * weight.float(), self.rate * bias.float()), 0.2)
+        for weight, bias in zip(self.weights.forward(self.rate), self.biases.forward(self.rate)):
+            style = F.leaky_relu(F.linear(style, weight, bias), 0.2)
         return style.to(maps.dtype)
 
 

@@ -18,7 +18,9 @@ from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
 class CausalNetwork(Protocol):
     """What sampling needs of a network: a memory of the tokens so far, and the ids of the next one."""
 
-    def begin(self, batch: int, condition: Condition | None, order: Tensor | None) -> Any: ...
+    def begin(
+        self, batch: int, condition: Condition | None, order: Tensor | None, device: torch.device | None
+    ) -> Any: ...
 
     def advance(self, memory: Any, ids: Tensor | None, choose: Choose) -> Tensor: ...
 
@@ -85,7 +87,8 @@ class TokenSampler:
         guided = max((i + 1 for i, scale in enumerate(scales) if scale != 1), default=0)  # so many tokens are
         condition = both_halves(network, request.condition, request.guidance) if guided else request.condition
         halves = 2 if guided else 1
-        memory = network.begin(halves * batch, condition, order if order is None else order.repeat(halves, 1))
+        orders = order if order is None else order.repeat(halves, 1)
+        memory = network.begin(halves * batch, condition, orders, uniform.device)
         ids = torch.zeros(uniform.shape, dtype=torch.int64, device=uniform.device)
         rows, last = torch.arange(batch, device=uniform.device), None
         for i, scale in enumerate(scales):

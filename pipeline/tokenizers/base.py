@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from pipeline import components
@@ -15,6 +14,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments
 from pipeline.draws import Draws
+from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.quiet_cast import QuietCast
 from pipeline.validation import suggestion
@@ -45,13 +45,14 @@ class Rebuilt:
     heads: dict[str, Tensor] = field(default_factory=dict)  # what the trained head of a loss made of it, by the loss
 
 
-class Tokenizer(QuietCast, ConfigMixin):
+class Tokenizer(EntryPoints, QuietCast, ConfigMixin):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
     normalised, so that no other stage ever sees a scaling factor.
     """
 
+    entry_points = ("encode", "decode", "moments", "features", "render", "projection")
     neck: Bottleneck
     spec: LatentSpec
     frozen: bool = False  # it comes trained, and a recipe may leave out its phases
@@ -299,7 +300,6 @@ class MapTokenizer(Tokenizer):
         """z [B, N, C] of the code of `images` as the map [B, C, h, w] that the decoder is shown."""
         return transform(z.transpose(1, 2).unflatten(2, self.grid(images)))
 
-    @apply_forward_hook
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
         """Images from a code at unit scale; `grid` as in `render`."""
         z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)

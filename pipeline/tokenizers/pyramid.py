@@ -33,7 +33,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Level", "AttentionProjection"]
     _repeated_blocks = ["Level"]
-    _skip_layerwise_casting_patterns = ["norm"]
+    _skip_layerwise_casting_patterns = ["norm", "stem", "embeddings", "head.attention"]
 
     choices = {"frozen_encoder": ENCODERS}
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.code import Condition, LatentSpec
 from pipeline.components import Arguments, Node
+from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
@@ -18,11 +19,13 @@ from pipeline.publishing.tokenizer_folder import load_tokenizer
 from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
 
 
-class ProxyHead(nn.Module):
+class ProxyHead(EntryPoints):
     """States [B, places, width] to logits over a codebook of pixels, and to the image that the logits mean.
 
     The image is the convolutional decoder's of the codebook's rows, weighted by the softmax of the logits.
     """
+
+    entry_points = ("paint",)
 
     def __init__(self, width: int, side: int, vocab: int, dim: int, widths: list[int], blocks: int):
         super().__init__()

@@ -132,17 +132,17 @@ class VitAutoencoder(MapTokenizer):
         if not drops(self.config.token_drop):
             return super().rebuild(images, given, transform)
         grid = self.grid(images)
-        shown = self.shown(len(images), grid[0] * grid[1], given.draws)
+        shown = self.shown(len(images), grid[0] * grid[1], given.draws, images.device)
         code, z, terms = self.through_neck(self.encoder(images, shown), given)
         clean, kept = restored(code.z, shown, grid[0] * grid[1])
         z, _ = restored(z, shown, grid[0] * grid[1])
         return Rebuilt(self.decoder(z, grid, kept), Code(clean, code.ids), terms, {"kept": kept})
 
-    def shown(self, batch: int, places: int, draws: Draws | None) -> Tensor:
+    def shown(self, batch: int, places: int, draws: Draws | None, device: torch.device) -> Tensor:
         """The places [B, K], in order, whose patches the encoder is shown at this step."""
         if draws is not None and self.training and self.encoder.projection.weight.requires_grad:
-            return kept_places(draws, places, *self.config.token_drop).to(self.device)
-        return torch.arange(places, device=self.device).expand(batch, -1)
+            return kept_places(draws, places, *self.config.token_drop).to(device)
+        return torch.arange(places, device=device).expand(batch, -1)
 
     @property
     def last_layer(self) -> nn.Parameter:
