@@ -17,7 +17,7 @@ from pipeline.sampling.many_images import assemble, sampling_record
 from pipeline.saved_folders import fingerprint_files, load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 from pipeline.training.pairs import Pairs, cost_of_pairs, make_pairs
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.training.posttraining import DecoderTraining, EarlyStop
@@ -66,11 +66,11 @@ def trained(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path
     task = DecoderTraining(model, part.phase, losses, critic)
     if not stop.checks:
         stop.check(0, task.players["tokenizer"].to(accelerator.device).eval())
-    if not stop.reached:
-        train(task, pairs, part.phase.loop, folder, recipe.seed, accelerator, recipe.data.workers, stop)
+    if not stop.out_of_patience:
+        train(task, pairs, TrainingRun(part.phase.loop, folder, recipe.seed, accelerator, recipe.data.workers, stop))
     if accelerator.is_main_process:
         write_json(out / "posttraining.json", describe(stop, out / "pairs", carried))
-    return stop.best
+    return stop.best_folder
 
 
 def describe(stop: EarlyStop, pairs: Path, carried: bool | None) -> dict[str, Any]:
@@ -84,9 +84,9 @@ def describe(stop: EarlyStop, pairs: Path, carried: bool | None) -> dict[str, An
         "rehearsal": part.rehearsal,
         "critic": {None: "none", True: "carried over", False: "fresh"}[carried],
         "error_before": stop.checks[0].error,
-        "error_after": stop.kept.error,
+        "error_after": stop.best.error,
         "steps": stop.checks[-1].step,
-        "kept_step": stop.kept.step,
+        "kept_step": stop.best.step,
         "stopped_early": stop.checks[-1].step < part.phase.loop.steps,
         "cost": {
             "seconds_of_pairs": round(cost["seconds"], 2),  # added over processes

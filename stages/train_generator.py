@@ -15,13 +15,13 @@ from pipeline.networks.base import Network
 from pipeline.recipes.building import build_network, classes_told, seeded
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace, plain
-from pipeline.sampling.weak_network import Milestones
 from pipeline.training import starting_weights
 from pipeline.training.codes_and_images import CodesAndImages
 from pipeline.training.generation import Generation
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, parted, save_heads
-from pipeline.training.order import Readable
+from pipeline.training.milestones import Milestones
+from pipeline.training.order import TrainingData
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
 from pipeline.whole_files import write_json
 
@@ -49,7 +49,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
             carry_heads(losses.values(), [work.artefact("joint") / "generator"])
     task = Generation(network, objective, part.weights, losses)
     milestones = Milestones(part.milestones, out, work.accelerator)
-    averages = train(task, data, part.loop, out, recipe.seed, work.accelerator, workers, until=milestones)
+    settings = TrainingRun(part.loop, out, recipe.seed, work.accelerator, workers, after_step=milestones)
+    averages = train(task, data, settings)
     if work.accelerator.is_main_process:
         network, heads = parted(averages["network"])
         save_heads(heads, out)
@@ -60,7 +61,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
 
 def aligned(
     recipe: Recipe, work: Workspace, store: LatentStore, network: Network, out: Path
-) -> tuple[dict[str, Alignment], Readable, int]:
+) -> tuple[dict[str, Alignment], TrainingData, int]:
     """The losses on hidden states, what their training reads, and by how many workers.
 
     The teachers' features come with the codes where they are stored, else from the images of the same views.

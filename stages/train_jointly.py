@@ -20,7 +20,7 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.generation import Generation
 from pipeline.training.joint import JointTraining
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.phase_parts import (
     build_critic,
@@ -72,7 +72,8 @@ def trained(recipe: Recipe, work: Workspace, source: Path, out: Path) -> None:
     generation = started_generation(recipe, work, tokenizer, images, out)
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     player = task.players["tokenizer"]
-    averages = train(task, images, part.phase.loop, out, recipe.seed, accelerator, recipe.data.workers)
+    settings = TrainingRun(part.phase.loop, out, recipe.seed, accelerator, recipe.data.workers)
+    averages = train(task, images, settings)
     if not accelerator.is_main_process:
         return
     kept, heads = parted(averages["tokenizer"] if part.average else player)

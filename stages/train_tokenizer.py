@@ -15,7 +15,7 @@ from pipeline.recipes.schema import Phase, Recipe
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, parted, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses
 from pipeline.training.reconstruction import Reconstruction
@@ -63,7 +63,7 @@ def train_phase(
     epoch = min(len(images), phase.loop.steps * phase.loop.batch)
     usage = usage_of_training(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
-    averages = train(task, images, phase.loop, folder, seed, accelerator, recipe.data.workers)
+    averages = train(task, images, TrainingRun(phase.loop, folder, seed, accelerator, recipe.data.workers))
     tokenizer, heads = parted(averages["tokenizer"])
     if accelerator.is_main_process:
         save_heads(heads, folder)

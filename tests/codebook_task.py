@@ -15,7 +15,7 @@ from pipeline import components
 from pipeline.code import Batched
 from pipeline.draws import Draws, PartDraws
 from pipeline.recipes.schema import Loop
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 
 ROW = {"kind": "vector_quantize", "dim": 4, "vocab": 12, "decay": 0.6}
 NECKS = {
@@ -82,7 +82,7 @@ def fit(folder: Path, nodes: dict[str, components.Node] = NECKS, poison: tuple[i
     """The average of the weights after a training."""
     settings = {"steps": 12, "batch": 8, "lr": {"squeeze": 1e-2}, "ema": 0.9, "save_every": 0} | changes
     loop, accelerator = Loop(**settings), Accelerator(cpu=True)
-    return train(Rebuild(nodes, poison), Numbers(), loop, folder, seed=3, accelerator=accelerator)["squeeze"]
+    return train(Rebuild(nodes, poison), Numbers(), TrainingRun(loop, folder, 3, accelerator))["squeeze"]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Batched
 from pipeline.recipes.schema import Loop
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Denoise:
 
 def fit(folder: Path, task: Denoise | None = None, **changes) -> dict[str, nn.Module]:
     settings = {"steps": 12, "batch": 8, "lr": {"maker": 1e-2, "judge": 1e-2}, "ema": 0.9, "save_every": 0} | changes
-    return train(task or Denoise(), Numbers(), Loop(**settings), folder, seed=3, accelerator=Accelerator(cpu=True))
+    return train(task or Denoise(), Numbers(), TrainingRun(Loop(**settings), folder, 3, Accelerator(cpu=True)))
 
 
 def weights(players: dict[str, nn.Module]) -> Tensor:

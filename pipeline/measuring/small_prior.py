@@ -15,7 +15,7 @@ from pipeline.metrics.base import LearnedPrior
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Loop
 from pipeline.training.generation import Generation
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 
 SHAPE = {"depth": 4, "width": 128, "heads": 4}
 PRIORS = {  # network and objective, by whether codes have ids
@@ -73,7 +73,7 @@ def learn(
         return False
 
     task = Generation(network, objective, {name: 1.0 for name in objective.terms})
-    train(task, Codes(code), loop, folder, seed, accelerator, until=check)
+    train(task, Codes(code), TrainingRun(loop, folder, seed, accelerator, after_step=check))
     described = {"network": shape, "objective": kind["kind"], "steps": steps, "batch": loop.batch, "lr": 2e-3}
     described |= {
         "trained_on": f"{len(code)} codes of the training split",

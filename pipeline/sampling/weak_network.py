@@ -1,35 +1,18 @@
-"""The weak network of AutoGuidance: where it lies, what fits a stronger one, and keeping earlier selves for it."""
+"""The weak network of AutoGuidance: where it lies, and which ones fit a stronger network."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.components import find, kinds
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.saved_folders import load_component
-from pipeline.training.loss_heads import parted
 
 MEANINGS = ("prediction", "path", "variance", "num_train_timesteps", "beta_start", "beta_end")  # of what it predicts
-
-
-@dataclass
-class Milestones:
-    """Keeps a network's average weights after chosen steps of its training, as `until` of the training loop."""
-
-    steps: tuple[int, ...]
-    folder: Path
-    accelerator: Accelerator
-
-    def __call__(self, step: int, averages: dict[str, nn.Module]) -> bool:
-        if step in self.steps and self.accelerator.is_main_process:
-            parted(averages["network"])[0].save_pretrained(milestone(self.folder, step))
-        return False
 
 
 def milestone(generator: Path, step: int) -> Path:

@@ -15,10 +15,14 @@ FOLDER = "checkpoints"
 
 
 class Progress:
-    """Everything a resumed training needs besides the players and optimisers that accelerate keeps."""
+    """All that a resumed training needs besides the players and optimisers, which accelerate saves."""
 
     def __init__(self, averages: dict[str, Average]):
         self.step, self.skipped, self.averages = 0, 0, averages
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The average of every player."""
+        return {name: average.module for name, average in self.averages.items()}
 
     def state_dict(self) -> dict[str, Any]:
         averages = {name: average.module.state_dict() for name, average in self.averages.items()}
@@ -50,8 +54,8 @@ def restore(accelerator: Accelerator, folder: Path) -> None:
         for draft in (folder / FOLDER).glob("draft_*"):
             shutil.rmtree(draft)
     accelerator.wait_for_everyone()
-    if found := finished(folder):
-        accelerator.load_state(str(found[-1]))
+    if complete := finished(folder):
+        accelerator.load_state(str(complete[-1]))
 
 
 def finished(folder: Path) -> list[Path]:

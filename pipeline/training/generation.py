@@ -17,8 +17,8 @@ class Generation:
     """One player: the network, and with it the heads of the losses that compare its hidden states with a teacher's.
 
     A batch holds `code`, `condition`, and the posterior's `std` if moments are stored; for the losses also the stored
-    `features` by term, or the `images`, which the teachers then look at. The terms are the objective's and those of the
-    `losses`, which are given by theirs.
+    `features` by term, or the `images`, from which the teachers then compute them. The terms are the objective's and
+    those of `losses`, which are by term.
     """
 
     def __init__(
@@ -38,22 +38,22 @@ class Generation:
         if batch.std is not None:
             code = replace(code, z=code.z + batch.std * draws.normal("posterior", tuple(code.z.shape[1:])))
         condition = drop(self.network, batch.condition, draws.uniform("class_drop"))
-        player, made = self.players["network"], {}
-        asked = watched(player, made) if self.losses else player
-        terms = self.objective.loss(asked, code, condition, self.objective.draw(code, draws))
+        player, states = self.players["network"], {}
+        network = recording(player, states) if self.losses else player
+        terms = self.objective.loss(network, code, condition, self.objective.draw(code, draws))
         for term, loss in self.losses.items():
-            aims = batch.features[term] if term in batch.features else loss.tap(batch.images, loss.grid)
-            terms |= loss.compared(made[term], aims)
+            features = batch.features[term] if term in batch.features else loss.tap(batch.images, loss.grid)
+            terms |= loss.compared(states[term], features)
             self.metrics |= loss.metrics
         yield "network", {name: self.weights[name] * term for name, term in terms.items()}
 
 
-def watched(player: Tapped, made: dict[str, Tensor]) -> Callable[..., Tensor]:
-    """The network as an objective asks it; what the heads make on the way is put into `made`."""
+def recording(player: Tapped, states: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """The network as an objective calls it; the outputs of the heads are put into `states`, by term."""
 
-    def ask(*arguments: Any) -> Tensor:
-        prediction, found = player(*arguments)
-        made.update(found)
+    def predict(*inputs: Any) -> Tensor:
+        prediction, outputs = player(*inputs)
+        states.update(outputs)
         return prediction
 
-    return ask
+    return predict

@@ -18,28 +18,28 @@ from pipeline.training.generation import Generation
 from pipeline.training.reconstruction import Reconstruction
 
 
-class Normalised(nn.Module):
-    """The player of a generator with the normalisation of the codes that it is shown, so that both are kept."""
+class NormalisedGenerator(nn.Module):
+    """A generator's player with the normalisation of the codes that it reads, so that both are saved."""
 
     def __init__(self, player: nn.Module, norm: RunningNorm):
         super().__init__()
         self.player, self.norm = player, norm
 
-    def forward(self, *asked: Any, **how: Any) -> Any:
-        return self.player(*asked, **how)
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.player(*inputs, **options)
 
 
 class JointTraining(Reconstruction):
     """REPA-E: Leng et al., arXiv:2504.10483, section 3. Three turns on one batch, with the same times and noise.
 
     1. The tokenizer: the terms of its phase, and the generator's losses of hidden states with the weights `alignment`,
-       by way of a generator that is frozen and in evaluation mode. What the generator is trained to predict never
-       reaches the tokenizer, which would make that easy by giving up its details.
+       through a generator that is frozen and in evaluation mode. The objective's own terms do not reach the tokenizer,
+       which would lower them by encoding fewer details.
     2. The critic, as in `Reconstruction`.
     3. The network, as in `Generation`, on the same codes without their gradient.
 
     `norm` brings codes to unit scale: in 1 by its running statistics, in 3 by the batch's, which move the running ones.
-    The teachers see a batch once.
+    The teachers run once per batch.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class JointTraining(Reconstruction):
     ):
         super().__init__(tokenizer, phase, losses, critic)
         self.generation, self.norm, self.alignment = generation, norm, alignment
-        self.players["network"] = Normalised(generation.players["network"], norm)
+        self.players["network"] = NormalisedGenerator(generation.players["network"], norm)
         generation.players = self.players  # one mapping, in which the loop puts its wrappers
         self.z: Tensor | None = None  # [B, N, C], of the last pass
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """The tokenizer's turn, the critic's from its start on, and the network's."""
+        """The tokenizer's turn, the critic's from its start, and the network's."""
         network, losses = self.generation.network, self.generation.losses
         condition = batch.condition if network.config.num_classes else None
-        aims = {term: loss.tap(batch.images, loss.grid) for term, loss in losses.items()}
+        features = {term: loss.tap(batch.images, loss.grid) for term, loss in losses.items()}
         for player, terms in super().turns(batch, draws, step):
-            yield player, terms | self.aligned(condition, aims, draws) if player == "tokenizer" else terms
+            yield player, terms | self.alignment_terms(condition, features, draws) if player == "tokenizer" else terms
         code = Code(z=self.norm(self.z.detach()))
-        yield from self.generation.turns(CodeBatch(code, condition=condition, features=aims), draws, step)
+        yield from self.generation.turns(CodeBatch(code, condition=condition, features=features), draws, step)
         self.metrics |= self.generation.metrics
 
     def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
@@ -74,16 +74,18 @@ class JointTraining(Reconstruction):
         self.z = rebuilt.code.z
         return rebuilt
 
-    def aligned(self, condition: Condition | None, aims: dict[str, Tensor], draws: StepDraws) -> dict[str, Tensor]:
+    def alignment_terms(
+        self, condition: Condition | None, features: dict[str, Tensor], draws: StepDraws
+    ) -> dict[str, Tensor]:
         """The weighted terms of the generator's losses, whose gradient goes to the code alone."""
         objective = self.generation.objective
         with opponent(self.players["network"]) as generator:
             generator.eval()
             code = Code(z=generator.norm(self.z))
-            given = objective.denoiser_input(code, condition, objective.draw(code, draws))
-            _, made = generator(*given, predict=False)
+            inputs = objective.denoiser_input(code, condition, objective.draw(code, draws))
+            _, states = generator(*inputs, predict=False)
             generator.train()
-        found = {}
+        terms = {}
         for term, loss in self.generation.losses.items():
-            found |= loss.compared(made[term], aims[term])
-        return {term: self.alignment[term] * value for term, value in found.items()}
+            terms |= loss.compared(states[term], features[term])
+        return {term: self.alignment[term] * value for term, value in terms.items()}

@@ -1,4 +1,4 @@
-"""What a training says of itself: one JSON object a logged step, and a progress bar."""
+"""The log of a training: one JSON object per logged step, and a progress bar."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.whole_files import write_text
 
 
 class Journal:
-    """Means of the terms since the last line, in metrics.jsonl; a resumed training goes on where its checkpoint was."""
+    """Means of the terms since the last line, in metrics.jsonl; a resumed training continues from its checkpoint."""
 
     def __init__(self, accelerator: Accelerator, folder: Path, first: int, steps: int, every: int):
         self.accelerator, self.path, self.every = accelerator, folder / "metrics.jsonl", every
@@ -50,7 +50,7 @@ class Journal:
         self.bar.close()
 
     def _cut(self, first: int) -> None:
-        """Drop lines later than the checkpoint that the training goes on from."""
+        """Drop lines later than the checkpoint that the training resumes from."""
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= first]
             write_text(self.path, "".join(line + "\n" for line in lines))

@@ -20,7 +20,7 @@ from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Progress
 from pipeline.training.ema import Average
 from pipeline.training.journal import Journal
-from pipeline.training.order import Readable, Share, batches
+from pipeline.training.order import MicroBatches, TrainingData, batches
 from pipeline.validation import at
 
 
@@ -28,7 +28,7 @@ class Task(Protocol):
     """What is being trained, and how one batch trains it:
 
         def turns(self, batch, draws, step):
-            yield "tokenizer", {"pixel": ...}     # the loop steps the tokenizer here
+            yield "tokenizer", {"pixel": ...}     # the loop updates the tokenizer here
             yield "critic", {"hinge": ...}        # and the critic here, with all local variables still at hand
 
     A player is called through `self.players[name]` in its own turn (the loop puts the distributed wrapper there).
@@ -41,73 +41,68 @@ class Task(Protocol):
         """Yield (player, weighted loss terms), one optimiser update each, in order."""
 
 
-Until = Callable[[int, dict[str, nn.Module]], bool]  # (step, EMA of every player) -> whether training ends there
+AfterStep = Callable[[int, dict[str, nn.Module]], bool]  # (step, average of every player) -> whether training ends
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; a checkpoint was saved, and the same command goes on from it."""
+    """Training was asked to stop; a checkpoint was saved, and the same command resumes from it."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """How, where and for how long a task is trained."""
+
+    loop: Loop
+    folder: Path  # of its checkpoints and metrics.jsonl
+    seed: int
+    accelerator: Accelerator
+    workers: int = 0  # processes that read data
+    after_step: AfterStep | None = None  # called before a step is saved; its answer is the same in all processes
 
 
 @dataclass
 class Training:
-    """What the functions of this file share."""
+    """A training under way."""
 
     task: Task
-    loop: Loop
-    seed: int
-    share: Share
+    run: TrainingRun
+    micro_batches: MicroBatches
     progress: Progress
-    optimizers: dict[str, Any]
+    optimizers: dict[str, Any]  # by player
     journal: Journal
-    accelerator: Accelerator
 
 
-def train(
-    task: Task,
-    data: Readable,
-    loop: Loop,
-    folder: Path,
-    seed: int,
-    accelerator: Accelerator,
-    workers: int = 0,
-    until: Until | None = None,
-) -> dict[str, nn.Module]:
-    """Train to `loop.steps`, going on from a checkpoint in `folder` if there is one; the EMA of every player.
-
-    `until` is asked after every step, before the step is saved, and has to answer the same in all processes.
+def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Module]:
+    """The averages of all players after `loop.steps`; a training that has a checkpoint in its folder resumes from it.
 
     The result is a function of (task, data, loop, seed): any number of processes and of accumulated micro-batches
     gives the same up to rounding, and a training that was killed and started again gives the same to the bit.
     Raises Interrupted after SIGINT or SIGTERM, FloatingPointError after `loop.skip` consecutive non-finite steps.
     """
-    share = Share(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
+    loop, accelerator = run.loop, run.accelerator
+    micro = MicroBatches(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
     progress = Progress({name: Average(player, loop.ema) for name, player in task.players.items()})
     optimizers = prepare(task, loop, progress, accelerator)
-    checkpoints.restore(accelerator, folder)
-    journal = Journal(accelerator, folder, progress.step, loop.steps, loop.log_every)
-    training = Training(task, loop, seed, share, progress, optimizers, journal, accelerator)
-    source = batches(data, share, seed, progress.step, workers)
-    with stop_requests() as stopped:
+    checkpoints.restore(accelerator, run.folder)
+    journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
+    training = Training(task, run, micro, progress, optimizers, journal)
+    source = batches(data, micro, run.seed, progress.step, run.workers)
+    with stop_requests() as requests:
         while progress.step < loop.steps:
-            step(training, source)
-            enough = until is not None and until(progress.step, averaged(progress))
-            last = enough or progress.step == loop.steps
-            halt = anyone(accelerator, bool(stopped), progress.step)
-            if halt or last or (loop.save_every and progress.step % loop.save_every == 0):
-                checkpoints.save(accelerator, folder, progress, task.players, loop.keep)
-            if enough:
+            train_step(training, source)
+            ended = run.after_step is not None and run.after_step(progress.step, progress.modules())
+            last = ended or progress.step == loop.steps
+            stopped = any_process(accelerator, bool(requests), progress.step)
+            if stopped or last or (loop.save_every and progress.step % loop.save_every == 0):
+                checkpoints.save(accelerator, run.folder, progress, task.players, loop.keep)
+            if ended:
                 break
-            if halt and not last:
-                raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command goes on from it")
+            if stopped and not last:
+                raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command resumes from it")
     journal.close()
     accelerator.free_memory()
     accelerator._custom_objects.clear()
-    return averaged(progress)
-
-
-def averaged(progress: Progress) -> dict[str, nn.Module]:
-    """The running average of every player."""
-    return {name: average.module for name, average in progress.averages.items()}
+    return progress.modules()
 
 
 def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator) -> dict[str, Any]:
@@ -134,57 +129,57 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
 
 
 def compile_in_place(player: nn.Module) -> None:
-    """One compilation for all of a model's repeated blocks where it, or what the player wraps, names them; else of the
-    whole module."""
-    models = [part for part in player.modules() if isinstance(part, ModelMixin) and part._repeated_blocks]
+    """One compilation for all repeated blocks of a model in the player, where it names them; else of the player."""
+    models = [module for module in player.modules() if isinstance(module, ModelMixin) and module._repeated_blocks]
     if not models:
         player.compile()
     for model in models:
         model.compile_repeated_blocks()
 
 
-def step(training: Training, source: Iterator[Any]) -> None:
+def train_step(training: Training, source: Iterator[Any]) -> None:
     """One optimiser step of every player, over `accumulate` micro-batches."""
-    task, share, progress, accelerator = training.task, training.share, training.progress, training.accelerator
-    finite = True
-    for micro in range(share.accumulate):
-        final = micro == share.accumulate - 1
+    task, run, micro, progress = training.task, training.run, training.micro_batches, training.progress
+    finite, accelerator = True, run.accelerator
+    for number in range(micro.accumulate):
+        final = number == micro.accumulate - 1
         batch = next(source).to(accelerator.device)
-        draws = StepDraws(training.seed, progress.step, share.places(micro), share.batch, accelerator.device)
+        draws = StepDraws(run.seed, progress.step, micro.positions(number), micro.batch, accelerator.device)
         with contextlib.ExitStack() as stack:
             for player in [] if final else task.players.values():
                 stack.enter_context(accelerator.no_sync(player))
             for name, terms in task.turns(batch, draws, progress.step):
-                accelerator.backward(sum(terms.values()) / share.accumulate)
+                accelerator.backward(sum(terms.values()) / micro.accumulate)
                 for term, value in terms.items():
                     training.journal.add(f"{name}/{term}", value)
                 if final:
-                    finite &= update(training, name)
+                    finite &= update_player(training, name)
         for name, value in task.metrics.items():
             training.journal.add(name, value)
     progress.step += 1
-    count(training, finite)
+    finish_step(training, finite)
 
 
-def update(training: Training, name: str) -> bool:
-    """Clip and step one player; a non-finite gradient leaves it as it is. Whether the gradient was finite."""
-    loop, optimizer = training.loop, training.optimizers[name]
-    training.accelerator.unscale_gradients(optimizer)
-    moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(moved, loop.clip or math.inf)
+def update_player(training: Training, name: str) -> bool:
+    """Clip the gradient and step the optimiser; a non-finite gradient changes nothing. Whether it was finite."""
+    loop, accelerator, optimizer = training.run.loop, training.run.accelerator, training.optimizers[name]
+    accelerator.unscale_gradients(optimizer)
+    updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(updated, loop.clip or math.inf)
     finite = bool(norm.isfinite())
     training.journal.add(f"{name}/gradient_norm", norm if finite else torch.zeros_like(norm))
     for group in optimizer.param_groups:
-        group["lr"] = rate(loop, loop.lr[name], training.progress.step)
-    if finite or training.accelerator.scaler is not None:  # the fp16 scaler skips by itself, and lowers its scale
+        group["lr"] = learning_rate(loop, loop.lr[name], training.progress.step)
+    if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and lowers its scale
         optimizer.step()
     optimizer.zero_grad()
     return finite
 
 
-def count(training: Training, finite: bool) -> None:
-    """Averages, the non-finite guard and the log line after a step."""
-    progress, loop = training.progress, training.loop
+def finish_step(training: Training, finite: bool) -> None:
+    """Averages, the guard against non-finite gradients, and the log line after a step."""
+    progress, run = training.progress, training.run
+    loop = run.loop
     progress.skipped = 0 if finite else progress.skipped + 1
     if progress.skipped > loop.skip:
         raise FloatingPointError(
@@ -193,18 +188,18 @@ def count(training: Training, finite: bool) -> None:
         )
     if finite:
         for name, average in progress.averages.items():
-            average.update(training.accelerator.unwrap_model(training.task.players[name]), progress.step)
-    values = {f"{name}/lr": rate(loop, peak, progress.step - 1) for name, peak in loop.lr.items()}
+            average.update(run.accelerator.unwrap_model(training.task.players[name]), progress.step)
+    values = {f"{name}/lr": learning_rate(loop, peak, progress.step - 1) for name, peak in loop.lr.items()}
     training.journal.step(progress.step, progress.step == loop.steps, **values, skipped=progress.skipped)
 
 
-def rate(loop: Loop, peak: float, step: int) -> float:
-    """The learning rate of step number `step` (0 is the first): linear warm-up, then the schedule to `final`."""
+def learning_rate(loop: Loop, peak: float, step: int) -> float:
+    """That of step number `step` (0 is the first): linear warm-up, then the schedule from `peak` to `final` of it."""
     if step < loop.warmup:
         return peak * (step + 1) / loop.warmup
     done = (step - loop.warmup) / max(1, loop.steps - loop.warmup)
-    share = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[loop.schedule]
-    return peak * (share if loop.schedule == "constant" else loop.final + (1 - loop.final) * share)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[loop.schedule]
+    return peak * (left if loop.schedule == "constant" else loop.final + (1 - loop.final) * left)
 
 
 @contextlib.contextmanager
@@ -220,7 +215,7 @@ def stop_requests() -> Iterator[list[int]]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread, which alone may be signalled
+    except ValueError:  # not the main thread, the only one that gets signals
         previous.clear()
     try:
         yield received
@@ -229,8 +224,8 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def anyone(accelerator: Accelerator, here: bool, step: int) -> bool:
-    """Whether any process asks to stop; several processes ask each other every tenth step."""
+def any_process(accelerator: Accelerator, here: bool, step: int) -> bool:
+    """Whether any process has a request to stop; several processes ask each other every tenth step."""
     if accelerator.num_processes == 1:
         return here
     if step % 10:

@@ -1,4 +1,4 @@
-"""Which images make up the batch of a step: a function of (seed, step, place), whatever the number of processes."""
+"""Which rows make up the batch of a step: a function of (seed, step, position), whatever the number of processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.draws import mix
 
 
-class Readable(Protocol):
+class TrainingData(Protocol):
     """What a training reads: images, or codes."""
 
     def __len__(self) -> int: ...
@@ -22,10 +22,10 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
-class Share:
-    """One process's part of every global batch, cut into micro-batches."""
+class MicroBatches:
+    """How global batches are divided into processes, and each process's part into micro-batches."""
 
-    batch: int  # images a step, over all processes
+    batch: int  # images per step, over all processes
     accumulate: int = 1
     rank: int = 0
     ranks: int = 1
@@ -36,14 +36,14 @@ class Share:
                 f"loop.batch={self.batch} does not divide into {self.ranks} processes x {self.accumulate} micro-batches"
             )
 
-    def places(self, micro: int) -> slice:
-        """The places in the global batch of this process's micro-batch number `micro`."""
+    def positions(self, number: int) -> slice:
+        """Positions in the global batch of this process's micro-batch `number`."""
         size = self.batch // (self.accumulate * self.ranks)
-        start = (micro * self.ranks + self.rank) * size
+        start = (number * self.ranks + self.rank) * size
         return slice(start, start + size)
 
 
-class Order:
+class BatchOrder:
     """Permutation after permutation of the data, cut into global batches without a remainder."""
 
     def __init__(self, length: int, batch: int, seed: int):
@@ -56,11 +56,11 @@ class Order:
         """Rows of the global batch of `step`, [batch] int64."""
         positions = torch.arange(step * self.batch, (step + 1) * self.batch)
         epochs = positions // self.length
-        parts = [self._permutation(e)[positions[epochs == e] % self.length] for e in epochs.unique().tolist()]
-        return torch.cat(parts)
+        rows = [self._permutation(e)[positions[epochs == e] % self.length] for e in epochs.unique().tolist()]
+        return torch.cat(rows)
 
     def seeds(self, step: int) -> Tensor:
-        """A seed for every place of the global batch, [batch] int64."""
+        """A seed for every position of the global batch, [batch] int64."""
         rng = np.random.Generator(np.random.Philox(mix(self.seed, step, "places")))
         return torch.from_numpy(rng.integers(0, 2**63 - 1, self.batch))
 
@@ -71,30 +71,32 @@ class Order:
         return self._epoch[1]
 
 
-def batches(data: Readable, share: Share, seed: int, first: int, workers: int = 0) -> Iterator[Any]:
-    """This process's micro-batches from step `first` on, for ever: accumulate of them a step."""
-    order = Order(len(data), share.batch, seed)
-    places = _Places(order, share, first)
-    yield from DataLoader(_Rows(data), sampler=places, batch_size=None, num_workers=workers)
+def batches(data: TrainingData, micro_batches: MicroBatches, seed: int, first: int, workers: int = 0) -> Iterator[Any]:
+    """This process's micro-batches from step `first` on, without end: `accumulate` of them per step."""
+    order = BatchOrder(len(data), micro_batches.batch, seed)
+    sampler = _Sampler(order, micro_batches, first)
+    yield from DataLoader(_Rows(data), sampler=sampler, batch_size=None, num_workers=workers)
 
 
 class _Rows(Dataset):
-    def __init__(self, data: Readable):
+    def __init__(self, data: TrainingData):
         self.data = data
 
-    def __getitem__(self, where: tuple[Tensor, Tensor]) -> Any:
-        return self.data.batch(*where)
+    def __getitem__(self, key: tuple[Tensor, Tensor]) -> Any:
+        return self.data.batch(*key)
 
 
-class _Places:
-    def __init__(self, order: Order, share: Share, first: int):
-        self.order, self.share, self.first = order, share, first
+class _Sampler:
+    """Indices and seeds of this process's micro-batches, in order."""
+
+    def __init__(self, order: BatchOrder, micro_batches: MicroBatches, first: int):
+        self.order, self.micro_batches, self.first = order, micro_batches, first
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         step = self.first
         while True:
             indices, seeds = self.order.indices(step), self.order.seeds(step)
-            for micro in range(self.share.accumulate):
-                places = self.share.places(micro)
-                yield indices[places], seeds[places]
+            for number in range(self.micro_batches.accumulate):
+                positions = self.micro_batches.positions(number)
+                yield indices[positions], seeds[positions]
             step += 1

@@ -1,4 +1,4 @@
-"""Pairs of a real image and the code that the generator made of it: making them, and reading them in training."""
+"""Pairs of a real image and the code that the generator made of it: made before, and read in training."""
 
 import json
 import logging
@@ -54,7 +54,7 @@ class Pairs:
     def __init__(self, folder: Path, codes: LatentStore, images: Images, recipe: Recipe, first: int, count: int):
         self.store, self.codes, self.images, self.first, self.count = LatentStore(folder), codes, images, first, count
         self.rehearsal = recipe.posttrain.rehearsal
-        self.rows, _ = chosen_rows(recipe.posttrain, self.store.manifest["images"], recipe.seed)
+        self.rows, _ = rows_of_pairs(recipe.posttrain, self.store.manifest["images"], recipe.seed)
         self.crops = recipe.latents.crops[:1]
 
     def __len__(self) -> int:
@@ -84,61 +84,60 @@ def make_pairs(
     networks: dict[str, str] = {},  # noqa: B006
     earlier: Path | None = None,
 ) -> None:
-    """Write the codes of `recipe.posttrain.pairs` images as the generator makes them anew, a store of codes of its own.
+    """Write a store of the codes that the generator makes of the codes of `recipe.posttrain.pairs` images.
 
-    A pair is a function of (generator, tokenizer, stored code, seed, row, how often the row came before), up to
+    A pair is a function of (generator, tokenizer, stored code, seed, row, how often the row was used before), up to
     rounding: not of the batch or the number of processes. Finished shards are kept, and pairs in the folder `earlier`
     are copied where they were made from all the same; `networks` are hashes of what makes them. Raises ValueError where
     the pairs held out leave no image to train on.
     """
     check_held_out(recipe.posttrain, len(store))
     pipe.to(accelerator.device)
-    manifest = describe(recipe, store) | {"networks": networks}
-    if accelerator.is_main_process and not folder.exists() and earlier is not None and made_alike(earlier, manifest):
+    manifest = manifest_of(recipe, store) | {"networks": networks}
+    if accelerator.is_main_process and not folder.exists() and earlier is not None and has_manifest(earlier, manifest):
         copy_folder(earlier, folder)
         log.info("pairs: those of the decoder before are of the same codes and generator, and are taken over")
     accelerator.wait_for_everyone()
-    fill(folder, manifest, maker(recipe, pipe, store), recipe.sample.batch, accelerator, "making pairs")
+    fill(folder, manifest, pair_maker(recipe, pipe, store), recipe.sample.batch, accelerator, "making pairs")
 
 
-def made_alike(folder: Path, manifest: dict[str, Any]) -> bool:
+def has_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
     """Whether a folder holds pairs that were made with this manifest."""
     there = folder / MANIFEST
     return there.is_file() and json.loads(there.read_text()) == json.loads(json.dumps(manifest))
 
 
-def maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[[Tensor], dict[str, Tensor]]:
-    """A function from places among the pairs [B] to what is stored of them, with what each cost.
+def pair_maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[[Tensor], dict[str, Tensor]]:
+    """A function from positions of pairs [B] to the tensors that are stored of them, with the cost of each.
 
-    By the route `reencode` the image that the generator's code decodes to is rounded to 8 bits, and the frozen encoder
-    makes a code (the mode) of it. That is once and for all what storing the image as a PNG and encoding it at every
-    step would give, since it is not augmented.
+    By the route `reencode` the generator's code is decoded, the image rounded to 8 bits and encoded again (the mode) by
+    the frozen encoder: the same as storing it as a PNG and encoding it at every step, since it is not augmented.
     """
     part, device = recipe.posttrain, pipe.device
-    rows, rounds = chosen_rows(part, len(store), recipe.seed)
+    rows, rounds = rows_of_pairs(part, len(store), recipe.seed)
 
     @torch.no_grad()
-    def make(places: Tensor) -> dict[str, Tensor]:
-        started, chosen = time.monotonic(), rows[places]
+    def make(positions: Tensor) -> dict[str, Tensor]:
+        start, chosen = time.monotonic(), rows[positions]
         batch = store.plain(chosen).to(device)
-        names = zip(chosen.tolist(), rounds[places].tolist())
+        names = zip(chosen.tolist(), rounds[positions].tolist())
         draws = ImageDraws.from_seeds([mix(recipe.seed, "pair", *name) for name in names], device)
         with autocast(device, recipe.precision), counted(pipe.network) as calls:
-            code = regenerated(pipe, batch.code, batch.condition, part.preserve, draws)
+            code = regenerate(pipe, batch.code, batch.condition, part.preserve, draws)
             if part.route == "reencode":
                 code = pipe.tokenizer.encode(eight_bits(pipe.decode(code)))
-        found = {"ids": code.ids} if store.spec.vocab else {"z": code.z.float()}
-        found = {name: tensor.cpu()[:, None] for name, tensor in found.items()}  # a store holds [rows, views, ...]
-        found = as_stored(found, recipe.latents.precision, store.spec, chosen)
+        tensors = {"ids": code.ids} if store.spec.vocab else {"z": code.z.float()}
+        tensors = {name: tensor.cpu()[:, None] for name, tensor in tensors.items()}  # a store holds [rows, views, ...]
+        tensors = as_stored(tensors, recipe.latents.precision, store.spec, chosen)
         if batch.condition is not None:
-            found["labels"] = batch.condition.labels.cpu()
-        cost = {"seconds": (time.monotonic() - started) / len(places), "evaluations": float(calls.total())}
-        return found | {name: torch.full((len(places), 1), value) for name, value in cost.items()}
+            tensors["labels"] = batch.condition.labels.cpu()
+        cost = {"seconds": (time.monotonic() - start) / len(positions), "evaluations": float(calls.total())}
+        return tensors | {name: torch.full((len(positions), 1), value) for name, value in cost.items()}
 
     return make
 
 
-def regenerated(
+def regenerate(
     pipe: LatentPipeline, code: Code, condition: Condition | None, preserve: float, draws: ImageDraws
 ) -> Code:
     """The code as the pipeline's generator makes it anew at the settings that the pipeline samples with."""
@@ -147,20 +146,20 @@ def regenerated(
     return pipe.objective.regenerate(request, code, preserve, settings)
 
 
-def chosen_rows(part: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The training image of each pair, [pairs], and how often it came before, [pairs]: functions of the seed.
+def rows_of_pairs(part: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The training image of each pair, [pairs], and how often it was used before, [pairs]: functions of the seed.
 
-    The last `part.held_out` are images of which there is no other pair. The others come again, to be made anew by other
-    draws, where there are more pairs than images.
+    The last `part.held_out` are images of which there is no other pair. Where there are more pairs than images, the
+    others are used again, with other draws.
     """
     shuffled = torch.randperm(images, generator=torch.Generator().manual_seed(mix(seed, "pairs")))
     held_out, others = shuffled[: part.held_out], shuffled[part.held_out :]
-    places = torch.arange(part.pairs - part.held_out)
-    rows = torch.cat([others[places % len(others)], held_out])
-    return rows, torch.cat([places // len(others), torch.zeros_like(held_out)])
+    numbers = torch.arange(part.pairs - part.held_out)
+    rows = torch.cat([others[numbers % len(others)], held_out])
+    return rows, torch.cat([numbers // len(others), torch.zeros_like(held_out)])
 
 
-def describe(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
+def manifest_of(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
     """The manifest of the pairs, which a `LatentStore` reads like that of any codes."""
     part, shard = recipe.posttrain, recipe.latents.shard
     return {

@@ -1,4 +1,4 @@
-"""The task of post-training a decoder on what the generator makes, and the rule by which it stops."""
+"""The task of post-training a decoder on codes that the generator made, and the rule by which it stops."""
 
 import json
 import time
@@ -22,8 +22,8 @@ from pipeline.training.reconstruction import Reconstruction
 from pipeline.whole_files import new_folder, write_json
 
 
-class FromCode(nn.Module):
-    """A tokenizer as a player that is given codes at unit scale, and makes images of them."""
+class DecoderPlayer(nn.Module):
+    """A tokenizer as a player that reads codes at unit scale, and decodes them to images."""
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
@@ -36,34 +36,34 @@ class FromCode(nn.Module):
 class DecoderTraining(Reconstruction):
     """`Reconstruction` from codes: a batch holds `code` besides `images`, and nothing before the decoder is run.
 
-    Qiu et al., arXiv:2509.12474, section 4.3: real images are the target of every loss and what the critic takes for
-    real. All but the decoder, with what leads from the code to it, is frozen; so no code ever changes its meaning.
+    Qiu et al., arXiv:2509.12474, section 4.3: real images are the target of every loss, and the real images of the
+    critic. All but the decoder, with the layers from the code to it, is frozen, so that codes keep their meaning.
     """
 
     own_terms = False
 
     def __init__(self, tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss], critic: Critic | None = None):
         super().__init__(tokenizer, phase, losses, critic)
-        self.players["tokenizer"] = FromCode(tokenizer)
+        self.players["tokenizer"] = DecoderPlayer(tokenizer)
 
     def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
         return self.players["tokenizer"](batch.code, batch.condition)
 
 
 @dataclass
-class Check:
-    """The state of a training at one step."""
+class HeldOutError:
+    """The error on held-out pairs after one step."""
 
     step: int
     error: float  # weighted sum of the losses on held-out pairs, of the average weights
-    seconds: float  # since the check before
+    seconds: float  # since the last such check
 
 
 class EarlyStop:
-    """Keeps the decoder with the smallest error on held-out pairs, and says when to stop looking for a better one.
+    """Keeps the decoder with the smallest error on held-out pairs, and ends training when it no longer falls.
 
-    What was seen is in `checks.json`, the best tokenizer in `best`, with the checkpoints. A training that goes on from
-    an earlier checkpoint forgets the checks after it. Asked as the `until` of `pipeline.training.loop.train`.
+    The errors are in `checks.json`, the best tokenizer in `best_folder`, with the checkpoints. A training that resumes
+    from an earlier checkpoint forgets the checks after it. It is the `after_step` of a training run.
     """
 
     def __init__(
@@ -71,45 +71,45 @@ class EarlyStop:
     ):
         self.part, self.losses, self.held_out = part, losses, held_out
         self.folder, self.accelerator = folder, accelerator
-        self.best = folder / checkpoints.FOLDER / "best"
+        self.best_folder = folder / checkpoints.FOLDER / "best"
         self._file = folder / "checks.json"
-        self.checks: list[Check] = []
-        if self._file.exists() and self.best.exists():
-            self.checks = [Check(**check) for check in json.loads(self._file.read_text())]
+        self.checks: list[HeldOutError] = []
+        if self._file.exists() and self.best_folder.exists():
+            self.checks = [HeldOutError(**check) for check in json.loads(self._file.read_text())]
         self._since = time.monotonic()
 
     @property
-    def reached(self) -> bool:
+    def out_of_patience(self) -> bool:
         """Whether no check among the last `patience` had a smaller error than one before them."""
         errors, patience = [check.error for check in self.checks], self.part.patience
         return len(errors) > patience and min(errors[-patience:]) >= min(errors[:-patience])
 
     @property
-    def kept(self) -> Check:
-        """The check whose weights are in `best/`: the first with the smallest error."""
+    def best(self) -> HeldOutError:
+        """The check whose weights are in `best_folder`: the first with the smallest error."""
         return min(self.checks, key=lambda check: check.error)
 
     def __call__(self, step: int, averages: dict[str, nn.Module]) -> bool:
         if step % self.part.check_every and step != self.part.phase.loop.steps:
             return False
         self.check(step, averages["tokenizer"])
-        return self.reached
+        return self.out_of_patience
 
-    def check(self, step: int, player: FromCode) -> None:
-        """Measure the error after `step`, and keep these weights where they are the best so far."""
+    def check(self, step: int, player: DecoderPlayer) -> None:
+        """Measure the error after `step`, and save these weights where they are the best so far."""
         error = self.error(player)
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
-        self.checks = [check for check in self.checks if check.step < step] + [Check(step, error, seconds)]
+        self.checks = [check for check in self.checks if check.step < step] + [HeldOutError(step, error, seconds)]
         if self.accelerator.is_main_process:
-            if self.kept.step == step:
-                with new_folder(self.best) as draft:
+            if self.best.step == step:
+                with new_folder(self.best_folder) as draft:
                     player.tokenizer.save_pretrained(draft)
             write_json(self._file, [asdict(check) for check in self.checks], indent=1)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
-    def error(self, player: FromCode) -> float:
-        """Weighted sum of the losses, a mean over held-out pairs; each process looks at its share of them."""
+    def error(self, player: DecoderPlayer) -> float:
+        """Weighted sum of the losses, a mean over held-out pairs, which are divided between the processes."""
         accelerator, weights = self.accelerator, self.part.phase.weights
         mine = torch.arange(accelerator.process_index, len(self.held_out), accelerator.num_processes)
         total = torch.zeros((), device=accelerator.device)

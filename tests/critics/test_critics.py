@@ -33,7 +33,7 @@ from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.ema import Average
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 from pipeline.training.phase_parts import build_critic
 from pipeline.training.reconstruction import Reconstruction
 
@@ -301,7 +301,7 @@ class Pictures:
 def fit(folder: Path, steps: int) -> Reconstruction:
     task = task_of(frozen(), **EVERYTHING)
     loop = Loop(steps, RATES, batch=4, ema=0.9, save_every=2, weight_decay={"critic": 0.1})
-    train(task, Pictures(), loop, folder, 3, Accelerator(cpu=True))
+    train(task, Pictures(), TrainingRun(loop, folder, 3, Accelerator(cpu=True)))
     return task
 
 

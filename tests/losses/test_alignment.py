@@ -30,7 +30,7 @@ from pipeline.tokenizers.latent_vit import LatentViT
 from pipeline.tokenizers.titok import TiTok
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
 from pipeline.training import loss_heads
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import WithHeads, carry_heads, in_place, joined, parted, save_heads
 from pipeline.training.reconstruction import Reconstruction
 
@@ -356,17 +356,17 @@ class Pictures(Batched):
         return ImageBatch(self.all[indices])
 
 
-def trained(folder: Path, steps: int, until: int | None = None) -> dict[str, Tensor]:
-    """The averages after `steps` of a training, asked to stop after `until`."""
+def trained(folder: Path, steps: int, last: int | None = None) -> dict[str, Tensor]:
+    """The averages after `steps` of a training, which ends after step `last`."""
     task = task_of("feature_cosine", source="noised", head=BLOCK, standardize=True)
     loop = Loop(steps, {"tokenizer": 1e-3}, batch=4, save_every=2, ema=0.9)
-    stop = None if until is None else (lambda step, _: step == until)
-    averages = train(task, Pictures(), loop, folder, 5, Accelerator(cpu=True), until=stop)
+    stop = None if last is None else (lambda step, _: step == last)
+    averages = train(task, Pictures(), TrainingRun(loop, folder, 5, Accelerator(cpu=True), after_step=stop))
     return averages["tokenizer"].state_dict()
 
 
 def test_a_resumed_training_with_heads_is_the_same_to_the_bit(tmp_path):
-    trained(tmp_path / "resumed", 6, until=3)
+    trained(tmp_path / "resumed", 6, last=3)
     resumed, whole = trained(tmp_path / "resumed", 6), trained(tmp_path / "whole", 6)
     assert any(name.startswith("heads.") for name in whole)
     for name, value in whole.items():

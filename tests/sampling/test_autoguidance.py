@@ -31,7 +31,8 @@ from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
 from pipeline.objectives.next_token import NextToken
 from pipeline.sampling.many_images import sample_folder
-from pipeline.sampling.weak_network import Milestones, check_same_codes, milestone
+from pipeline.sampling.weak_network import check_same_codes, milestone
+from pipeline.training.milestones import Milestones
 from stages import posttrain_decoder, sample
 
 OBJECTIVES = {"flow": FlowMatching(), "noise": GaussianDiffusion(variance="fixed_small")}
@@ -246,16 +247,17 @@ class OneNetwork(Denoise):
 
 def test_milestones_are_the_averages_of_those_steps_also_after_a_restart(tmp_path):
     from pipeline.recipes.schema import Loop
-    from pipeline.training.loop import train
+    from pipeline.training.loop import TrainingRun, train
 
     loop = Loop(steps=6, lr={"network": 1e-2}, batch=8, save_every=2, log_every=100)
     accelerator, ends = Accelerator(cpu=True), {}
     for steps in (3, 5):
-        task, folder = OneNetwork(), tmp_path / f"{steps}"
-        ends[steps] = train(task, Numbers(), replace(loop, steps=steps), folder, 1, Accelerator(cpu=True))["network"]
+        run = TrainingRun(replace(loop, steps=steps), tmp_path / f"{steps}", 1, Accelerator(cpu=True))
+        ends[steps] = train(OneNetwork(), Numbers(), run)["network"]
     keep = Milestones((3, 5), tmp_path / "run", accelerator)
-    train(OneNetwork(), Numbers(), replace(loop, steps=4), tmp_path / "run", 1, Accelerator(cpu=True), until=keep)
-    train(OneNetwork(), Numbers(), loop, tmp_path / "run", 1, Accelerator(cpu=True), until=keep)
+    for part in (replace(loop, steps=4), loop):
+        run = TrainingRun(part, tmp_path / "run", 1, Accelerator(cpu=True), after_step=keep)
+        train(OneNetwork(), Numbers(), run)
     for steps, end in ends.items():
         kept = torch.load(milestone(tmp_path / "run", steps) / "weights")
         assert torch.equal(kept["weight"], end.weight)

@@ -39,7 +39,7 @@ from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.ema import Average
 from pipeline.training.generation import Generation
 from pipeline.training.joint import JointTraining
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainingRun, train
 from stages import encode_dataset, posttrain_decoder, train_generator, train_jointly
 
 ROOT = Path(__file__).parents[2]
@@ -266,13 +266,14 @@ def states(players: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 def fit(folder: Path, steps: int = 6, task: JointTraining | None = None, **changes: Any) -> dict[str, nn.Module]:
     """The averages of all players after a training."""
-    until = changes.pop("until", None)
+    after_step = changes.pop("after_step", None)
     loop = Loop(**({"steps": steps, "lr": RATES, "batch": 4, "save_every": 2, "ema": 0.9} | changes))
-    return train(task or task_of(class_drop=0.5), Pictures(), loop, folder, 5, Accelerator(cpu=True), until=until)
+    run = TrainingRun(loop, folder, 5, Accelerator(cpu=True), after_step=after_step)
+    return train(task or task_of(class_drop=0.5), Pictures(), run)
 
 
 def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
-    fit(tmp_path / "resumed", until=lambda step, _: step == 3)
+    fit(tmp_path / "resumed", after_step=lambda step, _: step == 3)
     resumed, whole = states(fit(tmp_path / "resumed")), states(fit(tmp_path / "whole"))
     assert {"network.norm.mean", "critic.main.0.weight"} < set(whole)
     for name, value in whole.items():
@@ -288,7 +289,7 @@ def test_every_player_and_the_running_scale_have_their_average(tmp_path):
         return False
 
     kept |= {name: Average(player, 0.9) for name, player in task.players.items()}
-    found = states(fit(tmp_path, 3, task, until=follow))
+    found = states(fit(tmp_path, 3, task, after_step=follow))
     expected = states({name: average.module for name, average in kept.items()})
     assert found.keys() == expected.keys()
     for name, value in found.items():

@@ -16,8 +16,8 @@ from loop_task import Denoise, Numbers, fit, weights
 from pipeline.recipes.schema import Loop
 from pipeline.training import checkpoints
 from pipeline.training.ema import Average
-from pipeline.training.loop import Interrupted, rate
-from pipeline.training.order import Order, Share
+from pipeline.training.loop import Interrupted, learning_rate
+from pipeline.training.order import BatchOrder, MicroBatches
 
 SCRIPT = Path(__file__).parents[1].joinpath("loop_task.py")
 
@@ -66,7 +66,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     assert lines == sorted(set(lines)) and lines[-1] == 40
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     finish(start(tmp_path / "whole", 90, 0))
     process = start(tmp_path / "stopped", 90, 0, 0.1)
     while not (tmp_path / "stopped").exists() and process.poll() is None:
@@ -74,7 +74,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert "the same command goes on" in output, output
+    assert "the same command resumes" in output, output
     assert len(checkpoints.finished(tmp_path / "stopped")) == 1
     finish(start(tmp_path / "stopped", 90, 0))
     saved = [torch.load(tmp_path / name / "weights_0.pt", weights_only=True) for name in ("whole", "stopped")]
@@ -118,26 +118,26 @@ def test_ranks_that_differ_are_refused(monkeypatch):
 
 
 def test_ranks_and_micro_batches_share_the_batch_without_overlap():
-    places = [Share(24, 3, rank, 2).places(micro) for micro in range(3) for rank in range(2)]
+    places = [MicroBatches(24, 3, rank, 2).positions(micro) for micro in range(3) for rank in range(2)]
     assert sorted(sum((list(range(24))[p] for p in places), [])) == list(range(24))
     with pytest.raises(ValueError, match="does not divide"):
-        Share(10, 3)
+        MicroBatches(10, 3)
 
 
 def test_order_visits_everything_once_an_epoch_and_depends_on_the_seed():
-    order = Order(10, 4, seed=0)
+    order = BatchOrder(10, 4, seed=0)
     seen = torch.cat([order.indices(step) for step in range(5)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
     assert not torch.equal(seen[:10], seen[10:])
-    assert torch.equal(Order(10, 4, seed=0).indices(3), order.indices(3))
-    assert not torch.equal(Order(10, 4, seed=1).indices(3), order.indices(3))
+    assert torch.equal(BatchOrder(10, 4, seed=0).indices(3), order.indices(3))
+    assert not torch.equal(BatchOrder(10, 4, seed=1).indices(3), order.indices(3))
     assert len(order.seeds(0).unique()) == 4 and not torch.equal(order.seeds(0), order.seeds(1))
 
 
 def test_the_rate_warms_up_and_decays():
     loop = Loop(steps=110, lr={}, warmup=10, schedule="cosine", final=0.1)
-    assert rate(loop, 1.0, 0) == pytest.approx(0.1) and rate(loop, 1.0, 9) == pytest.approx(1.0)
-    assert rate(loop, 1.0, 60) == pytest.approx(0.55) and rate(loop, 1.0, 110) == pytest.approx(0.1)
+    assert learning_rate(loop, 1.0, 0) == pytest.approx(0.1) and learning_rate(loop, 1.0, 9) == pytest.approx(1.0)
+    assert learning_rate(loop, 1.0, 60) == pytest.approx(0.55) and learning_rate(loop, 1.0, 110) == pytest.approx(0.1)
 
 
 def test_the_average_is_fp32_and_covers_buffers():
@@ -158,8 +158,8 @@ def test_the_average_is_fp32_and_covers_buffers():
 def test_data_is_read_by_workers_in_the_same_order(tmp_path):
     plain, worked = Denoise(), Denoise()
     fit(tmp_path / "a", plain, steps=3)
-    from pipeline.training.loop import train
+    from pipeline.training.loop import TrainingRun, train
 
     loop = Loop(steps=3, batch=8, lr={"maker": 1e-2, "judge": 1e-2})
-    train(worked, Numbers(), loop, tmp_path / "b", seed=3, accelerator=Accelerator(cpu=True), workers=1)
+    train(worked, Numbers(), TrainingRun(loop, tmp_path / "b", 3, Accelerator(cpu=True), workers=1))
     assert all(torch.equal(a, b) for a, b in zip(plain.seen, worked.seen, strict=True))

@@ -30,9 +30,9 @@ from pipeline.runs.workspace import NOTE, Workspace, fingerprint
 from pipeline.sampling.many_images import assemble
 from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.training.pairs import Pairs, chosen_rows, make_pairs
+from pipeline.training.pairs import Pairs, make_pairs, rows_of_pairs
 from pipeline.training.phase_parts import carry_over
-from pipeline.training.posttraining import EarlyStop, FromCode
+from pipeline.training.posttraining import DecoderPlayer, EarlyStop
 from stages import encode_dataset, train_jointly, train_tokenizer
 from stages import posttrain_decoder as stage
 
@@ -160,7 +160,7 @@ def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, 
     recipe, work = lines(kind)
     store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
     pipe, images = assemble(recipe, source, work.artefact("generator")), Images(recipe.data, "train")
-    rows, _ = chosen_rows(recipe.posttrain, len(store), recipe.seed)
+    rows, _ = rows_of_pairs(recipe.posttrain, len(store), recipe.seed)
     stored, places = store.plain(rows), torch.arange(24)
     for route in ("tokens", "reencode"):
         whole = changed(recipe, preserve=1.0, route=route)
@@ -211,7 +211,7 @@ def test_pairs_are_the_generator_s_version_of_the_codes(lines, tmp_path):
     recipe, work = lines("vq")
     store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
     pipe = assemble(recipe, source, work.artefact("generator"))
-    stored = store.plain(chosen_rows(recipe.posttrain, len(store), recipe.seed)[0]).code.ids
+    stored = store.plain(rows_of_pairs(recipe.posttrain, len(store), recipe.seed)[0]).code.ids
     shares = []
     for preserve in (0.2, 0.8):
         folder = tmp_path / f"{preserve}"
@@ -230,7 +230,7 @@ def test_pairs_of_the_decoder_before_are_taken_over_where_all_that_makes_them_is
         raise AssertionError("pairs are made anew")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.training.pairs.regenerated", never)
+        patch.setattr("pipeline.training.pairs.regenerate", never)
         other = run(changed(recipe, rehearsal=0.5), work, tmp_path / "other")
         assert other["cost"]["seconds_of_pairs"] == first["cost"]["seconds_of_pairs"]
         for name in (MANIFEST, shard_file(decoder, 2).name):
@@ -265,7 +265,7 @@ def test_the_best_decoder_is_kept_and_training_stops_when_none_is_better(lines, 
     part, store = changed(recipe, phase=wild).posttrain, LatentStore(work.artefact("latents"))
     held_out = Pairs(tmp_path / "wild" / "pairs", store, Images(recipe.data, "train"), recipe, 16, 8)
     again = EarlyStop(part, {"pixel": Pixel()}, held_out, tmp_path / "again", work.accelerator)
-    kept = FromCode(tokenizer_in(tmp_path / "wild", recipe))
+    kept = DecoderPlayer(tokenizer_in(tmp_path / "wild", recipe))
     assert again.error(kept) == pytest.approx(record["error_after"], rel=1e-5)
 
 
@@ -355,7 +355,7 @@ def test_planted_mistakes_stop_at_load(override, message):
 def test_images_come_again_where_pairs_are_more_and_are_made_anew(lines, tmp_path):
     recipe, work = lines("vq")
     many = changed(recipe, pairs=1500, held_out=100, preserve=0.1, route="tokens")
-    rows, rounds = chosen_rows(many.posttrain, 1438, recipe.seed)
+    rows, rounds = rows_of_pairs(many.posttrain, 1438, recipe.seed)
     assert not set(rows[:1400].tolist()) & set(rows[1400:].tolist()) and len(set(rows[1400:].tolist())) == 100
     assert torch.equal(rows[1338:1400], rows[:62]) and len(set(rows[:1338].tolist())) == 1338
     assert rounds.tolist() == [0] * 1338 + [1] * 62 + [0] * 100

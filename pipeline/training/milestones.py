@@ -1,0 +1,24 @@
+"""Average weights of a generator that are kept after chosen steps, for AutoGuidance."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+
+from pipeline.sampling.weak_network import milestone
+from pipeline.training.loss_heads import parted
+
+
+@dataclass
+class Milestones:
+    """Saves a network's average weights after chosen steps; the `after_step` of a training run, which it never ends."""
+
+    steps: tuple[int, ...]
+    folder: Path
+    accelerator: Accelerator
+
+    def __call__(self, step: int, averages: dict[str, nn.Module]) -> bool:
+        if step in self.steps and self.accelerator.is_main_process:
+            parted(averages["network"])[0].save_pretrained(milestone(self.folder, step))
+        return False
