@@ -92,6 +92,11 @@ class Arguments(Mapping[str, Any]):
         return f"Arguments({self._values})"
 
 
+def classes_of(slot: str) -> list[type]:
+    """The classes of all kinds of a slot."""
+    return [find(slot, kind) for kind in kinds(slot)]
+
+
 def check(slot: str, node: Node, derived: tuple[str, ...] = (), where: str | None = None) -> tuple[type, Arguments]:
     """The class and the typed arguments of a node, defaults filled in, without constructing it.
 

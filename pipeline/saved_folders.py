@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
 
+from pipeline.components import build, classes_of
 from pipeline.whole_files import write_json
 
 INDEX = "model_index.json"
@@ -73,6 +74,36 @@ def load_component(cls: type, folder: Path) -> nn.Module:
     module = cls.from_pretrained(folder, use_safetensors=True)
     refuse_missing_keys(module, folder, None)
     return module
+
+
+def load_tokenizer(folder: str, where: str) -> nn.Module:
+    """The tokenizer of any kind in `folder`, frozen and in evaluation mode.
+
+    Raises ValueError, naming the argument `where` it was given, when the folder holds none or lacks weights.
+    """
+    path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"{where}: {folder} holds no config.json; name the folder of a trained tokenizer, or of an imported one"
+            " (python run.py import)"
+        )
+    name, classes = class_name(path), {cls.__name__: cls for cls in classes_of("tokenizers")}
+    if name not in classes:
+        raise ValueError(f"{where}: {folder} holds a {name}, which is not a tokenizer; there are: {', '.join(classes)}")
+    return load_component(classes[name], path).requires_grad_(False).eval()
+
+
+def load_tokenizer_or_stock(folder: Path, image_size: int) -> nn.Module:
+    """As `load_tokenizer`, or the stock autoencoder of diffusers in `folder`, for images of this size."""
+    if class_name(folder) in {cls.__name__ for cls in classes_of("tokenizers")}:
+        return load_tokenizer(str(folder), "card")
+    node = {"kind": "pretrained", "path": str(folder)}
+    return build("tokenizers", node, image_size=image_size).requires_grad_(False).eval()
+
+
+def class_name(folder: Path) -> str | None:
+    """The class of the component that a folder holds, as its config names it."""
+    return json.loads((folder / "config.json").read_text()).get("_class_name")
 
 
 def stored_keys(folder: Path, variant: str | None) -> set[str]:

@@ -36,8 +36,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     tokenizer = starting_weights.loaded(build_tokenizer(recipe), recipe.tokenizer.start, "tokenizer.start")
     if recipe.tokenizer.phases:
         images = Images(recipe.data, "train")
-        if tokenizer.awaits_stand_in:
-            tokenizer.fill_stand_in(stand_in(recipe, images, out / FROZEN / "stand_in", work.accelerator))
+        if tokenizer.can.needs_stand_in:
+            tokenizer.load_stand_in(stand_in(recipe, images, out / FROZEN / "stand_in", work.accelerator))
         for number, (name, phase) in enumerate(recipe.tokenizer.phases.items()):
             tokenizer = train_phase(recipe, work, out / "phases" / name, tokenizer, phase, images, number)
     if work.accelerator.is_main_process:

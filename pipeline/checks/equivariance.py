@@ -38,15 +38,15 @@ def check_values(part: Equivariance) -> None:
 
 def check_map(part: Equivariance, trained: str, tokenizer: TokenizerPlan) -> None:
     """ValueError unless the code is a map of which every scale leaves whole sides."""
-    grid, cls = tokenizer.spec.grid, tokenizer.cls
+    grid = tokenizer.spec.grid
     if len(grid) != 2:
         raise ValueError(
             f"only maps can be shrunk and turned, and this code has a grid of {list(grid)}; leave equivariance out, or"
             " take a tokenizer whose code is a map"
         )
-    if not cls.takes_transforms(tokenizer.arguments):
+    if not tokenizer.can.transforms:
         raise ValueError("this tokenizer cannot decode a transformed map; leave equivariance out, or token_drop if set")
-    if trained in cls.branches:
+    if trained in tokenizer.can.branches:
         raise ValueError(f"train={trained} sees images that do not turn; leave equivariance out, or set train=all")
     for scale in part.scales:
         sides = [side * scale for side in grid]

@@ -14,6 +14,7 @@ from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
 from pipeline.frozen.class_teacher import check_class_teacher, takes_class_teacher
 from pipeline.frozen.critic_teacher import check_critic_teacher, takes_features
 from pipeline.losses.base import Loss
+from pipeline.nn.branched import last_layer_of
 from pipeline.recipes.building import DERIVED, TokenizerPlan, output_layout
 from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, Recipe
 from pipeline.validation import PLACE, SettingError, at, check_at_least, check_fraction, check_known, check_names
@@ -28,7 +29,7 @@ def check_phase(
 ) -> None:
     """Check a phase of the recipe. `from_codes` it trains a decoder alone, on codes that are given."""
     with at("train"):
-        check_known(phase.train, tokenizer.cls.trained_parts, "part")
+        check_known(phase.train, tokenizer.can.parts, "part")
     if phase.only:
         with at("only"):
             list(tokenizer.module.trainable(phase.train, phase.only))
@@ -69,7 +70,7 @@ def check_task(
     check_balance(phase, tokenizer)
     if phase.perturbation is not None:
         with at("perturbation"):
-            build("perturbations", phase.perturbation).check(tokenizer.cls, tokenizer.spec)
+            build("perturbations", phase.perturbation).check(tokenizer.spec, tokenizer.can)
 
 
 def check_loss(recipe: Recipe, phase: Phase, tokenizer: TokenizerPlan, name: str, from_codes: bool = False) -> None:
@@ -84,8 +85,7 @@ def check_loss(recipe: Recipe, phase: Phase, tokenizer: TokenizerPlan, name: str
             raise ValueError(
                 f"{node['kind']} compares images of 3 channels, and train={phase.train} makes {channels}; use pixel"
             )
-        features = tokenizer.cls.feature_names(tokenizer.arguments)
-        if missing := [feature for feature in loss.needs(arguments) if feature not in features]:
+        if missing := [feature for feature in loss.needs(arguments) if feature not in tokenizer.can.features]:
             raise ValueError(f"{node['kind']} reads {missing[0]}, which this tokenizer does not make; leave it out")
         if takes_class_teacher(node):
             check_codes_move(phase, node)
@@ -125,8 +125,8 @@ def check_codes_move(phase: Phase, node: Node) -> None:
 def check_images_are_compared(phase: Phase, tokenizer: TokenizerPlan) -> None:
     """ValueError where no term reaches the decoder, though the phase trains it."""
     compared = phase.adversary is not None or bool(terms_of_pixels(phase))
-    if not compared and phase.train not in tokenizer.cls.without_pixels:
-        instead = "".join(f", or set train={part}" for part in tokenizer.cls.without_pixels)
+    if not compared and phase.train not in tokenizer.can.parts_without_pixels:
+        instead = "".join(f", or set train={part}" for part in tokenizer.can.parts_without_pixels)
         raise SettingError("losses", f": none compares images, so nothing would train the decoder; add pixel{instead}")
 
 
@@ -159,7 +159,7 @@ def check_adaptive(phase: Phase, tokenizer: TokenizerPlan) -> None:
     if not phase.adversary.adaptive:
         return
     if phase.train != "decoder" or phase.only:  # a whole decoder has its last layer, also of a model not yet fetched
-        last = tokenizer.module.last_layer_of(phase.train)
+        last = last_layer_of(tokenizer.module, phase.train)
         if all(trained is not last for trained in tokenizer.module.trainable(phase.train, phase.only)):
             raise SettingError(
                 "adaptive", " compares gradients at the decoder's last layer, which is frozen; set it to false"

@@ -15,7 +15,6 @@ from pipeline.measuring.card import CardMeasuring
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
 from pipeline.nn.throughput import device_name
-from pipeline.publishing.tokenizer_folder import load_any
 from pipeline.recipes.files import merge, parse
 from pipeline.recipes.schema import load
 from pipeline.reporting import pictures
@@ -24,6 +23,7 @@ from pipeline.reporting.run_page import refresh_report
 from pipeline.runs.finished import CARD, run_folder, sha256_of_tokenizer, tokenizer_of
 from pipeline.runs.machine import accelerate
 from pipeline.runs.workspace import OWNER, Workspace, fingerprint
+from pipeline.saved_folders import load_tokenizer_or_stock
 from pipeline.tokenizers.base import Tokenizer
 
 
@@ -92,7 +92,7 @@ def make_card(target: CardTarget, settings: CardSettings, accelerator: Accelerat
     train, held_out = Images(settings.data, "train"), Images(settings.data, "held_out")
     if not len(held_out):
         raise ValueError("a card measures held-out images, and there are none; set data.source.held_out=0.1")
-    tokenizer = load_any(target.tokenizer, settings.data.size).to(accelerator.device)
+    tokenizer = load_tokenizer_or_stock(target.tokenizer, settings.data.size).to(accelerator.device)
     if (size := tokenizer.config.image_size) != settings.data.size:
         raise ValueError(
             f"the tokenizer is for images of {size} pixels, not {settings.data.size}; set data.size={size}"

@@ -70,7 +70,7 @@ class ClassContrast(Loss):
 
 def projected_width(tokenizer: type[Tokenizer], arguments: Arguments) -> int:
     """Channels of features that the tokenizer brings to its code's width; ValueError where it has no layer for that."""
-    width = tokenizer.projection_width(arguments)
+    width = tokenizer.capabilities(arguments).projection_width
     if width is None:
         raise ValueError(
             "class_contrast needs a layer from the encoder's width to the code's, and this"

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses.base import Loss
-from pipeline.publishing.tokenizer_folder import load_tokenizer
+from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import Rebuilt
 
 

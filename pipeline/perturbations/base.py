@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
-from pipeline.tokenizers.base import Tokenizer
+from pipeline.nn.capabilities import Capabilities
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Perturbation(ABC):
     anneal: Annealing | None = None
 
     @abstractmethod
-    def check(self, tokenizer: type[Tokenizer], spec: LatentSpec) -> None:
+    def check(self, spec: LatentSpec, can: Capabilities) -> None:
         """ValueError, without the place in the recipe, where it does not fit the tokenizer's codes."""
 
     @abstractmethod

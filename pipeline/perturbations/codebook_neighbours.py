@@ -8,9 +8,9 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec, stack_ids
 from pipeline.draws import StepDraws
+from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.straight_through import straight_through
 from pipeline.perturbations.base import Annealing, Perturbation, check_share, first
-from pipeline.tokenizers.base import Tokenizer
 
 
 class CodebookNeighbours(Perturbation):
@@ -41,7 +41,7 @@ class CodebookNeighbours(Perturbation):
         check_share(share)
         self.strength, self.rate, self.share, self.neighbours, self.anneal = strength, rate, share, neighbours, anneal
 
-    def check(self, tokenizer: type[Tokenizer], spec: LatentSpec) -> None:
+    def check(self, spec: LatentSpec, can: Capabilities) -> None:
         if not spec.vocab:
             raise ValueError(
                 "codebook_neighbours exchanges ids, this tokenizer has none; take gaussian or interpolated"

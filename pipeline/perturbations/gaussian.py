@@ -5,8 +5,8 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
+from pipeline.nn.capabilities import Capabilities
 from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, check_share, first
-from pipeline.tokenizers.base import Tokenizer
 
 
 class Gaussian(Perturbation):
@@ -22,7 +22,7 @@ class Gaussian(Perturbation):
         check_share(share)
         self.scale, self.share, self.anneal = scale, share, anneal
 
-    def check(self, tokenizer: type[Tokenizer], spec: LatentSpec) -> None:
+    def check(self, spec: LatentSpec, can: Capabilities) -> None:
         check_continuous(spec, "gaussian")
 
     def perturbed(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:

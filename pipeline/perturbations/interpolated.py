@@ -5,9 +5,9 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
+from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.noising import interpolated, noise_level
 from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, check_share, first
-from pipeline.tokenizers.base import Tokenizer
 
 
 class Interpolated(Perturbation):
@@ -35,7 +35,7 @@ class Interpolated(Perturbation):
         check_share(share)
         self.scale, self.shift, self.share, self.anneal, self.shift_base = scale, shift, share, anneal, shift_base
 
-    def check(self, tokenizer: type[Tokenizer], spec: LatentSpec) -> None:
+    def check(self, spec: LatentSpec, can: Capabilities) -> None:
         check_continuous(spec, "interpolated")
 
     def perturbed(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:

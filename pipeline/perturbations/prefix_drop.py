@@ -9,8 +9,8 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
+from pipeline.nn.capabilities import Capabilities
 from pipeline.perturbations.base import Perturbation, check_share
-from pipeline.tokenizers.base import Tokenizer
 
 
 class PrefixDrop(Perturbation):
@@ -45,12 +45,12 @@ class PrefixDrop(Perturbation):
         self.lengths, self.chance, self.least, self.full = lengths, chance, least, full
         self.scope, self.action = scope, action
 
-    def check(self, tokenizer: type[Tokenizer], spec: LatentSpec) -> None:
+    def check(self, spec: LatentSpec, can: Capabilities) -> None:
         if len(spec.grid) > 1:
             raise ValueError(f"prefix_drop is for 1-D tokens, this tokenizer's lie on a grid of {list(spec.grid)}")
         if self.least > spec.tokens:
             raise ValueError(f"least {self.least} is more than the {spec.tokens} tokens there are; lower it")
-        if self.action == "truncate" and not tokenizer.takes_prefixes:
+        if self.action == "truncate" and not can.prefixes:
             raise ValueError("this tokenizer's decoder needs all its tokens; set action=mask")
 
     def chances(self, tokens: int) -> dict[int, float]:

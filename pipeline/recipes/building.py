@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments, build, check
 from pipeline.networks.base import Network
+from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.module_outputs import outputs_of
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Recipe
@@ -61,9 +62,13 @@ class TokenizerPlan:
         """It itself, for rules of its modules and parameters: built on the meta device where it is of a recipe."""
         return self.build()
 
+    @property
+    def can(self) -> Capabilities:
+        return self.cls.capabilities(self.arguments)
+
     def compared(self, part: str) -> tuple[int, int]:
         """Channels and side of the images that a phase compares which trains `part`."""
-        return self.cls.view_shape(part, self.arguments)
+        return self.can.compared_shape(part, self.arguments.image_size)
 
 
 def plan_tokenizer(recipe: Recipe) -> TokenizerPlan:

@@ -107,7 +107,7 @@ class Phase:
     loop: Loop
     weights: dict[str, float]  # loss term -> weight
     losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}})  # slot losses
-    train: str = "all"  # or "encoder", "decoder", or what else the tokenizer has among its trained_parts
+    train: str = "all"  # or "encoder", "decoder", or another part that the tokenizer has
     only: tuple[str, ...] = ()  # modules of that part by name, decoder.levels.3 for one; empty for all of it
     balance: dict[str, str] = field(default_factory=dict)  # term -> parameter at which its weight is adapted
     adversary: Adversary | None = None

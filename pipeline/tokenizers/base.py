@@ -1,7 +1,7 @@
 """What every tokenizer promises: images to codes and back, at unit scale."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,11 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments
 from pipeline.draws import Draws
+from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
+from pipeline.nn.partly_trained import PartlyTrained
 from pipeline.nn.quiet_cast import QuietCast
-from pipeline.validation import suggestion
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
 TOLD = ("image_size", "maps", "inputs", "stride")  # what a part of `choices` is told, and a recipe may not state
@@ -45,7 +46,7 @@ class Rebuilt:
     heads: dict[str, Tensor] = field(default_factory=dict)  # what the trained head of a loss made of it, by the loss
 
 
-class Tokenizer(EntryPoints, QuietCast, ConfigMixin):
+class Tokenizer(PartlyTrained, EntryPoints, QuietCast, ConfigMixin):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
@@ -56,10 +57,6 @@ class Tokenizer(EntryPoints, QuietCast, ConfigMixin):
     neck: Bottleneck
     spec: LatentSpec
     frozen: bool = False  # it comes trained, and a recipe may leave out its phases
-    trained_parts: tuple[str, ...] = ("all", "encoder", "decoder")  # what a phase can train
-    without_pixels: tuple[str, ...] = ()  # those that train when no loss is of pixels; forward: pixels=False
-    branches: tuple[str, ...] = ()  # those that train alone, on a `view` of the images; forward: branch=part
-    takes_prefixes: bool = False  # `render` makes images of the first few tokens, too
     choices: dict[str, dict[str, type]] = {}  # arguments that name one of a few classes, and these by their kind
     of_the_run: tuple[str, ...] = ("image_size",)  # arguments that may differ from a folder's that training starts from
 
@@ -84,33 +81,13 @@ class Tokenizer(EntryPoints, QuietCast, ConfigMixin):
         return neck.terms(values)
 
     @classmethod
-    def feature_names(cls, arguments: Arguments) -> tuple[str, ...]:
-        """Names of the `features` of what `forward` returns, known without building."""
-        return ()
-
-    @classmethod
-    def view_shape(cls, part: str, arguments: Arguments) -> tuple[int, int]:
-        """Channels and side of the images that a phase compares which trains `part`, known without building."""
-        return 3, arguments.image_size
-
-    @classmethod
-    def takes_transforms(cls, arguments: Arguments) -> bool:
-        """Whether `forward` can be asked for the `transform` of a map, known without building."""
-        return False
-
-    @classmethod
-    def projection_width(cls, arguments: Arguments) -> int | None:
-        """Channels that `projection` reads, known without building; None where no layer leads to the code's width."""
-        return None
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        """What a tokenizer with these constructor arguments can do besides, without building."""
+        return Capabilities()
 
     @property
-    def awaits_stand_in(self) -> bool:
-        """Whether a frozen part of it is to be a classifier of the recipe's own images, which it does not have yet."""
-        return False
-
-    def fill_stand_in(self, classifier: nn.Module) -> None:
-        """Take the weights of that classifier, whose task is its `name`; a training begins with that."""
-        raise ValueError(f"this {type(self).__name__} has no place for a stand-in")
+    def can(self) -> Capabilities:
+        return self.capabilities(Arguments.from_config(self))
 
     @abstractmethod
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
@@ -120,24 +97,12 @@ class Tokenizer(EntryPoints, QuietCast, ConfigMixin):
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
         """z [B, N, C] at the bottleneck's own scale to images [B, 3, H, W]."""
 
-    def view(self, images: Tensor, branch: str) -> Tensor:
-        """What a branch of `branches` is given of images [B, 3, H, W], and what it makes: of the sizes `view_shape`."""
-        raise ValueError(f"this {type(self).__name__} has no branch {branch!r}")
-
-    def last_layer_of(self, part: str) -> nn.Parameter:
-        """The weight that makes what a phase compares which trains `part`."""
-        return self.last_layer
-
     def at_places(self, name: str, made: Tensor) -> Tensor:
         """What the inner module `name` makes, a map or tokens, as a token a place of the image, row by row, [B, N, C].
 
         Overridden where tokens of no place lie beside those.
         """
         return made.flatten(2).mT if made.ndim == 4 else made
-
-    def projection(self, features: Tensor) -> Tensor:
-        """Features [B, projection_width] through the last layer before the bottleneck, to [B, neck.inputs]."""
-        raise ValueError(f"this {type(self).__name__} has no layer from its encoder's width to its code's")
 
     @property
     @abstractmethod
@@ -169,20 +134,16 @@ class Tokenizer(EntryPoints, QuietCast, ConfigMixin):
         condition: Condition | None = None,
         draws: Draws | None = None,
         perturb: Perturb | None = None,
-        class_features: Tensor | None = None,
         **asked: Any,
     ) -> Rebuilt:
         """Images to images as a training sees them; `perturb` says what the decoder is shown instead of the code.
 
-        `class_features` [B, projection_width] are another network's of the same images; to project them in here
-        lets the wrapper that averages gradients over processes see it. `asked` is for `rebuild`.
+        `asked` is for `rebuild`.
         """
-        rebuilt = self.rebuild(images, Given(condition, draws, perturb), **asked)
-        rebuilt.projected = self.projected(class_features)
-        return rebuilt
+        return self.rebuild(images, Given(condition, draws, perturb), **asked)
 
     def rebuild(self, images: Tensor, given: Given) -> Rebuilt:
-        """`forward` without `projected`; those override it that make it otherwise, or can be asked for more."""
+        """What `forward` does; those override it that make it otherwise, or can be asked for more."""
         code, z, terms = self.squeezed(images, given)
         return Rebuilt(self.render(z, given.condition), code, terms)
 
@@ -195,42 +156,11 @@ class Tokenizer(EntryPoints, QuietCast, ConfigMixin):
         code, terms = self.neck(h, given.draws)
         return code, code.z if given.perturb is None else given.perturb(self.neck, h, code), terms
 
-    def projected(self, class_features: Tensor | None) -> Tensor | None:
-        """Features [B, projection_width] at the width of the code, [B, neck.dim]; None of none."""
-        if class_features is None:
-            return None
-        return self.projection(class_features)[:, : self.neck.dim]  # where the bottleneck reads more, its mean is first
-
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
 
     def denormalize(self, z: Tensor) -> Tensor:
         return z * self.std + self.mean
-
-    def trainable(self, part: str, only: Sequence[str] = ()) -> Iterator[nn.Parameter]:
-        """The parameters of one of `trained_parts`, but for those `fixed`, or those of its modules named in `only`.
-
-        Raises ValueError for a part that there is not, and for a module that has no such parameters.
-        """
-        if part not in self.trained_parts:
-            raise ValueError(f"{type(self).__name__} has no part {part!r}; its parts: {', '.join(self.trained_parts)}")
-        fixed = {id(parameter) for parameter in self.fixed()}
-        modules = [self] if part == "all" else self.parts()[part]
-        whole = [parameter for module in modules for parameter in module.parameters() if id(parameter) not in fixed]
-        if not only:
-            yield from whole
-            return
-        able = {id(parameter) for parameter in whole}
-        found = {name: [p for p in module.parameters() if id(p) in able] for name, module in self.named_modules()}
-        for name in only:
-            if not found.get(name):
-                fitting = [inner for inner, parameters in found.items() if inner and parameters]
-                raise ValueError(f"{part} has no module {name!r} that can be trained{suggestion(name, fitting)}")
-            yield from found[name]
-
-    def fixed(self) -> Iterable[nn.Parameter]:
-        """The parameters that no phase trains, whichever part that does."""
-        return ()
 
 
 class MapTokenizer(Tokenizer):
@@ -241,8 +171,8 @@ class MapTokenizer(Tokenizer):
     """
 
     @classmethod
-    def takes_transforms(cls, arguments: Arguments) -> bool:
-        return True
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        return Capabilities(transforms=True)
 
     @classmethod
     def halved(cls, arguments: Arguments, patch_size: int) -> LatentSpec:

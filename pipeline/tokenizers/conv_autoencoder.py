@@ -10,11 +10,13 @@ from pipeline import components
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments, Node
+from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.convolution import Decoder, Encoder, laid_out, tiled
 from pipeline.tokenizers.base import MapTokenizer
 
 
-class ConvAutoencoder(MapTokenizer, AutoencoderMixin):
+class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer, AutoencoderMixin):
     """Rombach et al., arXiv:2112.10752: residual blocks, a 1x1 convolution on either side of the bottleneck.
 
     `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks a level in the
@@ -65,8 +67,9 @@ class ConvAutoencoder(MapTokenizer, AutoencoderMixin):
         return spec
 
     @classmethod
-    def projection_width(cls, arguments: Arguments) -> int:
-        return encoded_channels(components.build("bottlenecks", arguments.bottleneck), arguments.z_channels)
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        neck = components.build("bottlenecks", arguments.bottleneck)
+        return Capabilities(transforms=True, projection_width=encoded_channels(neck, arguments.z_channels))
 
     def projection(self, features: Tensor) -> Tensor:
         return self.quant_conv(features[:, :, None, None])[:, :, 0, 0]

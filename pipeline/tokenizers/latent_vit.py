@@ -12,6 +12,8 @@ from pipeline.code import Condition, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn import lora
+from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
@@ -22,7 +24,7 @@ from pipeline.vision import dinov2_weights
 Tuning = Literal["full", "lora", "frozen"]
 
 
-class LatentViT(Tokenizer):
+class LatentViT(ProjectsClassFeatures, Tokenizer):
     """Qiu et al., arXiv:2503.08354 and 2509.12474: RobusTok's encoder and decoder, without what they are trained by.
 
     Both are DINOv2's transformer, of `width`, `depth` and `heads`, the decoder's alike where nothing else is stated.
@@ -42,7 +44,6 @@ class LatentViT(Tokenizer):
     Pixels are [-1, 1] inside as outside, and nothing is clamped.
     """
 
-    takes_prefixes = True
     of_the_run = ()
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ScaledBlock"]
@@ -110,8 +111,8 @@ class LatentViT(Tokenizer):
         return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def projection_width(cls, arguments: Arguments) -> int:
-        return arguments.width
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        return Capabilities(prefixes=True, projection_width=arguments.width)
 
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.projection(features)

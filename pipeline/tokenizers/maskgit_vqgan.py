@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments, Node
+from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.convolution import laid_out
 from pipeline.nn.maskgit_convolution import Decoder, Encoder
 from pipeline.tokenizers.base import MapTokenizer
 
 
-class MaskgitVqgan(MapTokenizer):
+class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
     """Chang et al., arXiv:2202.04200, as released in PyTorch with TiTok (bytedance/1d-tokenizer).
 
     Without attention: `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks a
@@ -47,8 +49,8 @@ class MaskgitVqgan(MapTokenizer):
         return cls.halved(arguments, patch_size=1)
 
     @classmethod
-    def projection_width(cls, arguments: Arguments) -> int:
-        return arguments.width * arguments.multipliers[-1]
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        return Capabilities(transforms=True, projection_width=arguments.width * arguments.multipliers[-1])
 
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.conv_out(features[:, :, None, None])[:, :, 0, 0]

@@ -10,10 +10,11 @@ from pipeline import components
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.attention_projection import AttentionProjection
+from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
 from pipeline.tokenizers.base import TOLD, Given, MapTokenizer, Rebuilt
-from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, Layout, OnFrozenEncoder
+from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, Layout, OnFrozenEncoder, needs_stand_in
 
 
 class Pyramid(OnFrozenEncoder, MapTokenizer):
@@ -77,8 +78,10 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         return LatentSpec((arguments.side, arguments.side), neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def feature_names(cls, arguments: Arguments) -> tuple[str, ...]:
-        return ("scales",)
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        return Capabilities(
+            features=("scales",), transforms=True, needs_stand_in=needs_stand_in(arguments.frozen_encoder)
+        )
 
     def encoded(self, images: Tensor) -> Tensor:
         maps = [project(tap) for project, tap in zip(self.projections, self.encoder(images))]

@@ -11,10 +11,11 @@ from pipeline import components
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
+from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.texture_branch import BRANCHES
 from pipeline.tokenizers.base import TOLD, Given, MapTokenizer
-from pipeline.vision.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder
+from pipeline.vision.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder, needs_stand_in
 
 
 class Representation(OnFrozenEncoder, MapTokenizer):
@@ -81,6 +82,10 @@ class Representation(OnFrozenEncoder, MapTokenizer):
             return cls.plan(arguments)[1]
         except ValueError as error:
             raise ValueError(f"representation: {error}") from None
+
+    @classmethod
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        return Capabilities(transforms=True, needs_stand_in=needs_stand_in(arguments.frozen_encoder))
 
     def encoded(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """As in the base; with draws, the branches of some images are left out."""

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.code import Condition, LatentSpec
 from pipeline.components import Arguments, Node
+from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_places, initialise
-from pipeline.publishing.tokenizer_folder import load_tokenizer
+from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
 
 
@@ -44,7 +46,7 @@ class ProxyHead(EntryPoints):
         return self.paint(self.logits(h))
 
 
-class TiTok(Tokenizer):
+class TiTok(ProjectsClassFeatures, Tokenizer):
     """Yu et al., arXiv:2406.07550: `tokens` learned tokens read the image beside its patches, and are the code.
 
     Encoder and decoder are vision transformers of `width`, `depth` and `heads`, the decoder's alike where nothing else
@@ -58,9 +60,6 @@ class TiTok(Tokenizer):
     expect; outside they are [-1, 1], and nothing is clamped.
     """
 
-    trained_parts = ("all", "encoder", "decoder", "transformers")
-    without_pixels = ("encoder", "transformers")
-    takes_prefixes = True
     of_the_run = ()
     _supports_gradient_checkpointing = True
     _no_split_modules = ["PreNormBlock"]
@@ -131,13 +130,15 @@ class TiTok(Tokenizer):
         return LatentSpec((arguments.tokens,), neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def feature_names(cls, arguments: Arguments) -> tuple[str, ...]:
-        return ("proxy_logits",) if arguments.head == "proxy" else ()
-
-    @classmethod
-    def projection_width(cls, arguments: Arguments) -> int | None:
-        # interleaved, the layer reads a mix of the channels of all tokens
-        return None if arguments.interleaved else arguments.width
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        return Capabilities(
+            parts=("all", "encoder", "decoder", "transformers"),
+            parts_without_pixels=("encoder", "transformers"),
+            features=("proxy_logits",) if arguments.head == "proxy" else (),
+            prefixes=True,
+            # interleaved, the layer reads a mix of the channels of all tokens
+            projection_width=None if arguments.interleaved else arguments.width,
+        )
 
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.projection(features)

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from pipeline import components
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments, Node
+from pipeline.nn.branched import Branched
+from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Decoder, Encoder, laid_out
 from pipeline.nn.haar import haar, inverse_haar
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
@@ -35,7 +37,7 @@ class Branch(nn.Module):
         return self.decoder(self.post_quant_conv(laid_out(maps, self.decoder.conv_in.weight)))
 
 
-class TwoBand(MapTokenizer):
+class TwoBand(Branched, MapTokenizer):
     """Medi et al., arXiv:2509.05441 (FA-VAE): the bands of a one-level Haar transform, coefficients divided by 2.
 
     The branch `low` is given LL, brought back to the size of the image by bicubic interpolation, and makes such an
@@ -53,8 +55,6 @@ class TwoBand(MapTokenizer):
     of one is ever at the other. The term of the bottleneck is a mean over both. All other phases compare images.
     """
 
-    trained_parts = ("all", "encoder", "decoder", "low", "high")
-    branches = ("low", "high")
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
 
@@ -123,9 +123,10 @@ class TwoBand(MapTokenizer):
         return spec
 
     @classmethod
-    def view_shape(cls, part: str, arguments: Arguments) -> tuple[int, int]:
-        size = arguments.image_size
-        return BAND_CHANNELS.get(part, 3), size // 2 if part == "high" else size
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        sides = {"low": arguments.image_size, "high": arguments.image_size // 2}
+        branches = {band: (channels, sides[band]) for band, channels in BAND_CHANNELS.items()}
+        return Capabilities(parts=("all", "encoder", "decoder", *branches), branches=branches, transforms=True)
 
     def view(self, images: Tensor, branch: str) -> Tensor:
         """`low`: LL / 2 at the size of the images [B, 3, H, W]; `high`: [B, 9, H/2, W/2], colour by colour."""
@@ -140,16 +141,16 @@ class TwoBand(MapTokenizer):
         return inverse_haar(2 * torch.cat([resized(low, high.shape[2:])[:, None], detail], dim=1))
 
     def encoded(self, images: Tensor) -> Tensor:
-        return self.joined({band: getattr(self, band).encode(self.view(images, band)) for band in self.branches})
+        return self.joined({band: getattr(self, band).encode(self.view(images, band)) for band in BAND_CHANNELS})
 
     def joined(self, halves: dict[str, Tensor]) -> Tensor:
         """What the bottleneck reads of both branches [B, inputs, h, w]: mean beside mean, variance beside variance."""
         groups = self.neck.inputs // self.neck.dim
-        parts = [halves[band].chunk(groups, dim=1) for band in self.branches]
+        parts = [halves[band].chunk(groups, dim=1) for band in BAND_CHANNELS]
         return torch.cat([part for pair in zip(*parts) for part in pair], dim=1)
 
     def decoded(self, maps: Tensor) -> Tensor:
-        low, high = maps.split([self.dims[band] for band in self.branches], dim=1)
+        low, high = maps.split([self.dims[band] for band in BAND_CHANNELS], dim=1)
         return self.merged(self.low.decode(low), self.high.decode(high))
 
     def rebuild(
@@ -161,7 +162,7 @@ class TwoBand(MapTokenizer):
         net = getattr(self, branch)
         own = net.encode(images)  # [B, inputs, h, w]
         other = own.new_zeros(len(own), self.neck.inputs - own.shape[1], *own.shape[2:])
-        maps = self.joined({band: own if band == branch else other for band in self.branches})
+        maps = self.joined({band: own if band == branch else other for band in BAND_CHANNELS})
         code, z, terms = self.through_neck(maps.flatten(2).transpose(1, 2), given)
         shown = self.apart(z)[branch].transpose(1, 2).unflatten(2, tuple(own.shape[2:]))
         alone = [half if band == branch else torch.zeros_like(half) for band, half in self.apart(code.z).items()]
@@ -169,14 +170,14 @@ class TwoBand(MapTokenizer):
 
     def apart(self, z: Tensor) -> dict[str, Tensor]:
         """z [B, N, C] by branch."""
-        return dict(zip(self.branches, z.split([self.dims[band] for band in self.branches], dim=2)))
+        return dict(zip(BAND_CHANNELS, z.split([self.dims[band] for band in BAND_CHANNELS], dim=2)))
 
     @property
     def last_layer(self) -> nn.Parameter:
-        return self.last_layer_of("low")
+        return self.branch_last_layer("low")
 
-    def last_layer_of(self, part: str) -> nn.Parameter:
-        return getattr(self, part if part in self.branches else "low").decoder.conv_out.weight
+    def branch_last_layer(self, branch: str) -> nn.Parameter:
+        return self.get_submodule(branch).decoder.conv_out.weight
 
     def parts(self) -> dict[str, list[nn.Module]]:
         both = (self.low, self.high)

@@ -12,6 +12,8 @@ from pipeline import components
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws
+from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.grid_transformer import (
     GridTransformer,
     OuterNorms,
@@ -27,7 +29,7 @@ from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_c
 from pipeline.tokenizers.base import Given, MapTokenizer, Rebuilt
 
 
-class VitAutoencoder(MapTokenizer):
+class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     """A vision transformer from patches to the bottleneck, and another from the code to patches of pixels.
 
     ViTok (Hansen-Estruch et al., arXiv:2501.09755) is layer norm, SwiGLU and a transposed convolution; ViTok-v2 has
@@ -108,16 +110,11 @@ class VitAutoencoder(MapTokenizer):
         return LatentSpec((image_size // patch_size,) * 2, neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
-    def feature_names(cls, arguments: Arguments) -> tuple[str, ...]:
-        return ("kept",) if drops(arguments.token_drop) else ()
-
-    @classmethod
-    def takes_transforms(cls, arguments: Arguments) -> bool:
-        return not drops(arguments.token_drop)  # with it there are places without a code
-
-    @classmethod
-    def projection_width(cls, arguments: Arguments) -> int:
-        return arguments.width
+    def capabilities(cls, arguments: Arguments) -> Capabilities:
+        dropping = drops(arguments.token_drop)  # there are positions without a code then
+        return Capabilities(
+            features=("kept",) if dropping else (), transforms=not dropping, projection_width=arguments.width
+        )
 
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.projection(features)

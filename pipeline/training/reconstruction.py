@@ -14,6 +14,7 @@ from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
+from pipeline.nn.branched import last_layer_of
 from pipeline.nn.code_usage import CodeUsage
 from pipeline.nn.map_transform import UNCHANGED
 from pipeline.nn.processes import processes, summed
@@ -63,12 +64,12 @@ class Reconstruction:
         self.contest = None if critic is None else Contest(phase.adversary, critic)
         if self.contest is not None:
             self.players["critic"] = self.contest.player
-        self.last_layer = tokenizer.last_layer_of(phase.train)
+        self.last_layer = last_layer_of(tokenizer, phase.train)
         self.balanced = {term: tokenizer.get_parameter(name) for term, name in phase.balance.items()}
         pixels = critic is not None or any(loss.of_pixels for loss in losses.values())
         self.asked = {} if pixels else {"pixels": False}
         self.view = None
-        if phase.train in tokenizer.branches:
+        if phase.train in tokenizer.can.branches:
             self.asked["branch"], self.view = phase.train, partial(tokenizer.view, branch=phase.train)
         self.perturbation = components.build("perturbations", phase.perturbation) if phase.perturbation else None
         self.phase, self.losses, self.usage = phase, losses, usage

@@ -177,6 +177,11 @@ class VisionTransformer(FrozenEncoder):
         return {"start": SAVED, "source": self.source, "model": plain(self.model.config)}
 
 
+def needs_stand_in(frozen_encoder: Mapping[str, Any]) -> bool:
+    """Whether the encoder of this node is to be a classifier of the recipe's own images, which it does not have yet."""
+    return frozen_encoder["kind"] == "stand_in" and frozen_encoder.get("source") is None
+
+
 ENCODERS = {"vision_transformer": VisionTransformer, "stand_in": StandIn}
 
 
@@ -188,11 +193,8 @@ class OnFrozenEncoder:
     def fixed(self) -> Iterator[nn.Parameter]:
         return self.encoder.parameters()
 
-    @property
-    def awaits_stand_in(self) -> bool:
-        return isinstance(self.encoder, StandIn) and self.encoder.source is None
-
-    def fill_stand_in(self, classifier: nn.Module) -> None:
+    def load_stand_in(self, classifier: nn.Module) -> None:
+        """Take the weights of a classifier whose task is its `name`; a training begins with that."""
         self.encoder.fill(classifier)
         self.keep_source()
 

@@ -129,7 +129,7 @@ def test_the_teacher_stays_frozen_and_in_evaluation_mode():
 def test_every_tokenizer_knows_the_width_that_it_projects(name, neck):
     cls = find("tokenizers", name.removesuffix("_wider"))
     tokenizer = cls(image_size=16, bottleneck=NECKS[neck], **SHAPES[name])
-    width = cls.projection_width(Arguments.from_config(tokenizer))
+    width = tokenizer.can.projection_width
     rebuilt = tokenizer(images(2), class_features=torch.randn(2, width))
     assert rebuilt.projected.shape == (2, 4) and tokenizer(images(2)).projected is None
 

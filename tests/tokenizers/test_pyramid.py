@@ -42,7 +42,7 @@ SIZES = {
 def make(**changes: Any) -> Pyramid:
     torch.manual_seed(0)
     tokenizer = Pyramid(16, **(SIZES | changes))
-    tokenizer.fill_stand_in(Classifier(3))
+    tokenizer.load_stand_in(Classifier(3))
     return tokenizer.eval()
 
 
@@ -67,7 +67,7 @@ def test_there_is_an_image_of_every_scale(changes, scales):
     rebuilt, code = tokenizer(images), tokenizer.encode(images)
     assert rebuilt.images.shape == images.shape
     assert [tuple(made.shape) for made in rebuilt.features["scales"]] == [(3, 3, scale, scale) for scale in scales]
-    assert set(rebuilt.features) == set(Pyramid.feature_names(arguments))
+    assert set(rebuilt.features) == set(tokenizer.can.features)
     torch.testing.assert_close(tokenizer.decode(code), rebuilt.images)
     torch.testing.assert_close(tokenizer.encode(images[1:2]).z, code.z[1:2], atol=1e-5, rtol=1e-4)
 
@@ -174,7 +174,7 @@ def test_a_saved_folder_is_whole_in_a_fresh_process(tmp_path):
     answers = answers_of_saved(tmp_path, {"pyramid": (tokenizer.forward, images)})
     assert torch.equal(answers["pyramid"].images, tokenizer(images).images)
     again = Pyramid.from_pretrained(tmp_path / "pyramid")
-    assert not again.awaits_stand_in and again.config.frozen_encoder["source"] == "classifier"
+    assert not again.can.needs_stand_in and again.config.frozen_encoder["source"] == "classifier"
 
 
 @pytest.mark.parametrize(

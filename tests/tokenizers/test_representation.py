@@ -54,8 +54,8 @@ SYSTEMS = {
 def make(name: str = "rae", **changes: Any) -> Representation:
     torch.manual_seed(0)
     tokenizer = Representation(SIZE, **({"frozen_encoder": STAND_IN} | SYSTEMS[name] | changes))
-    if tokenizer.awaits_stand_in:
-        tokenizer.fill_stand_in(Classifier(3))
+    if tokenizer.can.needs_stand_in:
+        tokenizer.load_stand_in(Classifier(3))
     return tokenizer.eval()
 
 
@@ -211,7 +211,7 @@ def test_saved_folders_are_whole_in_a_fresh_process_without_the_original(tmp_pat
     for name, tokenizer in tokenizers.items():
         assert torch.equal(answers[name].z, tokenizer.encode(images).z), name
         again = Representation.from_pretrained(tmp_path / name)
-        assert not again.awaits_stand_in and not any(p.requires_grad for p in again.encoder.parameters())
+        assert not again.can.needs_stand_in and not any(p.requires_grad for p in again.encoder.parameters())
 
 
 def test_the_stage_fills_in_the_stand_in_and_the_folder_names_it(tmp_path):
@@ -227,7 +227,7 @@ def test_the_stage_fills_in_the_stand_in_and_the_folder_names_it(tmp_path):
     check_tokenizer(recipe)
     train_tokenizer.run(recipe, Workspace(tmp_path, Accelerator(cpu=True)), tmp_path / "tokenizer")
     again = Representation.from_pretrained(tmp_path / "tokenizer")
-    assert again.config.frozen_encoder["source"] == "rotation" and not again.awaits_stand_in
+    assert again.config.frozen_encoder["source"] == "rotation" and not again.can.needs_stand_in
     for name, value in again.encoder.trunk.state_dict().items():
         assert torch.equal(value, kept.state_dict()[name]), name
 

@@ -105,7 +105,7 @@ def test_any_number_of_tokens_and_any_patches(size, changes, bottleneck):
     assert code.z.shape == (2, *tokenizer.spec.shape)
     torch.testing.assert_close(tokenizer.decode(code), rebuilt.images)
     assert rebuilt.images.shape == images.shape and set(rebuilt.terms) == set(TiTok.terms(arguments))
-    assert set(rebuilt.features) == set(TiTok.feature_names(arguments))
+    assert set(rebuilt.features) == set(tokenizer.can.features)
     if code.ids is not None:
         torch.testing.assert_close(tokenizer.decode(Code(ids=code.ids)), rebuilt.images)
 
@@ -194,7 +194,7 @@ def test_every_trained_parameter_of_a_phase_has_a_gradient_and_no_other(make, pr
 
 def test_parts_hold_what_they_say():
     tokenizer = two_stage()
-    held = {part: {id(p) for p in tokenizer.trainable(part)} for part in TiTok.trained_parts}
+    held = {part: {id(p) for p in tokenizer.trainable(part)} for part in tokenizer.can.parts}
     pixels = {id(tokenizer.output.codebook), *map(id, tokenizer.output.decoder.parameters())}
     assert held["encoder"] | held["decoder"] == held["all"] and not held["encoder"] & held["decoder"]
     assert held["transformers"] == held["all"] - pixels and id(tokenizer.last_layer) in pixels

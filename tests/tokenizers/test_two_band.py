@@ -81,9 +81,9 @@ def test_a_code_of_both_bands_on_one_grid(changes):
 @torch.no_grad()
 def test_views_are_the_halved_coefficients_and_merge_into_the_image():
     tokenizer, images = bands(), pictures()
-    low, high = (tokenizer.view(images, branch) for branch in TwoBand.branches)
+    low, high = (tokenizer.view(images, branch) for branch in tokenizer.can.branches)
     for branch, view in (("low", low), ("high", high)):
-        assert (view.shape[1], view.shape[2]) == TwoBand.view_shape(branch, Arguments.from_config(tokenizer))
+        assert (view.shape[1], view.shape[2]) == tokenizer.can.branches[branch]
     coefficients = haar(images) / 2
     torch.testing.assert_close(low, resized(torch.nn.functional.avg_pool2d(images, 2), images.shape[2:]))
     torch.testing.assert_close(high[:, 4], coefficients[:, 2, 1])  # green, second of its three bands
@@ -92,7 +92,7 @@ def test_views_are_the_halved_coefficients_and_merge_into_the_image():
     flat = torch.rand(3, 3, 1, 1).expand(-1, -1, 16, 16)
     torch.testing.assert_close(tokenizer.merged(tokenizer.view(flat, "low"), tokenizer.view(flat, "high")), flat)
     for part in ("all", "decoder"):
-        assert TwoBand.view_shape(part, Arguments.from_config(tokenizer)) == (3, 16)
+        assert tokenizer.can.compared_shape(part, 16) == (3, 16)
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def test_each_half_of_the_code_and_each_band_belong_to_one_branch():
         found = changed.encode(images).z
         assert torch.equal(found[..., other], z[..., other]) and not torch.allclose(found[..., mine], z[..., mine])
         changed = bands()
-        changed.last_layer_of(branch).mul_(1.5)
+        changed.branch_last_layer(branch).mul_(1.5)
         apart = (haar(changed(images).images) - haar(made)).abs().amax(dim=(0, 2, 3, 4)) > 1e-5
         assert apart.tolist() == ([True, False, False, False] if branch == "low" else [False, True, True, True])
 
@@ -138,7 +138,7 @@ def test_no_loss_of_a_branch_reaches_the_other(branch, other):
     tokenizer, images, compared = bands().train(), pictures(), []
     pixel = Pixel()
     pixel.register_forward_hook(lambda _, inputs, output: compared.append((inputs[0], inputs[1].images)))
-    channels, size = TwoBand.view_shape(branch, Arguments.from_config(tokenizer))
+    channels, size = tokenizer.can.branches[branch]
     critic = Patch(8, 1, "none", channels)
     adversary = Adversary(critic={"kind": "patch", "width": 8, "layers": 1, "norm": "none", "channels": channels})
     task = Reconstruction(

@@ -77,7 +77,7 @@ def test_any_head_position_and_bottleneck(changes):
     torch.testing.assert_close(tokenizer.decode(code), rebuilt.images)
     torch.testing.assert_close(tokenizer.encode(images[1:]).z, code.z[1:], atol=1e-5, rtol=1e-4)
     assert set(rebuilt.terms) == set(VitAutoencoder.terms(arguments))
-    assert set(rebuilt.features) == set(VitAutoencoder.feature_names(arguments))
+    assert set(rebuilt.features) == set(tokenizer.can.features)
     if code.ids is not None:
         torch.testing.assert_close(tokenizer.decode(Code(ids=code.ids)), rebuilt.images)
 
@@ -336,7 +336,7 @@ def test_features_are_told_from_what_the_decoder_is_shown_and_masks_stand_for_th
     assert tokenizer.encoder.projection.weight.grad.abs().sum() > 0
     assert loss.head.net.mask_token.grad.abs().sum() > 0
     assert FeatureCosine.needs(Arguments.complete(FeatureCosine, {"head": shape})) == ("kept",)
-    assert VitAutoencoder.feature_names(Arguments.complete(VitAutoencoder, DROP)) == ("kept",)
+    assert VitAutoencoder.capabilities(Arguments.complete(VitAutoencoder, SIZES | DROP)).features == ("kept",)
 
 
 @pytest.mark.parametrize(
