@@ -1,6 +1,6 @@
 """What a caller asks of a pipeline, made plain: labels, counts, guidance, sampler settings and the starting noise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +11,6 @@ from pipeline.components import structure
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import suggestion
 
-GUIDANCE = ("interval", "channels", "schedule", "power", "rescale")  # settings besides the scale
 ClassLabels = int | str | list[int | str] | Tensor | None
 
 
@@ -78,14 +77,10 @@ def count_images(
     return num_images
 
 
-def resolve_guidance(default: Guidance, **stated: Any) -> Guidance:
-    """The guidance asked for over the default one; fields that are None are as the default says."""
-    stated = {name: value for name, value in stated.items() if value is not None}
-    guidance = structure(Guidance, asdict(default) | stated, "guidance")
-    low, high = guidance.interval
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"guidance_interval [{low}, {high}] is no range of noise levels; state 0 <= low <= high <= 1")
-    return guidance
+def resolve_guidance(default: Guidance, given: Mapping[str, Any]) -> Guidance:
+    """The guidance given over the default one; values that are None are as the default says."""
+    given = {name: value for name, value in given.items() if value is not None}
+    return structure(Guidance, asdict(default) | given, "guidance")
 
 
 def starting_noise(latents: Tensor, count: int, spec: LatentSpec) -> Tensor:

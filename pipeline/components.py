@@ -6,7 +6,7 @@ import pkgutil
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from diffusers import ConfigMixin
@@ -206,8 +206,16 @@ def conform(value: Any, hint: Any, where: str) -> Any:
     return _scalar(value, hint, where)
 
 
+class ShortForm:
+    """A record that a recipe may give as one bare value: that of its field `short`."""
+
+    short: ClassVar[str]
+
+
 def structure(cls: type, values: Any, where: str = "") -> Any:
     """A dataclass from a mapping: unknown keys, missing values and wrong types are one-line errors."""
+    if issubclass(cls, ShortForm) and isinstance(values, (int, float, str)):
+        values = {cls.short: values}
     if not isinstance(values, Mapping):
         raise SettingError(where, f": {values!r} is not a mapping of {', '.join(f.name for f in fields(cls))}")
     hints = get_type_hints(cls)

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,6 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Generator, Tensor
 
 from pipeline.call_arguments import (
-    GUIDANCE,
     ClassLabels,
     Defaults,
     count_images,
@@ -35,7 +35,7 @@ from pipeline.saved_folders import (
     refuse_empty,
     refuse_missing_keys,
 )
-from pipeline.validation import suggestion
+from pipeline.validation import SettingError, suggestion
 from pipeline.whole_files import ordinary_modes
 
 OUTPUTS = ("pil", "np", "pt", "latent")
@@ -218,8 +218,11 @@ class LatentPipeline(DiffusionPipeline):
 
     def _guidance(self, scale: float | None, interval: tuple | None, settings: dict[str, Any]) -> Guidance:
         """The guidance asked for; takes its entries out of `settings`."""
-        rest = {name: settings.pop(f"guidance_{name}", None) for name in GUIDANCE if name != "interval"}
-        return resolve_guidance(self.defaults.guidance, scale=scale, interval=interval, **rest)
+        rest = {field.name: settings.pop(f"guidance_{field.name}", None) for field in fields(Guidance)}
+        try:
+            return resolve_guidance(self.defaults.guidance, rest | {"scale": scale, "interval": interval})
+        except SettingError as error:  # a call's names are diffusers' own
+            raise SettingError(error.place.replace(".", "_"), error.message) from None
 
     def _sampler(self, steps: int, stated: dict[str, Any]) -> Any:
         """The objective's own settings, those stated over the defaults; a swapped-in scheduler leaves no defaults."""

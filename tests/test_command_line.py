@@ -76,7 +76,7 @@ def test_every_command_says_what_it_does():
 def test_a_command_prints_its_own_help(tmp_path):
     for arguments, expected in [
         (["train-generator", "--help"], ["latents/, joint/", "runs/<name>/generator/"]),
-        (["sample", "-h"], ["sample RECIPE", "sample FOLDER|HUB_ID", "guidance_rescale: float | None = null"]),
+        (["sample", "-h"], ["sample RECIPE", "sample FOLDER|HUB_ID", "guidance: float | dict[str, Any] | None = null"]),
         (["all", "digits", "--help"], ["train-tokenizer, train-jointly"]),
     ]:
         text = run(*arguments, cwd=tmp_path).stdout

@@ -14,17 +14,17 @@ def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> No
     part = recipe.sample
     settings = objective.read_settings(part.sampler, "sample.sampler")
     objective.check_sampler(objective.steps_for(spec, part.steps), spec, settings)
-    if objective.class_token and part.guidance_channels is not None:
-        raise SettingError("sample.guidance_channels", ": with a class token all channels are guided; leave it out")
+    if objective.class_token and part.guidance.channels is not None:
+        raise SettingError("sample.guidance.channels", ": with a class token all channels are guided; leave it out")
     if part.weak is not None:
         check_weak(recipe, objective)
-    elif part.guidance != 1:
+    elif part.guidance.scale != 1:
         check_unconditional(recipe)
 
 
 def check_unconditional(recipe: Recipe) -> None:
     """ValueError unless the network learns the unconditional prediction, which classifier-free guidance needs."""
-    given = f" is {recipe.sample.guidance:g}, but"
+    given = f" is {recipe.sample.guidance.scale:g}, but"
     if recipe.generator.condition == "none":
         raise SettingError(
             "sample.guidance",
@@ -46,7 +46,7 @@ def check_weak(recipe: Recipe, objective: Objective) -> None:
         raise SettingError(
             "sample.weak", f" is for continuous codes, and {type(objective).__name__} models ids; leave it out"
         )
-    if recipe.sample.guidance == 1:
+    if recipe.sample.guidance.scale == 1:
         raise SettingError("sample.weak", " is not used at sample.guidance=1; set another guidance, or leave it out")
     if weak.step is not None and weak.step not in milestones:
         remedy = f"set generator.milestones={[*milestones, weak.step]}"

@@ -45,7 +45,7 @@ def print_check(recipe: Recipe) -> None:
         (
             "sampling",
             f"{recipe.sample.images} images, {line.objective.steps_for(line.spec, recipe.sample.steps)}"
-            f" evaluations each, at guidance {recipe.sample.guidance:g}"
+            f" evaluations each, at guidance {recipe.sample.guidance.scale:g}"
             + (f" away from {recipe.sample.weak}" if recipe.sample.weak else ""),
         ),
         ("output", f"runs/{recipe.name}/"),

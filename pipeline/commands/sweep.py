@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -14,15 +15,17 @@ from pipeline.images.files import image_file
 from pipeline.images.reading import Images
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
 from pipeline.recipes.files import merge, parse
-from pipeline.recipes.schema import ONLY_SPEED, Recipe, load
+from pipeline.recipes.schema import ONLY_SPEED, Recipe, Sampling, load
 from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
 from pipeline.runs.finished import run_folder
 from pipeline.runs.machine import accelerate
 from pipeline.runs.workspace import NOTE, OWNER, Workspace, fingerprint
+from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images, sampling_record
 
 MADE_OF = ("generator", "decoder")
+SCALES = [1.0, 1.25, 1.5, 2.0, 3.0]  # of the guidance, where none are stated
 NUMBERS = "numbers.json"  # of a point, written last: what has it is finished
 
 
@@ -30,8 +33,7 @@ NUMBERS = "numbers.json"  # of a point, written last: what has it is finished
 class SweepSettings:
     """What `run.py sweep` takes: values to try in every combination; all else is as in the recipe."""
 
-    guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
-    guidance_interval: tuple[tuple[float, float], ...] = ()
+    guidance: dict[str, list[Any]] = field(default_factory=dict)  # values of its settings; a list alone: of its scale
     steps: tuple[int, ...] = ()
     sampler: dict[str, list[Any]] = field(default_factory=dict)  # values of the objective's own settings, by name
     images: int | None = None  # of every point
@@ -72,22 +74,34 @@ def sweep(words: list[str]) -> None:
 
 def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, str]) -> list[SweepPoint]:
     """Every combination of values, in the order given; ValueError where there is none."""
-    fields = {name: getattr(settings, name) for name in ("guidance", "guidance_interval", "steps")}
-    tried = {name: values for name, values in fields.items() if values}
-    tried |= {f"sampler.{name}": values for name, values in settings.sampler.items()}
+    tried = {("guidance", name): values for name, values in ({"scale": SCALES} | settings.guidance).items() if values}
+    tried |= {("steps",): settings.steps} if settings.steps else {}
+    tried |= {("sampler", name): values for name, values in settings.sampler.items()}
     if not tried or not all(tried.values()):
         raise ValueError("a sweep needs values to try; set guidance=[1,1.5,2], steps=[10,25] or sampler.NAME=[...]")
     own = {"images": settings.images, "batch": settings.batch}
     base = replace(recipe.sample, **{name: value for name, value in own.items() if value is not None})
     points = []
     for combination in product(*tried.values()):
-        values = dict(zip(tried, combination))
-        plain = {name: value for name, value in values.items() if name in fields}
-        sampler = {name.removeprefix("sampler."): value for name, value in values.items() if name not in fields}
-        variant = replace(recipe, sample=replace(base, **plain, sampler=base.sampler | sampler))
+        values = {".".join(path).removesuffix(".scale"): value for path, value in zip(tried, combination)}
+        variant = replace(recipe, sample=chosen_sampling(base, dict(zip(tried, combination))))
         parts = (variant.sample, recipe.seed, recipe.precision, made_of, recipe.evaluate, recipe.data, recipe.weights)
         points.append(SweepPoint(values, variant, fingerprint(*parts)))
     return points
+
+
+def chosen_sampling(base: Sampling, chosen: Mapping[tuple[str, ...], Any]) -> Sampling:
+    """A recipe's sampling with the values of one combination in it."""
+    sampling = base
+    for (section, *inner), value in chosen.items():
+        if section == "guidance":
+            guidance = structure(Guidance, asdict(sampling.guidance) | {inner[0]: value}, "guidance")
+            sampling = replace(sampling, guidance=guidance)
+        elif section == "sampler":
+            sampling = replace(sampling, sampler=sampling.sampler | {inner[0]: value})
+        else:
+            sampling = replace(sampling, steps=value)
+    return sampling
 
 
 def make_sweep(recipe: Recipe, points: list[SweepPoint], work: Workspace, made_of: dict[str, str], out: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -73,7 +74,7 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     included = values.pop("include", None) or []
     for entry in [included] if isinstance(included, str) else included:
         merged = merge(merged, read(_included(entry, path), (*above, path)))
-    return merge(merged, values)
+    return merge(merged, expand(values))
 
 
 def _included(entry: str, path: Path) -> Path:
@@ -81,6 +82,17 @@ def _included(entry: str, path: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise ValueError(f"{path.name} includes {entry!r}, which is neither beside it nor in configs/")
+
+
+SHORT_FORMS = {"guidance": "scale"}  # a section that may be given as the bare value of one of its entries
+
+
+def expand(values: Any) -> Any:
+    """Short forms as the sections they stand for, so that either can be given over the other."""
+    if not isinstance(values, Mapping):
+        return values
+    bare = {key for key, value in values.items() if key in SHORT_FORMS and not isinstance(value, (Mapping, NoneType))}
+    return {key: {SHORT_FORMS[key]: value} if key in bare else expand(value) for key, value in values.items()}
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +121,7 @@ def parse(override: str) -> dict[str, Any]:
         raise ValueError(f"{key}: {text!r} cannot be read: {first_line(error)}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
-    return value
+    return expand(value)
 
 
 def first_line(error: BaseException) -> str:

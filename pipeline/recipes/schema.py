@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from pipeline.components import Node, structure
 from pipeline.recipes.files import locate, merge, parse, read
+from pipeline.samplers.guidance import Guidance
 
 ONLY_SPEED = {"only_speed": True}  # a setting that changes how fast a result comes, not what it is
 
@@ -220,12 +221,7 @@ class Sampling:
 
     images: int = 64
     steps: int | None = None  # network evaluations; null: 50 for continuous codes, what the objective says for ids
-    guidance: float = 1.0  # 1 is the unguided path
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance acts
-    guidance_channels: int | None = None  # guide the first few channels only, as DiT's published numbers did
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    guidance_power: float = 1.0  # of the schedule
-    guidance_rescale: float = 0.0
+    guidance: Guidance = Guidance()
     weak: Weak | None = None  # what guidance leads away from, in place of the null label
     labels: Literal["balanced", "random"] = "balanced"
     sampler: dict[str, Any] = field(default_factory=dict)

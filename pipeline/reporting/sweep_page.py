@@ -64,7 +64,8 @@ def summary(sweep: dict[str, Any]) -> str:
 
 def called(values: dict[str, Any]) -> str:
     """A point's name: its values with what they are of."""
-    return ", ".join(f"{name.removeprefix('sampler.').replace('_', ' ')} {plain(it)}" for name, it in values.items())
+    names = {name: name.removeprefix("sampler.").translate(str.maketrans("._", "  ")) for name in values}
+    return ", ".join(f"{names[name]} {plain(value)}" for name, value in values.items())
 
 
 def row_names(points: list[dict[str, Any]]) -> list[str]:

@@ -3,18 +3,20 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.code import Condition
+from pipeline.components import ShortForm
+from pipeline.validation import SettingError
 
 NOTHING_TO_GUIDE = "an unconditional generator has nothing to guide away from; leave the guidance scale at 1"
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(ShortForm):
     """guided = unconditional + scale * (conditional - unconditional); a scale of 1 is exactly the unguided path.
 
     Ho and Salimans, arXiv:2207.12598. `interval` bounds the noise levels u at which guidance acts (Kynkäänniemi et
@@ -26,12 +28,20 @@ class Guidance:
     after 18 % of the tokens, and `cosine` with a power is RAR's and MaskGIT's power-cosine.
     """
 
-    scale: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    channels: int | None = None
+    short: ClassVar[str] = "scale"
+    scale: float = 1.0  # 1 is the unguided path; a bare number in place of the section is its scale
+    interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance acts
+    channels: int | None = None  # guide the first few channels only, as DiT's published numbers did
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    power: float = 1.0
-    rescale: float = 0.0
+    power: float = 1.0  # of the schedule
+    rescale: float = 0.0  # how far the guided prediction's std is brought to the conditional one's
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise SettingError(
+                "guidance.interval", f" is [{low}, {high}]; give two noise levels, 0 <= low <= high <= 1"
+            )
 
     def at(self, time: float) -> float:
         """The scale at noise level `time`."""

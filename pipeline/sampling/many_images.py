@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Generator, nn
 from tqdm import tqdm
 
-from pipeline.call_arguments import GUIDANCE, find_labels, resolve_guidance
+from pipeline.call_arguments import find_labels, resolve_guidance
 from pipeline.components import find, structure
 from pipeline.draws import mix
 from pipeline.images.files import image_file, write_archive, write_grid
@@ -36,12 +36,7 @@ class FolderSettings:
     labels: int | str | list[int | str] = "balanced"  # or "random", or a label or name, or a list taken round
     images: int | None = None  # as many as labels or seeds are listed, else 16
     steps: int | None = None  # network evaluations
-    guidance: float | None = None
-    guidance_interval: tuple[float, float] | None = None
-    guidance_channels: int | None = None
-    guidance_schedule: Literal["constant", "linear", "cosine"] | None = None
-    guidance_power: float | None = None
-    guidance_rescale: float | None = None
+    guidance: float | dict[str, Any] | None = None  # its scale, or what differs: guidance.interval=[0,0.8], ...
     sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
     seed: int = 0  # image i has seed + i
     seeds: list[int] | None = None  # or one an image
@@ -76,8 +71,8 @@ def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerato
     if asked.weak is not None:
         pipe.weak = load_weak(Path(asked.weak))
         pipe.defaults = replace(pipe.defaults, weak=asked.weak)
-    stated = {name: getattr(asked, f"guidance_{name}") for name in GUIDANCE}
-    guidance = resolve_guidance(pipe.defaults.guidance, scale=asked.guidance, **stated)
+    given = asked.guidance if isinstance(asked.guidance, dict) else {"scale": asked.guidance}
+    guidance = resolve_guidance(pipe.defaults.guidance, given)
     sampler = pipe.defaults.sampler | asked.sampler
     pipe.objective.read_settings(sampler)
     pipe.defaults = replace(pipe.defaults, steps=asked.steps or pipe.defaults.steps, guidance=guidance, sampler=sampler)
@@ -126,14 +121,7 @@ def choose_labels(rule: str, seeds: list[int], num_classes: int) -> list[int] | 
 def sampling_record(recipe: Recipe) -> dict[str, Any]:
     """A recipe's `sample` section as the `sampling` of a LatentPipeline."""
     part = recipe.sample
-    guidance = {
-        "scale": part.guidance,
-        "interval": list(part.guidance_interval),
-        "channels": part.guidance_channels,
-        "schedule": part.guidance_schedule,
-        "power": part.guidance_power,
-        "rescale": part.guidance_rescale,
-    }
+    guidance = asdict(part.guidance) | {"interval": list(part.guidance.interval)}
     weak = None if part.weak is None else str(part.weak)
     return {"steps": part.steps, "guidance": guidance, "sampler": part.sampler, "weak": weak}
 

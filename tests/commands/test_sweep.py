@@ -72,7 +72,7 @@ def test_every_setting_has_its_numbers_of_the_same_seeds(tiny, capsys):
 
 
 def scale(point) -> float:
-    return json.loads((point / "numbers.json").read_text())["sampling"]["guidance"]
+    return json.loads((point / "numbers.json").read_text())["sampling"]["guidance"]["scale"]
 
 
 def test_what_is_finished_is_not_made_again(tiny, capsys, monkeypatch):
@@ -118,7 +118,7 @@ def test_mistakes_are_said_in_a_line(tiny, capsys, words, message):
 
 def test_combinations_are_all_tried_and_named(tiny):
     _, recipe, _ = tiny
-    asked = sweep.SweepSettings(guidance=(1.0, 2.0), steps=(5,), sampler={"solver": ["euler", "heun"]})
+    asked = sweep.SweepSettings(guidance={"scale": [1.0, 2.0]}, steps=(5,), sampler={"solver": ["euler", "heun"]})
     points = sweep.combine(recipe, asked, {})
     assert [called(point.values) for point in points] == [
         f"guidance {g}, steps 5, solver {s}" for g in (1, 2) for s in ("euler", "heun")
@@ -128,10 +128,10 @@ def test_combinations_are_all_tried_and_named(tiny):
     assert row_names(of_rows[::2]) == ["guidance 1", "guidance 2"] and row_names(of_rows[:1])[0].startswith(
         "guidance 1,"
     )
-    assert points[3].recipe.sample.sampler == {"solver": "heun"} and points[3].recipe.sample.guidance == 2
+    assert points[3].recipe.sample.sampler == {"solver": "heun"} and points[3].recipe.sample.guidance.scale == 2
     assert len({point.key for point in points}) == 4
-    faster = sweep.combine(recipe, sweep.SweepSettings(guidance=(1.0,), batch=9), {})
-    assert faster[0].key == sweep.combine(recipe, sweep.SweepSettings(guidance=(1.0,)), {})[0].key
+    faster = sweep.combine(recipe, sweep.SweepSettings(guidance={"scale": [1.0]}, batch=9), {})
+    assert faster[0].key == sweep.combine(recipe, sweep.SweepSettings(guidance={"scale": [1.0]}), {})[0].key
 
 
 def test_the_best_and_what_protocols_share():

@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_refused_in_a_line():
         ("digits_reg", ["latents.class_token=null"], f"latents.class_token is None, but {where} is 64"),
         ("digits_repa", ["latents.class_token=classifier"], f"latents.class_token is classifier, but {where} is 0"),
         ("digits_reg", [f"generator.network={wide}"], "wide_head_transformer reads no class token"),
-        ("digits_reg", ["sample.guidance_channels=3"], "sample.guidance_channels"),
+        ("digits_reg", ["sample.guidance.channels=3"], "sample.guidance.channels"),
         ("digits_reg", ["generator.weights.class_token=null"], "generator.weights.class_token is missing"),
         ("digits_reg", ["latents.class_token=dinov2_large"], "weights dinov2_large are not on this machine"),
         ("digits_reg", ["generator.network.class_token=64"], "determined by an earlier stage"),

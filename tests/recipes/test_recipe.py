@@ -87,3 +87,19 @@ def test_the_catalogue_sets_every_name_apart_from_what_it_says():
     rows = [row.split(maxsplit=1) for row in catalogue().splitlines()]
     assert [name for name, _ in rows] == names()
     assert all(row.endswith(".") for _, row in rows), "a recipe's comment begins with a sentence"
+
+
+@pytest.mark.parametrize(
+    "overrides, scale, channels",
+    [
+        ([], 1.5, 3),
+        (["sample.guidance=4"], 4.0, 3),
+        (["sample.guidance.channels=null"], 1.5, None),
+        (["sample.guidance={scale: 2.5}", "sample.guidance.channels=1"], 2.5, 1),
+    ],
+)
+def test_a_number_is_the_scale_of_the_guidance_and_leaves_the_rest(overrides, scale, channels):
+    guidance = load("imagenet256_sit_xl2", overrides).sample.guidance
+    assert (guidance.scale, guidance.channels) == (scale, channels)
+    with pytest.raises(ValueError, match="guidance.interval is .0.5, 0.2."):
+        load("digits", ["sample.guidance.interval=[0.5,0.2]"])

@@ -30,6 +30,7 @@ from pipeline.networks.wide_head_transformer import WideHeadTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
 from pipeline.objectives.next_token import NextToken
+from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import sample_folder
 from pipeline.sampling.weak_network import check_same_codes, milestone
 from pipeline.training.milestones import Milestones
@@ -159,7 +160,7 @@ def test_what_a_recipe_states_is_checked_before_anything_runs():
     check_recipe(kept)
     check_recipe(replace(kept, generator=replace(kept.generator, condition="none")))  # which needs no class
     with pytest.raises(ValueError, match="weak is not used at sample.guidance=1"):
-        check_recipe(replace(kept, sample=replace(kept.sample, guidance=1.0)))
+        check_recipe(replace(kept, sample=replace(kept.sample, guidance=Guidance())))
     with pytest.raises(ValueError, match="generator.milestones: step 6 is not one"):
         check_recipe(replace(kept, generator=replace(kept.generator, milestones=(3, 6))))
 

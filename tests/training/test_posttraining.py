@@ -27,6 +27,7 @@ from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.files import merge
 from pipeline.recipes.schema import PostTraining, Recipe, TokenizerTraining, load
 from pipeline.runs.workspace import NOTE, Workspace, fingerprint
+from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import assemble
 from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
@@ -323,10 +324,10 @@ def test_what_makes_a_decoder_stale(lines):
         return fingerprint(stage.uses(of))
 
     assert hashed(changed(recipe, preserve=0.6)) != hashed(recipe)
-    assert hashed(replace(recipe, sample=replace(recipe.sample, guidance=3.0))) != hashed(recipe)
+    assert hashed(replace(recipe, sample=replace(recipe.sample, guidance=Guidance(3.0)))) != hashed(recipe)
     assert hashed(replace(recipe, sample=replace(recipe.sample, images=3, batch=2))) == hashed(recipe)
     plain = replace(recipe, posttrain=None)
-    assert hashed(replace(plain, sample=replace(recipe.sample, guidance=3.0))) == hashed(plain)
+    assert hashed(replace(plain, sample=replace(recipe.sample, guidance=Guidance(3.0)))) == hashed(plain)
 
 
 MISTAKES = {
