@@ -158,7 +158,8 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
                 raise ValueError(f"{work.root / read} is missing or out of date; run: {command_line('all', name)}")
         say(f"{stage_name} -> {work.root / stage.WRITES}")
         started = time.monotonic()
-        with work.publish(stage.WRITES, because[stage.WRITES], stage=stage_name, seed=recipe.seed) as out:
+        about = {"stage": stage_name, "reads": stage.READS, "seed": recipe.seed}
+        with work.publish(stage.WRITES, because[stage.WRITES], **about) as out:
             stage.run(recipe, work, out)
         say(f"{stage_name}: done in {time.monotonic() - started:.1f} s, {work.root / stage.WRITES}")
         if chosen != stages.ORDER:

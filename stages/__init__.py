@@ -62,6 +62,15 @@ def table() -> list[Stage]:
     return [describe(name) for name in ORDER]
 
 
+def picture() -> str:
+    """The line as text: every stage in order, and the artefact that it makes below it."""
+    pairs = [(stage.name, f"{stage.writes}/") for stage in table()]
+    widths = [max(map(len, pair)) for pair in pairs]
+    names, artefacts = ([text.center(width) for text, width in zip(row, widths)] for row in zip(*pairs))
+    first = " images ─► "
+    return f"{first}{' ─► '.join(names)}".rstrip() + "\n" + f"{'':{len(first)}}{'    '.join(artefacts)}".rstrip()
+
+
 def load(name: str) -> ModuleType:
     """The module of a stage; only now are torch and what it needs imported."""
     return importlib.import_module(f"stages.{name}")

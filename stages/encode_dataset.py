@@ -11,7 +11,7 @@ import torch
 from pipeline.components import build, find
 from pipeline.frozen.alignment_teacher import class_feature
 from pipeline.images.reading import Images
-from pipeline.latents.encoding import encode
+from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.latents.scale import measure
 from pipeline.recipes.building import build_network, hidden_layout
 from pipeline.recipes.schema import Recipe
@@ -43,8 +43,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     feature = class_feature(recipe, images, out, work.accelerator) if stored else None
     tokenizer = scaled(recipe, work, out / "tokenizer", images)
     taps = taps_of_generator(recipe, work, tokenizer, images, out) if recipe.latents.features else {}
-    how = (recipe.latents, out, work.accelerator, recipe.seed, recipe.precision)
-    encode(tokenizer, images, *how, taps, feature)
+    plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision, taps, feature)
+    encode(tokenizer, images, plan, out, work.accelerator)
 
 
 def taps_of_generator(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.features.passes import evenly_spaced
+from pipeline.images import grids
 from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
 from pipeline.latent_pipeline import LatentPipeline
@@ -15,12 +16,11 @@ from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
 from pipeline.measuring.tokenizer import TokenizerMeasuring, suited
 from pipeline.metrics.base import ImageSet, Measurement, TokenizerInputs, TokenizerMetric, report_metrics
 from pipeline.recipes.schema import Recipe, settings
-from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves
 from pipeline.reporting.page import Picture
-from pipeline.reporting.run_page import ARTEFACTS, render_report, save_report
+from pipeline.reporting.run_page import render_report, save_report
 from pipeline.runs.precision import autocast
-from pipeline.runs.workspace import NOTE, Workspace
+from pipeline.runs.workspace import Workspace
 from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
 
@@ -54,7 +54,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     flat = {key: {"group": name} | number.as_dict() for name, group in groups.items() for key, number in group.items()}
     (out / "metrics.json").write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
     figures = draw(recipe, work, out, held_out, pipe)
-    notes = {name: read_note(work.root / name) for name in ARTEFACTS}
+    notes = work.history(READS)
     save_report(out, recipe.name, describe(recipe, train, held_out), figures, notes, settings(recipe))
     render_report(work.root, out)
 
@@ -84,17 +84,17 @@ def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: Lat
     """The pictures of the report, written beside it."""
     pixels, labels, _ = load_samples(work.artefact("samples"))
     size = pixels.shape[1]
-    images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), pictures.columns(size)))).images
+    images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), grids.columns(size)))).images
     with torch.no_grad():
         code = pipe.tokenizer.encode(images.to(work.accelerator.device))
-    pictures.reconstructions(images, rendered(pipe.tokenizer, code).cpu()).save(out / "reconstructions.png")
-    pictures.samples_by_class(pixels, labels, held_out.class_names).save(out / "samples.png")
+    grids.reconstructions(images, rendered(pipe.tokenizer, code).cpu()).save(out / "reconstructions.png")
+    grids.samples_by_class(pixels, labels, held_out.class_names).save(out / "samples.png")
     rows = "each row one class that was asked for" if labels is not None else "as they came"
     shown = [
         Picture("Samples", f"Samples, {rows}; not chosen.", out / "samples.png", True),
         Picture(
             "Reconstructions",
-            f"Held-out images, their reconstructions, and the absolute difference times {pictures.AMPLIFIED}.",
+            f"Held-out images, their reconstructions, and the absolute difference times {grids.AMPLIFIED}.",
             out / "reconstructions.png",
             True,
         ),
@@ -115,7 +115,7 @@ def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:
     names = [pipe.id2label.get(label, str(label)) for label in labels or []]
     with autocast(pipe.device, recipe.precision):
         rows = interpolate(pipe, labels, seeds)
-    pictures.rows_of(rows.float(), names).save(path)
+    grids.rows_of(rows.float(), names).save(path)
     each = "Each row one class" if labels else "Each row"
     caption = f"{each}: starting noise on the arc from one seed's to another's, sampled as the samples are."
     return Picture("Interpolation", caption, path, True)
@@ -129,11 +129,6 @@ def logs(recipe: Recipe, work: Workspace) -> dict[str, Path]:
     found["generator"] = work.artefact("generator") / "metrics.jsonl"
     found["decoder"] = work.artefact("decoder") / "posttraining" / "metrics.jsonl"
     return {title: path for title, path in found.items() if path.exists()}
-
-
-def read_note(folder: Path) -> dict[str, Any] | None:
-    note = folder / NOTE
-    return json.loads(note.read_text()) if note.exists() else None
 
 
 def describe(recipe: Recipe, train: Images, held_out: Images) -> str:

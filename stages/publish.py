@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from pipeline.images.files import make_grid
+from pipeline.images.grids import make_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.publishing.model_card import Facts, model_card
 from pipeline.publishing.self_contained import write_self_contained
 from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
 from pipeline.publishing.stock_transformer import stock_transformer
 from pipeline.recipes.schema import Recipe, settings
-from pipeline.runs.workspace import NOTE, OWNER, Workspace
+from pipeline.runs.workspace import OWNER, Workspace
 from pipeline.sampling.many_images import assemble
 from pipeline.whole_files import new_file, write_json, write_text
 
 READS = ("decoder", "generator", "report")
 WRITES = "pipeline"
-MADE = ("tokenizer", "joint", "latents", "generator", "decoder", "samples", "report")  # it comes from, in order
 SHOWN_CLASSES, SHOWN_EACH = 8, 2  # in the card's grid
 
 
@@ -38,8 +37,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     write_grid(saved, out / "samples")
     write_text(out / OWNER, settings(recipe))
     notes = write_extras(recipe, pipe.to("cpu"), out)
-    made = {name: work.root / name / NOTE for name in MADE}
-    provenance = {name: json.loads(note.read_text()) for name, note in made.items() if note.exists()}
+    provenance = work.history(READS)
     write_json(out / "provenance.json", provenance)
     measured = (work.artefact("report") / "metrics.json").read_text()
     write_text(out / "eval" / "metrics.json", measured)

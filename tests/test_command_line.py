@@ -73,6 +73,13 @@ def test_every_command_says_what_it_does():
         assert stage.purpose.splitlines()[0].endswith("."), "a sentence"
 
 
+def test_the_readme_shows_the_stages_there_are():
+    assert stages.picture() in (ROOT / "README.md").read_text(encoding="utf-8")
+    made = [stage.writes for stage in stages.table()]
+    for number, stage in enumerate(stages.table()):
+        assert set(stage.reads) <= set(made[:number]), "a stage reads what earlier ones have made"
+
+
 def test_a_command_prints_its_own_help(tmp_path):
     for arguments, expected in [
         (["train-generator", "--help"], ["latents/, joint/", "runs/<name>/generator/"]),

@@ -17,7 +17,7 @@ from pipeline.components import build
 from pipeline.features import judge
 from pipeline.features.passes import PerImage
 from pipeline.images.reading import Images
-from pipeline.latents.encoding import encode
+from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.schema import Recipe, load
@@ -60,7 +60,8 @@ def prepare(place: Path) -> None:
     network.save_pretrained(run / "generator" / "network")
     objective.save_pretrained(run / "generator" / "objective")
     (run / "generator" / "class_names.json").write_text(json.dumps(list("0123456789")))
-    encode(tokenizer, Images(recipe.data, "train"), recipe.latents, run / "latents", Accelerator(cpu=True), 0, "fp32")
+    plan = EncodingPlan(recipe.latents, 0, "fp32")
+    encode(tokenizer, Images(recipe.data, "train"), plan, run / "latents", Accelerator(cpu=True))
 
 
 def go_through(place: Path, out: Path) -> None:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from pipeline.components import structure
 from pipeline.features.passes import evenly_spaced
+from pipeline.images import grids
 from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
 from pipeline.measuring.card import CardMeasuring
@@ -17,7 +18,6 @@ from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
 from pipeline.nn.throughput import device_name
 from pipeline.recipes.files import merge, parse
 from pipeline.recipes.schema import load
-from pipeline.reporting import pictures
 from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page
 from pipeline.reporting.run_page import refresh_report
 from pipeline.runs.finished import CARD, run_folder, sha256_of_tokenizer, tokenizer_of
@@ -132,7 +132,7 @@ def describe(
 
 
 def save_reconstructions(measuring: CardMeasuring, held_out: Images, path: Path) -> None:
-    count = min(len(held_out), pictures.columns(held_out.data.size))
+    count = min(len(held_out), grids.columns(held_out.data.size))
     images = held_out.plain(evenly_spaced(None, len(held_out), count)).images
     reconstructions = rendered(measuring.tokenizer, measuring.encode(images.to(measuring.device)))
-    pictures.reconstructions(images, reconstructions.cpu()).save(path)
+    grids.reconstructions(images, reconstructions.cpu()).save(path)

@@ -1,4 +1,4 @@
-"""A folder of numbered images, and what is made of all of them: one archive and one grid."""
+"""A folder of numbered images, with one archive and one grid of all of them."""
 
 import zipfile
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.reporting.pictures import grid
+from pipeline.images.grids import make_grid
 from pipeline.whole_files import new_file
 
-GRID_ROWS, GRID_COLUMNS = 8, 8  # at most so many rows
+GRID_ROWS, GRID_COLUMNS = 8, 8  # at most
 
 
 def image_file(folder: Path, i: int) -> Path:
-    """000000.png, 000001.png, ..."""
+    """The file of image i: 000000.png, 000001.png, ..."""
     return folder / f"{i:06d}.png"
 
 
@@ -31,9 +31,9 @@ def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
 
 
 def open_archive(path: Path) -> np.ndarray:
-    """arr_0 [N, H, W, 3] of an archive: mapped into memory where it lies there as it is, else read whole.
+    """arr_0 [N, H, W, 3] of an archive: mapped into memory where it is not compressed, else read whole.
 
-    Raises ValueError where there is no arr_0 of 8-bit RGB images.
+    Raises ValueError where the archive has no arr_0 of 8-bit RGB images.
     """
     with zipfile.ZipFile(path) as archive:
         if "arr_0.npy" not in archive.namelist():
@@ -46,7 +46,7 @@ def open_archive(path: Path) -> np.ndarray:
 
 
 def _mapped(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
-    """An array that lies uncompressed in an archive, read only."""
+    """An uncompressed array of an archive, mapped into memory, read only."""
     with path.open("rb") as file:
         file.seek(entry.header_offset + 26)
         name, extra = np.frombuffer(file.read(4), "<u2").tolist()  # their lengths in the header that stands before it
@@ -65,9 +65,3 @@ def write_grid(out: Path, num_classes: int, images: int) -> None:
     shown = [Image.open(image_file(out, i)) for i in range(min(images, columns * GRID_ROWS))]
     with new_file(out / "grid.png") as draft:
         make_grid(shown, columns).save(draft)
-
-
-def make_grid(images: list[Image.Image], columns: int) -> Image.Image:
-    """Images of one size in rows of `columns`, apart from each other, small ones enlarged pixel by pixel."""
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return grid([pixels[i : i + columns] for i in range(0, len(pixels), columns)], [])

@@ -1,8 +1,8 @@
-"""From images to the store of codes: by any number of processes, going on where it stopped."""
+"""From images to the store of codes: by any number of processes, resumed where it stopped."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +24,34 @@ from pipeline.tokenizers.base import Tokenizer
 Grid = Sequence[int]  # height and width
 
 
-def encode(
-    tokenizer: Tokenizer,
-    images: Images,
-    latents: Latents,
-    folder: Path,
-    accelerator: Accelerator,
-    seed: int,
-    precision: str,
-    taps: Mapping[str, tuple[Tap, Grid]] | None = None,
-    class_feature: ClassFeature | None = None,
-) -> None:
-    """Write the codes of `images` at the tokenizer's unit scale to `folder`, every process its share of the shards.
+@dataclass(frozen=True)
+class EncodingPlan:
+    """What the stored codes of images depend on, besides the images and the tokenizer.
+
+    `taps` are maps of teachers by the term of a loss, each with the grid that it is stored on; `class_feature` gives
+    the class token.
+    """
+
+    latents: Latents
+    seed: int
+    precision: str
+    taps: Mapping[str, tuple[Tap, Grid]] = field(default_factory=dict)
+    class_feature: ClassFeature | None = None
+
+
+def encode(tokenizer: Tokenizer, images: Images, plan: EncodingPlan, folder: Path, accelerator: Accelerator) -> None:
+    """Write the codes of `images` at the tokenizer's unit scale to `folder`, each process a part of the shards.
 
     The code of an image is a function of (tokenizer, image, seed, its index), up to rounding: not of the batch or the
-    number of processes. What the `taps`, by the term of a loss, see of the same views is written beside the codes, each
-    on its grid, and what `class_feature` sees as their class token. Finished shards are kept. Raises ValueError when
-    the folder was begun with anything else.
+    number of processes. The features of `plan.taps` and the class tokens, of the same views, are written beside the
+    codes. Finished shards are kept. Raises ValueError when the folder was begun under another plan.
     """
-    manifest, taps = describe(tokenizer, images, latents, seed, precision), taps or {}
-    if taps:
-        manifest["features"] = {term: described(*tap) for term, tap in taps.items()}
-    if class_feature is not None:
-        name, width = class_feature.name, class_feature.width
-        manifest["class_token"] = {"teacher": name, "width": width, "weights": sha256_of(class_feature.state_dict())}
-    encoder = Encoder(tokenizer, images, latents, seed, precision, accelerator.device, taps, class_feature)
+    encoder = Encoder(tokenizer, images, plan, accelerator.device)
 
     def make(rows: Tensor) -> dict[str, Tensor]:
-        return as_stored(encoder(rows), latents.precision, tokenizer.spec, rows)
+        return as_stored(encoder(rows), plan.latents.precision, tokenizer.spec, rows)
 
-    fill(folder, manifest, make, latents.batch, accelerator, "encoding")
+    fill(folder, describe(tokenizer, images, plan), make, plan.latents.batch, accelerator, "encoding")
 
 
 def fill(
@@ -64,7 +62,7 @@ def fill(
     accelerator: Accelerator,
     doing: str,
 ) -> None:
-    """Write a store of codes to `folder`, every process its share of the shards; finished shards are kept.
+    """Write a store of codes to `folder`, each process a part of the shards; finished shards are kept.
 
     `make(rows)` gives the tensors that are stored of rows [B] of the store. Raises ValueError when the folder was begun
     with another manifest.
@@ -92,20 +90,9 @@ def fill(
 class Encoder:
     """Rows of a collection to the codes of their views, a view of all rows at a time, in the given precision."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        images: Images,
-        latents: Latents,
-        seed: int,
-        precision: str,
-        device: torch.device,
-        taps: Mapping[str, tuple[Tap, Grid]] | None = None,
-        class_feature: ClassFeature | None = None,
-    ):
+    def __init__(self, tokenizer: Tokenizer, images: Images, plan: EncodingPlan, device: torch.device):
         self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
-        self.images, self.latents, self.seed, self.device = images, latents, seed, device
-        self.precision, self.taps, self.class_feature = precision, taps or {}, class_feature
+        self.images, self.plan, self.latents, self.device = images, plan, plan.latents, device
 
     @torch.no_grad()
     def __call__(self, rows: Tensor) -> dict[str, Tensor]:
@@ -121,16 +108,16 @@ class Encoder:
 
     def _codes(self, pixels: Tensor, rows: Tensor, view: int) -> dict[str, Tensor]:
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.plan.precision):
             if self.tokenizer.spec.vocab:
                 found = {"ids": self.tokenizer.encode(pixels).ids}
             elif self.latents.posterior == "moments":
                 found = dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
             else:
                 found = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows, view)).z.float()}
-        if self.class_feature is not None:
-            found["class_token"] = self.class_feature(pixels)
-        found |= {FEATURE + term: tap(pixels, grid) for term, (tap, grid) in self.taps.items()}
+        if self.plan.class_feature is not None:
+            found["class_token"] = self.plan.class_feature(pixels)
+        found |= {FEATURE + term: tap(pixels, grid) for term, (tap, grid) in self.plan.taps.items()}
         return {name: tensor.cpu() for name, tensor in found.items()}
 
     def _draws(self, rows: Tensor, view: int) -> ImageDraws | None:
@@ -138,14 +125,16 @@ class Encoder:
             return None
         place, mirrored = divmod(view, 2) if self.latents.flip else (view, 0)
         name = ("mirror" if mirrored else "image") + (f" {place}" if place else "")
-        return ImageDraws.from_seeds([mix(self.seed, "posterior", name, row) for row in rows.tolist()], self.device)
+        return ImageDraws.from_seeds(
+            [mix(self.plan.seed, "posterior", name, row) for row in rows.tolist()], self.device
+        )
 
 
-def describe(tokenizer: Tokenizer, images: Images, latents: Latents, seed: int, precision: str) -> dict[str, Any]:
+def describe(tokenizer: Tokenizer, images: Images, plan: EncodingPlan) -> dict[str, Any]:
     """Everything that the codes depend on, and what a reader needs to know, as JSON values."""
-    count, data = len(images), images.data
+    count, data, latents = len(images), images.data, plan.latents
     if not count:
-        raise ValueError("there is nothing to encode: the training split is empty")
+        raise ValueError("the training split is empty; lower data.source.held_out, or name a source that has images")
     manifest = {
         "format": FORMAT,
         "tokenizer": {
@@ -165,18 +154,23 @@ def describe(tokenizer: Tokenizer, images: Images, latents: Latents, seed: int, 
         "flip": latents.flip,
         "views": latents.views,
         "stored": latents.precision,
-        "computed": precision,
-        "seed": seed,
+        "computed": plan.precision,
+        "seed": plan.seed,
         "mean": tokenizer.mean.tolist(),
         "std": tokenizer.std.tolist(),
         "spec": asdict(tokenizer.spec),
         "class_names": images.class_names,
         "shards": [min(latents.shard, count - first) for first in range(0, count, latents.shard)],
     }
+    if plan.taps:
+        manifest["features"] = {term: describe_tap(*tap) for term, tap in plan.taps.items()}
+    if (feature := plan.class_feature) is not None:
+        weights = sha256_of(feature.state_dict())
+        manifest["class_token"] = {"teacher": feature.name, "width": feature.width, "weights": weights}
     return json.loads(json.dumps(manifest))
 
 
-def described(tap: Tap, grid: Grid) -> dict[str, Any]:
+def describe_tap(tap: Tap, grid: Grid) -> dict[str, Any]:
     """What stored features depend on, besides the images."""
     weights = sha256_of(tap.state_dict())
     return {"teacher": tap.name, "map": tap.index, "width": tap.width, "grid": list(grid), "weights": weights}

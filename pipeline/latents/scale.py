@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pipeline.images.reading import Images
-from pipeline.latents.encoding import Encoder
+from pipeline.latents.encoding import Encoder, EncodingPlan
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.base import Tokenizer
@@ -24,7 +24,8 @@ def measure(tokenizer: Tokenizer, images: Images, recipe: Recipe, work: Workspac
     latents, accelerator = recipe.latents, work.accelerator
     rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED), dtype=torch.float64).long()
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    encoder = Encoder(tokenizer, images, latents, recipe.seed, recipe.precision, accelerator.device)
+    plan = EncodingPlan(latents, recipe.seed, recipe.precision)
+    encoder = Encoder(tokenizer, images, plan, accelerator.device)
     shape = tokenizer.mean.shape
     sums = torch.zeros(3, *shape, dtype=torch.float64)  # count, z, z^2
     for part in mine.split(latents.batch):

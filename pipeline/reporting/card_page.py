@@ -5,10 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.images.grids import AMPLIFIED
 from pipeline.reporting.curves import read_log
 from pipeline.reporting.number_text import shown
 from pipeline.reporting.page import Picture, brief, document, headlines, part, section, written
-from pipeline.reporting.pictures import AMPLIFIED
 from pipeline.reporting.plots import Plot, Series, draw_plot
 
 CAPTIONS = {  # of a figure, by the group of numbers that it goes with

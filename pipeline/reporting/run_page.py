@@ -12,7 +12,6 @@ from pipeline.reporting.page import Picture, document, headlines, part, section
 from pipeline.reporting.sweep_page import SWEEP, sweep_section
 from pipeline.runs.finished import CARD, sha256_of_tokenizer
 
-ARTEFACTS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")  # in the order of the line
 PAGE, NUMBERS, REPORT = "page.json", "metrics.json", "index.html"
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.images import grids
 from pipeline.images.files import image_file
-from pipeline.reporting import pictures
 from pipeline.reporting.number_text import shown
 from pipeline.reporting.page import ARROWS, Picture, brief, capital, document, picture, section, value, written
 from pipeline.reporting.plots import Plot, Series, draw_plot
@@ -34,8 +34,8 @@ def write_sweep(out: Path, sweep: dict[str, Any], folders: list[Path]) -> None:
         )
         for folder in folders
     ]
-    across = pictures.columns(rows[0].shape[1])
-    pictures.grid([row[:across] for row in rows], row_names(sweep["points"])).save(out / "grid.png")
+    across = grids.columns(rows[0].shape[1])
+    grids.grid([row[:across] for row in rows], row_names(sweep["points"])).save(out / "grid.png")
     draw_figures(sweep["points"], out)
     (out / "sweep.md").write_text(markdown(sweep))
     body = [

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,20 @@ class Workspace:
         if not (path / NOTE).exists():
             raise ValueError(f"{path} has not been made yet; type: {command_line('all', 'RECIPE')}")
         return path
+
+    def history(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The notes of these artefacts and of all that they were made from, each after what it reads.
+
+        An artefact that is not there is left out.
+        """
+        notes: dict[str, dict[str, Any]] = {}
+        for name in names:
+            file = self.root / name / NOTE
+            if name not in notes and file.exists():
+                note = json.loads(file.read_text())
+                notes |= self.history(note.get("reads", []))  # what lies beside the line, such as a card, reads none
+                notes[name] = note
+        return notes
 
     def claim(self, recipe: str, settings: str) -> None:
         """Make the folder this recipe's own; ValueError when it is another recipe's, or not a run at all."""

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.images.reading import Images, crop, fit, to_rgb
+from pipeline.images.preparing import crop, fit, to_rgb
+from pipeline.images.reading import Images
 from pipeline.recipes.schema import Data
 
 LEFT_TO_RIGHT = np.array([[0, 50, 100, 255]], np.uint8)

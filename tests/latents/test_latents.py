@@ -14,10 +14,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from pipeline.bottlenecks.base import Bottleneck
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments
 from pipeline.images.reading import Images
-from pipeline.latents.encoding import encode
+from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.latents.scale import measure
 from pipeline.latents.store import LatentStore
 from pipeline.recipes.schema import Data, Latents, load
@@ -116,7 +117,7 @@ def write(folder, images, model=None, ranks=1, seed=0, computed="fp32", **change
     latents = Latents(**{"shard": 100, "batch": 16, "precision": "fp32"} | changes)
     model = model or tokenizer()
     for rank in range(ranks):
-        encode(model, images, latents, folder, Process(rank, ranks), seed, computed)
+        encode(model, images, EncodingPlan(latents, seed, computed), folder, Process(rank, ranks))
     return LatentStore(folder)
 
 
@@ -202,8 +203,8 @@ def test_every_view_has_noise_of_its_own(tmp_path, images):
 
 def test_factors_below_one_are_refused_in_one_line():
     for overrides in (["latents.crops=[1.1,0.9]"], ["latents.crops=[.nan]"]):
-        with pytest.raises(ValueError, match="^latents.crops names (0.9|nan); .*use 1 or more$"):
-            load("digits", overrides)
+        with pytest.raises(ValueError, match="^latents.crops: (0.9|nan) is given; .*give 1 or more$"):
+            check_recipe(load("digits", overrides))
     assert load("digits", ["latents.crops=[1.1,1.05]", "latents.flip=true"]).latents.views == 20
 
 
@@ -356,7 +357,7 @@ run_stage(Path({root!r}), Accelerator(cpu=True))
 def test_the_stage_brings_codes_to_unit_scale_and_two_processes_do_what_one_does(tmp_path):
     Patches().save_pretrained(tmp_path / "joint")
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(ROOT / "tests"), root=str(tmp_path)))
+    script.write_text(TWO.format(tests=str(Path(__file__).parent), root=str(tmp_path)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True, timeout=300)

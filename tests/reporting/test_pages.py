@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.images.grids import reconstructions, samples_by_class
 from pipeline.measuring.comparison import choose_aim, compare_numbers, correlations, read_runs
 from pipeline.metrics.base import Measurement
 from pipeline.recipes.schema import load, settings
 from pipeline.reporting.card_page import draw_card, write_card_page
 from pipeline.reporting.comparison_page import write_comparison
 from pipeline.reporting.page import Picture
-from pipeline.reporting.pictures import reconstructions, samples_by_class
-from pipeline.reporting.run_page import ARTEFACTS, refresh_report, save_report
+from pipeline.reporting.run_page import refresh_report, save_report
 from pipeline.reporting.sweep_page import write_sweep
 from pipeline.runs.finished import sha256_of_tokenizer
 
@@ -47,6 +47,7 @@ TITLES = {
     "psnr": ("PSNR", "higher"),
 }
 META = re.compile(r'<meta name="viewport"')
+LINE = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")
 
 
 def numbers(scale: float = 1.0) -> dict[str, dict]:
@@ -85,9 +86,7 @@ def make_run(run: Path, scale: float) -> Path:
     (run / "decoder" / "config.json").write_text("{}")
     recipe = load("digits", [f"name={run.name}"])
     (run / "recipe.yaml").write_text(f"# configs/digits.yaml\n{settings(recipe)}")
-    notes = {
-        name: {"seconds": 12.5 * scale, "hash": name, "device": "cpu", "command": "run.py " * 20} for name in ARTEFACTS
-    }
+    notes = {name: {"seconds": 12.5 * scale, "hash": name, "device": "cpu", "command": "run.py " * 20} for name in LINE}
     for name, note in notes.items():
         (run / name).mkdir(exist_ok=True)
         (run / name / "made_from.json").write_text(json.dumps(note))

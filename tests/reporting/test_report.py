@@ -20,16 +20,16 @@ from pipeline.features import judge
 from pipeline.features.extractors import PixelFeatures
 from pipeline.features.moments import Moments, frechet_distance
 from pipeline.features.passes import PerImage, collect_rows, evenly_spaced
+from pipeline.images import grids
 from pipeline.images.eight_bits import from_bytes, to_bytes
 from pipeline.images.reading import Images
-from pipeline.latents.encoding import encode
+from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.metrics.base import Measurement
 from pipeline.metrics.code_usage import CodeUsage
 from pipeline.metrics.frechet_distance import FrechetDistance
 from pipeline.metrics.precision_recall import PrecisionRecall
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.schema import load
-from pipeline.reporting import pictures
 from pipeline.reporting.curves import draw_curves, read_log
 from pipeline.reporting.number_text import shown
 from pipeline.reporting.run_page import refresh_report
@@ -59,7 +59,8 @@ def run(tmp_path, monkeypatch):
         (tmp_path / name / "made_from.json").write_text("{}")  # seconds and versions may be missing
     tokenizer, accelerator = build_tokenizer(recipe), Accelerator(cpu=True)
     tokenizer.save_pretrained(tmp_path / "decoder")
-    encode(tokenizer, Images(recipe.data, "train"), recipe.latents, tmp_path / "latents", accelerator, 0, "fp32")
+    plan = EncodingPlan(recipe.latents, 0, "fp32")
+    encode(tokenizer, Images(recipe.data, "train"), plan, tmp_path / "latents", accelerator)
     objective = build("objectives", recipe.generator.objective)
     build_network(recipe, tokenizer.spec, 10, objective).save_pretrained(tmp_path / "generator" / "network")
     objective.save_pretrained(tmp_path / "generator" / "objective")
@@ -227,9 +228,9 @@ def test_collected_rows_keep_the_order():
 
 def test_grids_hold_the_images():
     images = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8).repeat(4, 1, 1, 1)
-    sheet = np.asarray(pictures.reconstructions(images, images))
-    tile = pictures.enlarged(8)
-    assert sheet.shape[0] == 3 * tile + 2 * pictures.GAP
+    sheet = np.asarray(grids.reconstructions(images, images))
+    tile = grids.enlarged(8)
+    assert sheet.shape[0] == 3 * tile + 2 * grids.GAP
     first = sheet[:tile, -tile:][:: tile // 8, :: tile // 8]
     assert np.array_equal(first, to_bytes(images)[0])
     assert (sheet[-tile:, -tile:] == 0).all()  # no difference

@@ -17,7 +17,7 @@ from tiny_pipeline import generators, make_pipeline, make_recipe, make_run
 
 from pipeline import LatentPipeline
 from pipeline.components import structure
-from pipeline.images.files import make_grid
+from pipeline.images.grids import make_grid
 from pipeline.sampling.many_images import (
     FolderSettings,
     Plan,

@@ -13,7 +13,7 @@ from pipeline.components import build
 from pipeline.draws import StepDraws
 from pipeline.frozen.alignment_teacher import stored_teacher
 from pipeline.images.reading import Images
-from pipeline.latents.encoding import encode
+from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.latents.store import CodeBatch, LatentStore
 from pipeline.losses.base import Alignment
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
@@ -93,7 +93,7 @@ def store(tmp_path_factory) -> Path:
     tokenizer, images = build_tokenizer(recipe), Images(recipe.data, "train")
     latents = Latents(posterior="mode", flip=True, precision="fp32", features=True)
     taps = {"feature_cosine": (tap(), [2, 2])}
-    encode(tokenizer, images, latents, folder, Accelerator(cpu=True), 0, "fp32", taps)
+    encode(tokenizer, images, EncodingPlan(latents, 0, "fp32", taps), folder, Accelerator(cpu=True))
     return folder
 
 

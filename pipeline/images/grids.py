@@ -1,4 +1,4 @@
-"""Grids of images as one picture: originals beside reconstructions, and samples class by class."""
+"""Grids of images as one picture: originals above reconstructions, and samples class by class."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def enlarged(size: int) -> int:
 
 
 def reconstructions(images: Tensor, rebuilt: Tensor) -> Image.Image:
-    """Three rows: images [B, 3, H, W] in [-1, 1], what became of them, and the amplified absolute difference."""
+    """Three rows: images [B, 3, H, W] in [-1, 1], their reconstructions, and the amplified absolute difference."""
     before, after = to_bytes(images), to_bytes(rebuilt)
     apart = np.abs(before.astype(np.int16) - after) * AMPLIFIED
     return grid(
@@ -55,19 +55,25 @@ def grid(rows: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
     times = enlarged(min(height, width)) // min(height, width)
     height, width = height * times, width * times
     font = ImageFont.load_default(14)
-    margin = max((int(font.getlength(short(name))) + 12 for name in names), default=0)
+    margin = max((int(font.getlength(shorten(name))) + 12 for name in names), default=0)
     across = max(len(row) for row in rows)
     sheet = Image.new("RGB", (margin + across * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     for down, row in enumerate(rows):
         top = down * (height + GAP)
         if names:
-            pen.text((margin - 8, top + height // 2), short(names[down]), INK, font, anchor="rm")
+            pen.text((margin - 8, top + height // 2), shorten(names[down]), INK, font, anchor="rm")
         for i, pixels in enumerate(row):
             tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (margin + i * (width + GAP), top))
     return sheet
 
 
-def short(name: str) -> str:
+def shorten(name: str) -> str:
     return name if len(name) <= 18 else f"{name[:17]}…"
+
+
+def make_grid(images: list[Image.Image], columns: int) -> Image.Image:
+    """Images of one size in rows of `columns`; small ones are enlarged by whole numbers."""
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return grid([pixels[i : i + columns] for i in range(0, len(pixels), columns)], [])
