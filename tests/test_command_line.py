@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fresh_process import run_fresh
+from support.fresh_process import run_fresh
 
 import stages
 from pipeline import program

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_pipeline import make_pipeline
+from support.tiny_pipeline import make_pipeline
 
 from pipeline.checks.recipe import check_recipe
 from pipeline.commands import COMMANDS

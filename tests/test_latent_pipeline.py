@@ -17,10 +17,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import PipelineCallback
-from fresh_process import run_fresh
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_pipeline import generators, make_network, make_pipeline, make_tokenizer
+from support.fresh_process import run_fresh
+from support.tiny_pipeline import generators, make_network, make_pipeline, make_tokenizer
 from torch import Generator
 
 import pipeline.saved_folders

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from support.vision_folders import save_models
 from torch import Generator, Tensor
-from vision_folders import save_models
 
 from pipeline.components import build
 from pipeline.features import judge

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from codebook_task import IN_ONE_BATCH, NECKS, fit
 from safetensors.torch import load_file, save_file
-from small_quantizers import BITS, EUCLID, GRID, NODES, UNIT, build, draws, features
+from support.codebook_task import IN_ONE_BATCH, NECKS, fit
+from support.small_quantizers import BITS, EUCLID, GRID, NODES, UNIT, build, draws, features
 from torch import Tensor
 
 from pipeline import components
@@ -344,11 +344,11 @@ def test_accumulation_and_resuming_train_the_same_codebooks(tmp_path):
 
 
 def test_two_processes_train_the_same_codebooks_as_one(tmp_path):
-    script = Path(__file__).parents[1].joinpath("codebook_task.py")
+    script = Path(__file__).parents[1].joinpath("support", "codebook_task.py")
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     running = []
     for rank in ("0", "1"):
-        env = shared | {"RANK": rank, "LOCAL_RANK": rank, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(script.parents[1])}
+        env = shared | {"RANK": rank, "LOCAL_RANK": rank, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(script.parents[2])}
         command = [sys.executable, str(script), str(tmp_path)]
         running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     for process in running:

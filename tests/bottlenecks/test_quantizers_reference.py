@@ -3,7 +3,7 @@
 import pytest
 import torch
 import vector_quantize_pytorch as reference
-from small_quantizers import BITS, GRID, NODES, UNIT, build, draws, features
+from support.small_quantizers import BITS, GRID, NODES, UNIT, build, draws, features
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
 from pipeline.nn.straight_through import rotated, straight_through

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 from PIL import Image
-from tiny_pipeline import make_recipe, make_run
+from support.tiny_pipeline import make_recipe, make_run
 
 import run
 from pipeline.commands import sweep

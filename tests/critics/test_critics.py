@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers as t
 from accelerate import Accelerator
+from support.two_processes import as_two
+from support.vision_folders import IMAGE
 from torch import Tensor, nn
 from torch.nn import functional as F
-from two_processes import as_two
-from vision_folders import IMAGE
 
 from pipeline.checks.phase import check_augmentation
 from pipeline.checks.recipe import check_recipe

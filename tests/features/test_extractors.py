@@ -9,8 +9,8 @@ from golden_kinds.inception import ruled
 from huggingface_hub.errors import LocalEntryNotFoundError
 from metric_inputs import measured, sample_inputs
 from PIL import Image
+from support.vision_folders import save_models
 from torch import Tensor
-from vision_folders import save_models
 
 from pipeline.checks.recipe import check_recipe
 from pipeline.features import choice

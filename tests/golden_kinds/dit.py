@@ -3,7 +3,7 @@
 import re
 
 import torch
-from published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, imported, length
+from support.published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, imported, length
 from torch import Tensor
 
 from golden_kinds import Case, bare, grid, sequence

@@ -1,7 +1,7 @@
 """LightningDiT: the network, its two losses, and Euler trajectories with guidance in an interval and shifted times."""
 
 import torch
-from published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, imported, length
+from support.published_sampling import BothHalves, code, forward, guided_channels, guided_trajectory, imported, length
 from torch import Tensor, nn
 
 from golden_kinds import Case, bare, grid, sequence

@@ -1,8 +1,8 @@
 """LlamaGen's generator: logits, losses and greedy generation with and without guidance."""
 
 import torch
-from autoregressive_sampling import greedy
-from guidance_laws import stepped_guidance
+from support.autoregressive_sampling import greedy
+from support.guidance_laws import stepped_guidance
 from torch import Tensor
 
 from golden_kinds import Case, bare

@@ -2,7 +2,7 @@
 
 import generating
 import torch
-from guidance_laws import guidance_law, stated
+from support.guidance_laws import guidance_law, stated
 from torch import Tensor
 
 from golden_kinds import Case, bare

@@ -1,8 +1,8 @@
 """RAR: logits and losses in raster and in given orders, greedy generation under power-cosine guidance."""
 
 import torch
-from autoregressive_sampling import greedy
-from guidance_laws import guidance_law
+from support.autoregressive_sampling import greedy
+from support.guidance_laws import guidance_law
 from torch import Tensor, nn
 
 from golden_kinds import Case, bare

@@ -1,7 +1,7 @@
 """SiT: the network, the three paths, the losses of every prediction, and ODE and SDE trajectories."""
 
 import torch
-from published_sampling import (
+from support.published_sampling import (
     BothHalves,
     code,
     forward,

@@ -6,7 +6,7 @@ import pytest
 import test_matrix as matrix
 import torch
 from offloading import WAYS
-from tiny_pipeline import generators, randomised
+from support.tiny_pipeline import generators, randomised
 from torch import Tensor
 from torch.nn import MultiheadAttention
 

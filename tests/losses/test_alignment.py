@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from support.two_processes import as_two
 from torch import Tensor, nn
 from torch.nn import functional as F
-from two_processes import as_two
 
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import Batched, Code, LatentSpec

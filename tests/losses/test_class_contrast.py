@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from support.two_processes import as_two
 from torch import Tensor, nn
 from torch.nn import functional as F
-from two_processes import as_two
 
 from pipeline.code import Code
 from pipeline.components import Arguments, find

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from metric_inputs import Geometry, measured, tokenizer_inputs
-from tiny_pipeline import make_tokenizer
+from support.tiny_pipeline import make_tokenizer
 from torch import Generator, Tensor
 from transformers import Dinov2Config, Dinov2Model
 

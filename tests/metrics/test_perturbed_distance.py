@@ -4,8 +4,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from metric_inputs import extractors_of, tokenizer_inputs
-from small_quantizers import BITS, EUCLID, NODES, UNIT
-from tiny_pipeline import randomised
+from support.small_quantizers import BITS, EUCLID, NODES, UNIT
+from support.tiny_pipeline import randomised
 from torch import Tensor
 
 from pipeline import components

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tiny_pipeline import make_recipe, make_run, make_tokenizer
+from support.tiny_pipeline import make_recipe, make_run, make_tokenizer
 
 import pipeline.metrics
 import run

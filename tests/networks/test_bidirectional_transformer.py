@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import answers_of_saved
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from support.fresh_process import answers_of_saved
 from torch import Tensor
 
 from pipeline.code import Condition

@@ -8,10 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
-from tiny_pipeline import generators, make_network, make_pipeline
+from support.tiny_pipeline import generators, make_network, make_pipeline
+from support.vision_folders import HALF
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
-from vision_folders import HALF
 
 import run
 from pipeline import LatentPipeline

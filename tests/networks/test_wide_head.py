@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import answers_of_saved
 from omegaconf import OmegaConf
+from support.fresh_process import answers_of_saved
 from torch import Tensor
 
 from pipeline.code import Condition

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from tiny_pipeline import make_network, make_tokenizer
+from support.tiny_pipeline import make_network, make_tokenizer
 
 from pipeline.nn.quiet_cast import LOGGER
 

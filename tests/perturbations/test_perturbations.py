@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from small_quantizers import BITS, EUCLID, GRID, NODES, UNIT, build, features
-from tiny_pipeline import make_recipe
+from support.small_quantizers import BITS, EUCLID, GRID, NODES, UNIT, build, features
+from support.tiny_pipeline import make_recipe
 from torch import Tensor
 
 from pipeline import components

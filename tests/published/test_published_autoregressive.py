@@ -6,8 +6,8 @@ from pathlib import Path
 import generating
 import pytest
 import torch
-from autoregressive_sampling import spec_of
 from safetensors.torch import load_file
+from support.autoregressive_sampling import spec_of
 
 from pipeline.code import Condition
 from pipeline.commands.import_checkpoint import import_checkpoint

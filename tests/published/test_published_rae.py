@@ -7,7 +7,7 @@ import torch
 import transformers
 from diffusers import AutoencoderRAE
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
-from tiny_pipeline import randomised
+from support.tiny_pipeline import randomised
 from torch import Tensor
 
 from pipeline.code import Code

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL, DiTTransformer2DModel
-from fresh_process import run_fresh
 from huggingface_hub import ModelCard
 from PIL import Image
-from tiny_pipeline import (
+from support.fresh_process import run_fresh
+from support.tiny_pipeline import (
     NAMES,
     generators,
     make_network,

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from metric_inputs import Geometry, measured, sample_inputs, tokenizer_inputs
 from PIL import Image
-from tiny_pipeline import generators, make_pipeline
+from support.tiny_pipeline import generators, make_pipeline
 
 from pipeline.code import LatentSpec
 from pipeline.components import build

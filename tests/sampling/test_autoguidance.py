@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from loop_task import Denoise, Numbers
-from tiny_pipeline import (
+from support.loop_task import Denoise, Numbers
+from support.tiny_pipeline import (
     MODEL,
     generators,
     make_network,

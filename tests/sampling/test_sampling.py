@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tiny_pipeline import generators, make_pipeline, make_recipe, make_run
+from support.tiny_pipeline import generators, make_pipeline, make_recipe, make_run
 
 from pipeline import LatentPipeline
 from pipeline.components import structure

@@ -8,9 +8,9 @@ import torch
 import transformers as t
 from accelerate import Accelerator
 from huggingface_hub import constants
+from support.vision_folders import IMAGE, save_models
 from torch import Tensor
 from torch.nn import functional as F
-from vision_folders import IMAGE, save_models
 
 from pipeline.frozen.alignment_teacher import alignment_teacher, check_teacher
 from pipeline.images.reading import Images

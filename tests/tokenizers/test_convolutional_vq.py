@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import answers_of_saved
 from golden_kinds import Case
+from support.fresh_process import answers_of_saved
 from torch import Tensor
 
 from pipeline.code import Code, LatentSpec

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from tiny_pipeline import make_recipe, randomised
+from support.tiny_pipeline import make_recipe, randomised
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from fresh_process import answers_of_saved
-from tiny_pipeline import randomised
+from support.fresh_process import answers_of_saved
+from support.tiny_pipeline import randomised
 from torch import Tensor
 
 from pipeline.checks.recipe import check_recipe

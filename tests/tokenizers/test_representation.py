@@ -9,8 +9,8 @@ import torch
 import transformers
 import yaml
 from accelerate import Accelerator
-from fresh_process import answers_of_saved
-from tiny_pipeline import make_recipe
+from support.fresh_process import answers_of_saved
+from support.tiny_pipeline import make_recipe
 from torch import Tensor
 
 from pipeline.checks.tokenizer import check_tokenizer

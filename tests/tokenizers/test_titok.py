@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny_pipeline import make_recipe, randomised
+from support.tiny_pipeline import make_recipe, randomised
 from torch import Tensor
 
 from pipeline.checks.recipe import check_recipe

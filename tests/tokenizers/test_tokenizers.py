@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderRAE, AutoencoderTiny, ModelMixin, VQModel
-from fresh_process import answers_of_saved
+from support.fresh_process import answers_of_saved
 from torch import Tensor
 
 from pipeline.bottlenecks.gaussian import Gaussian

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_pipeline import make_recipe, randomised
+from support.tiny_pipeline import make_recipe, randomised
 from torch import Tensor
 
 from pipeline.checks.tokenizer import check_tokenizer

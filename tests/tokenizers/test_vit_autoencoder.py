@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_pipeline import randomised
+from support.tiny_pipeline import randomised
 from torch import Tensor, nn
 
 from pipeline.code import Code, LatentSpec

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_pipeline import randomised
+from support.tiny_pipeline import randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 

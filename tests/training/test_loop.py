@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from loop_task import Denoise, Numbers, fit, weights
+from support.loop_task import Denoise, Numbers, fit, weights
 
 from pipeline.recipes.schema import Loop
 from pipeline.training import checkpoints
@@ -19,15 +19,15 @@ from pipeline.training.ema import Average
 from pipeline.training.loop import Interrupted, learning_rate
 from pipeline.training.order import BatchOrder, MicroBatches
 
-SCRIPT = Path(__file__).parents[1].joinpath("loop_task.py")
+SCRIPT = Path(__file__).parents[1].joinpath("support", "loop_task.py")
 
 
 def start(*arguments: object, processes: int = 1) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
-        cwd=SCRIPT.parents[1],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"},
+        cwd=SCRIPT.parents[2],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from tiny_pipeline import randomised
+from support.tiny_pipeline import randomised
 from torch import Tensor
 
 from pipeline.checks.recipe import check_recipe

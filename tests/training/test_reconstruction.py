@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.two_processes import as_two
 from torch import Tensor
-from two_processes import as_two
 
 from pipeline.checks.phase import terms_of
 from pipeline.critics.patch import Patch

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_pipeline import make_network, make_recipe, make_tokenizer
+from support.tiny_pipeline import make_network, make_recipe, make_tokenizer
 
 from pipeline.checks.recipe import check_recipe
 from pipeline.objectives.flow_matching import FlowMatching

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers as t
 from safetensors.torch import load_file, save_file
+from support.vision_folders import HALF, IMAGE, save_models
 from torch import Tensor
 from torch.nn import functional as F
-from vision_folders import HALF, IMAGE, save_models
 
 from pipeline.teachers.vision_model import FAMILIES, IMAGENET, VisionModel, called
 from pipeline.vision import weights

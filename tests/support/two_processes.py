@@ -10,12 +10,12 @@ from typing import TypeVar
 import torch
 
 Made = TypeVar("Made")
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 START = """
 import importlib, sys
 sys.path[:0] = sys.argv[1:4]
 import torch
-import two_processes
+from support import two_processes
 train = getattr(importlib.import_module(sys.argv[5]), sys.argv[6])
 two_processes.join(sys.argv[4], 1)
 train(1)
@@ -29,7 +29,7 @@ def as_two(train: Callable[[int], Made], folder: Path) -> Made:
     Where the other fails, so does the test, with its errors.
     """
     meeting = str(folder / "meeting")
-    paths = [str(HERE.parent), str(HERE), str(Path(train.__code__.co_filename).parent)]
+    paths = [str(TESTS.parent), str(TESTS), str(Path(train.__code__.co_filename).parent)]
     command = [sys.executable, "-c", START, *paths, meeting, train.__module__, train.__name__]
     other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,6 +1,6 @@
 """A small adversarial training for the tests of the loop; as a script, it trains in this process.
 
-python tests/loop_task.py FOLDER STEPS SAVE_EVERY [PAUSE]
+python tests/support/loop_task.py FOLDER STEPS SAVE_EVERY [PAUSE]
 """
 
 import sys

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ANSWER = """
 import importlib, sys, torch
 sys.path.insert(0, sys.argv[1])

@@ -1,6 +1,6 @@
 """A small training with several codebooks for the tests of quantisers; as a script, it trains in this process.
 
-python tests/codebook_task.py FOLDER
+python tests/support/codebook_task.py FOLDER
 """
 
 import sys

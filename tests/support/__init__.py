@@ -1,0 +1,1 @@
+"""What several tests use: tiny components, folders and files, other processes."""
