@@ -9,79 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+from contracts import fragments, size_for, spec_of
 from diffusers import AutoencoderKL
 
 from pipeline import LatentPipeline
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import build, check, find, kinds, structure
+from pipeline.components import build, find, kinds, structure
 from pipeline.draws import StepDraws
 from pipeline.recipes.building import build_network
-from pipeline.recipes.files import CONFIGS, merge, read
+from pipeline.recipes.files import CONFIGS, merge
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.generation import Generation
 
-SIZES = (8, 16, 32)  # pixels
-SMALL: dict[str, Any] = {
-    "width": 32,
-    "depth": 3,
-    "heads": 2,
-    "head_width": 32,
-    "head_heads": 2,
-    "blocks": 1,
-    "groups": 4,
-    "dim": 4,
-    "vocab": 16,
-    "levels": [4, 3],
-    "tokens": 6,
-    "z_channels": 8,
-    "feed_forward_multiple": 1,
-    "decoder_width": 32,
-    "decoder_depth": 2,
-    "decoder_heads": 2,
-    "proxy_vocab": 16,
-    "proxy_dim": 8,
-    "proxy_width": 8,
-    "proxy_start": None,
-    "encoder_start": None,
-    "decoder_start": None,
-    "start": "random",
-    "hidden": 32,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_attention_heads": 2,
-    "side": 4,
-    "widths": [8] * 5,
-    "spatial": [8],
-    "tap_width": 8,
-    "code_width": 16,
-}
 OBJECTIVES: dict[str, dict[str, Any]] = {"random_order": {"anneal_start": 1, "anneal_end": 2}}  # what has no default
 STEPS = {"denoiser": 2, "causal": None, "masked": 2}
 
 
-def small(node: dict[str, Any]) -> dict[str, Any]:
-    """A fragment's node with every size that it states made tiny; its switches stay."""
-    sizes = {name: SMALL[name] for name in node if name in SMALL}
-    nested = {name: small(value) for name, value in node.items() if isinstance(value, dict)}
-    return node | sizes | nested
-
-
-def nodes(folder: str, *place: str) -> dict[str, dict[str, Any]]:
-    """The distinct tiny nodes of the fragments in a folder, each under the name of the first fragment that gives it."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted((CONFIGS / folder).glob("*.yaml")):
-        node = read(path)
-        for key in place:
-            node = node[key]
-        if (node := small(node)) not in found.values():
-            found[path.stem] = node
-    return found
-
-
-TOKENIZERS = nodes("tokenizers", "tokenizer", "model")
-NETWORKS = nodes("networks", "generator", "network")
+TOKENIZERS, NETWORKS = fragments("tokenizers"), fragments("networks")
 GENERATORS = [(network, objective) for network, objective in product(NETWORKS, kinds("objectives"))]
 
 
@@ -91,22 +37,6 @@ def stock(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("stock")
     AutoencoderKL(latent_channels=4, block_out_channels=(8,) * 4, norm_num_groups=4).save_pretrained(folder)
     return str(folder)
-
-
-def spec_of(node: dict[str, Any], size: int) -> LatentSpec:
-    cls, arguments = check("tokenizers", node, ("image_size",))
-    return cls.geometry(arguments | {"image_size": size})
-
-
-def size_for(node: dict[str, Any]) -> int:
-    """The smallest size at which a tokenizer gives four tokens or more."""
-    for size in SIZES:
-        try:
-            if spec_of(node, size).tokens >= 4:
-                return size
-        except ValueError:
-            continue
-    raise AssertionError(f"{node} fits none of {SIZES}")
 
 
 @cache

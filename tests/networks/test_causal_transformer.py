@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support.fresh_process import answers_of_saved
 from torch import Tensor
 
 from pipeline.code import Condition
@@ -75,26 +74,6 @@ def token_by_token(model: CausalTransformer, ids: Tensor, condition: Condition |
         assert torch.equal(model.advance(memory, last, choose), ids[:, i])
         last = ids[:, i]
     return torch.cat(offered, dim=1).unflatten(1, (model.tokens, -1))
-
-
-@every_variant
-def test_a_batch_is_its_images_one_by_one(grid, arguments):
-    model = network(grid, **arguments)
-    ids, condition = request(model)
-    order = orders(3, model.tokens)
-    together = model(ids, condition, order)
-    assert together.shape == (3, model.tokens, model.config.codebooks, 11)
-    for i in range(3):
-        row = slice(i, i + 1)
-        alone = model(ids[row], None if condition is None else condition[row], order[row])
-        assert torch.allclose(alone, together[row], atol=1e-4)
-
-
-@every_variant
-def test_every_weight_takes_part(grid, arguments):
-    model = network(grid, **arguments)
-    model(*request(model)).square().sum().backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
 @every_variant
@@ -172,14 +151,6 @@ def test_a_new_network_finds_every_id_as_likely_and_new_modulated_blocks_are_the
     assert torch.equal(model.blocks[0](h, torch.randn(2, 12, 16)), h)
 
 
-def test_the_null_label_is_no_condition():
-    for arguments in ({}, RAR):
-        model = network(**arguments)
-        ids, condition = request(model)
-        null = model(ids, model.null(condition))
-        assert torch.equal(null, model(ids)) and not torch.allclose(null, model(ids, condition))
-
-
 def test_a_prefix_at_zero_has_no_query_and_no_key():
     rows = {kind: network(prefix_rotary=kind).cosines[0] for kind in ("none", "zero")}
     assert rows["none"].eq(1).all() and rows["zero"].eq(0).all()
@@ -217,20 +188,6 @@ def test_every_layer_has_masks_of_its_own():
     model(ids, condition, dropout=StepDraws(0, 0, slice(0, 3), 3))
     masks = [mask[..., :16] for each in seen for mask in each]
     assert len(masks) == 6 and not any(torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
-
-
-@pytest.mark.parametrize("arguments", [{}, RAR], ids=["llamagen", "rar"])
-def test_gradient_checkpointing_changes_nothing(arguments):
-    model = network(**arguments, **DROPOUTS)
-    ids, condition = request(model)
-    gradients = []
-    for enable in (model.disable_gradient_checkpointing, model.enable_gradient_checkpointing):
-        enable()
-        model.zero_grad()
-        model(ids, condition, dropout=StepDraws(0, 0, slice(0, 3), 3)).square().sum().backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    assert model.is_gradient_checkpointing
-    assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
 @pytest.mark.parametrize("arguments", [{}, RAR], ids=["llamagen", "rar"])
@@ -275,13 +232,6 @@ def test_layerwise_casting_keeps_what_must_stay_exact():
     assert {"positions", "token_embedding.tables.0.weight", "blocks.0.modulation.weight"} <= kept
     assert "blocks.0.attention.qkv.weight" not in kept
     assert model(*request(model)).isfinite().all()
-
-
-def test_a_saved_network_is_the_same_in_a_fresh_process(tmp_path):
-    models = {"llamagen": network(codebooks=2), "rar": network(**RAR)}
-    calls = {name: (model.forward, *request(model)) for name, model in models.items()}
-    answers = answers_of_saved(tmp_path, calls)
-    assert all(torch.equal(answers[name], forward(*inputs)) for name, (forward, *inputs) in calls.items())
 
 
 def test_a_network_packed_into_one_file_is_the_same(tmp_path, monkeypatch):

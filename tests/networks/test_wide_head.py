@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support.fresh_process import answers_of_saved
 from torch import Tensor
 
 from pipeline.code import Condition
@@ -15,13 +14,6 @@ from pipeline.nn.embeddings import GaussianTimeEmbedding
 
 ROOT = Path(__file__).parents[2]
 SIZE = {"depth": 2, "width": 16, "heads": 2, "head_depth": 1, "head_width": 24, "head_heads": 3}
-VARIANTS = {
-    "patches": ([4, 4], {"patch_size": 2}),
-    "oblong": ([3, 4], {"query_key_norm": True}),
-    "one_axis": ([6], {}),
-    "unconditional": ([4, 4], {"num_classes": 0}),
-    "as_wide": ([4, 4], {"head_width": 16, "head_heads": 2}),
-}
 
 
 def network(grid=(4, 4), **arguments) -> WideHeadTransformer:
@@ -36,19 +28,6 @@ def request(model: WideHeadTransformer, batch: int = 3) -> tuple[Tensor, Tensor,
     tokens, classes = torch.Size(model.config.grid).numel(), model.config.num_classes
     labels = torch.arange(batch) % classes if classes else None
     return torch.randn(batch, tokens, model.config.dim), torch.linspace(0.1, 0.9, batch), Condition(labels=labels)
-
-
-@pytest.mark.parametrize("grid, arguments", VARIANTS.values(), ids=VARIANTS)
-def test_a_batch_is_its_images_one_by_one_and_every_weight_takes_part(grid, arguments):
-    model = network(grid, **arguments)
-    z, time, condition = request(model)
-    together = model(z, time, condition)
-    assert together.shape == z.shape
-    for i in range(len(z)):
-        alone = None if condition.labels is None else condition[i : i + 1]
-        assert torch.allclose(model(z[i : i + 1], time[i : i + 1], alone), together[i : i + 1], atol=1e-5)
-    together.square().sum().backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
 def test_a_new_network_predicts_zero():
@@ -92,18 +71,6 @@ def test_taps_are_of_the_trunk():
         model(*inputs, taps=(3,))
 
 
-def test_gradient_checkpointing_changes_nothing():
-    model = network()
-    inputs, gradients = request(model), []
-    for enable in (model.disable_gradient_checkpointing, model.enable_gradient_checkpointing):
-        enable()
-        model.zero_grad()
-        prediction, (h,) = model(*inputs, taps=(1,))
-        (prediction.square().sum() + h.square().sum()).backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients))
-
-
 def test_data_time_runs_the_other_way():
     model, other = network(), network(time_direction="data")
     other.load_state_dict(model.state_dict())
@@ -118,13 +85,6 @@ def test_gaussian_frequencies_are_two_pi_times_the_stored_ones():
     embedding.up.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     embedding(torch.tensor([1.0]))
     torch.testing.assert_close(seen[0], torch.tensor([[1.0, 0.0, 0.0, -1.0]]), atol=1e-6, rtol=0)
-
-
-def test_a_saved_network_is_the_same_in_a_fresh_process(tmp_path):
-    model = network()
-    inputs = request(model)
-    answer = answers_of_saved(tmp_path, {"network": (model.forward, *inputs)})["network"]
-    assert torch.equal(answer, model(*inputs))
 
 
 def test_loaded_in_half_the_bits_times_stay_exact(tmp_path):

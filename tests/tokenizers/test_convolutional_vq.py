@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from golden_kinds import Case
-from support.fresh_process import answers_of_saved
 from torch import Tensor
 
 from pipeline.code import Code, LatentSpec
@@ -82,24 +81,6 @@ def test_parts_hold_every_parameter_once():
     held = [p for part in ("encoder", "decoder") for p in tokenizer.trainable(part)]
     assert sorted(map(id, held)) == sorted(id(p) for p in tokenizer.parameters())
     assert any(p is tokenizer.last_layer for p in tokenizer.trainable("decoder"))
-
-
-@torch.no_grad()
-def test_a_saved_folder_is_whole_in_a_fresh_process(tmp_path):
-    tokenizer, images = maskgit(), pictures()
-    answer = answers_of_saved(tmp_path, {"tokenizer": (tokenizer.forward, images)})["tokenizer"]
-    assert torch.equal(answer.images, tokenizer(images).images)
-
-
-def test_gradient_checkpointing_changes_no_gradient():
-    tokenizer, images = maskgit(), pictures()
-    tokenizer(images).images.square().sum().backward()
-    plain = [p.grad.clone() for p in tokenizer.parameters() if p.grad is not None]
-    tokenizer.zero_grad()
-    tokenizer.enable_gradient_checkpointing()
-    tokenizer(images).images.square().sum().backward()
-    again = [p.grad for p in tokenizer.parameters() if p.grad is not None]
-    assert len(plain) == len(again) and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, again))
 
 
 def test_training_brings_the_images_nearer_and_moves_every_part():

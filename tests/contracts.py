@@ -1,0 +1,589 @@
+"""What every kind in a slot promises, written once; tests/test_contracts.py runs it over all kinds.
+
+A new file in a slot is checked by being there: its tiny example is derived from its constructor. Where an argument
+without a default has no tiny value yet, `tiny` says what to add to TINY.
+"""
+
+import copy
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.components import Arguments, Node, build, check, find, kinds
+from pipeline.draws import StepDraws
+from pipeline.recipes.files import CONFIGS, read
+
+# Tiny values of sizes that recipes state, by the argument's name, for all slots.
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "depth": 3,
+    "heads": 2,
+    "head_width": 32,
+    "head_heads": 2,
+    "blocks": 1,
+    "groups": 4,
+    "dim": 4,
+    "vocab": 16,
+    "levels": [4, 3],
+    "tokens": 6,
+    "z_channels": 8,
+    "feed_forward_multiple": 1,
+    "decoder_width": 32,
+    "decoder_depth": 2,
+    "decoder_heads": 2,
+    "proxy_vocab": 16,
+    "proxy_dim": 8,
+    "proxy_width": 8,
+    "proxy_start": None,
+    "encoder_start": None,
+    "decoder_start": None,
+    "start": "random",
+    "hidden": 32,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "side": 4,
+    "widths": [8] * 5,
+    "spatial": [8],
+    "tap_width": 8,
+    "code_width": 16,
+}
+# The same, and of arguments that no recipe of a part states.
+TINY: dict[str, Any] = SMALL | {
+    "head_depth": 1,
+    "bits": 4,
+    "codebooks": 2,
+    "anneal_start": 1,
+    "anneal_end": 2,
+    "strength": 3,
+    "scale": 0.5,
+    "layers": 1,
+    "scales": 2,
+    "bottleneck": {"kind": "vector_quantize", "dim": 4, "vocab": 16},
+}
+# What an earlier stage determines for a network; a variant may state others.
+DERIVED = {"grid": [4, 4], "dim": 3, "vocab": 11, "num_classes": 5, "outputs": 1, "codebooks": 1, "class_token": 0}
+RAR = {
+    "position": "learned",
+    "start_token": True,
+    "target_positions": True,
+    "modulated": True,
+    "norm": "layer",
+    "query_key_norm": True,
+    "feed_forward": "gelu",
+    "bias": True,
+}
+OF_DATA = {"time_scale": 1.0, "time_direction": "data"}
+DROPOUTS = {"token_dropout": 0.2, "residual_dropout": 0.2, "feed_forward_dropout": 0.2}
+# Further examples, of switches that no tiny example and no recipe has.
+VARIANTS: dict[str, dict[str, Node]] = {
+    "networks": {
+        "bidirectional_deep": {"kind": "bidirectional_transformer", "body": "uvit", "depth": 5, "grid": [3, 4]},
+        "bidirectional_codebooks": {"kind": "bidirectional_transformer", "codebooks": 3, "grid": [3, 4]},
+        "bidirectional_unconditional": {"kind": "bidirectional_transformer", "body": "uvit", "num_classes": 0},
+        "bidirectional_dropout": {"kind": "bidirectional_transformer", "dropout": 0.3, "attention_dropout": 0.2},
+        "uvit_dropout": {"kind": "bidirectional_transformer", "body": "uvit", "dropout": 0.3, "attention_dropout": 0.2},
+        "causal_llamagen": {
+            "kind": "causal_transformer",
+            "prefix_rotary": "zero",
+            "feed_forward_multiple": 8,
+            "grid": [3, 4],
+            **DROPOUTS,
+        },
+        "causal_sequence": {"kind": "causal_transformer", "position": "rotary_sequence", "grid": [3, 4]},
+        "causal_learned": {"kind": "causal_transformer", "position": "learned", "query_key_norm": True},
+        "causal_rar": {"kind": "causal_transformer", "grid": [3, 4], **RAR, **DROPOUTS},
+        "causal_modulated": {"kind": "causal_transformer", "modulated": True, "target_positions": True},
+        "causal_one_axis": {"kind": "causal_transformer", "grid": [6]},
+        "causal_codebooks": {"kind": "causal_transformer", "grid": [2, 3], "codebooks": 3},
+        "causal_unconditional": {"kind": "causal_transformer", "grid": [2, 3], "num_classes": 0},
+        "causal_unconditional_rar": {
+            "kind": "causal_transformer",
+            "grid": [2, 3],
+            **RAR,
+            "num_classes": 0,
+            "codebooks": 2,
+        },
+        "diffusion_dit": {"kind": "diffusion_transformer", "grid": [4, 6], "patch_size": 2, "outputs": 2},
+        "diffusion_sit": {"kind": "diffusion_transformer", "patch_size": 2, **OF_DATA},
+        "diffusion_rotary": {"kind": "diffusion_transformer", "position": "rotary"},
+        "diffusion_learned": {"kind": "diffusion_transformer", "position": "learned", "norm": "rms"},
+        "diffusion_one_axis": {
+            "kind": "diffusion_transformer",
+            "grid": [6],
+            "position": "rotary_and_fixed",
+            "feed_forward": "swiglu",
+        },
+        "diffusion_lightning": {
+            "kind": "diffusion_transformer",
+            "grid": [3, 4],
+            **OF_DATA,
+            "position": "rotary_and_fixed",
+            "norm": "rms",
+            "feed_forward": "swiglu",
+            "query_key_norm": True,
+        },
+        "diffusion_layer_norms": {"kind": "diffusion_transformer", "query_key_norm": "layer"},
+        "diffusion_class_token": {"kind": "diffusion_transformer", "class_token": 5},
+        "diffusion_unconditional": {"kind": "diffusion_transformer", "num_classes": 0},
+        "wide_head_patches": {"kind": "wide_head_transformer", "patch_size": 2},
+        "wide_head_oblong": {"kind": "wide_head_transformer", "grid": [3, 4], "query_key_norm": True},
+        "wide_head_one_axis": {"kind": "wide_head_transformer", "grid": [6]},
+        "wide_head_unconditional": {"kind": "wide_head_transformer", "num_classes": 0},
+        "wide_head_narrow": {"kind": "wide_head_transformer", "head_width": 24, "head_heads": 3},
+    },
+    "bottlenecks": {
+        "vector_quantize_euclid": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "unit_norm": False},
+        "vector_quantize_ema": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "learn": "ema", "restart": 0.1},
+        "vector_quantize_entropy": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "entropy_temperature": 0.1},
+        "vector_quantize_rotation": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "gradient": "rotation"},
+        "binary_spherical": {"kind": "binary", "bits": 4, "spherical": True},
+    },
+}
+FRAGMENTS = {  # where recipes of parts name the kinds of a slot: folder of configs/, and the path inside a file
+    "tokenizers": ("tokenizers", "tokenizer", "model"),
+    "networks": ("networks", "generator", "network"),
+}
+GIVEN = ("image_size", "grid", "num_classes", "outputs", "class_token")  # not stated in a tiny node
+SIZES = (8, 16, 32)  # pixels
+
+
+def small(node: Node) -> Node:
+    """A recipe's node with every size that it states made tiny; its switches stay."""
+    sizes = {name: SMALL[name] for name in node if name in SMALL and not isinstance(node[name], dict)}
+    nested = {name: small(value) for name, value in node.items() if isinstance(value, dict)}
+    return node | sizes | nested
+
+
+def tiny(slot: str, kind: str) -> Node:
+    """The smallest node of a kind, from its constructor: sizes from TINY, everything else by default."""
+    node: Node = {"kind": kind}
+    derived = DERIVED if slot == "networks" else ()
+    for name, parameter in list(inspect.signature(find(slot, kind).__init__).parameters.items())[1:]:
+        if name in GIVEN or name in derived:
+            continue
+        needed = parameter.default is inspect.Parameter.empty
+        if name in TINY and (needed or isinstance(parameter.default, int) and parameter.default > 1):
+            node[name] = TINY[name]
+        elif needed:
+            raise AssertionError(
+                f"{slot}/{kind}: add a tiny value for its argument {name!r} to TINY in tests/contracts.py,"
+                " or an example of the kind to SPECIAL"
+            )
+    return node
+
+
+@cache
+def fragments(slot: str) -> dict[str, Node]:
+    """The distinct tiny nodes of the recipes of parts, each under the name of the first recipe that gives it."""
+    folder, *path = FRAGMENTS[slot]
+    nodes: dict[str, Node] = {}
+    for file in sorted((CONFIGS / folder).glob("*.yaml")):
+        node = read(file)
+        for key in path:
+            node = node[key]
+        if (node := small(node)) not in nodes.values():
+            nodes[file.stem] = node
+    return nodes
+
+
+@cache
+def examples(slot: str) -> dict[str, Node]:
+    """Tiny nodes of every kind in a slot by name: of recipes where they have the kind, else `tiny`; and VARIANTS."""
+    nodes = dict(fragments(slot)) if slot in FRAGMENTS else {}
+    if slot == "tokenizers":  # the published sizes add no switch to those of the digits, but for kinds of their own
+        digits = {node["kind"] for name, node in nodes.items() if name.startswith("digits")}
+        nodes = {n: node for n, node in nodes.items() if n.startswith("digits") or node["kind"] not in digits}
+    covered = {node["kind"] for node in nodes.values()}
+    nodes |= {kind: tiny(slot, kind) for kind in kinds(slot) if kind not in covered and f"{slot}/{kind}" not in SPECIAL}
+    variants = {name: tiny(slot, node["kind"]) | node for name, node in VARIANTS.get(slot, {}).items()}
+    return nodes | variants
+
+
+def kind_of_every_example_is_covered(slot: str) -> None:
+    """Every kind of the slot has an example, or is in SPECIAL with the test that stands for it."""
+    covered = {node["kind"] for node in examples(slot).values()}
+    missing = [kind for kind in kinds(slot) if kind not in covered and f"{slot}/{kind}" not in SPECIAL]
+    assert not missing, f"{slot}: no example of {', '.join(missing)}"
+
+
+# Kinds that a node alone does not build, and where they are tested.
+SPECIAL = {
+    "critics/frozen_features": "tests/critics/test_critics.py: it judges by a network that it is given",
+}
+
+
+IDLE = {"decoder.mask_token"}  # read where an encoder in training has masked tokens
+
+
+def draws(batch: int = 3, rows: slice | None = None) -> StepDraws:
+    return StepDraws(0, 0, rows or slice(0, batch), batch)
+
+
+@torch.no_grad()
+def randomised(module: nn.Module, std: float = 0.15) -> nn.Module:
+    """With every weight random, so that no gate hides a branch."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in module.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    return module
+
+
+# Networks
+
+ROUGHNESS = {"denoiser": 1e-3, "causal": 2e-3, "masked": 3e-3}  # mean square error in bfloat16, of the answer's own
+
+
+def network_of(node: Node) -> nn.Module:
+    stated = {name: value for name, value in node.items() if name not in DERIVED}
+    derived = DERIVED | {name: value for name, value in node.items() if name in DERIVED}
+    return randomised(build("networks", stated, **derived)).eval()
+
+
+def request_of(network: nn.Module, batch: int = 3) -> dict[str, Any]:
+    """What `forward` of a network is asked with, by its role; some ids of every image are masked, and some are not."""
+    config, generator = network.config, torch.Generator().manual_seed(1)
+    classes = config.num_classes
+    condition = Condition(labels=torch.arange(batch) % classes) if classes else None
+    if network.role == "denoiser":
+        z = torch.randn(batch, *network.state_shape, generator=generator)
+        return {"hidden_states": z, "time": torch.linspace(0.1, 0.9, batch), "condition": condition}
+    tokens = LatentSpec(tuple(config.grid), dim=1).tokens
+    shape = (batch, tokens, config.codebooks) if config.codebooks > 1 else (batch, tokens)
+    ids = torch.randint(config.vocab, shape, generator=generator)
+    if network.role == "masked":
+        masked = (torch.arange(tokens) + torch.arange(batch)[:, None]) % 3 > 0
+        return {"ids": ids, "masked": masked, "condition": condition}
+    return {"ids": ids, "condition": condition}
+
+
+def row_of(request: dict[str, Any], i: int) -> dict[str, Any]:
+    return {name: None if value is None else value[i : i + 1] for name, value in request.items()}
+
+
+def dropout_of(network: nn.Module, rows: slice | None = None) -> dict[str, StepDraws]:
+    """Draws of dropout, where `forward` takes them."""
+    return {"dropout": draws(rows=rows)} if "dropout" in inspect.signature(network.forward).parameters else {}
+
+
+def check_one_by_one(network: nn.Module) -> None:
+    """An answer has its shape, and a batch is its images one by one, with dropout or without."""
+    request, config = request_of(network), network.config
+    tokens = LatentSpec(tuple(config.grid), dim=1).tokens
+    if network.role == "denoiser":
+        shape = (3, network.state_shape[0], config.get("outputs", 1) * config.dim)
+    else:
+        shape = (3, tokens, config.codebooks, config.vocab)
+    for dropping in {False, bool(dropout_of(network))}:
+        together = network(**request, **(dropout_of(network) if dropping else {}))
+        assert together.shape == shape
+        for i in range(3):
+            dropout = dropout_of(network, slice(i, i + 1)) if dropping else {}
+            alone = network(**row_of(request, i), **dropout)
+            scale = max(1.0, together.abs().max().item())
+            torch.testing.assert_close(alone, together[i : i + 1], atol=1e-5 * scale, rtol=1e-4)
+
+
+def check_every_weight_takes_part(network: nn.Module) -> None:
+    network(**request_of(network)).square().sum().backward()
+    idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not idle, idle
+
+
+def check_checkpointing(network: nn.Module) -> None:
+    """Gradient checkpointing changes no gradient, with dropout and with taps where there are such."""
+    request, gradients = request_of(network) | dropout_of(network), []
+    taps = {"taps": (1,)} if network.role == "denoiser" else {}
+    for enable in (network.disable_gradient_checkpointing, network.enable_gradient_checkpointing):
+        enable()
+        network.zero_grad()
+        answer = network(**request, **taps)
+        parts = [answer[0], *answer[1]] if taps else [answer]
+        sum(part.square().sum() for part in parts).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    assert network.is_gradient_checkpointing
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+@torch.no_grad()
+def check_half_precision(network: nn.Module) -> None:
+    """In bfloat16, whole or by autocast, the answer is finite and near that in float32, with dropout or without."""
+    request = request_of(network)
+    for dropout in ({}, dropout_of(network)):
+        exact = network.float()(**request, **dropout)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = network(**request, **dropout)
+        network.bfloat16()
+        halved = {n: v.bfloat16() if n == "hidden_states" else v for n, v in request.items()}
+        whole = network(**halved, **dropout)
+        assert whole.dtype == torch.bfloat16
+        for rough in (mixed, whole):
+            assert rough.isfinite().all()
+            assert (rough.float() - exact).square().mean() < ROUGHNESS[network.role] * exact.square().mean()
+
+
+@torch.no_grad()
+def check_null_label(network: nn.Module) -> None:
+    """No condition is the null label; labels matter; and an unconditional network refuses them."""
+    request = request_of(network)
+    without = network(**request | {"condition": None})
+    if not network.config.num_classes:
+        labelled = Condition(labels=torch.zeros(3, dtype=torch.int64))
+        try:
+            network(**request | {"condition": labelled})
+        except ValueError as error:
+            assert "without classes" in str(error)
+            return
+        raise AssertionError("an unconditional network takes labels")
+    null = network.null(request["condition"])
+    torch.testing.assert_close(network(**request | {"condition": null}), without, atol=0, rtol=0)
+    assert not torch.allclose(network(**request), without, atol=1e-4)
+
+
+def settings_of(component: Any) -> dict[str, Any]:
+    """The config without what diffusers adds to it."""
+    return {name: value for name, value in component.config.items() if not name.startswith("_")}
+
+
+def check_config(component: Any) -> None:
+    """The config is what JSON can hold, and constructs a component of the same config again."""
+    settings = json.loads(json.dumps(settings_of(component)))
+    assert json.loads(json.dumps(settings_of(type(component)(**settings)))) == settings
+
+
+# Tokenizers
+
+
+def spec_of(node: Node, size: int) -> LatentSpec:
+    cls, arguments = check("tokenizers", node, ("image_size",))
+    return cls.geometry(arguments | {"image_size": size})
+
+
+def size_for(node: Node) -> int:
+    """The smallest size at which a tokenizer gives four tokens or more."""
+    for size in SIZES:
+        try:
+            if spec_of(node, size).tokens >= 4:
+                return size
+        except ValueError:
+            continue
+    raise AssertionError(f"{node} fits none of {SIZES}")
+
+
+def images_of(size: int, batch: int = 3) -> Tensor:
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def tokenizer_of(node: Node) -> tuple[nn.Module, Tensor]:
+    """A tokenizer in evaluation, and images that fit it."""
+    size = size_for(node)
+    return build("tokenizers", node, image_size=size).eval(), images_of(size)
+
+
+@torch.no_grad()
+def check_geometry(node: Node) -> None:
+    """Codes and images have the shapes that are known without building; z is what ids look up."""
+    tokenizer, images = tokenizer_of(node)
+    spec = spec_of(node, images.shape[-1])
+    assert tokenizer.spec == spec
+    code = tokenizer.encode(images)
+    if code.z is not None:
+        assert code.z.shape == (3, *spec.shape)
+    if spec.vocab:
+        assert code.ids.shape == (3, spec.tokens, *([spec.codebooks] if spec.codebooks > 1 else []))
+        assert code.ids.min() >= 0 and code.ids.max() < spec.vocab
+    decoded = tokenizer.decode(code)
+    assert decoded.shape == images.shape and decoded.isfinite().all()
+    torch.testing.assert_close(tokenizer.decode(Code(z=code.z, ids=None) if code.z is not None else code), decoded)
+
+
+@torch.no_grad()
+def check_images_one_by_one(node: Node) -> None:
+    """What the bottleneck reads and what is decoded of an image do not depend on the others of its batch."""
+    tokenizer, images = tokenizer_of(node)
+    h, code = tokenizer.features(images), tokenizer.encode(images)
+    decoded = tokenizer.decode(code)
+    for i in range(3):
+        torch.testing.assert_close(tokenizer.features(images[i : i + 1]), h[i : i + 1], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(tokenizer.decode(code[i : i + 1]), decoded[i : i + 1], atol=1e-4, rtol=1e-3)
+
+
+def check_given_draws(node: Node) -> None:
+    """A training pass is a function of its draws, and its terms are those that are known without building."""
+    tokenizer, images = tokenizer_of(node)
+    names = type(tokenizer).terms(Arguments.from_config(tokenizer))
+    passes = [copy.deepcopy(tokenizer).train()(images, draws=draws()) for _ in range(2)]
+    assert set(passes[0].terms) == set(names)
+    assert torch.equal(passes[0].images, passes[1].images) and passes[0].images.isfinite().all()
+    assert all(torch.equal(value, passes[1].terms[name]) for name, value in passes[0].terms.items())
+
+
+def total(tokenizer: nn.Module, images: Tensor) -> Tensor:
+    """A loss of all that a training pass gives: images, terms, and features for losses that read them."""
+    rebuilt = tokenizer(images, draws=draws())
+    features = [tensor for value in rebuilt.features.values() for tensor in tensors_of(value)]
+    trained = [tensor.square().mean() for tensor in features if tensor.requires_grad]
+    return (rebuilt.images * images).mean() + rebuilt.images.square().mean() + sum([*rebuilt.terms.values(), *trained])
+
+
+def check_tokenizer_checkpointing(node: Node) -> None:
+    """Gradient checkpointing changes no gradient."""
+    tokenizer, images = tokenizer_of(node)
+    if tokenizer.frozen:
+        return
+    gradients = []
+    for enable in ("disable_gradient_checkpointing", "enable_gradient_checkpointing"):
+        model = copy.deepcopy(tokenizer).train()
+        getattr(model, enable)()
+        total(model, images).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def check_parts(node: Node) -> None:
+    """Each part of a tokenizer gets gradients, no other parameter does, and what is fixed is in no part."""
+    tokenizer, images = tokenizer_of(node)
+    with torch.no_grad():
+        for parameter in tokenizer.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)  # so that no gate is shut
+    fixed = {id(p) for p in tokenizer.fixed()}
+    can = tokenizer.can
+    parts = [part for part in can.parts if part not in (*can.branches, *can.parts_without_pixels)]
+    for part in parts:
+        chosen = {id(p) for p in tokenizer.trainable(part)}
+        assert not chosen & fixed, part
+        if not chosen:  # an encoder that is frozen whole
+            continue
+        model = tokenizer.train()
+        for parameter in model.parameters():
+            parameter.grad = None
+            parameter.requires_grad_(id(parameter) in chosen)
+        total(model, images).backward()
+        with_gradient = {id(p) for p in model.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        idle = [name for name, p in model.named_parameters() if id(p) in chosen - with_gradient and name not in IDLE]
+        assert not idle, (part, idle)
+        assert with_gradient <= chosen, part
+
+
+@torch.no_grad()
+def check_tokenizer_half_precision(node: Node) -> None:
+    """In bfloat16 codes and images are finite, and the image of one code is near that in float32."""
+    tokenizer, images = tokenizer_of(node)
+    code = tokenizer.encode(images)
+    exact = tokenizer.decode(code)
+    tokenizer.bfloat16()
+    rough = tokenizer.decode(Code(z=None if code.z is None else code.z.bfloat16(), ids=code.ids))
+    assert rough.isfinite().all() and tokenizer(images.bfloat16()).images.isfinite().all()
+    assert (rough.float() - exact).square().mean() < 1e-2 * exact.square().mean() + 1e-6
+
+
+# Bottlenecks
+
+
+def bottleneck_of(node: Node) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(2)
+    bottleneck = build("bottlenecks", node).eval()
+    return bottleneck, torch.randn(3, 5, bottleneck.inputs, generator=torch.Generator().manual_seed(4))
+
+
+def check_bottleneck(node: Node) -> None:
+    """Terms as known without building; without draws a function of each token's image alone; ids look up z."""
+    bottleneck, h = bottleneck_of(node)
+    code, terms = bottleneck(h)
+    assert set(terms) == set(type(bottleneck).terms(check("bottlenecks", node)[1]))
+    assert code.z.shape == (3, 5, bottleneck.dim) and bool(bottleneck.vocab) == (code.ids is not None)
+    for i in range(3):
+        alone, _ = bottleneck(h[i : i + 1])
+        torch.testing.assert_close(alone.z, code.z[i : i + 1])
+    if bottleneck.vocab:
+        torch.testing.assert_close(bottleneck.lookup(code.ids), code.z, atol=1e-5, rtol=1e-4)
+        assert code.ids.max() < bottleneck.vocab
+    passes = [copy.deepcopy(bottleneck).train()(h, draws()) for _ in range(2)]
+    assert torch.equal(passes[0][0].z, passes[1][0].z)
+    assert all(torch.equal(value, passes[1][1][name]) for name, value in passes[0][1].items())
+
+
+def check_bottleneck_gradient(node: Node) -> None:
+    """The code passes a gradient to the features, and every term is finite."""
+    bottleneck, h = bottleneck_of(node)
+    h.requires_grad_()
+    code, terms = bottleneck.train()(h, draws())
+    assert all(value.isfinite() and value.ndim == 0 for value in terms.values())
+    gradient = torch.autograd.grad((code.z * torch.linspace(-1, 1, code.z.numel()).view_as(code.z)).sum(), h)[0]
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@torch.no_grad()
+def check_bottleneck_half_precision(node: Node) -> None:
+    bottleneck, h = bottleneck_of(node)
+    code, terms = bottleneck(h.bfloat16())
+    assert code.z.dtype == torch.bfloat16 and code.z.isfinite().all()
+    assert all(value.isfinite() for value in terms.values())
+
+
+# Critics and perturbations
+
+
+def check_critic(node: Node) -> None:
+    """One by one in evaluation, a gradient at the images and at every weight, and finite in bfloat16."""
+    critic = build("critics", node).eval()
+    smallest = type(critic).smallest(Arguments.from_config(critic))
+    images = images_of(max(32, smallest)).requires_grad_()
+    views = as_views(critic(images))
+    for i in range(3):
+        for view, alone in zip(views, as_views(critic(images[i : i + 1]))):
+            torch.testing.assert_close(alone, view[i : i + 1], atol=1e-4, rtol=1e-3)
+    sum(view.square().sum() for view in views).backward()
+    assert images.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in critic.parameters())
+    with torch.no_grad():
+        rough = as_views(critic.bfloat16()(images.detach().bfloat16()))
+    assert all(view.isfinite().all() for view in rough)
+
+
+def as_views(logits: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    return [logits] if isinstance(logits, Tensor) else list(logits)
+
+
+def check_perturbation(node: Node) -> None:
+    """The decoder's z keeps the code's shape and is a function of draws and of each image alone, however split."""
+    perturbation = build("perturbations", node)
+    discrete = node["kind"] == "codebook_neighbours"
+    neck = build("bottlenecks", TINY["bottleneck"] if discrete else {"kind": "identity", "dim": 4}).eval()
+    h = torch.randn(4, 6, neck.inputs, generator=torch.Generator().manual_seed(6))
+    code, _ = neck(h)
+    whole = perturbation(neck, h, code, draws(4), 0)
+    assert whole.isfinite().all() and len(whole) == 4 and whole.shape[2] == 4
+    assert torch.equal(perturbation(neck, h, code, draws(4), 0), whole)
+    for rows in (slice(0, 1), slice(1, 4)):
+        split = perturbation(neck, h[rows], code[rows], draws(4, rows), 0)
+        torch.testing.assert_close(split, whole[rows])
+
+
+def saved_answers(models: dict[str, tuple[nn.Module, tuple]], answer: Callable[..., dict], folder) -> None:
+    """Every model, saved and loaded in one fresh process, answers as before."""
+    calls = {name: (model.forward, *inputs) for name, (model, inputs) in models.items()}
+    answers = answer(folder, calls)
+    with torch.no_grad():
+        for name, (forward, *inputs) in calls.items():
+            for ours, again in zip(tensors_of(forward(*inputs)), tensors_of(answers[name]), strict=True):
+                assert torch.equal(ours, again), name
+
+
+def tensors_of(answer: Any) -> list[Tensor]:
+    """The tensors of what a `forward` returns: logits, several of them, or what a tokenizer rebuilt."""
+    if isinstance(answer, Tensor):
+        return [answer]
+    if answer is None:
+        return []
+    if hasattr(answer, "images"):
+        return [answer.images, *(value for value in (answer.code.z, answer.code.ids) if value is not None)]
+    return list(answer)
