@@ -38,7 +38,8 @@ def test_output(folder: Path, name: str):
     kind = kind_of(case)
     if kind is None:
         pytest.skip(f"unknown kind: {case.meta['class']}")
-    for pattern, reason in getattr(kind, "NOT_OURS", {}).items():
+    unmatched = kind.not_ours(case) if hasattr(kind, "not_ours") else getattr(kind, "NOT_OURS", {})
+    for pattern, reason in unmatched.items():
         if fnmatch(name, pattern):
             pytest.skip(f"{name}: {reason}")
     ours = computed(folder)

@@ -6,7 +6,8 @@ Everything is read from the case: shapes from its tensors, switches from `case.m
 from the words of its calls (`case.number`). Weights are imported as a user would import them: `case.imported`.
 
 Optional: `REPOSITORY`, the end of `source.repository`, where several projects have a class of this name;
-`NOT_OURS = {name pattern: reason}` for stored outputs that this project has no counterpart of; and
+`NOT_OURS = {name pattern: reason}` for stored outputs that this project has no counterpart of, or `not_ours(case)`
+where that depends on the case; and
 `LOOSER = {name pattern: tolerance}` where meta.json gives an exception in words.
 """
 
