@@ -12,7 +12,7 @@ from pipeline.images.reading import Images
 from pipeline.latents.store import LatentStore
 from pipeline.losses.base import Alignment
 from pipeline.networks.base import Network
-from pipeline.recipes.building import build_network, classes_told, seeded
+from pipeline.recipes.building import build_network, count_condition_classes, seeded
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.training import starting_weights
@@ -36,7 +36,7 @@ def uses(recipe: Recipe) -> Any:
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     store, part = LatentStore(work.artefact("latents")), recipe.generator
-    classes = classes_told(recipe, store.num_classes)
+    classes = count_condition_classes(recipe, store.num_classes)
     objective = build("objectives", part.objective)
     seeded(recipe.seed)
     network = build_network(recipe, store.spec, classes, objective)

@@ -12,7 +12,7 @@ from pipeline.critics.base import Critic
 from pipeline.images.reading import Images
 from pipeline.latents.scale import measure, of_channels
 from pipeline.nn.running_norm import RunningNorm
-from pipeline.recipes.building import build_network, classes_told, seeded
+from pipeline.recipes.building import build_network, count_condition_classes, seeded
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import NOTE, Workspace, plain
 from pipeline.saved_folders import load_component
@@ -98,7 +98,7 @@ def started_critic(recipe: Recipe, critic: Critic | None, source: Path) -> Criti
 def started_generation(recipe: Recipe, work: Workspace, tokenizer: Tokenizer, images: Images, out: Path) -> Generation:
     """The generator's part in the training, its weights drawn by the recipe's seed."""
     part = recipe.generator
-    classes = classes_told(recipe, images.num_classes)
+    classes = count_condition_classes(recipe, images.num_classes)
     objective = build("objectives", part.objective)
     taps = generator_taps(recipe, images, out, work.accelerator)
     seeded(recipe.seed)

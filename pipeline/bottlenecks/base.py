@@ -19,9 +19,9 @@ ENUMERABLE = 2**20  # codes at most among which the nearest are looked for one b
 
 
 class Bottleneck(EntryPoints, ABC):
-    """Squeezes features [B, N, inputs] into a code of `dim` channels a token."""
+    """Compresses features [B, N, inputs] into a code of `dim` channels per token."""
 
-    entry_points = ("moments", "lookup", "redrawn")
+    entry_points = ("moments", "lookup", "redraw_ids")
     inputs: int  # channels it reads
     dim: int  # channels of z
     vocab: int = 0  # codebook size; 0 when continuous
@@ -44,7 +44,7 @@ class Bottleneck(EntryPoints, ABC):
         """ids [B, N] or [B, N, codebooks] to z [B, N, dim]; ValueError for a continuous bottleneck."""
         raise ValueError(f"{type(self).__name__} is continuous; it has no ids")
 
-    def redrawn(
+    def redraw_ids(
         self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
     ) -> Tensor:
         """Ids of the shape of `ids` where each is, with probability `rate`, drawn evenly from `count` near codes.
@@ -79,7 +79,7 @@ class Quantizer(Bottleneck):
         """The code of latents [B, N, dim], with a gradient to them, and the terms."""
 
     @torch.no_grad()
-    def redrawn(
+    def redraw_ids(
         self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
     ) -> Tensor:
         """As in the base; of codes that are equally near, those that the search finds first."""
@@ -134,13 +134,13 @@ class Composite(Quantizer):
         """What each part has quantised to its ids, of the latents [B, N, dim] of the whole."""
         raise ValueError(f"the parts of {type(self).__name__} have no latents of their own; set neighbours=codeword")
 
-    def redrawn(
+    def redraw_ids(
         self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
     ) -> Tensor:
         own = self.apart(ids)
         points = [None] * len(own) if latents is None else self.latents_of_parts(latents, own)
         parts = enumerate(zip(self.each(), own, points))
-        found = [part.redrawn(old, rate, count, self.draws_of(k, draws), at) for k, (part, old, at) in parts]
+        found = [part.redraw_ids(old, rate, count, self.draws_of(k, draws), at) for k, (part, old, at) in parts]
         return plain_ids(torch.cat([stack_ids(new) for new in found], dim=-1))
 
     def together(self, found: list[tuple[Code, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:

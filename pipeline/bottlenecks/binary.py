@@ -70,7 +70,7 @@ class Binary(Quantizer):
         return self.signs(ids, self.dim).to(self.size.dtype) * self.size
 
     @torch.no_grad()
-    def redrawn(
+    def redraw_ids(
         self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
     ) -> Tensor:
         """As in the base. The codes nearest to a code differ from it in the fewest bits, and of those that differ in
@@ -78,7 +78,7 @@ class Binary(Quantizer):
         needs no table of codes, whatever the number of bits.
         """
         if latents is not None:
-            return super().redrawn(ids, rate, count, draws, latents)
+            return super().redraw_ids(ids, rate, count, draws, latents)
         within = accumulate(math.comb(self.dim, changed) for changed in range(self.dim))  # codes at most so far away
         bounds = torch.tensor(list(within), device=ids.device)
         changes = torch.bucketize(ranks(ids, rate, count, draws), bounds, right=True)

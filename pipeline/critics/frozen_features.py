@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.critics.base import Critic
-from pipeline.nn.borrowed import Borrowed
 from pipeline.nn.spectral import SpectralConv1d
+from pipeline.nn.unregistered import Unregistered
 from pipeline.teachers.base import Teacher
 
 VIRTUAL_BATCH = 8
@@ -47,7 +47,7 @@ class FrozenFeatures(Critic):
     ):
         super().__init__()
         self.heads = nn.ModuleList(Head(width, kernel, norm) for width in widths)
-        self.sight: Borrowed | None = None
+        self.sight: Unregistered | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class FrozenFeatures(Critic):
                 f"{teacher.name} shows maps of {list(teacher.widths)} channels, this critic's heads are for"
                 f" {list(self.config.widths)}"
             )
-        self.sight = Borrowed(teacher)
+        self.sight = Unregistered(teacher)
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

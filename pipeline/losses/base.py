@@ -87,7 +87,7 @@ class Alignment(Loss):
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         (term,) = self.terms
-        made = rebuilt.code.z if self.head is None else rebuilt.heads[term]
+        made = rebuilt.code.z if self.head is None else rebuilt.head_outputs[term]
         return self.compared(made, self.tap(images, self.grid_of(made)), rebuilt.features.get("kept"))
 
     def grid_of(self, made: Tensor) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ class ClassContrast(Loss):
         return {"class_features": self.class_teacher.features(images)}
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
-        pairs = torch.stack([rebuilt.code.z.float().mean(dim=1), rebuilt.projected.float()], dim=1)  # [B, 2, dim]
+        pairs = torch.stack([rebuilt.code.z.float().mean(dim=1), rebuilt.class_features.float()], dim=1)  # [B, 2, dim]
         if self.normalize:
             pairs = F.normalize(pairs, dim=-1)
         codes, aims = rows_of_all(pairs).unbind(1)

@@ -106,7 +106,7 @@ def as_perturbed(neck: Bottleneck, code: Code, way: Exchange | Noise, places: li
     device = next((t.device for t in [*neck.parameters(), *neck.buffers()]), torch.device("cpu"))
     draws = ImageDraws.from_seeds([mix(seed, str(way), place) for place in places], device)
     if isinstance(way, Exchange):
-        return Code(ids=neck.redrawn(code.ids.to(device), way.rate, way.strength, draws))
+        return Code(ids=neck.redraw_ids(code.ids.to(device), way.rate, way.strength, draws))
     z = code.z.to(device)
     return Code(z=(1 - way.u) * z + way.u * draws.normal("noise", tuple(z.shape[1:])))
 

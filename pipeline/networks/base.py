@@ -11,15 +11,15 @@ from torch import Tensor
 
 from pipeline.code import Condition
 from pipeline.components import Arguments
+from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import rows_for
 from pipeline.nn.entry_points import EntryPoints
-from pipeline.nn.quiet_cast import QuietCast
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
 Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the way to it
 
 
-class Network(EntryPoints, QuietCast, ConfigMixin):
+class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
     """A generator's network. Its shape (grid, dim, vocab, ...) is derived, never stated.
 
     A constructor takes those of the derived values that it needs, under these names; one that takes `class_token`, a

@@ -26,4 +26,4 @@ class ProjectsClassFeatures(ABC):
         if class_features is None:
             return rebuilt
         projected = self.projection(class_features)[:, : self.neck.dim]  # where the bottleneck reads more: its mean
-        return replace(rebuilt, projected=projected)
+        return replace(rebuilt, class_features=projected)

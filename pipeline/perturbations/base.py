@@ -48,12 +48,12 @@ class Perturbation(ABC):
         """ValueError, without the place in the recipe, where it does not fit the tokenizer's codes."""
 
     @abstractmethod
-    def perturbed(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
+    def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         """What the decoder is shown, [B, N, C] at the bottleneck's own scale, of `code`, which `neck` made of `h`."""
 
     @torch.compiler.disable
     def __call__(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
-        return self.perturbed(neck, h, code, draws, step)
+        return self.perturb(neck, h, code, draws, step)
 
     def factor(self, step: int) -> float:
         """What annealing leaves at this step, 1 without."""

@@ -54,12 +54,12 @@ class CodebookNeighbours(Perturbation):
         factor = self.factor(step)
         return factor * self.rate, max(1, int(factor * self.strength + 1e-6))
 
-    def perturbed(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
+    def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         rate, strength = self.at(step)
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             latents = neck.latents(h.float()) if self.neighbours == "latent" else None
             rates = rate * first(self.share, draws, h.device)[:, :, 0]  # [B, 1]
-            ids = neck.redrawn(code.ids, rates, strength, draws, latents)
+            ids = neck.redraw_ids(code.ids, rates, strength, draws, latents)
             changed = stack_ids(ids != code.ids).any(dim=-1, keepdim=True)
             value = torch.where(changed, neck.lookup(ids).to(code.z.dtype), code.z)
         return straight_through(value, code.z)

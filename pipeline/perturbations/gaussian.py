@@ -25,7 +25,7 @@ class Gaussian(Perturbation):
     def check(self, spec: LatentSpec, can: Capabilities) -> None:
         check_continuous(spec, "gaussian")
 
-    def perturbed(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
+    def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         noise = draws.normal("perturbation.noise", tuple(code.z.shape[1:]))
         scale = self.factor(step) * self.scale * draws.uniform("perturbation.level", (1, 1))
         return code.z + (scale * first(self.share, draws, scale.device) * noise).to(code.z)

@@ -38,7 +38,7 @@ class Interpolated(Perturbation):
     def check(self, spec: LatentSpec, can: Capabilities) -> None:
         check_continuous(spec, "interpolated")
 
-    def perturbed(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
+    def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         u = self.factor(step) * noise_level(code.z, draws, "perturbation.level", self.shift, self.shift_base)
         noise = draws.normal("perturbation.noise", tuple(code.z.shape[1:]))
         return interpolated(code.z, noise, u * first(self.share, draws, u.device), self.scale)

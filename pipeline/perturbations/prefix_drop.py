@@ -70,7 +70,7 @@ class PrefixDrop(Perturbation):
         bounds = torch.tensor(list(accumulate(chances.values()))[:-1], dtype=uniform.dtype, device=uniform.device)
         return torch.tensor(list(chances), device=uniform.device)[torch.bucketize(uniform, bounds, right=True)]
 
-    def perturbed(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
+    def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         tokens = code.z.shape[1]
         if self.scope == "batch":
             kept = self.kept(draws.uniform_of_all("perturbation.length")[:1], tokens)  # [1]

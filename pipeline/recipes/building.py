@@ -118,20 +118,20 @@ def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
         raise ValueError(f"at: {name} makes no map and no tokens in a training; name another module")
     if output.ndim == 4:
         return list(output.shape[2:]), output.shape[1]
-    tokens = tokenizer.at_places(name, output)
+    tokens = tokenizer.position_tokens(name, output)
     side = math.isqrt(tokens.shape[1])
     if side**2 != tokens.shape[1]:
         raise ValueError(f"at: {name} makes {tokens.shape[1]} tokens, which are no square map; name another module")
     return [side, side], tokens.shape[2]
 
 
-def classes_told(recipe: Recipe, there: int) -> int:
-    """All classes of the images, `there` of them, or 0 where the generator is told none; ValueError of none."""
+def count_condition_classes(recipe: Recipe, num_classes: int) -> int:
+    """How many classes condition the generator: all `num_classes` of the images, or 0; ValueError where they have none."""
     if recipe.generator.condition == "none":
         return 0
-    if not there:
+    if not num_classes:
         raise ValueError("the images have no classes; set generator.condition=none and sample.guidance=1")
-    return there
+    return num_classes
 
 
 def seeded(seed: int) -> None:

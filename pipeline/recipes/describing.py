@@ -13,7 +13,7 @@ from pipeline.components import NESTED, find, kinds
 from pipeline.program import command_line
 from pipeline.recipes.building import DERIVED
 from pipeline.recipes.schema import Recipe
-from pipeline.tokenizers.base import TOLD
+from pipeline.tokenizers.base import DERIVED_ARGUMENTS
 from pipeline.validation import suggestion
 
 PLACES = {  # where a recipe names the kinds of a slot
@@ -114,7 +114,7 @@ def component(slot: str, kind: str) -> str:
         lines += ["", f"{record.__name__}: {inspect.getdoc(record)}", "", *fields_of(record)]
     for name, choices in getattr(cls, "choices", {}).items():
         for choice, of in choices.items():
-            stated = arguments_of(of.__init__, lambda parameter: parameter.name not in TOLD) or [NOTHING]
+            stated = arguments_of(of.__init__, lambda parameter: parameter.name not in DERIVED_ARGUMENTS) or [NOTHING]
             lines += ["", f"{name}.kind={choice}: {inspect.getdoc(of)}", "", *stated]
     if slot == "objectives":
         about = inspect.getdoc(cls.settings)

@@ -15,22 +15,22 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.partly_trained import PartlyTrained
-from pipeline.nn.quiet_cast import QuietCast
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
-TOLD = ("image_size", "maps", "inputs", "stride")  # what a part of `choices` is told, and a recipe may not state
+DERIVED_ARGUMENTS = ("image_size", "maps", "inputs", "stride")  # of a class in `choices`, which a recipe may not state
 
 
 @dataclass(frozen=True)
-class Given:
-    """What comes with the images of a training."""
+class TrainingInputs:
+    """What a training passes to a tokenizer with the images."""
 
     condition: Condition | None = None
     draws: Draws | None = None
-    perturb: Perturb | None = None  # makes what the decoder is shown in place of the code
+    perturb: Perturb | None = None  # makes what the decoder reads in place of the code
 
 
 @dataclass
@@ -41,12 +41,12 @@ class Rebuilt:
     code: Code  # at the bottleneck's own scale
     terms: dict[str, Tensor]  # the tokenizer's own loss terms, unweighted
     features: dict[str, Any] = field(default_factory=dict)  # tensors of inner layers, for losses that `read` them
-    projected: Tensor | None = None  # [B, C], the class features that were given to forward, at the code's width
-    shown: Tensor | None = None  # [B, N, C], what the decoder was shown instead of code.z, where it was perturbed
-    heads: dict[str, Tensor] = field(default_factory=dict)  # what the trained head of a loss made of it, by the loss
+    class_features: Tensor | None = None  # [B, C], those that were given to forward, at the code's width
+    decoder_input: Tensor | None = None  # [B, N, C], what the decoder read in place of code.z, where that was perturbed
+    head_outputs: dict[str, Tensor] = field(default_factory=dict)  # of the trained heads of losses, by their term
 
 
-class Tokenizer(PartlyTrained, EntryPoints, QuietCast, ConfigMixin):
+class Tokenizer(PartlyTrained, EntryPoints, WithoutCastWarning, ConfigMixin):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
@@ -60,10 +60,10 @@ class Tokenizer(PartlyTrained, EntryPoints, QuietCast, ConfigMixin):
     choices: dict[str, dict[str, type]] = {}  # arguments that name one of a few classes, and these by their kind
     of_the_run: tuple[str, ...] = ("image_size",)  # arguments that may differ from a folder's that training starts from
 
-    def __init__(self, dim: int, places: int | None = None):
-        """With `places`, mean and std are of each channel at each place, [places, dim]; else of each channel, [dim]."""
+    def __init__(self, dim: int, positions: int | None = None):
+        """With `positions`, mean and std are of each channel at each position, [positions, dim]; else [dim]."""
         super().__init__()
-        shape = (dim,) if places is None else (places, dim)
+        shape = (dim,) if positions is None else (positions, dim)
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))
 
@@ -91,18 +91,18 @@ class Tokenizer(PartlyTrained, EntryPoints, QuietCast, ConfigMixin):
 
     @abstractmethod
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
-        """Images to what the bottleneck squeezes, [B, N, neck.inputs]."""
+        """Images to what the bottleneck reads, [B, N, neck.inputs]."""
 
     @abstractmethod
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
         """z [B, N, C] at the bottleneck's own scale to images [B, 3, H, W]."""
 
-    def at_places(self, name: str, made: Tensor) -> Tensor:
-        """What the inner module `name` makes, a map or tokens, as a token a place of the image, row by row, [B, N, C].
+    def position_tokens(self, name: str, output: Tensor) -> Tensor:
+        """The output of the inner module `name`, a map or tokens, as one token per position, row by row, [B, N, C].
 
-        Overridden where tokens of no place lie beside those.
+        Overridden where the module also returns tokens that belong to no position.
         """
-        return made.flatten(2).mT if made.ndim == 4 else made
+        return output.flatten(2).mT if output.ndim == 4 else output
 
     @property
     @abstractmethod
@@ -136,23 +136,23 @@ class Tokenizer(PartlyTrained, EntryPoints, QuietCast, ConfigMixin):
         perturb: Perturb | None = None,
         **asked: Any,
     ) -> Rebuilt:
-        """Images to images as a training sees them; `perturb` says what the decoder is shown instead of the code.
+        """Images to images as a training sees them; `perturb` makes what the decoder reads in place of the code.
 
         `asked` is for `rebuild`.
         """
-        return self.rebuild(images, Given(condition, draws, perturb), **asked)
+        return self.rebuild(images, TrainingInputs(condition, draws, perturb), **asked)
 
-    def rebuild(self, images: Tensor, given: Given) -> Rebuilt:
+    def rebuild(self, images: Tensor, given: TrainingInputs) -> Rebuilt:
         """What `forward` does; those override it that make it otherwise, or can be asked for more."""
-        code, z, terms = self.squeezed(images, given)
+        code, z, terms = self.encode_for_training(images, given)
         return Rebuilt(self.render(z, given.condition), code, terms)
 
-    def squeezed(self, images: Tensor, given: Given) -> tuple[Code, Tensor, dict[str, Tensor]]:
-        """The code at the bottleneck's own scale, z [B, N, C] as the decoder is shown it, and the terms."""
-        return self.through_neck(self.features(images, given.condition), given)
+    def encode_for_training(self, images: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
+        """The code at the bottleneck's own scale, z [B, N, C] as the decoder reads it, and the terms."""
+        return self.apply_bottleneck(self.features(images, given.condition), given)
 
-    def through_neck(self, h: Tensor, given: Given) -> tuple[Code, Tensor, dict[str, Tensor]]:
-        """As `squeezed`, of features h [B, N, neck.inputs]."""
+    def apply_bottleneck(self, h: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
+        """As `encode_for_training`, of features h [B, N, neck.inputs]."""
         code, terms = self.neck(h, given.draws)
         return code, code.z if given.perturb is None else given.perturb(self.neck, h, code), terms
 
@@ -164,7 +164,7 @@ class Tokenizer(PartlyTrained, EntryPoints, QuietCast, ConfigMixin):
 
 
 class MapTokenizer(Tokenizer):
-    """A tokenizer whose code is a feature map, a token a place; subclasses write `encoded` and `decoded` of maps.
+    """A tokenizer whose code is a feature map, one token per position; subclasses write `encoded` and `decoded`.
 
     Images of any sides that the stride divides pass through `forward`. A code of another grid than `spec.grid` needs
     it stated to `render` and `decode`.
@@ -175,7 +175,7 @@ class MapTokenizer(Tokenizer):
         return Capabilities(transforms=True)
 
     @classmethod
-    def halved(cls, arguments: Arguments, patch_size: int) -> LatentSpec:
+    def spec_of_levels(cls, arguments: Arguments, patch_size: int) -> LatentSpec:
         """The spec where each level but the first halves the sides of an image, or of its patches."""
         levels, image_size = len(arguments.multipliers), arguments.image_size
         if not levels:
@@ -192,7 +192,7 @@ class MapTokenizer(Tokenizer):
 
     @abstractmethod
     def encoded(self, images: Tensor) -> Tensor:
-        """Images to what the bottleneck squeezes, as maps [B, neck.inputs, h, w]."""
+        """Images to what the bottleneck reads, as maps [B, neck.inputs, h, w]."""
 
     @abstractmethod
     def decoded(self, maps: Tensor) -> Tensor:
@@ -221,13 +221,13 @@ class MapTokenizer(Tokenizer):
             raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
         return self.decoded(z.transpose(1, 2).unflatten(2, grid))
 
-    def rebuild(self, images: Tensor, given: Given, transform: MapTransform = UNCHANGED) -> Rebuilt:
-        """As in the base; `transform` is done to the map that the decoder is shown, so that it makes such images."""
-        code, z, terms = self.squeezed(images, given)
-        return Rebuilt(self.decoded(self.shown_map(images, z, transform)), code, terms)
+    def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
+        """As in the base; `transform` is applied to the map that the decoder reads, so the images come out transformed."""
+        code, z, terms = self.encode_for_training(images, given)
+        return Rebuilt(self.decoded(self.decoder_map(images, z, transform)), code, terms)
 
-    def shown_map(self, images: Tensor, z: Tensor, transform: MapTransform = UNCHANGED) -> Tensor:
-        """z [B, N, C] of the code of `images` as the map [B, C, h, w] that the decoder is shown."""
+    def decoder_map(self, images: Tensor, z: Tensor, transform: MapTransform = UNCHANGED) -> Tensor:
+        """z [B, N, C] of the code of `images` as the map [B, C, h, w] that the decoder reads."""
         return transform(z.transpose(1, 2).unflatten(2, self.grid(images)))
 
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:

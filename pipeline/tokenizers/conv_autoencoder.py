@@ -61,7 +61,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer, AutoencoderMixin):
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
-        spec, levels = cls.halved(arguments, arguments.patch_size), len(arguments.multipliers)
+        spec, levels = cls.spec_of_levels(arguments, arguments.patch_size), len(arguments.multipliers)
         if outside := [level for level in arguments.attention if not 0 <= level < levels]:
             raise ValueError(f"attention names level {outside[0]}; the levels are 0 to {levels - 1}")
         return spec

@@ -18,7 +18,7 @@ from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.nn.vision_transformer import image_places
-from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Rebuilt, Tokenizer, TrainingInputs
 from pipeline.vision import dinov2_weights
 
 Tuning = Literal["full", "lora", "frozen"]
@@ -131,15 +131,15 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
             raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.spec.tokens}")
         return self.decoder(z, None if draws is None else PartDraws(draws, "decoder"))
 
-    def rebuild(self, images: Tensor, given: Given) -> Rebuilt:
+    def rebuild(self, images: Tensor, given: TrainingInputs) -> Rebuilt:
         paths = given.draws if self.training else None
-        code, z, terms = self.through_neck(self.features(images, given.condition, paths), given)
+        code, z, terms = self.apply_bottleneck(self.features(images, given.condition, paths), given)
         return Rebuilt(self.render(z, given.condition, paths), code, terms)
 
-    def at_places(self, name: str, made: Tensor) -> Tensor:
-        if made.ndim != 3:
-            return super().at_places(name, made)
-        return image_places(made, (self.config.image_size // self.config.patch_size) ** 2)
+    def position_tokens(self, name: str, output: Tensor) -> Tensor:
+        if output.ndim != 3:
+            return super().position_tokens(name, output)
+        return image_places(output, (self.config.image_size // self.config.patch_size) ** 2)
 
     def tunings(self) -> list[tuple[Dinov2, Tuning]]:
         """Both transformers, and how much of each is trained."""

@@ -46,7 +46,7 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
-        return cls.halved(arguments, patch_size=1)
+        return cls.spec_of_levels(arguments, patch_size=1)
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:

@@ -11,7 +11,7 @@ from pipeline import components
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments
 from pipeline.nn import stock_autoencoder
-from pipeline.tokenizers.base import Given, MapTokenizer
+from pipeline.tokenizers.base import MapTokenizer, TrainingInputs
 
 
 class Pretrained(MapTokenizer):
@@ -84,8 +84,8 @@ class Pretrained(MapTokenizer):
     def decoded(self, maps: Tensor) -> Tensor:
         return stock_autoencoder.decoded(self.autoencoder, maps.contiguous())
 
-    def squeezed(self, images: Tensor, given: Given) -> tuple[Code, Tensor, dict[str, Tensor]]:
-        code, z, _ = super().squeezed(images, given)
+    def encode_for_training(self, images: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
+        code, z, _ = super().encode_for_training(images, given)
         return code, z, {}  # a frozen posterior's divergence trains nothing
 
     def train(self, mode: bool = True) -> "Pretrained":

@@ -13,7 +13,7 @@ from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
-from pipeline.tokenizers.base import TOLD, Given, MapTokenizer, Rebuilt
+from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, Rebuilt, TrainingInputs
 from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, Layout, OnFrozenEncoder, needs_stand_in
 
 
@@ -89,15 +89,15 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         return self.joint(torch.cat(folded, dim=1))
 
     def decoded(self, maps: Tensor) -> Tensor:
-        return self.painted(maps)[-1]
+        return self.render_scales(maps)[-1]
 
-    def painted(self, maps: Tensor) -> list[Tensor]:
+    def render_scales(self, maps: Tensor) -> list[Tensor]:
         """z as maps [B, C, h, w] to images of every scale, coarse to fine."""
         return self.decoder(self.post(maps))
 
-    def rebuild(self, images: Tensor, given: Given, transform: MapTransform = UNCHANGED) -> Rebuilt:
-        code, z, terms = self.squeezed(images, given)
-        *scales, made = self.painted(self.shown_map(images, z, transform))
+    def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
+        code, z, terms = self.encode_for_training(images, given)
+        *scales, made = self.render_scales(self.decoder_map(images, z, transform))
         return Rebuilt(made, code, terms, {"scales": scales})
 
     @property
@@ -110,7 +110,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
 
 
 def chosen_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEncoder], Arguments]:
-    encoder, arguments = components.choose(ENCODERS, frozen_encoder, TOLD, "frozen_encoder")
+    encoder, arguments = components.choose(ENCODERS, frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
     return encoder, arguments | {"image_size": image_size}
 
 

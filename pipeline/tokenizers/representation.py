@@ -14,7 +14,7 @@ from pipeline.draws import Draws, PartDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.texture_branch import BRANCHES
-from pipeline.tokenizers.base import TOLD, Given, MapTokenizer
+from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TrainingInputs
 from pipeline.vision.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder, needs_stand_in
 
 
@@ -98,10 +98,10 @@ class Representation(OnFrozenEncoder, MapTokenizer):
     def decoded(self, maps: Tensor) -> Tensor:
         return self.decoder(maps)
 
-    def squeezed(self, images: Tensor, given: Given) -> tuple[Code, Tensor, dict[str, Tensor]]:
+    def encode_for_training(self, images: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
         self.grid(images)
         h = self.encoded(images, given.draws if self.training else None).flatten(2).mT
-        return self.through_neck(h, given)
+        return self.apply_bottleneck(h, given)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -113,7 +113,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
 
 
 def chosen(choices: dict[str, type], node: Node, where: str) -> tuple[type, Arguments]:
-    return components.choose(choices, node, TOLD, where)
+    return components.choose(choices, node, DERIVED_ARGUMENTS, where)
 
 
 def part(choices: dict[str, type], node: Node | None, where: str, **derived: Any) -> nn.Module | None:

@@ -18,7 +18,7 @@ from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_places, initialise
 from pipeline.saved_folders import load_tokenizer
-from pipeline.tokenizers.base import Given, Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Rebuilt, Tokenizer, TrainingInputs
 
 
 class ProxyHead(EntryPoints):
@@ -153,8 +153,8 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
         return self.output(self.states(z)) * 2 - 1
 
-    def rebuild(self, images: Tensor, given: Given, pixels: bool = True) -> Rebuilt:
-        code, z, terms = self.squeezed(images, given)
+    def rebuild(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> Rebuilt:
+        code, z, terms = self.encode_for_training(images, given)
         h = self.states(z)
         if self.config.head == "pixels":
             return Rebuilt(self.output(h) * 2 - 1 if pixels else None, code, terms)
@@ -162,11 +162,11 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         made = self.output.paint(logits) * 2 - 1 if pixels else None
         return Rebuilt(made, code, terms, {"proxy_logits": logits})
 
-    def at_places(self, name: str, made: Tensor) -> Tensor:
+    def position_tokens(self, name: str, output: Tensor) -> Tensor:
         side = name.partition(".")[0]
-        if made.ndim != 3 or side not in ("encoder", "decoder"):
-            return super().at_places(name, made)
-        return image_places(made, len(self.get_submodule(side).place_positions) - 1)
+        if output.ndim != 3 or side not in ("encoder", "decoder"):
+            return super().position_tokens(name, output)
+        return image_places(output, len(self.get_submodule(side).place_positions) - 1)
 
     def states(self, z: Tensor) -> Tensor:
         """z [B, at most `tokens`, dim] at the bottleneck's own scale to what the head reads, [B, places, width].

@@ -14,7 +14,7 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Decoder, Encoder, laid_out
 from pipeline.nn.haar import haar, inverse_haar
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.tokenizers.base import Given, MapTokenizer, Rebuilt
+from pipeline.tokenizers.base import MapTokenizer, Rebuilt, TrainingInputs
 
 BAND_CHANNELS = {"low": 3, "high": 9}
 
@@ -101,7 +101,7 @@ class TwoBand(Branched, MapTokenizer):
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
-        spec, levels = cls.halved(arguments, arguments.patch_size), len(arguments.multipliers)
+        spec, levels = cls.spec_of_levels(arguments, arguments.patch_size), len(arguments.multipliers)
         high_levels = levels - 1 if arguments.high_multipliers is None else len(arguments.high_multipliers)
         if levels < 2:
             raise ValueError(
@@ -154,7 +154,7 @@ class TwoBand(Branched, MapTokenizer):
         return self.merged(self.low.decode(low), self.high.decode(high))
 
     def rebuild(
-        self, images: Tensor, given: Given, transform: MapTransform = UNCHANGED, branch: str | None = None
+        self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED, branch: str | None = None
     ) -> Rebuilt:
         """With a `branch`, `images` are its view of the images, and so is what comes back."""
         if branch is None:
@@ -163,7 +163,7 @@ class TwoBand(Branched, MapTokenizer):
         own = net.encode(images)  # [B, inputs, h, w]
         other = own.new_zeros(len(own), self.neck.inputs - own.shape[1], *own.shape[2:])
         maps = self.joined({band: own if band == branch else other for band in BAND_CHANNELS})
-        code, z, terms = self.through_neck(maps.flatten(2).transpose(1, 2), given)
+        code, z, terms = self.apply_bottleneck(maps.flatten(2).transpose(1, 2), given)
         shown = self.apart(z)[branch].transpose(1, 2).unflatten(2, tuple(own.shape[2:]))
         alone = [half if band == branch else torch.zeros_like(half) for band, half in self.apart(code.z).items()]
         return Rebuilt(net.decode(shown), Code(torch.cat(alone, dim=2)), terms)

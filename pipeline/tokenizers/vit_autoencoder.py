@@ -26,7 +26,7 @@ from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.patch_heads import Head, as_maps
 from pipeline.nn.token_drop import kept_places, restored
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
-from pipeline.tokenizers.base import Given, MapTokenizer, Rebuilt
+from pipeline.tokenizers.base import MapTokenizer, Rebuilt, TrainingInputs
 
 
 class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
@@ -125,18 +125,18 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     def decoded(self, maps: Tensor) -> Tensor:
         return self.decoder(maps.flatten(2).transpose(1, 2), tuple(maps.shape[2:]))
 
-    def rebuild(self, images: Tensor, given: Given, transform: MapTransform = UNCHANGED) -> Rebuilt:
+    def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
         if not drops(self.config.token_drop):
             return super().rebuild(images, given, transform)
         grid = self.grid(images)
-        shown = self.shown(len(images), grid[0] * grid[1], given.draws, images.device)
-        code, z, terms = self.through_neck(self.encoder(images, shown), given)
-        clean, kept = restored(code.z, shown, grid[0] * grid[1])
-        z, _ = restored(z, shown, grid[0] * grid[1])
+        visible = self.visible_positions(len(images), grid[0] * grid[1], given.draws, images.device)
+        code, z, terms = self.apply_bottleneck(self.encoder(images, visible), given)
+        clean, kept = restored(code.z, visible, grid[0] * grid[1])
+        z, _ = restored(z, visible, grid[0] * grid[1])
         return Rebuilt(self.decoder(z, grid, kept), Code(clean, code.ids), terms, {"kept": kept})
 
-    def shown(self, batch: int, places: int, draws: Draws | None, device: torch.device) -> Tensor:
-        """The places [B, K], in order, whose patches the encoder is shown at this step."""
+    def visible_positions(self, batch: int, places: int, draws: Draws | None, device: torch.device) -> Tensor:
+        """The positions [B, K], in order, whose patches the encoder reads at this step."""
         if draws is not None and self.training and self.encoder.projection.weight.requires_grad:
             return kept_places(draws, places, *self.config.token_drop).to(device)
         return torch.arange(places, device=device).expand(batch, -1)

@@ -42,7 +42,7 @@ class WithHeads(nn.Module):
         perturb: Perturb | None = None,
         **asked: Any,
     ) -> Rebuilt:
-        """As the tokenizer's, with `shown` and `heads` filled."""
+        """As the tokenizer's, with `decoder_input` and `head_outputs` filled."""
         shown: list[Tensor] = []
 
         def watched(neck: Bottleneck, h: Tensor, code: Code) -> Tensor:
@@ -54,12 +54,14 @@ class WithHeads(nn.Module):
         with outputs_of(self.model, self.at.values()) as outputs:
             rebuilt = self.model(images, condition, draws, **asked)
         z = rebuilt.code.z
-        rebuilt = replace(rebuilt, shown=in_place(shown[0], z, rebuilt.features) if shown else None)
-        made = {term: self.heads[term](self.model.at_places(name, outputs[name])) for term, name in self.at.items()}
+        rebuilt = replace(rebuilt, decoder_input=in_place(shown[0], z, rebuilt.features) if shown else None)
+        made = {
+            term: self.heads[term](self.model.position_tokens(name, outputs[name])) for term, name in self.at.items()
+        }
         for term, head in self.heads.items():
             if term not in made:
-                made[term] = head(z, rebuilt.shown, rebuilt.features, draws)
-        return replace(rebuilt, heads=made)
+                made[term] = head(z, rebuilt.decoder_input, rebuilt.features, draws)
+        return replace(rebuilt, head_outputs=made)
 
 
 class Tapped(nn.Module):

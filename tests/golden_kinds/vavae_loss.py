@@ -77,7 +77,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
         "discriminator_loss": judged["real"] + judged["fake"],
         "discriminator_logits_real": critic(images),
         "discriminator_logits_fake": critic(rebuilt.images),
-        "projected_latent": grid(rebuilt.heads["relational"], *case.inputs["noise"].shape[2:]),
+        "projected_latent": grid(rebuilt.head_outputs["relational"], *case.inputs["noise"].shape[2:]),
         "vf_loss": terms["relational"] / aligned,
         "vf_weight": aligned,
         "vf_distance_matrix_part": task.metrics["relational_matrix_given"],

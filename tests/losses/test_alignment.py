@@ -174,7 +174,7 @@ def test_a_head_sees_the_code_clean_noised_or_as_the_decoder_is_shown_it():
     code = Code(z)
     both = GivenDraws({"perturbation.level": t, "perturbation.noise": noise})
     both.places, both.batch = slice(0, 4), 4
-    torch.testing.assert_close(Interpolated(shift_base=48).perturbed(None, z, code, both, 0), expected["noised"])
+    torch.testing.assert_close(Interpolated(shift_base=48).perturb(None, z, code, both, 0), expected["noised"])
 
 
 def test_what_the_decoder_is_shown_of_kept_places_is_put_in_its_place():
@@ -258,7 +258,7 @@ def test_a_module_of_the_tokenizer_may_be_aligned_in_place_of_its_code():
     tokenizer.decoder.mid_block.register_forward_hook(lambda module, given, made: seen.append(made))
     player = joined(tokenizer, [loss])
     rebuilt = player(images(), None, draws())
-    assert torch.equal(rebuilt.heads["feature_cosine"], loss.head(seen[0].flatten(2).mT))
+    assert torch.equal(rebuilt.head_outputs["feature_cosine"], loss.head(seen[0].flatten(2).mT))
     loss(images(), rebuilt)["feature_cosine"].backward()
     assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0 and tokenizer.decoder.conv_out.weight.grad is None
     assert len(tokenizer.decoder.mid_block._forward_hooks) == 1, "only that of this test"
@@ -287,10 +287,10 @@ def test_of_a_sequence_the_places_of_the_image_are_aligned_and_not_the_tokens_be
     tokenizer.get_submodule(name).register_forward_hook(lambda module, given, made: seen.append(made))
     rebuilt = joined(tokenizer, [loss])(images(), None, draws())
     assert seen[0].shape == (4, 1 + 64 + 5, 16), "a class token, the places and the tokens of the code"
-    assert torch.equal(rebuilt.heads["feature_cosine"], loss.head(seen[0][:, 1:65]))
+    assert torch.equal(rebuilt.head_outputs["feature_cosine"], loss.head(seen[0][:, 1:65]))
     loss(images(), rebuilt)["feature_cosine"].backward()
     assert tokenizer.encoder.projection.weight.grad.abs().sum() > 0, "the encoder hears of it through the code"
-    assert torch.equal(tokenizer.at_places("output", torch.ones(2, 3, 4, 4)), torch.ones(2, 16, 3))
+    assert torch.equal(tokenizer.position_tokens("output", torch.ones(2, 3, 4, 4)), torch.ones(2, 16, 3))
 
 
 def test_a_recipe_may_align_the_decoder_of_a_code_without_places_but_not_the_code():
@@ -314,9 +314,12 @@ def test_patches_that_were_left_out_are_told_from_the_noised_ones_that_the_decod
     task.players["tokenizer"].train()
     rebuilt = task.rebuild(ImageBatch(images()), draws(), 0)
     kept = rebuilt.features["kept"]
-    assert 0 < (~kept).sum() < kept.numel() and rebuilt.shown.shape == rebuilt.code.z.shape == (4, 64, DIM)
-    assert rebuilt.shown[~kept].abs().sum() == 0 and (rebuilt.shown != rebuilt.code.z)[kept].any(dim=1).all()
-    assert torch.equal(rebuilt.heads["feature_cosine"], loss.head.net(rebuilt.shown, kept))
+    assert 0 < (~kept).sum() < kept.numel() and rebuilt.decoder_input.shape == rebuilt.code.z.shape == (4, 64, DIM)
+    assert (
+        rebuilt.decoder_input[~kept].abs().sum() == 0
+        and (rebuilt.decoder_input != rebuilt.code.z)[kept].any(dim=1).all()
+    )
+    assert torch.equal(rebuilt.head_outputs["feature_cosine"], loss.head.net(rebuilt.decoder_input, kept))
     sum(terms_of(task).values()).backward()
     assert loss.head.net.mask_token.grad.abs().sum() > 0
 
@@ -422,4 +425,4 @@ def test_what_cannot_be_aligned_is_refused_in_one_line(tmp_path):
         check_recipe(load("digits_robust_ar", [f"posttrain.phase.balance.pixel={LAYER}"]))
     with pytest.raises(ValueError, match=r"tokens on a grid of \[32\] have none"):
         Alignment.validate(LatentSpec((32,), 4), Arguments({}))
-    assert loss_heads.FOLDER == "heads" and Rebuilt(None, Code(torch.zeros(1)), {}).heads == {}
+    assert loss_heads.FOLDER == "heads" and Rebuilt(None, Code(torch.zeros(1)), {}).head_outputs == {}

@@ -68,7 +68,7 @@ def test_it_is_the_symmetric_cross_entropy_of_all_pairs():
         logits = torch.tensor([[scale * float(a @ b) for b in t] for a in s])
         own = logits.diagonal()
         expected = ((logits.logsumexp(1) - own).mean() + (logits.logsumexp(0) - own).mean()) / 2
-        found = loss(images(5), Rebuilt(None, Code(z), {}, projected=aims))
+        found = loss(images(5), Rebuilt(None, Code(z), {}, class_features=aims))
         torch.testing.assert_close(found["class_contrast"], expected)
         both = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
         torch.testing.assert_close(found["class_contrast"], both)
@@ -82,7 +82,7 @@ def test_codes_that_agree_with_their_teacher_cost_less():
     aims = F.normalize(torch.randn(6, 8), dim=1)
     loss = ClassContrast(classifier(), scale=20.0)
     values = [
-        loss(images(6), Rebuilt(None, Code(z[:, None]), {}, projected=aims))["class_contrast"]
+        loss(images(6), Rebuilt(None, Code(z[:, None]), {}, class_features=aims))["class_contrast"]
         for z in (aims, aims.roll(1, dims=0))
     ]
     assert values[0] < 0.1 < values[1]
@@ -93,15 +93,15 @@ def test_the_shared_projection_learns_from_both_sides(neck):
     tokenizer, loss = tokenizer_of(neck), ClassContrast(classifier())
     weight = tokenizer.quant_conv.weight
     rebuilt = pass_of(tokenizer, loss)
-    assert rebuilt.projected.shape == (4, 4) == rebuilt.code.z.mean(1).shape
+    assert rebuilt.class_features.shape == (4, 4) == rebuilt.code.z.mean(1).shape
     by_hand = F.linear(loss.class_teacher.features(images()), weight[:, :, 0, 0], tokenizer.quant_conv.bias)
-    torch.testing.assert_close(rebuilt.projected, by_hand[:, :4])  # of mean and log variance, the mean
+    torch.testing.assert_close(rebuilt.class_features, by_hand[:, :4])  # of mean and log variance, the mean
 
     def gradient(z: Tensor, projected: Tensor) -> Tensor:
-        value = loss(images(), Rebuilt(None, Code(z), {}, projected=projected))["class_contrast"]
+        value = loss(images(), Rebuilt(None, Code(z), {}, class_features=projected))["class_contrast"]
         return torch.autograd.grad(value, weight, retain_graph=True)[0]
 
-    z, projected = rebuilt.code.z, rebuilt.projected
+    z, projected = rebuilt.code.z, rebuilt.class_features
     whole, student, teacher = gradient(z, projected), gradient(z, projected.detach()), gradient(z.detach(), projected)
     assert student.abs().sum() > 0 and teacher.abs().sum() > 0
     torch.testing.assert_close(whole, student + teacher)
@@ -131,7 +131,7 @@ def test_every_tokenizer_knows_the_width_that_it_projects(name, neck):
     tokenizer = cls(image_size=16, bottleneck=NECKS[neck], **SHAPES[name])
     width = tokenizer.can.projection_width
     rebuilt = tokenizer(images(2), class_features=torch.randn(2, width))
-    assert rebuilt.projected.shape == (2, 4) and tokenizer(images(2)).projected is None
+    assert rebuilt.class_features.shape == (2, 4) and tokenizer(images(2)).class_features is None
 
 
 def test_a_teacher_of_another_width_and_a_tokenizer_without_a_projection_are_refused():

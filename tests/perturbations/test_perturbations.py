@@ -75,7 +75,7 @@ def test_ids_change_at_the_stated_rate_evenly_into_the_nearest(node, neighbours)
     quantizer, h, code = made(node, 40, 50)
     rate, strength = 0.7, 6
     latents = quantizer.latents(h) if neighbours == "latent" else None
-    ids = quantizer.redrawn(code.ids, rate, strength, draws(40), latents)
+    ids = quantizer.redraw_ids(code.ids, rate, strength, draws(40), latents)
     change = (ids != code.ids).float().mean().item()
     assert change == pytest.approx(rate * (1 - 1 / strength), abs=0.04)
     rows = quantizer.lookup(torch.arange(quantizer.vocab)).float()
@@ -94,12 +94,12 @@ def test_ids_change_at_the_stated_rate_evenly_into_the_nearest(node, neighbours)
 def test_near_binary_codes_differ_in_few_bits_each_bit_as_often_and_need_no_table():
     quantizer = build(BITS, bits=60)
     ids = torch.randint(2**60, (50, 40), generator=torch.Generator().manual_seed(1))
-    moved = quantizer.redrawn(ids, 1.0, 61, draws(50))
+    moved = quantizer.redraw_ids(ids, 1.0, 61, draws(50))
     bits = ((ids ^ moved)[..., None] >> torch.arange(60)) & 1
     assert bits.sum(dim=-1).max() == 1 and bits.sum(dim=-1).min() == 0
     assert bits.float().mean(dim=(0, 1)).sum().item() == pytest.approx(60 / 61, abs=0.02)
     assert (bits.float().mean(dim=(0, 1)) > 0).all()
-    moved = quantizer.redrawn(ids, 1.0, 61 + 60 * 59 // 2, draws(50))
+    moved = quantizer.redraw_ids(ids, 1.0, 61 + 60 * 59 // 2, draws(50))
     assert ((ids ^ moved)[..., None] >> torch.arange(60) & 1).sum(dim=-1).max() == 2
 
 
@@ -111,7 +111,7 @@ def test_every_stream_goes_by_its_own_latents_and_its_own_draws(name):
         own = quantizer.apart(code.ids)
         for part, ids, latents in zip(quantizer.each(), own, quantizer.latents_of_parts(quantizer.latents(h), own)):
             assert torch.equal(part.quantize(latents)[0].ids, ids)
-    changed = stack_ids(quantizer.redrawn(code.ids, 0.5, 8, draws()) != code.ids).flatten(0, 1).float()
+    changed = stack_ids(quantizer.redraw_ids(code.ids, 0.5, 8, draws()) != code.ids).flatten(0, 1).float()
     assert changed.mean(dim=0).sub(0.5 * 7 / 8).abs().max() < 0.2
     assert all((changed[:, 0] != changed[:, k]).any() for k in range(1, changed.shape[1]))
 
@@ -119,9 +119,9 @@ def test_every_stream_goes_by_its_own_latents_and_its_own_draws(name):
 def test_what_has_no_near_codes_is_refused():
     ids = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="is continuous"):
-        components.build("bottlenecks", {"kind": "identity", "dim": 3}).redrawn(ids, 1.0, 2, draws(2))
+        components.build("bottlenecks", {"kind": "identity", "dim": 3}).redraw_ids(ids, 1.0, 2, draws(2))
     with pytest.raises(ValueError, match="cannot be looked for"):
-        build(GRID, levels=[64, 64, 64, 64]).redrawn(ids, 1.0, 2, draws(2))
+        build(GRID, levels=[64, 64, 64, 64]).redraw_ids(ids, 1.0, 2, draws(2))
 
 
 def test_annealing_begins_where_it_starts_and_ends_where_it_ends():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.tiny_pipeline import make_network, make_tokenizer
 
-from pipeline.nn.quiet_cast import LOGGER
+from pipeline.nn.cast_warning import LOGGER
 
 
 @pytest.fixture
