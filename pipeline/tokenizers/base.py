@@ -222,7 +222,7 @@ class MapTokenizer(Tokenizer):
         return self.decoded(z.transpose(1, 2).unflatten(2, grid))
 
     def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
-        """As in the base; `transform` is applied to the map that the decoder reads, so the images come out transformed."""
+        """As in the base; `transform` is applied to the map that the decoder reads."""
         code, z, terms = self.encode_for_training(images, given)
         return Rebuilt(self.decoded(self.decoder_map(images, z, transform)), code, terms)
 
