@@ -126,7 +126,7 @@ def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
 
 
 def count_condition_classes(recipe: Recipe, num_classes: int) -> int:
-    """The number of classes that condition the generator: `num_classes`, those of the images, or 0; ValueError if they have none."""
+    """How many classes condition the generator: `num_classes`, or 0; ValueError where the images have none."""
     if recipe.generator.condition == "none":
         return 0
     if not num_classes:
