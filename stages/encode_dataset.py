@@ -27,21 +27,27 @@ WRITES = "latents"
 
 
 def uses(recipe: Recipe) -> Any:
-    found = (recipe.data, recipe.latents, recipe.seed, recipe.precision)
+    inputs = (recipe.data, recipe.latents, recipe.seed, recipe.precision)
     if recipe.latents.class_token is not None:
         width = recipe.generator.objective.get("class_token")
-        found = (*found, width, starting_weights.fingerprints(recipe.latents.class_token), recipe.weights)
+        inputs = (*inputs, width, starting_weights.fingerprints(recipe.latents.class_token), recipe.weights)
     if not recipe.latents.features:
-        return found
-    part = recipe.generator
-    return (*found, part.losses, part.network, starting_weights.fingerprints(plain(part.losses)), recipe.weights)
+        return inputs
+    generator = recipe.generator
+    return (
+        *inputs,
+        generator.losses,
+        generator.network,
+        starting_weights.fingerprints(plain(generator.losses)),
+        recipe.weights,
+    )
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     images = Images(recipe.data, "train")
     stored = recipe.latents.class_token is not None
     feature = class_feature(recipe, images, out, work.accelerator) if stored else None
-    tokenizer = scaled(recipe, work, out / "tokenizer", images)
+    tokenizer = load_scaled_tokenizer(recipe, work, out / "tokenizer", images)
     taps = taps_of_generator(recipe, work, tokenizer, images, out) if recipe.latents.features else {}
     plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision, taps, feature)
     encode(tokenizer, images, plan, out, work.accelerator)
@@ -59,7 +65,7 @@ def taps_of_generator(
     return {term: (tap, hidden_layout(network, blocks[term])[0]) for term, tap in taps.items()}
 
 
-def scaled(recipe: Recipe, work: Workspace, folder: Path, images: Images) -> Tokenizer:
+def load_scaled_tokenizer(recipe: Recipe, work: Workspace, folder: Path, images: Images) -> Tokenizer:
     """The tokenizer with its codes' mean and std: from `folder` if it is there already, else measured and saved.
 
     Those that it came with stay where a generator knows them: one that it was trained with, or, by the recipe's

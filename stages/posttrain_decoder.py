@@ -39,12 +39,12 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     """With `posttrain: null` the tokenizer passes through as it is, so that no later stage has a branch."""
     tokenizer = work.artefact("latents") / "tokenizer"
     if recipe.posttrain is not None:
-        tokenizer = trained(recipe, work, tokenizer, out)
+        tokenizer = train_decoder(recipe, work, tokenizer, out)
     if work.accelerator.is_main_process:
         shutil.copytree(tokenizer, out, dirs_exist_ok=True)
 
 
-def trained(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path:
+def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path:
     """The folder of the post-trained tokenizer; pairs, log and cost stay in `out` beside what is made of it."""
     part, accelerator, folder = recipe.posttrain, work.accelerator, out / "posttraining"
     images, store = Images(recipe.data, "train"), LatentStore(work.artefact("latents"))

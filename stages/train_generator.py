@@ -30,8 +30,8 @@ WRITES = "generator"
 
 
 def uses(recipe: Recipe) -> Any:
-    found = (recipe.generator, starting_weights.fingerprints(plain(recipe.generator)), recipe.seed, recipe.precision)
-    return (*found, recipe.data, recipe.weights) if recipe.generator.losses else found
+    inputs = (recipe.generator, starting_weights.fingerprints(plain(recipe.generator)), recipe.seed, recipe.precision)
+    return (*inputs, recipe.data, recipe.weights) if recipe.generator.losses else inputs
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -44,7 +44,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     network = starting_weights.loaded(network, start, "generator.start")
     losses, data, workers = {}, store, 0
     if part.losses and part.loop.steps:
-        losses, data, workers = aligned(recipe, work, store, network, out)
+        losses, data, workers = build_hidden_losses(recipe, work, store, network, out)
         if part.starts_joint:
             carry_heads(losses.values(), [work.artefact("joint") / "generator"])
     task = Generation(network, objective, part.weights, losses)
@@ -59,7 +59,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         write_json(out / "class_names.json", store.class_names if classes else [], indent=None)
 
 
-def aligned(
+def build_hidden_losses(
     recipe: Recipe, work: Workspace, store: LatentStore, network: Network, out: Path
 ) -> tuple[dict[str, Alignment], TrainingData, int]:
     """The losses on hidden states, what their training reads, and by how many workers.

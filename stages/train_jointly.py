@@ -39,9 +39,9 @@ def uses(recipe: Recipe) -> Any:
     if recipe.joint is None:
         return (None,)
     part = recipe.generator
-    made = part.network, part.objective, part.losses, part.weights, part.condition
+    generator = part.network, part.objective, part.losses, part.weights, part.condition
     folders = starting_weights.fingerprints([plain(recipe.joint), plain(part.losses)])
-    return recipe.joint, made, folders, recipe.latents, recipe.data, recipe.seed, recipe.precision, recipe.weights
+    return recipe.joint, generator, folders, recipe.latents, recipe.data, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -55,10 +55,10 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         if (critic := critic_folder(recipe, source)) is not None:
             shutil.copytree(critic, out / "critic", dirs_exist_ok=True)
     if recipe.joint is not None:
-        trained(recipe, work, source, out)
+        train_together(recipe, work, source, out)
 
 
-def trained(recipe: Recipe, work: Workspace, source: Path, out: Path) -> None:
+def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> None:
     """Train all players, and write what later stages read: `out` is the tokenizer, out/generator the network."""
     part, accelerator, images = recipe.joint, work.accelerator, Images(recipe.data, "train")
     cls = find("tokenizers", recipe.tokenizer.model["kind"])
@@ -68,8 +68,8 @@ def trained(recipe: Recipe, work: Workspace, source: Path, out: Path) -> None:
     losses = build_losses(recipe, accelerator, part.phase, images, out, recipe.seed)
     carry_heads(losses.values(), [source / "phases" / name for name in recipe.tokenizer.phases])
     critic = build_critic(recipe, accelerator, part.phase, images, out, recipe.seed)
-    critic = started_critic(recipe, critic, source)
-    generation = started_generation(recipe, work, tokenizer, images, out)
+    critic = start_critic(recipe, critic, source)
+    generation = build_generation(recipe, work, tokenizer, images, out)
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     player = task.players["tokenizer"]
     settings = TrainingRun(part.phase.loop, out, recipe.seed, accelerator, recipe.data.workers)
@@ -88,14 +88,14 @@ def trained(recipe: Recipe, work: Workspace, source: Path, out: Path) -> None:
         critic.save_pretrained(out / "critic")
 
 
-def started_critic(recipe: Recipe, critic: Critic | None, source: Path) -> Critic | None:
+def start_critic(recipe: Recipe, critic: Critic | None, source: Path) -> Critic | None:
     """`critic` as training begins with it: as `joint.critic` is, else as the tokenizer's of the same make."""
     if critic is None or recipe.joint.critic is not None:
         return critic and starting_weights.loaded(critic, recipe.joint.critic, "joint.critic")
     return carry_over(critic, critic_folder(recipe, source))[0]
 
 
-def started_generation(recipe: Recipe, work: Workspace, tokenizer: Tokenizer, images: Images, out: Path) -> Generation:
+def build_generation(recipe: Recipe, work: Workspace, tokenizer: Tokenizer, images: Images, out: Path) -> Generation:
     """The generator's part in the training, its weights drawn by the recipe's seed."""
     part = recipe.generator
     classes = count_condition_classes(recipe, images.num_classes)

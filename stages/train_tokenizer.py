@@ -49,7 +49,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
 def train_phase(
     recipe: Recipe, work: Workspace, folder: Path, tokenizer: Tokenizer, phase: Phase, images: Images, number: int
 ) -> Tokenizer:
-    """The tokenizer after one phase: loaded if the phase is finished, trained (or gone on with) if not."""
+    """The tokenizer after one phase: loaded if the phase is finished, else trained, or its training resumed."""
     accelerator, finished = work.accelerator, folder / "tokenizer"
     if finished.exists():
         return type(tokenizer).from_pretrained(finished)
@@ -67,7 +67,7 @@ def train_phase(
     tokenizer, heads = parted(averages["tokenizer"])
     if accelerator.is_main_process:
         save_heads(heads, folder)
-        if critic is not None:  # as trained, and not its average: what the decoder's post-training goes on from
+        if critic is not None:  # as trained, and not its average: post-training continues from it
             critic.save_pretrained(folder / "critic")
         with new_folder(finished) as draft:
             tokenizer.save_pretrained(draft)

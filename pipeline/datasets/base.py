@@ -66,17 +66,17 @@ def _reason(error: Exception) -> str:
     return "not an image Pillow can read" if "cannot identify" in text else text or type(error).__name__
 
 
-def set_aside(names: Iterable[str], share: float) -> list[bool]:
-    """Which of `names` are held out: those whose hash falls into the share, so that it stays when others join.
+def set_aside(names: Iterable[str], fraction: float) -> list[bool]:
+    """Which of `names` are held out: those whose hash falls into the fraction, so that it stays when others join.
 
-    A collection of two or more gives each side at least one where a share is asked for. Raises ValueError unless
-    0 <= share < 1.
+    A collection of two or more gives each side at least one where a fraction is asked for. Raises ValueError unless
+    0 <= fraction < 1.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"data.source.held_out is {share:g}; it is a share of the images, at least 0 and below 1")
+    if not 0 <= fraction < 1:
+        raise ValueError(f"data.source.held_out is {fraction:g}; give a fraction of the images, at least 0 and below 1")
     places = [mix("held out", name) / 2**63 for name in names]
-    held_out = [place < share for place in places]
-    if len(places) > 1 and share > 0 and len(set(held_out)) == 1:
+    held_out = [place < fraction for place in places]
+    if len(places) > 1 and fraction > 0 and len(set(held_out)) == 1:
         lone = places.index(max(places) if held_out[0] else min(places))
         held_out[lone] = not held_out[lone]
     return held_out

@@ -18,7 +18,7 @@ class Hub(Source):
     """`path` is an id, a folder (its files tell the format), a file or a pattern such as `shards/*.tar`.
 
     Columns are named as the data names them (a webdataset's are its suffixes: image=jpg label=cls caption=txt).
-    Without `held_out_split` the share `held_out` of the training rows is set aside by their number. A stream is pulled
+    Without `held_out_split` a fraction `held_out` of the training rows is set aside by number. A stream is pulled
     through once and its rows are kept, encoded as they came, in the cache of `datasets`, so that order and resume are
     as exact as without; `take` bounds the rows of a split. `attributes` are columns of yes and no, as CelebA has them:
     true, or a number above 0, is yes. Raises ValueError naming the columns when one is missing.
@@ -192,11 +192,11 @@ def _class_names(rows: "datasets.Dataset", label: str) -> list[str]:
     feature = rows.features[label]
     if getattr(feature, "names", None):
         return list(feature.names)
-    found = [value for value in rows.unique(label) if value is not None]
-    if all(isinstance(value, str) for value in found):
-        return sorted(found)
-    if all(isinstance(value, int) for value in found):
-        return [str(number) for number in range(max(found, default=-1) + 1)]
+    values = [value for value in rows.unique(label) if value is not None]
+    if all(isinstance(value, str) for value in values):
+        return sorted(values)
+    if all(isinstance(value, int) for value in values):
+        return [str(number) for number in range(max(values, default=-1) + 1)]
     raise ValueError(f"data.source.label: column {label!r} holds {feature.dtype}, neither whole numbers nor texts")
 
 

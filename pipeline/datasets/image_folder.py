@@ -14,7 +14,7 @@ class ImageFolder(Source):
     """`path/<class>/**/image`, or images alone (then without labels), or either of them below `train/` and `val/`.
 
     Class i is the i-th folder name in sorted order. `train/` beside one of val, valid, validation, test or held_out
-    states the split; else the share `held_out` is set aside by a hash of each file's name, so that a file keeps its
+    states the split; else the fraction `held_out` is set aside by a hash of each file's name, so that a file keeps its
     side when others are added. Hidden files and other extensions are passed over; links are followed.
     Raises ValueError where there are no images, or where labelled and unlabelled ones are mixed.
     """
@@ -24,15 +24,15 @@ class ImageFolder(Source):
         if not root.is_dir():
             raise ValueError(f"data.source.path: there is no folder {str(root)!r}; state where your images are")
         train, other = _stated_split(root)
-        found = _images(train)
-        if not found:
+        paths = _images(train)
+        if not paths:
             raise ValueError(f"data.source.path: no images below {str(train)!r} ({', '.join(EXTENSIONS)})")
-        self.class_names = _classes(found, train)
+        self.class_names = _classes(paths, train)
         if other is None:
-            aside = set_aside(map(str, found), held_out)
-            self.folder, self.files = train, [f for f, a in zip(found, aside) if a == (split == "held_out")]
+            aside = set_aside(map(str, paths), held_out)
+            self.folder, self.files = train, [f for f, a in zip(paths, aside) if a == (split == "held_out")]
         elif split == "train":
-            self.folder, self.files = train, found
+            self.folder, self.files = train, paths
         else:
             self.folder, self.files = other, _images(other)
         self.labels = _labels(self.files, self.class_names, self.folder)
@@ -68,17 +68,17 @@ def _stated_split(root: Path) -> tuple[Path, Path | None]:
 
 def _images(folder: Path) -> list[Path]:
     """Image files below `folder`, relative to it, in sorted order."""
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         kept = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS)
-        found += [Path(place, name).relative_to(folder) for name in kept]
-    return sorted(found)
+        paths += [Path(place, name).relative_to(folder) for name in kept]
+    return sorted(paths)
 
 
-def _classes(found: list[Path], folder: Path) -> list[str]:
-    names = sorted({file.parts[0] for file in found if len(file.parts) > 1})
-    loose = [file for file in found if len(file.parts) == 1]
+def _classes(paths: list[Path], folder: Path) -> list[str]:
+    names = sorted({file.parts[0] for file in paths if len(file.parts) > 1})
+    loose = [file for file in paths if len(file.parts) == 1]
     if names and loose:
         raise ValueError(
             f"data.source.path: {str(folder / loose[0])!r} lies beside the class folder {names[0]!r}; move every image "

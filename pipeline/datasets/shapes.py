@@ -56,10 +56,10 @@ class Shapes(Source):
 def drawn(
     corners: tuple[float, ...], colour: Any, place: list[float], radius: float, ground: Any, size: int
 ) -> Image.Image:
-    """A form about `place` (across, down), in shares of the side, on a ground; [size, size] RGB with smooth edges."""
+    """A form about `place` (across, down), as fractions of the side, on a ground; [size, size] RGB edges smooth."""
     side = size * FINER
     sheet = Image.new("RGB", (side, side), ground)
-    across, down = (share * side for share in place)
+    across, down = (fraction * side for fraction in place)
     reach, pen = radius * side, ImageDraw.Draw(sheet)
     if not corners:
         pen.ellipse((across - reach, down - reach, across + reach, down + reach), fill=colour)

@@ -103,22 +103,22 @@ class Encoder:
         views = []
         for number, batch in enumerate(self.images.views(rows, self.latents.crops, self.latents.flip)):
             views.append(self._codes(batch.images, rows, number))
-        found = {name: torch.stack([view[name] for view in views], dim=1) for name in views[0]}
-        return found if batch.condition is None else found | {"labels": batch.condition.labels}
+        tensors = {name: torch.stack([view[name] for view in views], dim=1) for name in views[0]}
+        return tensors if batch.condition is None else tensors | {"labels": batch.condition.labels}
 
     def _codes(self, pixels: Tensor, rows: Tensor, view: int) -> dict[str, Tensor]:
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
         with autocast(self.device, self.plan.precision):
             if self.tokenizer.spec.vocab:
-                found = {"ids": self.tokenizer.encode(pixels).ids}
+                tensors = {"ids": self.tokenizer.encode(pixels).ids}
             elif self.latents.posterior == "moments":
-                found = dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
+                tensors = dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
             else:
-                found = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows, view)).z.float()}
+                tensors = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows, view)).z.float()}
         if self.plan.class_feature is not None:
-            found["class_token"] = self.plan.class_feature(pixels)
-        found |= {FEATURE + term: tap(pixels, grid) for term, (tap, grid) in self.plan.taps.items()}
-        return {name: tensor.cpu() for name, tensor in found.items()}
+            tensors["class_token"] = self.plan.class_feature(pixels)
+        tensors |= {FEATURE + term: tap(pixels, grid) for term, (tap, grid) in self.plan.taps.items()}
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def _draws(self, rows: Tensor, view: int) -> ImageDraws | None:
         if self.latents.posterior != "sample":
@@ -186,10 +186,10 @@ def refuse_stale(folder: Path, manifest: dict[str, Any]) -> None:
             raise ValueError(f"{folder} holds codes made with {name} {was}, not {now}; delete it to encode anew")
 
 
-def as_stored(found: dict[str, Tensor], precision: str, spec: LatentSpec, rows: Tensor) -> dict[str, Tensor]:
+def as_stored(tensors: dict[str, Tensor], precision: str, spec: LatentSpec, rows: Tensor) -> dict[str, Tensor]:
     """The tensors in the types they are stored in; FloatingPointError naming the rows of codes that do not fit."""
     stored = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if tensor.is_floating_point():
             stored[name] = tensor.to(DTYPES[precision])
             if not stored[name].isfinite().all():

@@ -154,11 +154,11 @@ def records_of(function: Callable) -> list[type]:
 
 def setting(name: str, of: str, default: Any, none: Any, comments: dict[str, str]) -> str:
     """A line of a listing; `none` is what `default` is where a value must be stated."""
-    given = "" if default is none else f" = {written(default)}"
+    given = "" if default is none else f" = {format_value(default)}"
     return f"  {name}: {of}{given}" + (f"  # {comments[name]}" if name in comments else "")
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A default as a recipe would state it; a section of its own as an empty one."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

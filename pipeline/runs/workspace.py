@@ -25,7 +25,7 @@ VERSIONS = ("torch", "diffusers", "accelerate", "transformers", "datasets", "num
 
 
 class Workspace:
-    """`root` is runs/<name>. Only the main process writes names; all processes share a draft."""
+    """`root` is runs/<name>. Only the main process names artefacts; all processes write to one draft."""
 
     def __init__(self, root: Path, accelerator: Accelerator):
         self.root, self.accelerator = root, accelerator
@@ -76,7 +76,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def publish(self, name: str, because: str, **provenance: Any) -> Iterator[Path]:
-        """A draft folder, named by its cause so that only the same work goes on in it; renamed once complete."""
+        """A draft folder, named by its cause so that only the same work continues in it; renamed once complete."""
         draft, started = self._draft(name, because), time.time()
         if self.accelerator.is_main_process:
             draft.mkdir(parents=True, exist_ok=True)
@@ -85,11 +85,11 @@ class Workspace:
             yield draft
         except BaseException:
             if self.accelerator.is_main_process:
-                _spent(draft, time.time() - started)
+                _add_seconds(draft, time.time() - started)
             raise
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            note = {"hash": because, "seconds": round(_spent(draft, time.time() - started), 2)} | provenance
+            note = {"hash": because, "seconds": round(_add_seconds(draft, time.time() - started), 2)} | provenance
             (draft / ".seconds").unlink()
             self._finish(draft, self.root / name, note | surroundings(self.accelerator))
         self.accelerator.wait_for_everyone()
@@ -140,16 +140,14 @@ def _commit() -> str | None:
     """The commit of this checkout, with a + when files differ from it; None outside of a checkout."""
     root = Path(__file__).parents[2]
     run = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    if (
-        shutil.which("git") is None or not (root / ".git").exists()
-    ):  # an installed package may lie in another's checkout
+    if shutil.which("git") is None or not (root / ".git").exists():  # installed in the checkout of something else
         return None
     result = subprocess.run(run, capture_output=True, text=True)
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _spent(draft: Path, seconds: float) -> float:
-    """Add to the time that earlier tries at this draft took."""
+def _add_seconds(draft: Path, seconds: float) -> float:
+    """Add to the seconds that earlier tries at this draft took, and return the sum."""
     file = draft / ".seconds"
     total = seconds + (float(file.read_text()) if file.exists() else 0.0)
     write_text(file, str(total))

@@ -433,11 +433,11 @@ def test_the_critic_goes_on_from_a_folder_or_the_tokenizer_s_own(run, tmp_path):
     recipe = replace(recipe, tokenizer=structure(TokenizerTraining, {"model": MODEL, "phases": phases}))
     for stated, folder in ((None, own), (str(tmp_path / "stated"), tmp_path / "stated")):
         part = replace(recipe.joint, critic=stated)
-        found = train_jointly.started_critic(replace(recipe, joint=part), Patch(8, 1), source).state_dict()
+        found = train_jointly.start_critic(replace(recipe, joint=part), Patch(8, 1), source).state_dict()
         assert all(torch.equal(found[name], value) for name, value in before[folder].items())
     with pytest.raises(ValueError, match="joint.critic"):
         part = replace(recipe.joint, critic=str(tmp_path / "other"))
-        train_jointly.started_critic(replace(recipe, joint=part), Patch(8, 1), source)
+        train_jointly.start_critic(replace(recipe, joint=part), Patch(8, 1), source)
 
 
 def test_without_the_section_tokenizer_and_critic_pass_through(run, tmp_path):
