@@ -89,9 +89,9 @@ def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: Lat
         code = pipe.tokenizer.encode(images.to(work.accelerator.device))
     grids.reconstructions(images, rendered(pipe.tokenizer, code).cpu()).save(out / "reconstructions.png")
     grids.samples_by_class(pixels, labels, held_out.class_names).save(out / "samples.png")
-    rows = "each row one class that was asked for" if labels is not None else "as they came"
-    shown = [
-        Picture("Samples", f"Samples, {rows}; not chosen.", out / "samples.png", True),
+    rows = "one class per row" if labels is not None else "in the order of their seeds"
+    figures = [
+        Picture("Samples", f"Samples, {rows}; not selected.", out / "samples.png", True),
         Picture(
             "Reconstructions",
             f"Held-out images, their reconstructions, and the absolute difference times {grids.AMPLIFIED}.",
@@ -100,10 +100,10 @@ def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: Lat
         ),
     ]
     if not pipe.objective.discrete:  # ids start from no noise
-        shown.append(draw_between(recipe, pipe, out / "interpolation.png"))
+        figures.append(draw_between(recipe, pipe, out / "interpolation.png"))
     if draw_curves(logs(recipe, work), out / "curves.png"):
-        shown.append(Picture("Training", "Logged values by optimiser step.", out / "curves.png", wide=True))
-    return shown
+        figures.append(Picture("Training", "Logged values by optimiser step.", out / "curves.png", wide=True))
+    return figures
 
 
 def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:

@@ -1,7 +1,6 @@
 """Files of stored feature statistics: means and covariances of real images, as samples are measured against."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Gaussian, Moments
+from pipeline.whole_files import write_arrays
 
 SPLITS = ("train", "held_out")
 NAMES = {"inception": ("mu", "sigma"), "inception_spatial": ("mu_s", "sigma_s")}  # as ADM and pytorch-fid write them
@@ -65,11 +65,7 @@ def write_statistics(path: Path, moments: dict[str, Moments], protocol: dict[str
     for name, moment in moments.items():
         values = (moment.mean.numpy(), moment.covariance.numpy())
         arrays |= dict(zip(statistics_names(name), values))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    with draft.open("wb") as file:
-        np.savez(file, **arrays, **{PROTOCOL: np.array(json.dumps(protocol))})
-    os.replace(draft, path)
+    write_arrays(path, arrays | {PROTOCOL: np.array(json.dumps(protocol))})
 
 
 def file_title(path: Path) -> str:

@@ -16,10 +16,10 @@ AMPLIFIED = 5  # times the absolute difference, so that it can be seen
 
 def columns(size: int) -> int:
     """How many images of `size` pixels a side go beside each other."""
-    return max(3, min(12, WIDTH // (enlarged(size) + GAP)))
+    return max(3, min(12, WIDTH // (tile_size(size) + GAP)))
 
 
-def enlarged(size: int) -> int:
+def tile_size(size: int) -> int:
     return size * max(1, -(-TILE // size))
 
 
@@ -52,7 +52,7 @@ def rows_of(images: Tensor, names: Sequence[str]) -> Image.Image:
 def grid(rows: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
     """Rows of uint8 [n, H, W, 3], each with its name to the left."""
     height, width = rows[0].shape[1:3]
-    times = enlarged(min(height, width)) // min(height, width)
+    times = tile_size(min(height, width)) // min(height, width)
     height, width = height * times, width * times
     font = ImageFont.load_default(14)
     margin = max((int(font.getlength(shorten(name))) + 12 for name in names), default=0)

@@ -1,4 +1,4 @@
-"""Attribute probe: how well linear maps read the attributes of an image off its code."""
+"""Attribute probe: how well linear maps predict the attributes of an image from its code."""
 
 from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.linear_probe import PROTOCOL, both, probe_attribute
@@ -12,13 +12,13 @@ class AttributeProbe(TokenizerMetric):
             "attribute_f1",
             "Attribute probe, F1",
             "higher",
-            "F1 of what a linear map reads off the code of an attribute",
+            "F1 of a linear map that predicts an attribute from the code",
         ),
         Quantity(
             "attribute_accuracy",
             "Attribute probe",
             "higher",
-            "share of held-out images that it is right about",
+            "fraction of held-out images whose attribute a linear map predicts right",
             "share",
         ),
     )

@@ -1,4 +1,4 @@
-"""Error by frequency band: where in a one-level Haar transform reconstructions differ from their images."""
+"""Band error: in which frequency bands of a Haar transform reconstructions differ from their images."""
 
 from torch import Tensor
 

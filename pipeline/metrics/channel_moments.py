@@ -11,21 +11,21 @@ class ChannelMoments(TokenizerMetric):
     quantities = (
         Quantity(
             "latent_mean",
-            "Largest channel mean",
+            "Channel mean farthest from 0",
             "neither",
-            "of the channel whose mean is farthest from 0, which generators expect",
+            "mean of the channel that is farthest from 0, the mean that generators expect",
         ),
         Quantity(
             "latent_std",
-            "Least even channel std",
+            "Channel std farthest from 1",
             "neither",
-            "of the channel whose std is farthest from 1, which generators expect",
+            "std of the channel that is farthest from 1, the std that generators expect",
         ),
         Quantity(
             "latent_kurtosis",
             "Excess kurtosis",
             "neither",
-            "0 for normal values, below for flat, above for heavy-tailed ones; the mean over channels",
+            "0 for normal values, negative for flat, positive for heavy-tailed ones; mean over channels",
         ),
     )
     order = 700

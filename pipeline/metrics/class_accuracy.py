@@ -8,14 +8,14 @@ from pipeline.metrics.base import Measurements, Quantity, SampleInputs, SampleMe
 
 
 class ClassAccuracy(SampleMetric):
-    """Accuracy of a classifier on samples, by the classes asked for, and on real images, by their own."""
+    """Accuracy of a classifier on samples, by the classes they were sampled for, and on real images, by their own."""
 
     quantities = (
         Quantity(
             "class_accuracy",
             "Class accuracy",
             "higher",
-            "share of samples that the judge puts into the class that was asked for",
+            "fraction of samples that the judge assigns to the class they were sampled for",
             "share",
             headline=True,
         ),
@@ -23,7 +23,7 @@ class ClassAccuracy(SampleMetric):
             "judge_accuracy",
             "Accuracy of the judge",
             "higher",
-            "share of real images that the judge puts into their class: what its verdict on samples is worth",
+            "fraction of real images that the judge assigns to their class; it limits class accuracy",
             "share",
         ),
     )
@@ -45,5 +45,5 @@ class ClassAccuracy(SampleMetric):
 
 
 def accuracy(rows: PerImage) -> float:
-    """Share of images whose guess is their label."""
+    """Fraction of images whose guess is their label."""
     return mean(rows["guess"] == rows["labels"])

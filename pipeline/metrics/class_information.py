@@ -15,9 +15,9 @@ class ClassInformation(TokenizerMetric):
     quantities = (
         Quantity(
             "class_information",
-            "Class in an id",
+            "Class information per id",
             "neither",
-            "bits that one id, wherever it stands, tells of the class of its image",
+            "mutual information of an id, at any position, and the class of its image",
             "bits",
         ),
     )

@@ -18,7 +18,7 @@ class CMMD(FeatureMetric):
             "cmmd_{}",
             "CMMD",
             "lower",
-            "the same for embeddings of unit length in a Gaussian kernel; 0 for equal sets",
+            "squared maximum mean discrepancy of embeddings of unit length in a Gaussian kernel; 0 for equal sets",
         ),
     )
     order = 40

@@ -1,22 +1,22 @@
-"""Code size: what a code costs, from its geometry alone."""
+"""Code size: values and bits of a code, from its geometry."""
 
 import math
 
 from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
 
-STORED_BITS = 16  # of a number that has no id, as latents/ stores it unless a recipe says otherwise
+STORED_BITS = 16  # of a continuous value, as latents/ stores it by default
 
 
 class CodeSize(TokenizerMetric):
     """Values and bits of a code."""
 
     quantities = (
-        Quantity("dimensions", "Dimensions", "neither", "numbers in the code of an image, tokens times channels"),
+        Quantity("dimensions", "Dimensions", "neither", "values in the code of an image, tokens times channels"),
         Quantity(
             "bits_per_pixel",
-            "Bits a pixel",
+            "Bits per pixel",
             "lower",
-            "what a code takes without entropy coding, over the pixels of the image",
+            "bits of a code without entropy coding, per pixel of the image",
             headline=True,
         ),
     )

@@ -13,7 +13,7 @@ class CodeUsage(TokenizerMetric):
             "code_usage",
             "Codebook usage",
             "higher",
-            "share of the codes that occur at all, in the mean over codebooks",
+            "fraction of the codes that occur at all, mean over codebooks",
             "share",
             headline=True,
         ),
@@ -21,7 +21,7 @@ class CodeUsage(TokenizerMetric):
             "code_perplexity",
             "Codebook perplexity",
             "higher",
-            "exp of the entropy of how often each code occurs: as many codes, used evenly, would be as rich",
+            "exp of the entropy of code frequencies: so many codes, used evenly, have the same entropy",
         ),
     )
     needs = frozenset({"ids"})

@@ -19,13 +19,13 @@ class DensityCoverage(FeatureMetric):
             "density_{}",
             "Density, {}",
             "higher",
-            "how crowded with real images the places of samples are; 1 on average for equal distributions",
+            "how densely real images surround the samples; 1 on average for equal distributions",
         ),
         Quantity(
             "coverage_{}",
             "Coverage, {}",
             "higher",
-            "share of real images with a sample nearer than their fifth nearest real image",
+            "fraction of real images with a sample nearer than their fifth nearest real image",
             "share",
         ),
     )

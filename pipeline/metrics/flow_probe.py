@@ -1,4 +1,4 @@
-"""Linear probe along the flow: how long the class can be read off a code on its way to noise."""
+"""Linear probe along the flow: how well a linear map predicts the class from codes with noise."""
 
 import torch
 
@@ -20,7 +20,7 @@ class FlowProbe(TokenizerMetric):
             "flow_probe",
             "Linear probe along the flow",
             "higher",
-            "share of held-out images whose class a linear map reads off a code on its way to noise, mean over levels",
+            "fraction of held-out images whose class a linear map predicts from the noisy code, mean over noise levels",
             "share",
         ),
     )

@@ -1,4 +1,4 @@
-"""Fréchet distance of samples: how far their features as a set are from those of real images."""
+"""Fréchet distance: how far the distribution of samples is from that of real images, in features."""
 
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import frechet_distance
@@ -15,7 +15,7 @@ class FrechetDistance(SampleMetric):
             "fd_{}",
             "Fréchet distance, {}",
             "lower",
-            "how far samples as a set are from real images as a set, in mean and covariance",
+            "distance between the means and covariances of the features of samples and of real images",
         ),
     )
     needs = frozenset({"moments"})

@@ -15,7 +15,7 @@ class InceptionScore(SampleMetric):
             "inception_score",
             "Inception score",
             "higher",
-            "how sure Inception is of a sample's class, and how many classes it sees; 1 for samples all alike to it",
+            "how certain Inception's class predictions are, and how varied; 1 where they are all the same",
         ),
     )
     needs = frozenset({"logits"})

@@ -17,7 +17,7 @@ class KernelDistance(FeatureMetric):
             "kd_{}",
             "Kernel distance, {}",
             "lower",
-            "the same in a cubic polynomial kernel; its mean is 0 for equal distributions, so it can be negative",
+            "squared discrepancy in a cubic polynomial kernel; 0 on average for equal distributions, and also negative",
         ),
     )
     order = 30

@@ -1,4 +1,4 @@
-"""Linear probe: how well a linear map reads the class of an image off its code."""
+"""Linear probe: how well a linear map predicts the class of an image from its code."""
 
 from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.linear_probe import PROTOCOL, probe_accuracy
@@ -12,7 +12,7 @@ class LinearProbe(TokenizerMetric):
             "linear_probe",
             "Linear probe",
             "higher",
-            "share of held-out images whose class a linear map reads off the code",
+            "fraction of held-out images whose class a linear map predicts from the code",
             "share",
             headline=True,
         ),

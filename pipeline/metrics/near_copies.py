@@ -13,14 +13,14 @@ from pipeline.metrics.base import Measurements, Quantity, SampleInputs, SampleMe
 
 
 class NearCopies(SampleMetric):
-    """Share of samples that single out one training image as their nearest, in pixels and in the judge's features."""
+    """Fraction of samples that repeat one training image, in pixels and in the judge's features."""
 
     quantities = (
         Quantity(
             "near_copies_{}",
             "Near copies, {}",
             "lower",
-            "share of samples less than half as far from their nearest training image as from the second nearest",
+            "fraction of samples less than half as far from their nearest training image as from the second nearest",
             "share",
         ),
     )
@@ -59,9 +59,11 @@ class NearCopies(SampleMetric):
 class Copies:
     """A near copy lies less than half as far from its nearest training image as from the second nearest."""
 
-    share: float  # of the samples that are near copies
+    share: float  # fraction of the samples that are near copies
     share_held_out: float  # the same for new real images
-    closer: float  # share of samples nearer to a training image than all but the nearest hundredth of the new real ones
+    closer: (
+        float  # fraction of samples nearer to a training image than all but the nearest hundredth of the new real ones
+    )
     median: float  # a sample's distance to its nearest training image
     median_held_out: float
 

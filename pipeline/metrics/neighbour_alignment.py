@@ -1,4 +1,4 @@
-"""CKNNA and SE-CKNNA: whether codes and a vision model find the same images near each other."""
+"""CKNNA and SE-CKNNA: whether codes and a vision model give images the same nearest neighbours."""
 
 import torch
 from torch import Tensor
@@ -23,13 +23,13 @@ class NeighbourAlignment(TokenizerMetric):
             "cknna",
             "CKNNA",
             "higher",
-            "1 where codes and the vision model find the same images near each other, and about k / n by chance",
+            "agreement of neighbours by codes and by a vision model: 1 for equal features, about k / n by chance",
         ),
         Quantity(
             "se_cknna",
             "SE-CKNNA",
             "higher",
-            "the same over images that are shrunk, turned and noisy, the mean over the kinds of change",
+            "CKNNA over shrunk, turned and noisy images, mean over the kinds of change",
         ),
     )
     order = 630

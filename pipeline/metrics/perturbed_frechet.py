@@ -27,7 +27,7 @@ class PerturbedFrechet(TokenizerMetric):
             "pfd_{}",
             "Fréchet distance of perturbed codes, {}",
             "lower",
-            "how far reconstructions of perturbed codes as a set are from their images as a set",
+            "distance between images and reconstructions of their perturbed codes, mean over perturbations",
         ),
     )
     order = 150
@@ -85,7 +85,7 @@ class Noise:
 
 
 def grid(spec: LatentSpec) -> list[Exchange | Noise]:
-    """The ways over whose Fréchet distances pFID is the mean.
+    """The perturbations over whose Fréchet distances pFID is the mean.
 
     With ids, the 5 x 3 of Qiu et al., arXiv:2509.12474: `RATES` and pools of 1.22, 1.71 and 2.20 % of the codes (200,
     280 and 360 of 16384; the paper's numbers for 1024 are of 10, 15 and 20, not of our 12, 18 and 23), 2 at least, and

@@ -16,7 +16,7 @@ class PositionEntropy(TokenizerMetric):
             "position_entropy",
             "Entropy by position",
             "higher",
-            "entropy over images of the id at one position, the mean over positions",
+            "entropy over images of the id at one position, mean over positions",
             "bits",
         ),
     )

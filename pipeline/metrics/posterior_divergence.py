@@ -12,9 +12,9 @@ class PosteriorDivergence(TokenizerMetric):
     quantities = (
         Quantity(
             "latent_kl",
-            "KL",
+            "KL divergence",
             "neither",
-            "divergence of the posterior from the standard normal, the mean over the values of a code",
+            "divergence of the posterior from the standard normal, mean over the values of a code",
             "nats",
         ),
     )

@@ -13,8 +13,16 @@ class PrecisionRecall(FeatureMetric):
     """Improved precision and recall by nearest neighbours (arXiv:1904.06991)."""
 
     quantities = (
-        Quantity("precision_{}", "Precision, {}", "higher", "share of samples that lie where real images lie", "share"),
-        Quantity("recall_{}", "Recall, {}", "higher", "share of real images that lie where samples lie", "share"),
+        Quantity(
+            "precision_{}",
+            "Precision, {}",
+            "higher",
+            "fraction of samples within the neighbourhoods of real images",
+            "share",
+        ),
+        Quantity(
+            "recall_{}", "Recall, {}", "higher", "fraction of real images within the neighbourhoods of samples", "share"
+        ),
     )
     order = 50
 

@@ -18,7 +18,7 @@ class PSNR(TokenizerMetric):
             "psnr",
             "PSNR",
             "higher",
-            "how far reconstructions are from their images, pixel by pixel",
+            "peak signal-to-noise ratio of reconstructions",
             "dB",
             headline=True,
         ),

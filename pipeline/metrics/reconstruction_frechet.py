@@ -1,4 +1,4 @@
-"""Fréchet distance of reconstructions (rFID): how far their features as a set are from those of their images."""
+"""Fréchet distance of reconstructions (rFID): how far their distribution is from that of their images, in features."""
 
 from pipeline.features.moments import Moments, frechet_distance
 from pipeline.features.passes import PerImage
@@ -13,7 +13,7 @@ class ReconstructionFrechet(TokenizerMetric):
             "rfd_{}",
             "Fréchet distance of reconstructions, {}",
             "lower",
-            "how far reconstructions as a set are from their images as a set",
+            "distance between the means and covariances of the features of reconstructions and of their images",
         ),
     )
     order = 140

@@ -1,4 +1,4 @@
-"""Residual spectrum: the power of what reconstructions miss, by spatial frequency, whatever the direction."""
+"""Residual spectrum: the power of image minus reconstruction by spatial frequency."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class ResidualSpectrum(TokenizerMetric):
             "residual_top_octave",
             "Residual, top octave",
             "lower",
-            "power of what is missing over that of the images, at the frequencies of the highest octave",
+            "power of the residual relative to that of the images, at the frequencies of the highest octave",
         ),
     )
     order = 210

@@ -20,13 +20,13 @@ class SmallPrior(TokenizerMetric):
             "prior_flow",
             "Small prior, flow loss",
             "lower",
-            "squared error of a small flow transformer after a short training; lower is easier to learn",
+            "velocity error of a small flow transformer on held-out codes after a short training",
         ),
         Quantity(
             "prior_bits",
-            "Small prior, bits an id",
+            "Small prior, bits per id",
             "lower",
-            "cross-entropy of a small causal transformer after a short training; lower is easier to learn",
+            "cross-entropy of a small causal transformer on held-out codes after a short training",
             "bits",
         ),
     )

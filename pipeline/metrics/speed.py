@@ -9,7 +9,7 @@ from pipeline.nn.throughput import device_name, rate
 class Speed(TokenizerMetric):
     """Images per second, in float32, of one batch that lies in memory."""
 
-    quantities = (Quantity("speed_{}", "Speed, {}", "higher", "images that the tokenizer {}s in a second", "images/s"),)
+    quantities = (Quantity("speed_{}", "Speed, {}", "higher", "images that the tokenizer {}s per second", "images/s"),)
     order = 900
     group = "Speed"
 

@@ -21,14 +21,14 @@ class Stability(TokenizerMetric):
             "ids_changed_{}",
             "Ids changed, {}",
             "lower",
-            "share of the ids that are others than those of the image",
+            "fraction of the ids that differ from those of the image",
             "share",
         ),
         Quantity(
             "cosine_{}",
             "Code cosine, {}",
             "higher",
-            "cosine of a token's vector and that of the image, mean over tokens",
+            "cosine similarity of a token's vector and that of the image's code, mean over tokens",
         ),
     )
     order = 500
@@ -74,7 +74,7 @@ def code_change(name: str, batch: EncodedImages, images: Tensor) -> PerImage:
 
 
 def ids_changed(first: Tensor, second: Tensor) -> Tensor:
-    """Share of the ids [B, ...] of each image that differ, [B] float64."""
+    """Fraction of the ids [B, ...] of each image that differ, [B] float64."""
     return (first != second).flatten(1).double().mean(dim=1)
 
 

@@ -12,9 +12,9 @@ class UsedDimensions(TokenizerMetric):
     quantities = (
         Quantity(
             "used_dimensions",
-            "Channels in use",
+            "Effective channels",
             "neither",
-            "channels that vary on their own: (sum of the covariance's eigenvalues)^2 over the sum of their squares",
+            "participation ratio of the channels' covariance: (sum of eigenvalues)^2 / sum of their squares",
         ),
     )
     order = 710

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from pipeline.components import Node
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.recipes.schema import Recipe
-from pipeline.reporting.number_text import shown
+from pipeline.reporting.number_text import format_number
 
 TASK = "unconditional-image-generation"  # the hub's name for images without text
 SNIPPET = """```python
@@ -179,7 +179,7 @@ def size(module: Any) -> str:
 
 
 def number_text(value: float, unit: str) -> str:
-    return shown(value, unit) if is_number(value) else "not finite"
+    return format_number(value, unit) if is_number(value) else "not finite"
 
 
 def is_number(value: Any) -> bool:

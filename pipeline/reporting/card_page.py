@@ -7,34 +7,44 @@ from typing import Any
 
 from pipeline.images.grids import AMPLIFIED
 from pipeline.reporting.curves import read_log
-from pipeline.reporting.number_text import shown
-from pipeline.reporting.page import Picture, brief, document, headlines, part, section, written
+from pipeline.reporting.number_text import format_number
+from pipeline.reporting.page import (
+    Picture,
+    document,
+    entry_html,
+    headline_tiles,
+    numbers_section,
+    protocol_summary,
+    section,
+)
 from pipeline.reporting.plots import Plot, Series, draw_plot
 
 CAPTIONS = {  # of a figure, by the group of numbers that it goes with
-    "Frequencies": "Power of held-out images and of what reconstructions miss.",
-    "Stability": "How far noise on the image moves its code.",
+    "Frequencies": "Power spectra of held-out images and of the residuals of their reconstructions.",
+    "Stability": "Change of the code by noise on the image.",
     "Ids": "Entropy over the training images of the id at each position.",
-    "How learnable": "Loss of the small prior in the course of its training.",
+    "How learnable": "Loss of the small prior during its training.",
 }
 Groups = dict[str, dict[str, dict[str, Any]]]  # numbers as card.json holds them, by group and key
 
 
-def write_card_page(out: Path, about: dict[str, Any], numbers: Groups, shown_pictures: list[Picture]) -> None:
+def write_card_page(out: Path, about: dict[str, Any], numbers: Groups, figures: list[Picture]) -> None:
     """`about` and the numbers are those of card.json; pictures stand under the title of a group."""
     flat = {key: number for group in numbers.values() for key, number in group.items()}
     parts = [
-        part(title, [p for p in shown_pictures if p.title == title], group) for title, group in numbers.items() if group
+        numbers_section(title, [p for p in figures if p.title == title], group)
+        for title, group in numbers.items()
+        if group
     ]
     facts = {name: value for name, value in about.items() if name != "settings"}
-    settings = f"<details><summary>how it was measured</summary>{written(about['settings'])}</details>"
+    settings = f"<details><summary>how it was measured</summary>{entry_html(about['settings'])}</details>"
     body = [
         f"<header><p class=kicker>Tessera tokenizer card</p><h1>{escape(about['name'])}</h1>"
         f"<p>{escape(summary(about))}</p></header>",
-        headlines(flat),
+        headline_tiles(flat),
         *parts,
-        section("Tokenizer", written(facts) + settings),
-        "<footer>Every number in full, with its protocol, is in card.json beside this page.</footer>",
+        section("Tokenizer", entry_html(facts) + settings),
+        "<footer>All numbers in full, with their protocols, are in card.json beside this page.</footer>",
     ]
     out.write_text(document(f"{about['name']}, tokenizer card", body), encoding="utf-8")
 
@@ -45,10 +55,10 @@ def card_section(card: dict[str, Any], folder: Path, leave_out: Iterable[str]) -
     for key, number in card["numbers"].items():
         if key not in leave_out:
             groups.setdefault(number["group"], {})[key] = number
-    plots = [Picture(title, caption, folder / file_of(title), plot=True) for title, caption in CAPTIONS.items()]
+    plots = [Picture(title, caption, folder / file_name(title), plot=True) for title, caption in CAPTIONS.items()]
     there = [picture for picture in plots if picture.path.is_file()]
     parts = [
-        part(title, [picture for picture in there if picture.title == title], group, inner=True)
+        numbers_section(title, [picture for picture in there if picture.title == title], group, inner=True)
         for title, group in groups.items()
     ]
     return f"<p class=caption>{escape(summary(card['about']))}</p>{''.join(parts)}"
@@ -74,10 +84,10 @@ def card_markdown(about: dict[str, Any], numbers: Groups) -> str:
             continue
         lines += [f"## {title}", "", "| number | value | | measured on |", "|---|--:|---|---|"]
         for number in group.values():
-            value, on = shown(number["value"], number["unit"]), brief(number["protocol"])
+            value, on = format_number(number["value"], number["unit"]), protocol_summary(number["protocol"])
             lines.append(f"| {number['title']} | {value} | {arrows[number['better']]} | {on.replace('|', '/')} |")
         lines.append("")
-    return "\n".join([*lines, "Every number in full, with its protocol, is in card.json.", ""])
+    return "\n".join([*lines, "All numbers in full, with their protocols, are in card.json.", ""])
 
 
 def draw_card(curves: dict[str, Any], log: Path, out: Path) -> list[Picture]:
@@ -85,20 +95,20 @@ def draw_card(curves: dict[str, Any], log: Path, out: Path) -> list[Picture]:
     plots = {
         "Frequencies": spectrum(curves),
         "Stability": stability(curves),
-        "Ids": positions(curves),
-        "How learnable": learning(log, curves),
+        "Ids": position_entropies(curves),
+        "How learnable": prior_losses(log, curves),
     }
     amplified = f"Held-out images, their reconstructions, and the absolute difference times {AMPLIFIED}."
     found = [Picture("Reconstructions", amplified, out / "reconstructions.png", pixelated=True)]
     for title, plot in plots.items():
         if plot is not None:
-            path = out / file_of(title)
+            path = out / file_name(title)
             draw_plot(plot, path)
             found.append(Picture(title, CAPTIONS[title], path, plot=True))
     return found
 
 
-def file_of(title: str) -> str:
+def file_name(title: str) -> str:
     return f"{title.lower().replace(' ', '_')}.png"
 
 
@@ -108,7 +118,7 @@ def spectrum(curves: dict[str, Any]) -> Plot | None:
         return None
     series = [
         Series(name, list(range(1, len(values))), values[1:])
-        for name, values in (("images", curves["power"]), ("missing", curves["residual"]))
+        for name, values in (("images", curves["power"]), ("residual", curves["residual"]))
     ]
     positive = all(value > 0 for line in series for value in line.down)
     return Plot("cycles an image", "power", series, log_down=positive)
@@ -124,7 +134,7 @@ def stability(curves: dict[str, Any]) -> Plot | None:
     return Plot("image over noise, dB", " · ".join(line.label for line in series), series) if series else None
 
 
-def positions(curves: dict[str, Any]) -> Plot | None:
+def position_entropies(curves: dict[str, Any]) -> Plot | None:
     if "position_entropy" not in curves:
         return None
     books = list(zip(*curves["position_entropy"]))
@@ -132,7 +142,7 @@ def positions(curves: dict[str, Any]) -> Plot | None:
     return Plot("position", "bits", series)
 
 
-def learning(log: Path, curves: dict[str, Any]) -> Plot | None:
+def prior_losses(log: Path, curves: dict[str, Any]) -> Plot | None:
     """The loss of the small prior on what it is trained on, by its log, and on held-out codes, where there is one."""
     if "prior" not in curves:
         return None

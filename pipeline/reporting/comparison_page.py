@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.measuring.comparison import ComparedNumber, FinishedRun
-from pipeline.reporting.number_text import shown
-from pipeline.reporting.page import ARROWS, Picture, capital, document, picture, section, value
+from pipeline.reporting.number_text import format_number
+from pipeline.reporting.page import ARROWS, Picture, capitalise, document, number_html, picture, section
 from pipeline.reporting.plots import Plot, Series, draw_plot
 
 RECONSTRUCTION = ("psnr", "rfd_classifier", "rfd_rotation", "rfd_pixels")  # drawn against generation, where there
-WARNING = "Values with a letter were measured otherwise than those without: they are not comparable."
-WARNING_OF_RINGS = "Rings were measured otherwise than dots, and are not comparable with them."
+WARNING = "Values with a letter were measured differently from those without: they cannot be compared."
+WARNING_OF_RINGS = "Rings were measured differently from dots, and cannot be compared with them."
 
 
 def write_comparison(
@@ -20,7 +20,7 @@ def write_comparison(
 ) -> None:
     """index.html, comparison.md, comparison.json and the figures, in the folder `out`."""
     names, by_key = [run.name for run in runs], {line.key: line for line in lines}
-    (out / "comparison.json").write_text(json.dumps(plain(runs, lines, aim, ranks), indent=2) + "\n")
+    (out / "comparison.json").write_text(json.dumps(comparison_json(runs, lines, aim, ranks), indent=2) + "\n")
     (out / "comparison.md").write_text(markdown(names, lines, aim, ranks))
     pictures = draw(out, names, by_key, aim)
     body = [
@@ -30,7 +30,7 @@ def write_comparison(
             section(title, "".join(picture(item) for item in pictures if item.title == title))
             for title in dict.fromkeys(item.title for item in pictures)
         ),
-        section("What goes with good samples", rank_table(ranks, aim, names)),
+        section("Rank correlation with sample quality", rank_table(ranks, aim, names)),
         *(
             section(group, table(names, [line for line in lines if line.group == group]))
             for group in dict.fromkeys(line.group for line in lines)
@@ -40,12 +40,12 @@ def write_comparison(
     out.joinpath("index.html").write_text(document(f"{len(runs)} runs", body), encoding="utf-8")
 
 
-def letters(line: ComparedNumber) -> dict[int, str]:
+def group_letters(line: ComparedNumber) -> dict[int, str]:
     """A letter for every run that is not in the largest group of those measured alike."""
     return {i: chr(ord("a") + min(place, 25)) for place, group in enumerate(line.groups[1:]) for i in group}
 
 
-def best(line: ComparedNumber) -> set[int]:
+def best_runs(line: ComparedNumber) -> set[int]:
     """The best of the runs that can be compared, where there are two or more and one direction is better."""
     values = {i: line.values[i] for i in line.main}
     if len(values) < 2 or line.better == "neither":
@@ -61,15 +61,17 @@ def table(names: list[str], lines: list[ComparedNumber]) -> str:
 
 
 def row(line: ComparedNumber, runs: int) -> str:
-    marks, top = letters(line), best(line)
+    marks, top = group_letters(line), best_runs(line)
     cells = "".join(cell(line, i, marks.get(i), i in top) for i in range(runs))
     arrow = f"<small title='{line.better} is better'>{ARROWS[line.better]}</small>"
-    note = f"<tr class=note><td colspan={runs + 1}><div>{escape(capital(line.meaning))}.{differences(line)}</div></tr>"
+    note = (
+        f"<tr class=note><td colspan={runs + 1}><div>{escape(capitalise(line.meaning))}.{differences(line)}</div></tr>"
+    )
     return f"<tbody id={escape(line.key)}><tr><th>{escape(line.title)} {arrow}{cells}</tr>{note}</tbody>"
 
 
 def cell(line: ComparedNumber, run: int, mark: str | None, top: bool) -> str:
-    text = value(line.values[run], line.unit)
+    text = number_html(line.values[run], line.unit)
     if mark:
         return f"<td class=apart>{text}<sup>{mark}</sup>"
     return f"<td><b>{text}</b>" if top else f"<td>{text}"
@@ -95,7 +97,7 @@ def rank_table(ranks: list[dict[str, Any]], aim: ComparedNumber, names: list[str
         return f"<p>No rank correlation with {escape(aim.title)}: it takes three runs measured alike.</p>"
     rows = "".join(
         f"<tbody><tr><th>{escape(entry['title'])} <small>{escape(entry['group'])}</small>"
-        f"<td>{value(entry['rank'])}<td>{len(entry['runs'])}</tr></tbody>"
+        f"<td>{number_html(entry['rank'])}<td>{len(entry['runs'])}</tr></tbody>"
         for entry in ranks
     )
     about = (
@@ -123,7 +125,7 @@ def draw(out: Path, names: list[str], lines: dict[str, ComparedNumber], aim: Com
         points = [[one.values[i] for i in there] for one in (line, aim)]
         series = Series("runs", *points, [str(i + 1) for i in there], hollow)
         path = out / f"{aim.key}_by_{key}.png"
-        draw_plot(Plot(axis(line), axis(aim), [series], wide(points[0]), wide(points[1])), path)
+        draw_plot(Plot(axis(line), axis(aim), [series], needs_log_axis(points[0]), needs_log_axis(points[1])), path)
         caption = f"{aim.title} ({aim.better} is better) by {line.title} ({line.better} is better), runs by number."
         caption += f" {WARNING_OF_RINGS}" if any(hollow) else ""
         found.append(Picture(title, caption, path, plot=True))
@@ -134,7 +136,7 @@ def axis(line: ComparedNumber) -> str:
     return f"{line.title}, {line.unit}" if line.unit else line.title
 
 
-def wide(values: list[float]) -> bool:
+def needs_log_axis(values: list[float]) -> bool:
     """Whether values span so much that only a logarithmic axis shows them all."""
     return min(values) > 0 and max(values) > 10 * min(values)
 
@@ -144,25 +146,25 @@ def markdown(names: list[str], lines: list[ComparedNumber], aim: ComparedNumber,
     for group in dict.fromkeys(line.group for line in lines):
         text += [f"## {group}", "", f"| number | {' | '.join(names)} | not alike |", f"|---|{'--:|' * len(names)}---|"]
         for line in (line for line in lines if line.group == group):
-            marks, top = letters(line), best(line)
+            marks, top = group_letters(line), best_runs(line)
             cells = [markdown_cell(line, i, marks.get(i), i in top) for i in range(len(names))]
             differ = ", ".join(name.replace("_", " ") for name in line.differs)
             text.append(f"| {line.title} {ARROWS[line.better]} | {' | '.join(cells)} | {differ} |")
         text.append("")
     if ranks:
         text += [f"## Rank correlation with {aim.title}", "", "| number | correlation | runs |", "|---|--:|--:|"]
-        text += [f"| {entry['title']} | {shown(entry['rank'])} | {len(entry['runs'])} |" for entry in ranks]
+        text += [f"| {entry['title']} | {format_number(entry['rank'])} | {len(entry['runs'])} |" for entry in ranks]
     return "\n".join([*text, ""])
 
 
 def markdown_cell(line: ComparedNumber, run: int, mark: str | None, top: bool) -> str:
     if line.values[run] is None:
         return "–"
-    text = shown(line.values[run], line.unit)
+    text = format_number(line.values[run], line.unit)
     return f"{text} ({mark})" if mark else f"**{text}**" if top else text
 
 
-def plain(
+def comparison_json(
     runs: list[FinishedRun], lines: list[ComparedNumber], aim: ComparedNumber, ranks: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """As comparison.json holds it: runs by name; of every number the values and which of them can be compared."""

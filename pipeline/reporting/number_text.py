@@ -1,7 +1,7 @@
 """How a measured number is written for people, in reports, cards and tables alike."""
 
 
-def shown(number: float, unit: str = "") -> str:
+def format_number(number: float, unit: str = "") -> str:
     """Some four significant digits; shares in per cent."""
     if unit == "share":
         return f"{100 * number:.1f}\N{NO-BREAK SPACE}%"

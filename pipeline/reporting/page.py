@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipeline.reporting.number_text import shown
+from pipeline.reporting.number_text import format_number
 from pipeline.reporting.style import STYLE
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
@@ -30,25 +30,31 @@ def document(title: str, body: list[str]) -> str:
     return f"{page}<body><main>{''.join(body)}</main></body></html>\n"
 
 
-def headlines(numbers: dict[str, dict[str, Any]]) -> str:
+def headline_tiles(numbers: dict[str, dict[str, Any]]) -> str:
     """A tile a number, with its protocol in brief on hover, that leads to the number in full."""
     tiles = []
     for key, number in numbers.items():
         if number["headline"]:
             ratio = number["ratio"] is not None
-            large = shown(number["ratio"], "×") if ratio else shown(number["value"], number["unit"])
-            small = "of real held-out images" if ratio else beside(number)
-            about = escape(f"{capital(number['meaning'])}. {brief(number['protocol'])}", quote=True)
+            large = format_number(number["ratio"], "×") if ratio else format_number(number["value"], number["unit"])
+            small = "of real held-out images" if ratio else held_out_text(number)
+            about = escape(f"{capitalise(number['meaning'])}. {protocol_summary(number['protocol'])}", quote=True)
             text = f"<b>{large}</b><span>{escape(number['title'])}</span><i>{small}</i>"
             tiles.append(f'<a class=tile href="#{escape(key)}" title="{about}">{text}</a>')
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 
-def beside(number: dict[str, Any]) -> str:
-    return "" if number["held_out"] is None else f"real held-out images: {shown(number['held_out'], number['unit'])}"
+def held_out_text(number: dict[str, Any]) -> str:
+    return (
+        ""
+        if number["held_out"] is None
+        else f"real held-out images: {format_number(number['held_out'], number['unit'])}"
+    )
 
 
-def part(title: str, pictures: list[Picture], numbers: dict[str, dict[str, Any]], inner: bool = False) -> str:
+def numbers_section(
+    title: str, pictures: list[Picture], numbers: dict[str, dict[str, Any]], inner: bool = False
+) -> str:
     """What belongs together under one title: the pictures, then the numbers; `inner` when it is part of a section."""
     content = "".join([*map(picture, pictures), table(numbers) if numbers else ""])
     return f"<h3>{escape(title)}</h3>{content}" if inner else section(title, content)
@@ -64,19 +70,23 @@ def table(numbers: dict[str, dict[str, Any]]) -> str:
 
 def row(key: str, number: dict[str, Any], compared: bool) -> str:
     arrow = f"<small title='{number['better']} is better'>{ARROWS[number['better']]}</small>"
-    floor = f"<td>{value(number['held_out'], number['unit'])}<td>{value(number['ratio'], '×')}" if compared else ""
-    details = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{value(v)}" for k, v in number["details"].items())
-    protocol = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{written(v)}" for k, v in number["protocol"].items())
+    floor = (
+        f"<td>{number_html(number['held_out'], number['unit'])}<td>{number_html(number['ratio'], '×')}"
+        if compared
+        else ""
+    )
+    details = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{number_html(v)}" for k, v in number["details"].items())
+    protocol = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{entry_html(v)}" for k, v in number["protocol"].items())
     return (
         f"<tbody id={escape(key)}><tr><th>{escape(number['title'])} {arrow}"
-        f"<td>{value(number['value'], number['unit'])}{floor}</tr>"
-        f"<tr class=note><td colspan={4 if compared else 2}>{escape(capital(number['meaning']))}."
-        f"<details><summary>{escape(brief(number['protocol']))}</summary><dl>{details}{protocol}</dl></details>"
+        f"<td>{number_html(number['value'], number['unit'])}{floor}</tr>"
+        f"<tr class=note><td colspan={4 if compared else 2}>{escape(capitalise(number['meaning']))}."
+        f"<details><summary>{escape(protocol_summary(number['protocol']))}</summary><dl>{details}{protocol}</dl></details>"
         "</tr></tbody>"
     )
 
 
-def brief(protocol: dict[str, Any]) -> str:
+def protocol_summary(protocol: dict[str, Any]) -> str:
     """What a number was measured on, in one line."""
     parts = [str(protocol[key]) for key in ("images", "references") if key in protocol]
     if features := protocol.get("features", protocol.get("judge")):
@@ -88,12 +98,12 @@ def brief(protocol: dict[str, Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def written(entry: Any) -> str:
+def entry_html(entry: Any) -> str:
     """A protocol entry as HTML: mappings as nested lists, anything else as its JSON or text."""
     if isinstance(entry, dict):
         return (
             "<dl>"
-            + "".join(f"<dt>{escape(str(k).replace('_', ' '))}<dd>{written(v)}" for k, v in entry.items())
+            + "".join(f"<dt>{escape(str(k).replace('_', ' '))}<dd>{entry_html(v)}" for k, v in entry.items())
             + "</dl>"
         )
     return escape(entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False))
@@ -110,10 +120,10 @@ def section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
-def value(number: float | None, unit: str = "") -> str:
+def number_html(number: float | None, unit: str = "") -> str:
     """A number as shown, its every digit kept beside it for machines; a dash where there is none."""
-    return "–" if number is None else f'<data value="{number!r}">{shown(number, unit)}</data>'
+    return "–" if number is None else f'<data value="{number!r}">{format_number(number, unit)}</data>'
 
 
-def capital(sentence: str) -> str:
+def capitalise(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]

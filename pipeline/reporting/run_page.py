@@ -1,16 +1,16 @@
-"""A run's report as one page, made of what lies in the run's folder, and made again when a sweep or a card joins it."""
+"""A run's report as one page, written from the files in the run's folder, and again when a sweep or a card is added."""
 
 import json
-import os
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from pipeline.reporting.card_page import card_section
-from pipeline.reporting.page import Picture, document, headlines, part, section
+from pipeline.reporting.page import Picture, document, headline_tiles, numbers_section, section
 from pipeline.reporting.sweep_page import SWEEP, sweep_section
 from pipeline.runs.finished import CARD, sha256_of_tokenizer
+from pipeline.whole_files import write_text
 
 PAGE, NUMBERS, REPORT = "page.json", "metrics.json", "index.html"
 
@@ -44,11 +44,14 @@ def render_report(run: Path, folder: Path) -> None:
     for key, number in flat.items():
         numbers.setdefault(number["group"], {})[key] = number
     titles = dict.fromkeys([*(p.title for p in pictures if p.title in numbers), *numbers, *(p.title for p in pictures)])
-    parts = {title: part(title, [p for p in pictures if p.title == title], numbers.get(title, {})) for title in titles}
+    parts = {
+        title: numbers_section(title, [p for p in pictures if p.title == title], numbers.get(title, {}))
+        for title in titles
+    }
     body = [
         f"<header><p class=kicker>Tessera report</p><h1>{escape(content['name'])}</h1>"
         f"<p>{escape(content['summary'])}</p></header>",
-        headlines(flat),
+        headline_tiles(flat),
         timeline(content["notes"]),
         parts.pop("Samples", ""),
         sweep_of(run, content["notes"]),
@@ -60,9 +63,7 @@ def render_report(run: Path, folder: Path) -> None:
         ),
         footer(content["notes"]),
     ]
-    draft = folder / f".{REPORT}"
-    draft.write_text(document(content["name"], body), encoding="utf-8")
-    os.replace(draft, folder / REPORT)
+    write_text(folder / REPORT, document(content["name"], body))
 
 
 def sweep_of(run: Path, notes: dict[str, dict[str, Any] | None]) -> str:
@@ -106,7 +107,7 @@ def footer(notes: dict[str, dict[str, Any] | None]) -> str:
     note = next((note for note in reversed(list(notes.values())) if note), {})
     facts = [f"{key}: {note[key]}" for key in ("command", "commit", "device", "processes", "python") if note.get(key)]
     facts += [f"{name} {version}" for name, version in note.get("versions", {}).items()]
-    where = "Every number in full, with its protocol, is in metrics.json beside this page."
+    where = "All numbers in full, with their protocols, are in metrics.json beside this page."
     return f"<footer>{where}<br>{escape(' · '.join(facts))}</footer>"
 
 

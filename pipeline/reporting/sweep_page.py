@@ -9,16 +9,26 @@ from PIL import Image
 
 from pipeline.images import grids
 from pipeline.images.files import image_file
-from pipeline.reporting.number_text import shown
-from pipeline.reporting.page import ARROWS, Picture, brief, capital, document, picture, section, value, written
+from pipeline.reporting.number_text import format_number
+from pipeline.reporting.page import (
+    ARROWS,
+    Picture,
+    capitalise,
+    document,
+    entry_html,
+    number_html,
+    picture,
+    protocol_summary,
+    section,
+)
 from pipeline.reporting.plots import Plot, Series, draw_plot
 
 SWEEP = "sweep.json"
 SHOWN = 12  # images of every point
 CAPTIONS = {  # of the pictures, by file, in the order they are shown
-    "grid.png": "Each row one setting, in the order above, each column one seed and class; not chosen.",
+    "grid.png": "One setting per row, in the order above; one seed and class per column; not selected.",
     "distance.png": "Fréchet distance of the samples.",
-    "manifold.png": "Share of samples where real images lie, and of real images where samples lie.",
+    "manifold.png": "Precision and recall of the samples.",
 }
 
 
@@ -41,7 +51,7 @@ def write_sweep(out: Path, sweep: dict[str, Any], folders: list[Path]) -> None:
     body = [
         f"<header><p class=kicker>Tessera sweep</p><h1>{escape(sweep['name'])}</h1></header>",
         section("Samples by setting", sweep_section(sweep, out)),
-        f"<footer>Every number in full, with its protocol, is in {SWEEP} beside this page.</footer>",
+        f"<footer>All numbers in full, with their protocols, are in {SWEEP} beside this page.</footer>",
     ]
     (out / "index.html").write_text(document(f"{sweep['name']}, sweep", body), encoding="utf-8")
 
@@ -62,27 +72,27 @@ def summary(sweep: dict[str, Any]) -> str:
     return f"{len(sweep['points'])} settings of {names} · {images} samples each, of the same seeds and classes"
 
 
-def called(values: dict[str, Any]) -> str:
+def point_name(values: dict[str, Any]) -> str:
     """A point's name: its values with what they are of."""
     names = {name: name.removeprefix("sampler.").translate(str.maketrans("._", "  ")) for name in values}
-    return ", ".join(f"{names[name]} {plain(value)}" for name, value in values.items())
+    return ", ".join(f"{names[name]} {value_text(value)}" for name, value in values.items())
 
 
 def row_names(points: list[dict[str, Any]]) -> list[str]:
     """Short names of points: the values that are not all the same, and what of where it is one."""
-    names = [n for n in points[0]["values"] if len({plain(point["values"][n]) for point in points}) > 1]
+    names = [n for n in points[0]["values"] if len({value_text(point["values"][n]) for point in points}) > 1]
     if len(names) < 2:
-        return [called({n: point["values"][n] for n in names or point["values"]}) for point in points]
-    return [" · ".join(plain(point["values"][n]) for n in names) for point in points]
+        return [point_name({n: point["values"][n] for n in names or point["values"]}) for point in points]
+    return [" · ".join(value_text(point["values"][n]) for n in names) for point in points]
 
 
-def plain(entry: Any) -> str:
+def value_text(entry: Any) -> str:
     if isinstance(entry, (list, tuple)):
-        return "–".join(map(plain, entry))
+        return "–".join(map(value_text, entry))
     return f"{entry:g}" if isinstance(entry, float) else str(entry)
 
 
-def best(points: list[dict[str, Any]], key: str) -> set[int]:
+def best_points(points: list[dict[str, Any]], key: str) -> set[int]:
     """The points that are best by a number, where not all are, and where one direction is better."""
     values, better = [point["numbers"][key]["value"] for point in points], points[0]["numbers"][key]["better"]
     if better == "neither" or len(set(values)) < 2:
@@ -91,13 +101,13 @@ def best(points: list[dict[str, Any]], key: str) -> set[int]:
     return {i for i, found in enumerate(values) if found == top}
 
 
-def shared(protocols: list[dict[str, Any]]) -> dict[str, Any]:
+def common_entries(protocols: list[dict[str, Any]]) -> dict[str, Any]:
     """The entries that all protocols have alike; of nested ones, those of theirs."""
     found = {}
     for key, entry in protocols[0].items():
         others = [protocol.get(key) for protocol in protocols]
         if all(isinstance(other, dict) for other in others):
-            found[key] = shared(others)
+            found[key] = common_entries(others)
         elif all(other == entry for other in others):
             found[key] = entry
     return found
@@ -105,7 +115,7 @@ def shared(protocols: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(points: list[dict[str, Any]]) -> str:
     """A row a number, a column a point, the best in bold; below each number its meaning and its protocol."""
-    head = "".join(f"<th>{escape(called(point['values']))}" for point in points)
+    head = "".join(f"<th>{escape(point_name(point['values']))}" for point in points)
     rows = "".join(row(points, key) for key in points[0]["numbers"])
     return (
         f"<div class=scroll><table class=runs><thead><tr><th>number{head}<th>real held-out</thead>{rows}</table></div>"
@@ -113,32 +123,34 @@ def table(points: list[dict[str, Any]]) -> str:
 
 
 def row(points: list[dict[str, Any]], key: str) -> str:
-    numbers, top = [point["numbers"][key] for point in points], best(points, key)
+    numbers, top = [point["numbers"][key] for point in points], best_points(points, key)
     first = numbers[0]
-    texts = [value(number["value"], first["unit"]) for number in numbers]
+    texts = [number_html(number["value"], first["unit"]) for number in numbers]
     cells = "".join(f"<td><b>{text}</b>" if i in top else f"<td>{text}" for i, text in enumerate(texts))
-    protocol = shared([number["protocol"] for number in numbers])
-    details = "".join(f"<dt>{escape(name.replace('_', ' '))}<dd>{written(entry)}" for name, entry in protocol.items())
+    protocol = common_entries([number["protocol"] for number in numbers])
+    entries = [f"<dt>{escape(name.replace('_', ' '))}<dd>{entry_html(entry)}" for name, entry in protocol.items()]
+    note = f"<details><summary>{escape(protocol_summary(protocol))}</summary><dl>{''.join(entries)}</dl></details>"
+    floor = number_html(first["held_out"], first["unit"])
     arrow = f"<small title='{first['better']} is better'>{ARROWS[first['better']]}</small>"
     return (
-        f"<tbody><tr><th>{escape(first['title'])} {arrow}{cells}<td>{value(first['held_out'], first['unit'])}</tr>"
-        f"<tr class=note><td colspan={len(points) + 2}><div>{escape(capital(first['meaning']))}."
-        f"<details><summary>{escape(brief(protocol))}</summary><dl>{details}</dl></details></div></tr></tbody>"
+        f"<tbody><tr><th>{escape(first['title'])} {arrow}{cells}<td>{floor}</tr>"
+        f"<tr class=note><td colspan={len(points) + 2}><div>{escape(capitalise(first['meaning']))}."
+        f"{note}</div></tr></tbody>"
     )
 
 
 def markdown(sweep: dict[str, Any]) -> str:
     points = sweep["points"]
-    names = [called(point["values"]) for point in points]
+    names = [point_name(point["values"]) for point in points]
     lines = [f"# {sweep['name']}, sweep", "", summary(sweep), ""]
     lines += [f"| number | {' | '.join(names)} | real held-out |", f"|---|{'--:|' * (len(points) + 1)}"]
     for key, first in points[0]["numbers"].items():
-        top = best(points, key)
-        texts = [shown(point["numbers"][key]["value"], first["unit"]) for point in points]
+        top = best_points(points, key)
+        texts = [format_number(point["numbers"][key]["value"], first["unit"]) for point in points]
         cells = [f"**{text}**" if i in top else text for i, text in enumerate(texts)]
-        floor = "–" if first["held_out"] is None else shown(first["held_out"], first["unit"])
+        floor = "–" if first["held_out"] is None else format_number(first["held_out"], first["unit"])
         lines.append(f"| {first['title']} {ARROWS[first['better']]} | {' | '.join(cells)} | {floor} |")
-    return "\n".join([*lines, "", f"Every number in full, with its protocol, is in {SWEEP}.", ""])
+    return "\n".join([*lines, "", f"All numbers in full, with their protocols, are in {SWEEP}.", ""])
 
 
 def draw_figures(points: list[dict[str, Any]], out: Path) -> None:
@@ -151,17 +163,17 @@ def draw_figures(points: list[dict[str, Any]], out: Path) -> None:
     chosen = {"distance.png": [distance]}
     chosen["manifold.png"] = [key for key in keys if key.startswith(("precision_", "recall_"))][:2]
     for file, of in chosen.items():
-        series = [line for key in of for line in lines_of(points, name, key, named=len(of) > 1)]
+        series = [line for key in of for line in series_of(points, name, key, named=len(of) > 1)]
         if series:
             title = points[0]["numbers"][of[0]]["title"] if len(of) == 1 else "share"
             draw_plot(Plot(name.replace("_", " "), title, series), out / file)
 
 
-def lines_of(points: list[dict[str, Any]], name: str, key: str, named: bool) -> list[Series]:
+def series_of(points: list[dict[str, Any]], name: str, key: str, named: bool) -> list[Series]:
     """A number by a setting: a line for every combination of the other ones."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for point in points:
-        others = called({other: it for other, it in point["values"].items() if other != name})
+        others = point_name({other: it for other, it in point["values"].items() if other != name})
         groups.setdefault(others, []).append((point["values"][name], point["numbers"][key]["value"]))
     title = points[0]["numbers"][key]["title"] if named else ""
     series = []

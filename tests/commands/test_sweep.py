@@ -13,7 +13,7 @@ import run
 from pipeline.commands import sweep
 from pipeline.features import judge
 from pipeline.recipes.schema import settings
-from pipeline.reporting.sweep_page import best, called, row_names, shared
+from pipeline.reporting.sweep_page import best_points, common_entries, point_name, row_names
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images
 
 SHORT = ["guidance=[1,2]", "steps=[2]", "images=13"]
@@ -120,7 +120,7 @@ def test_combinations_are_all_tried_and_named(tiny):
     _, recipe, _ = tiny
     asked = sweep.SweepSettings(guidance={"scale": [1.0, 2.0]}, steps=(5,), sampler={"solver": ["euler", "heun"]})
     points = sweep.combine(recipe, asked, {})
-    assert [called(point.values) for point in points] == [
+    assert [point_name(point.values) for point in points] == [
         f"guidance {g}, steps 5, solver {s}" for g in (1, 2) for s in ("euler", "heun")
     ]
     of_rows = [{"values": point.values} for point in points]
@@ -136,5 +136,5 @@ def test_combinations_are_all_tried_and_named(tiny):
 
 def test_the_best_and_what_protocols_share():
     points = [{"numbers": {"x": {"value": value, "better": "lower"}}} for value in (2.0, 1.0, 1.0)]
-    assert best(points, "x") == {1, 2} and best(points[1:], "x") == set()
-    assert shared([{"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 2, "d": 4}}]) == {"a": 1, "b": {"c": 2}}
+    assert best_points(points, "x") == {1, 2} and best_points(points[1:], "x") == set()
+    assert common_entries([{"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 2, "d": 4}}]) == {"a": 1, "b": {"c": 2}}

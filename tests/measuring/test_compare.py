@@ -16,7 +16,7 @@ from pipeline.measuring.comparison import (
     read_runs,
 )
 from pipeline.recipes.schema import load, settings
-from pipeline.reporting.comparison_page import best, letters
+from pipeline.reporting.comparison_page import best_runs, group_letters
 
 STAGES = ("tokenizer", "joint", "latents", "generator", "decoder")
 
@@ -45,9 +45,9 @@ def make_run(root: Path, name: str, seconds: float = 10.0, **numbers: dict) -> P
 
 def test_protocols_are_the_same_or_the_numbers_are_not_comparable():
     alike = compare_number("fd", [number(1.0), number(2.0), None, number(0.5)])
-    assert alike.groups == [[0, 1, 3]] and not alike.differs and not letters(alike) and best(alike) == {3}
+    assert alike.groups == [[0, 1, 3]] and not alike.differs and not group_letters(alike) and best_runs(alike) == {3}
     other = compare_number("fd", [number(9.0, sha="f2"), number(2.0), number(1.0), number(0.1, images=60)])
-    assert other.groups == [[1, 2], [0], [3]] and letters(other) == {0: "a", 3: "b"} and best(other) == {2}
+    assert other.groups == [[1, 2], [0], [3]] and group_letters(other) == {0: "a", 3: "b"} and best_runs(other) == {2}
     assert other.differs == {
         "images": ["359 samples", "359 samples", "60 samples"],
         "features.weights_sha256": ["f1", "f2", "f1"],

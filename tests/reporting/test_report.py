@@ -31,7 +31,7 @@ from pipeline.metrics.precision_recall import PrecisionRecall
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.schema import load
 from pipeline.reporting.curves import draw_curves, read_log
-from pipeline.reporting.number_text import shown
+from pipeline.reporting.number_text import format_number
 from pipeline.reporting.run_page import refresh_report
 from pipeline.runs.finished import sha256_of_tokenizer
 from pipeline.runs.workspace import Workspace
@@ -93,7 +93,7 @@ def test_every_number_has_its_protocol_and_is_on_the_page(run):
     assert set(numbers) == expected | {"psnr", "ssim", "perceptual_classifier"}
     for key, number in numbers.items():
         assert number["protocol"]["versions"]["torch"] and number["protocol"]["images"], key
-        assert f'<data value="{number["value"]!r}">{shown(number["value"], number["unit"])}</data>' in page, key
+        assert f'<data value="{number["value"]!r}">{format_number(number["value"], number["unit"])}</data>' in page, key
         assert number["held_out"] is None or f'<data value="{number["held_out"]!r}">' in page, key
     distance = numbers["fd_classifier"]
     assert distance["ratio"] == pytest.approx(distance["value"] / distance["held_out"])
@@ -229,7 +229,7 @@ def test_collected_rows_keep_the_order():
 def test_grids_hold_the_images():
     images = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8).repeat(4, 1, 1, 1)
     sheet = np.asarray(grids.reconstructions(images, images))
-    tile = grids.enlarged(8)
+    tile = grids.tile_size(8)
     assert sheet.shape[0] == 3 * tile + 2 * grids.GAP
     first = sheet[:tile, -tile:][:: tile // 8, :: tile // 8]
     assert np.array_equal(first, to_bytes(images)[0])
