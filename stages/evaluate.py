@@ -13,7 +13,7 @@ from pipeline.images.rendering import rendered
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.store import LatentStore
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
-from pipeline.measuring.tokenizer import TokenizerMeasuring, suited
+from pipeline.measuring.tokenizer import TokenizerMeasuring, suited_metrics
 from pipeline.metrics.base import ImageSet, Measurement, TokenizerInputs, TokenizerMetric, report_metrics
 from pipeline.recipes.schema import Recipe, settings
 from pipeline.reporting.curves import draw_curves
@@ -62,7 +62,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
 def tokenizer_measuring(recipe: Recipe, pipe: LatentPipeline, of_samples: SampleMeasuring) -> TokenizerMeasuring:
     """Measures the pipeline's tokenizer by those metrics that its codes are suited to."""
     tokenizer = pipe.tokenizer.eval()
-    metrics = suited(report_metrics(recipe.evaluate, TokenizerMetric), tokenizer.spec)
+    metrics = suited_metrics(report_metrics(recipe.evaluate, TokenizerMetric), tokenizer.spec)
     return TokenizerMeasuring(tokenizer, of_samples.extractors, metrics, recipe.seed, tokenizer.encode)
 
 

@@ -13,7 +13,7 @@ def distances(first: Tensor, second: Tensor) -> Tensor:
 
 def blocks(first: Tensor, second: Tensor, rows: int = 1024) -> Iterator[Tensor]:
     """The distances of all pairs, some rows of `first` at a time: [rows, n]."""
-    return (distances(part, second) for part in first.split(rows))
+    return (distances(block, second) for block in first.split(rows))
 
 
 def radii(rows: Tensor, neighbours: int) -> Tensor:
@@ -21,4 +21,4 @@ def radii(rows: Tensor, neighbours: int) -> Tensor:
     if len(rows) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need more than {len(rows)} rows; evaluate more images")
     # the nearest row of its own set is the row itself, hence the one more
-    return torch.cat([part.kthvalue(neighbours + 1, dim=1).values for part in blocks(rows, rows)])
+    return torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in blocks(rows, rows)])

@@ -15,7 +15,7 @@ from pipeline.images.reading import ImageBatch, Images
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.small_prior import learn
-from pipeline.measuring.tokenizer import TokenizerMeasuring, suited
+from pipeline.measuring.tokenizer import TokenizerMeasuring, suited_metrics
 from pipeline.metrics.base import (
     ImageSet,
     LearnedPrior,
@@ -49,7 +49,7 @@ class CardMeasuring:
 
     @cached_property
     def measuring(self) -> TokenizerMeasuring:
-        metrics = suited(self.chosen_metrics, self.spec)
+        metrics = suited_metrics(self.chosen_metrics, self.spec)
         networks = self.networks.extractors, metrics, self.settings.seed, self.encode, self.networks.vision
         return TokenizerMeasuring(self.tokenizer, *networks)
 
@@ -67,7 +67,7 @@ class CardMeasuring:
 
     def left_out(self) -> list[str]:
         """What is not measured of this tokenizer, and why."""
-        return [why for metric in self.chosen_metrics if (why := metric.unsuited(self.spec)) is not None]
+        return [why for metric in self.chosen_metrics if (why := metric.why_left_out(self.spec)) is not None]
 
     def chosen(self, images: Images) -> Tensor:
         return evenly_spaced(None, len(images), min(len(images), self.settings.images))

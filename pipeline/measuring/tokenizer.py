@@ -49,6 +49,6 @@ class TokenizerMeasuring:
                 yield metric, dict(metric.measure(inputs))
 
 
-def suited(metrics: Iterable[TokenizerMetric], spec: LatentSpec) -> list[TokenizerMetric]:
+def suited_metrics(metrics: Iterable[TokenizerMetric], spec: LatentSpec) -> list[TokenizerMetric]:
     """The metrics that codes of this geometry can be measured by."""
-    return [metric for metric in metrics if metric.unsuited(spec) is None]
+    return [metric for metric in metrics if metric.why_left_out(spec) is None]

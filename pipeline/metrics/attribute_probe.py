@@ -41,4 +41,4 @@ class AttributeProbe(TokenizerMetric):
         where |= {"left_out": f"all images of a split alike: {', '.join(constant)}"} if constant else {}
         for position, quantity in enumerate(self.quantities):
             details = {name: score[position] for name, score in scores.items()}
-            yield quantity.measured(sum(details.values()) / len(details), where, details=details)
+            yield quantity.measurement(sum(details.values()) / len(details), where, details=details)

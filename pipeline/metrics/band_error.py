@@ -32,7 +32,7 @@ class BandError(TokenizerMetric):
             error, power = mean(rows["band_error"][:, number]), mean(rows["band_power"][:, number])
             relative = {"share_of_the_band's_own": error / power} if power else {}
             details = {"mean_square_of_the_images": power} | relative
-            yield self.quantities[0].measured(error, where, band, details=details)
+            yield self.quantities[0].measurement(error, where, band, details=details)
 
 
 def band_power(images: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ class Quantity:
     unit: str = ""
     headline: bool = False  # shown at the head of the page
 
-    def measured(self, value: float, protocol: dict[str, Any], of: str = "", **more: Any) -> "tuple[str, Measurement]":
+    def measurement(
+        self, value: float, protocol: dict[str, Any], of: str = "", **more: Any
+    ) -> "tuple[str, Measurement]":
         """The key and the measurement of `value`; `of` replaces `{}`, `more` are further fields of the measurement."""
         key, title, meaning = (text.replace("{}", of) for text in (self.key, self.title, self.meaning))
         fields = {"title": title, "unit": self.unit, "headline": self.headline} | more
@@ -80,7 +82,7 @@ class Metric(ABC):
     quantities: ClassVar[tuple[Quantity, ...]]
     needs: ClassVar[frozenset[str]] = frozenset()  # names in NEEDS
     order: ClassVar[int] = 1000  # in reports and cards: smaller numbers stand first
-    asked: ClassVar[str | None] = None  # setting of `evaluate` that has it measured, where a report has it on demand
+    on_demand: ClassVar[str | None] = None  # setting of `evaluate` without which a report does not have it
 
     def __init__(self) -> None:  # noqa: B027 - recipes read the settings of a metric off its constructor
         """A metric without settings."""
@@ -180,7 +182,7 @@ class FeatureMetric(SampleMetric):
             floors = self.compare(rows.held_out[name], rows.references[name])
         where = self.described() | rows.protocol(feature.describe(), name) | protocol
         for quantity, value, floor in zip(self.quantities, values, floors):
-            yield quantity.measured(value, where, name, held_out=floor)
+            yield quantity.measurement(value, where, name, held_out=floor)
 
 
 @dataclass(frozen=True)
@@ -282,15 +284,16 @@ class TokenizerMetric(Metric):
         return {}
 
     @classmethod
-    def unsuited(cls, spec: LatentSpec) -> str | None:
+    def why_left_out(cls, spec: LatentSpec) -> str | None:
         """Why codes of this geometry are not measured; None where they are."""
         return None
 
 
 def metric_kinds(family: type[Metric]) -> list[str]:
     """The kinds of a family, in the order of the reports."""
-    found = {kind: find("metrics", kind) for kind in kinds("metrics")}
-    return sorted((k for k, cls in found.items() if issubclass(cls, family)), key=lambda k: (found[k].order, k))
+    classes = {kind: find("metrics", kind) for kind in kinds("metrics")}
+    members = [kind for kind, cls in classes.items() if issubclass(cls, family)]
+    return sorted(members, key=lambda kind: (classes[kind].order, kind))
 
 
 def report_kinds() -> list[str]:
@@ -313,9 +316,9 @@ def build_metrics(family: type[Metric], names: Sequence[str], **settings: Any) -
 
 def report_metrics(part: Evaluation, family: type[Metric]) -> list[Any]:
     """The metrics of a family that a recipe's `evaluate` section has measured, in the order of the report."""
-    asked = {kind: find("metrics", kind).asked for kind in report_kinds()}
-    names = [kind for kind, setting in asked.items() if setting is None] if part.metrics is None else part.metrics
-    on_demand = [kind for kind, setting in asked.items() if setting is not None and getattr(part, setting)]
+    switches = {kind: find("metrics", kind).on_demand for kind in report_kinds()}
+    names = [kind for kind, switch in switches.items() if switch is None] if part.metrics is None else part.metrics
+    on_demand = [kind for kind, switch in switches.items() if switch is not None and getattr(part, switch)]
     return build_metrics(family, [*names, *on_demand], neighbours=part.neighbours)
 
 

@@ -37,10 +37,10 @@ class ChannelMoments(TokenizerMetric):
         where = {"scale": "as generators see it", "channels": z.shape[2]} | inputs.of_images
         for quantity, name, aim in zip(self.quantities, ("mean", "std"), (0.0, 1.0)):
             farthest = moments[name][(moments[name] - aim).abs().argmax()].item()
-            yield quantity.measured(farthest, where, details=extremes(moments[name]))
+            yield quantity.measurement(farthest, where, details=extremes(moments[name]))
         varying = moments["excess"][moments["std"] > 0]
         if len(varying):
-            yield self.quantities[2].measured(mean(varying), where, details=extremes(moments["excess"]))
+            yield self.quantities[2].measurement(mean(varying), where, details=extremes(moments["excess"]))
 
 
 def channel_moments(z: Tensor) -> dict[str, Tensor]:

@@ -39,9 +39,9 @@ class ClassAccuracy(SampleMetric):
         images = f"{len(inputs.held_out['labels'])} real held-out images"
         if "labels" in inputs.samples:
             where = {"judge": judge, "images": f"{len(inputs.samples['labels'])} samples", "held_out": images}
-            yield of_samples.measured(accuracy(inputs.samples), where | inputs.protocol, held_out=real)
+            yield of_samples.measurement(accuracy(inputs.samples), where | inputs.protocol, held_out=real)
         computed = {key: inputs.protocol[key] for key in ("precision", "versions")}
-        yield of_judge.measured(real, {"judge": judge, "images": images} | computed)
+        yield of_judge.measurement(real, {"judge": judge, "images": images} | computed)
 
 
 def accuracy(rows: PerImage) -> float:

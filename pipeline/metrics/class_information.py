@@ -32,4 +32,4 @@ class ClassInformation(TokenizerMetric):
         names = [f"entropy_in_class_{inputs.class_names[label]}" for label in within]
         details = extremes(torch.tensor(list(within.values())), names)
         value = class_information(ids, labels)
-        yield self.quantities[0].measured(value, where | inputs.train.protocol, details=details)
+        yield self.quantities[0].measurement(value, where | inputs.train.protocol, details=details)

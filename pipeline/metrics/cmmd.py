@@ -43,5 +43,5 @@ def cmmd(first: Tensor, second: Tensor) -> float:
 
 def mean_kernel(first: Tensor, second: Tensor, rows: int = 1024) -> Tensor:
     """The mean over all pairs of unit rows, whose squared distance is 2 - 2 x . y."""
-    total = sum(torch.exp((part @ second.T - 1) / BANDWIDTH**2).sum() for part in first.split(rows))
+    total = sum(torch.exp((block @ second.T - 1) / BANDWIDTH**2).sum() for block in first.split(rows))
     return total / (len(first) * len(second))

@@ -29,8 +29,8 @@ class CodeSize(TokenizerMetric):
         grid = "x".join(map(str, spec.grid))
         protocol = {"code": f"{grid} tokens of {spec.dim} channels", "images": f"of {size} x {size} pixels"}
         details = {"tokens": spec.tokens, "channels": spec.dim, "share_of_the_image's": values / (3 * pixels)}
-        yield self.quantities[0].measured(values, protocol, details=details)
+        yield self.quantities[0].measurement(values, protocol, details=details)
         each = spec.codebooks * math.log2(spec.vocab) if spec.vocab else STORED_BITS * spec.dim
         of_ids, of_values = f"{spec.codebooks} id of {spec.vocab} a token", f"{STORED_BITS} bits a number, as stored"
         counted = {"counted": of_ids if spec.vocab else of_values}
-        yield self.quantities[1].measured(spec.tokens * each / pixels, counted | protocol)
+        yield self.quantities[1].measurement(spec.tokens * each / pixels, counted | protocol)

@@ -30,11 +30,11 @@ class CodeUsage(TokenizerMetric):
     report_group = "Codes"
 
     @classmethod
-    def unsuited(cls, spec: LatentSpec) -> str | None:
+    def why_left_out(cls, spec: LatentSpec) -> str | None:
         return f"use of codes: {spec.vocab} codes are too many to count one by one" if spec.vocab > LARGEST else None
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         ids, vocab = inputs.train.rows["ids"], inputs.spec.vocab
         protocol = {"images": f"{len(ids)} of the training split, as they are", "codes": vocab} | inputs.train.protocol
         for quantity, value in zip(self.quantities, usage_of(stack_ids(ids), vocab)):
-            yield quantity.measured(value, protocol)
+            yield quantity.measurement(value, protocol)

@@ -46,8 +46,8 @@ def density_coverage(samples: Tensor, real: Tensor, neighbours: int = NEIGHBOURS
     bounded by it. Coverage: the share of balls that hold a sample. Raises ValueError for fewer rows than needed.
     """
     reach, inside, nearest = radii(real, neighbours), 0, torch.full((len(real),), torch.inf, dtype=torch.float64)
-    for part in blocks(samples, real):
-        part = part.cpu()
-        inside += (part < reach.cpu()).sum().item()
-        nearest = torch.minimum(nearest, part.amin(dim=0))
+    for block in blocks(samples, real):
+        block = block.cpu()
+        inside += (block < reach.cpu()).sum().item()
+        nearest = torch.minimum(nearest, block.amin(dim=0))
     return inside / (neighbours * len(samples)), (nearest < reach.cpu()).double().mean().item()

@@ -32,7 +32,7 @@ class FlowProbe(TokenizerMetric):
         accuracies = flow_accuracies(inputs.train.rows, inputs.held_out.rows)
         where = {"levels": ", ".join(accuracies), "path": "linear", "scale": "as generators see it"}
         value = sum(accuracies.values()) / len(accuracies)
-        yield self.quantities[0].measured(value, where | PROTOCOL | inputs.of_splits, details=accuracies)
+        yield self.quantities[0].measurement(value, where | PROTOCOL | inputs.of_splits, details=accuracies)
 
 
 def flow_accuracies(train: PerImage, held_out: PerImage) -> dict[str, float]:

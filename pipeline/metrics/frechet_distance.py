@@ -39,4 +39,4 @@ class FrechetDistance(SampleMetric):
             ratio = value / floor if floor is not None and floor > 0 else None
             title = f"Fréchet distance, {name.replace('_', ' ')}" + (f" ({KNOWN_AS[name]})" if name in KNOWN_AS else "")
             where = moments.protocol(described, feature.name)
-            yield self.quantities[0].measured(value, where, name, title=title, held_out=floor, ratio=ratio)
+            yield self.quantities[0].measurement(value, where, name, title=title, held_out=floor, ratio=ratio)

@@ -30,7 +30,7 @@ class InceptionScore(SampleMetric):
         if held_out is not None and len(held_out) == inputs.count:
             floor = inception_score_chunks(held_out)
             where |= {"held_out": f"{inputs.count} real held-out images"}
-        yield self.quantities[0].measured(inputs.score, where | inputs.protocol, held_out=floor)
+        yield self.quantities[0].measurement(inputs.score, where | inputs.protocol, held_out=floor)
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:

@@ -24,4 +24,4 @@ class LinearProbe(TokenizerMetric):
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         train, held_out = inputs.train.rows, inputs.held_out.rows
         sets = (train["z"].flatten(1), train["labels"], held_out["z"].flatten(1), held_out["labels"])
-        yield self.quantities[0].measured(probe_accuracy(*sets), PROTOCOL | inputs.of_splits)
+        yield self.quantities[0].measurement(probe_accuracy(*sets), PROTOCOL | inputs.of_splits)

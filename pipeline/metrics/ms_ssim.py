@@ -31,7 +31,7 @@ class MSSSIM(TokenizerMetric):
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         where = {"scales": f"{scales(inputs.size)} of {len(SCALE_WEIGHTS)}", "pixels": "rounded to 8 bits"}
-        yield self.quantities[0].measured(mean(inputs.held_out.rows["ms_ssim"]), where | inputs.of_images)
+        yield self.quantities[0].measurement(mean(inputs.held_out.rows["ms_ssim"]), where | inputs.of_images)
 
 
 def ms_ssim(first: Tensor, second: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:

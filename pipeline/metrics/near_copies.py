@@ -52,7 +52,7 @@ class NearCopies(SampleMetric):
                 "median_distance_of_held_out": copies.median_held_out,
             }
             more = {"held_out": copies.share_held_out, "details": details, "headline": position == len(spaces) - 1}
-            yield self.quantities[0].measured(copies.share, where | inputs.protocol, name, **more)
+            yield self.quantities[0].measurement(copies.share, where | inputs.protocol, name, **more)
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def near_copies(samples: Tensor, held_out: Tensor, train: Tensor, ratio: float =
 
 def nearest_two(rows: Tensor, among: Tensor) -> Tensor:
     """Root-mean-square difference of each row [m, D] to the two nearest of [k, D], [m, 2] in float64."""
-    parts = [part.topk(2, dim=1, largest=False).values for part in blocks(rows, among)]
-    return torch.cat(parts) / rows.shape[1] ** 0.5
+    nearest = [block.topk(2, dim=1, largest=False).values for block in blocks(rows, among)]
+    return torch.cat(nearest) / rows.shape[1] ** 0.5
 
 
 def _share(condition: Tensor) -> float:

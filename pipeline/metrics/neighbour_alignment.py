@@ -53,7 +53,7 @@ class NeighbourAlignment(TokenizerMetric):
             "features": inputs.vision,
         } | inputs.held_out.protocol
         value = neighbour_alignment(rows["z"].mean(dim=1), rows["vision"], neighbours)
-        yield self.quantities[0].measured(value, where, details={"by_chance_about": neighbours / (count - 1)})
+        yield self.quantities[0].measurement(value, where, details={"by_chance_about": neighbours / (count - 1)})
         views = [name[5:-5] for name in rows if name.startswith("view_") and name.endswith("_code")]
         of_views = {
             view: neighbour_alignment(rows[f"view_{view}_code"], rows[f"view_{view}_vision"], neighbours)
@@ -61,7 +61,7 @@ class NeighbourAlignment(TokenizerMetric):
         }
         where = where | {"views": "shrunk on grey and turned; four strengths of noise"}
         value = sum(of_views.values()) / len(of_views)
-        yield self.quantities[1].measured(value, where, details=of_views)
+        yield self.quantities[1].measurement(value, where, details=of_views)
 
 
 def equivariant_views(images: Tensor, draws: Draws) -> dict[str, Tensor]:

@@ -26,4 +26,4 @@ class PerceptualDistance(TokenizerMetric):
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         described = inputs.extractors.described["perceptual"]
         where = {"features": described} | inputs.of_reconstructions
-        yield self.quantities[0].measured(mean(inputs.held_out.rows["perceptual"]), where, described["kind"])
+        yield self.quantities[0].measurement(mean(inputs.held_out.rows["perceptual"]), where, described["kind"])

@@ -32,11 +32,11 @@ class PerturbedFrechet(TokenizerMetric):
     )
     order = 150
     group = report_group = "Reconstructions"
-    asked = "perturbed"
+    on_demand = "perturbed"
     collective = True
 
     @classmethod
-    def unsuited(cls, spec: LatentSpec) -> str | None:
+    def why_left_out(cls, spec: LatentSpec) -> str | None:
         return f"pFID: {spec.vocab} codes are too many to count one by one" if spec.vocab > LARGEST else None
 
     def rows(self, batch: EncodedImages) -> PerImage:
@@ -56,7 +56,7 @@ class PerturbedFrechet(TokenizerMetric):
                 "features": feature.describe(),
             }
             value = sum(of_ways.values()) / len(of_ways)
-            yield self.quantities[0].measured(value, where | computed, feature.name, details=of_ways)
+            yield self.quantities[0].measurement(value, where | computed, feature.name, details=of_ways)
 
 
 def perturbation_seed(inputs: TokenizerInputs) -> int:

@@ -31,7 +31,7 @@ class PositionEntropy(TokenizerMetric):
         limit = {"limit": f"at most {math.log2(len(ids)):.4g} bits can be seen with so many images"}
         details = {"least": entropies.min().item(), "most": entropies.max().item()}
         protocol = where | inputs.train.protocol | limit
-        yield self.quantities[0].measured(mean(entropies), protocol, details=details)
+        yield self.quantities[0].measurement(mean(entropies), protocol, details=details)
 
     def curves(self, inputs: TokenizerInputs) -> dict[str, Any]:
         return {"position_entropy": entropy_by_position(stack_ids(inputs.train.rows["ids"])).tolist()}

@@ -32,4 +32,4 @@ class PosteriorDivergence(TokenizerMetric):
         bits = value * tokens * channels / math.log(2)
         details = {"bits_an_image": bits, "bits_a_pixel": bits / inputs.size**2}
         where = {"scale": "the bottleneck's own"} | inputs.of_images
-        yield self.quantities[0].measured(value, where, details=details)
+        yield self.quantities[0].measurement(value, where, details=details)

@@ -48,4 +48,4 @@ def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tupl
 def covered(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     """Share of `points` [m, D] in the union of the balls round the rows of `manifold` [n, D]."""
     reach = radii(manifold, neighbours)
-    return torch.cat([(part <= reach).any(dim=1) for part in blocks(points, manifold)]).double().mean().item()
+    return torch.cat([(block <= reach).any(dim=1) for block in blocks(points, manifold)]).double().mean().item()

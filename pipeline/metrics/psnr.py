@@ -33,7 +33,7 @@ class PSNR(TokenizerMetric):
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         average = f"over images, each at most {CEILING:g} dB"
         where = {"pixels": "rounded to 8 bits", "average": average} | inputs.of_reconstructions
-        yield self.quantities[0].measured(mean(inputs.held_out.rows["psnr"]), where)
+        yield self.quantities[0].measurement(mean(inputs.held_out.rows["psnr"]), where)
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:

@@ -29,4 +29,4 @@ class ReconstructionFrechet(TokenizerMetric):
             name = feature.name
             value = frechet_distance(Moments.of(rows[f"reconstructed_{name}"]), Moments.of(rows[name]))
             where = {"features": feature.describe()} | inputs.of_reconstructions
-            yield self.quantities[0].measured(value, where, name)
+            yield self.quantities[0].measurement(value, where, name)

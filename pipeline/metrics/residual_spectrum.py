@@ -34,7 +34,7 @@ class ResidualSpectrum(TokenizerMetric):
         shown = [k for k in marks(len(power)) if power[k] > 0]
         details = {f"at_{k}_cycles_an_image": (residual[k] / power[k]).item() for k in shown}
         value = (residual[top].sum() / power[top].sum()).item()
-        yield self.quantities[0].measured(value, where, details=details)
+        yield self.quantities[0].measurement(value, where, details=details)
 
     def curves(self, inputs: TokenizerInputs) -> dict[str, Any]:
         return {name: inputs.held_out.rows[name].mean(dim=0).tolist() for name in ("power", "residual")}

@@ -35,7 +35,7 @@ class SmallPrior(TokenizerMetric):
     group = "How learnable"
 
     @classmethod
-    def unsuited(cls, spec: LatentSpec) -> str | None:
+    def why_left_out(cls, spec: LatentSpec) -> str | None:
         return f"small prior: {spec.vocab} codes are too many" if spec.vocab > LARGEST else None
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
@@ -44,7 +44,7 @@ class SmallPrior(TokenizerMetric):
         where = {"prior": inputs.prior.described} | inputs.of_images
         if not spec.vocab:
             details = {"independent_standard_normal_values": NO_STRUCTURE, "share_of_that": loss / NO_STRUCTURE}
-            yield flow.measured(loss, where, details=details)
+            yield flow.measurement(loss, where, details=details)
             return
         bits, uniform = loss / math.log(2), math.log2(spec.vocab)
         details = {
@@ -53,7 +53,7 @@ class SmallPrior(TokenizerMetric):
             "share_of_uniform": bits / uniform,
             "bits_a_pixel": bits * spec.tokens * spec.codebooks / inputs.size**2,
         }
-        yield of_ids.measured(bits, where, details=details)
+        yield of_ids.measurement(bits, where, details=details)
 
     def curves(self, inputs: TokenizerInputs) -> dict[str, Any]:
         return {"prior": {str(step): loss for step, loss in inputs.prior.course.items()}}

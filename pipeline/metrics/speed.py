@@ -26,4 +26,4 @@ class Speed(TokenizerMetric):
             "times": "median of 5 after one to warm up, data in memory",
         }
         for name, task in work.items():
-            yield self.quantities[0].measured(rate(task, len(pixels), device), protocol, name)
+            yield self.quantities[0].measurement(rate(task, len(pixels), device), protocol, name)

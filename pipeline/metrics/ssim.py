@@ -28,7 +28,7 @@ class SSIM(TokenizerMetric):
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         window = "gaussian 11, sigma 1.5; the largest odd window that fits on smaller images"
         where = {"pixels": "rounded to 8 bits", "window": window} | inputs.of_reconstructions
-        yield self.quantities[0].measured(mean(inputs.held_out.rows["ssim"]), where)
+        yield self.quantities[0].measurement(mean(inputs.held_out.rows["ssim"]), where)
 
 
 def ssim(first: Tensor, second: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:

@@ -56,7 +56,7 @@ class Stability(TokenizerMetric):
         for quantity, kind in zip(self.quantities, ("changed", "cosine")):
             if (rows := inputs.held_out.rows.get(f"{name}_{kind}")) is not None:
                 titled = quantity.title.replace("{}", title)
-                yield quantity.measured(mean(rows), protocol, name, title=titled)
+                yield quantity.measurement(mean(rows), protocol, name, title=titled)
 
     def curves(self, inputs: TokenizerInputs) -> dict[str, Any]:
         rows, curves = inputs.held_out.rows, {}

@@ -23,7 +23,7 @@ class UsedDimensions(TokenizerMetric):
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         z = inputs.held_out.rows["z"]
         where = {"scale": "as generators see it", "channels": z.shape[2]} | inputs.of_images
-        yield self.quantities[0].measured(used_dimensions(z), where)
+        yield self.quantities[0].measurement(used_dimensions(z), where)
 
 
 def used_dimensions(z: Tensor) -> float:

@@ -58,12 +58,12 @@ def write_sweep(out: Path, sweep: dict[str, Any], folders: list[Path]) -> None:
 
 def sweep_section(sweep: dict[str, Any], folder: Path) -> str:
     """Pictures and table of a sweep in `folder`, as HTML."""
-    found = [
+    figures = [
         Picture("Sweep", caption, folder / name, pixelated=name == "grid.png", plot=name != "grid.png")
         for name, caption in CAPTIONS.items()
         if (folder / name).is_file()
     ]
-    return "".join([f"<p class=caption>{escape(summary(sweep))}</p>", *map(picture, found), table(sweep["points"])])
+    return "".join([f"<p class=caption>{escape(summary(sweep))}</p>", *map(picture, figures), table(sweep["points"])])
 
 
 def summary(sweep: dict[str, Any]) -> str:
