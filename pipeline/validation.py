@@ -55,7 +55,7 @@ def check_names(given: Iterable[str], needed: Iterable[str], what: str) -> None:
             )
     for name in needed:
         if name not in given:
-            raise SettingError(name, f" is missing: every {what} needs a value")
+            raise SettingError(name, f" is missing: every {what} needs a value; set {PLACE}=VALUE")
 
 
 def check_fraction(name: str, value: float, *, zero: bool = True, one: bool = True) -> None:

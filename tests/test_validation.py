@@ -34,7 +34,8 @@ def test_what_to_type_is_the_whole_name():
         "posttrain.phase.weights.pixle: there is no loss term 'pixle'; did you mean 'pixel'?;"
         " posttrain.phase.weights.pixle=null leaves it out"
     )
-    with pytest.raises(ValueError, match="^weights.kl is missing: every loss term needs a value$"), at("weights"):
+    needed = "^weights.kl is missing: every loss term needs a value; set weights.kl=VALUE$"
+    with pytest.raises(ValueError, match=needed), at("weights"):
         check_names(["pixel"], ["pixel", "kl"], "loss term")
     with pytest.raises(ValueError, match="^there is no part 'decodr'; did you mean 'decoder'"):
         check_known("decodr", ["encoder", "decoder"], "part")

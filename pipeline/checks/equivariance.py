@@ -12,14 +12,14 @@ from pipeline.validation import SettingError, at, check_fraction
 
 def check_equivariance(phase: Phase, tokenizer: TokenizerPlan) -> None:
     """ValueError where codes are not on a map, a scale does not fit it, or a loss or the critic needs one size."""
-    part = phase.equivariance
+    settings = phase.equivariance
     with at("equivariance"):
-        check_values(part)
-        check_map(part, phase.train, tokenizer)
+        check_values(settings)
+        check_map(settings, phase.train, tokenizer)
         check_losses_of_sizes(phase)
         if phase.adversary is not None:
             critic, arguments = check("critics", phase.adversary.critic, DERIVED["critics"], "adversary.critic")
-            needed, smallest = critic.smallest(arguments), tokenizer.arguments.image_size * min(part.scales)
+            needed, smallest = critic.smallest(arguments), tokenizer.arguments.image_size * min(settings.scales)
             if smallest < needed:
                 raise ValueError(
                     f"the critic needs images of {needed} pixels a side or more, and the smallest scale makes"
@@ -27,16 +27,16 @@ def check_equivariance(phase: Phase, tokenizer: TokenizerPlan) -> None:
                 )
 
 
-def check_values(part: Equivariance) -> None:
-    check_fraction("codes", part.codes)
-    check_fraction("images", part.images)
-    if not part.scales or not all(0 < scale <= 1 for scale in part.scales):
-        raise SettingError("scales", f" are {list(part.scales)}; give one or more numbers above 0 and at most 1")
-    if not part.turns or not set(part.turns) <= {0, 1, 2, 3}:
-        raise SettingError("turns", f" are {list(part.turns)}; give one or more of 0, 1, 2 and 3 quarter turns")
+def check_values(settings: Equivariance) -> None:
+    check_fraction("codes", settings.codes)
+    check_fraction("images", settings.images)
+    if not settings.scales or not all(0 < scale <= 1 for scale in settings.scales):
+        raise SettingError("scales", f" are {list(settings.scales)}; give one or more numbers above 0 and at most 1")
+    if not settings.turns or not set(settings.turns) <= {0, 1, 2, 3}:
+        raise SettingError("turns", f" are {list(settings.turns)}; give one or more of 0, 1, 2 and 3 quarter turns")
 
 
-def check_map(part: Equivariance, trained: str, tokenizer: TokenizerPlan) -> None:
+def check_map(settings: Equivariance, trained: str, tokenizer: TokenizerPlan) -> None:
     """ValueError unless the code is a map of which every scale leaves whole sides."""
     grid = tokenizer.spec.grid
     if len(grid) != 2:
@@ -48,7 +48,7 @@ def check_map(part: Equivariance, trained: str, tokenizer: TokenizerPlan) -> Non
         raise ValueError("this tokenizer cannot decode a transformed map; leave equivariance out, or token_drop if set")
     if trained in tokenizer.can.branches:
         raise ValueError(f"train={trained} sees images that do not turn; leave equivariance out, or set train=all")
-    for scale in part.scales:
+    for scale in settings.scales:
         sides = [side * scale for side in grid]
         if any(abs(side - round(side)) > 1e-6 or side < 1 for side in sides):
             shrunk, whole = ("x".join(f"{side:g}" for side in each) for each in (sides, grid))
@@ -70,16 +70,16 @@ def check_losses_of_sizes(phase: Phase) -> None:
             )
 
 
-def check_scales(part: Equivariance, tokenizer: Tokenizer) -> None:
+def check_scales(settings: Equivariance, tokenizer: Tokenizer) -> None:
     """ValueError where codes and images of the scales do not pass through a tokenizer, which is on the meta device."""
     size, spec = tokenizer.config.image_size, tokenizer.spec
-    for scale in sorted(set(part.scales) - {1.0}):
+    for scale in sorted(set(settings.scales) - {1.0}):
         shrink = MapTransform(scale)
         images = shrink(torch.zeros(1, 3, size, size, device="meta"))
         maps = shrink(torch.zeros(1, spec.dim, *spec.grid, device="meta"))
         try:
             decoded = tokenizer.decoded(maps).shape
-            if part.images:
+            if settings.images:
                 tokenizer.features(images)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

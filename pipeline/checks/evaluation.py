@@ -8,7 +8,7 @@ from pipeline.recipes.schema import Recipe
 
 def check_evaluation(recipe: Recipe) -> None:
     """ValueError where there is no such metric, or features, their weights or the reference are not on this machine."""
-    part = recipe.evaluate
-    check_metrics(part.metrics, report_kinds(), "evaluate.metrics")
-    check_features(part.features, recipe.weights)
-    check_reference(part.reference, part.features)
+    evaluate = recipe.evaluate
+    check_metrics(evaluate.metrics, report_kinds(), "evaluate.metrics")
+    check_features(evaluate.features, recipe.weights)
+    check_reference(evaluate.reference, evaluate.features)

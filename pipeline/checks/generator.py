@@ -17,26 +17,28 @@ from pipeline.validation import SettingError, at, check_names
 
 def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     """The objective, if network, losses and loop go with it; ValueError with one line that says what to change."""
-    part = recipe.generator
-    cls, _ = check("objectives", part.objective, DERIVED["objectives"], "generator.objective")
-    network, values = check("networks", part.network, DERIVED["networks"], "generator.network")
-    objective = build("objectives", part.objective)
+    generator = recipe.generator
+    cls, _ = check("objectives", generator.objective, DERIVED["objectives"], "generator.objective")
+    network, values = check("networks", generator.network, DERIVED["networks"], "generator.network")
+    objective = build("objectives", generator.objective)
     values = values | network_shape(spec, 0, objective)  # the classes are counted later
     with at("generator"):
         check_pair(recipe, spec, network, cls)
-        network.validate(values)
-        objective.check_network(values)
-        objective.check_codes(spec)
+        with at("network"):
+            network.validate(values)
+            objective.check_network(values)
+        with at("objective"):
+            objective.check_codes(spec)
         check_milestones(recipe)
-        if part.starts_joint and recipe.joint is None:
+        if generator.starts_joint and recipe.joint is None:
             raise SettingError("start", " is joint, but no network is trained jointly; add joint, or name a folder")
     check_class_token(recipe, network, objective)
     with at("generator"):
         terms = [*objective.terms, *check_hidden_losses(recipe, spec, network, objective)]
         with at("weights"):
-            check_names(part.weights, terms, "loss term")
+            check_names(generator.weights, terms, "loss term")
         with at("loop"):
-            check_loop(part.loop, ["network"])
+            check_loop(generator.loop, ["network"])
     return objective
 
 
@@ -63,10 +65,10 @@ def check_pair(recipe: Recipe, spec: LatentSpec, network: type[Network], objecti
 
 def check_hidden_losses(recipe: Recipe, spec: LatentSpec, network: type[Network], objective: Objective) -> list[str]:
     """Terms of the generator's losses; ValueError for a loss that compares no hidden states which the network has."""
-    part, terms = recipe.generator, []
-    if recipe.latents.features and not part.losses:
+    generator, terms = recipe.generator, []
+    if recipe.latents.features and not generator.losses:
         raise SettingError("losses", " is empty, but latents.features is true; set that to false, or add a loss")
-    for name, node in part.losses.items():
+    for name, node in generator.losses.items():
         loss, arguments = check("losses", node, DERIVED["losses"], f"losses.{name}")
         with at(f"losses.{name}"):
             check_block(node, arguments, network)
@@ -111,7 +113,7 @@ def check_class_token(recipe: Recipe, network: type[Network], objective: Objecti
 
 
 def check_milestones(recipe: Recipe) -> None:
-    part = recipe.generator
-    for step in part.milestones:
-        if not 1 <= step <= part.loop.steps:
-            raise SettingError("milestones", f": step {step} is not one of loop.steps={part.loop.steps}")
+    generator = recipe.generator
+    for step in generator.milestones:
+        if not 1 <= step <= generator.loop.steps:
+            raise SettingError("milestones", f": there is no step {step}; give steps from 1 to {generator.loop.steps}")

@@ -11,23 +11,23 @@ from pipeline.validation import SettingError, at, check_fraction, check_names, c
 
 def check_joint_training(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
     """ValueError where nothing would reach the tokenizer through the generator, or a term would come twice."""
-    part = recipe.joint
-    if part is None:
+    joint = recipe.joint
+    if joint is None:
         return
     with at("joint"):
-        check_fraction("momentum", part.momentum, zero=False)
-        check_positive("epsilon", part.epsilon)
+        check_fraction("momentum", joint.momentum, zero=False)
+        check_positive("epsilon", joint.epsilon)
         nodes = recipe.generator.losses.values()
-        check_alignment(part, {term for node in nodes for term in find("losses", node["kind"]).terms})
+        check_alignment(joint, {term for node in nodes for term in find("losses", node["kind"]).terms})
         with at("phase"):
-            if part.phase.train == "decoder":
+            if joint.phase.train == "decoder":
                 raise SettingError("train", " is decoder, which leaves codes as they are; set train=all, or encoder")
-            if part.phase.equivariance:
+            if joint.phase.equivariance:
                 raise SettingError("equivariance", ": the generator reads codes of one size alone; leave it out")
-            check_phase(recipe, part.phase, tokenizer, other_players=["network"])
+            check_phase(recipe, joint.phase, tokenizer, other_players=["network"])
 
 
-def check_alignment(part: JointTraining, terms: Iterable[str]) -> None:
+def check_alignment(joint: JointTraining, terms: Iterable[str]) -> None:
     """ValueError unless `alignment` weighs exactly the terms of generator.losses, which the phase has not besides."""
     terms = set(terms)
     if not terms:
@@ -37,6 +37,6 @@ def check_alignment(part: JointTraining, terms: Iterable[str]) -> None:
             " generator.losses.alignment={kind: feature_cosine, block: 8}",
         )
     with at("alignment"):
-        check_names(part.alignment, terms, "term of generator.losses")
-    if repeated := sorted(terms & set(part.phase.weights)):
+        check_names(joint.alignment, terms, "term of generator.losses")
+    if repeated := sorted(terms & set(joint.phase.weights)):
         raise SettingError("phase.losses", f" and generator.losses both give {repeated[0]!r}; leave one of them out")

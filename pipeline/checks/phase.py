@@ -1,7 +1,7 @@
-"""Whether a phase fits the tokenizer that it trains: what it trains, its losses, its critic, its terms and its loop.
+"""Whether a phase fits the tokenizer that it trains: its parameters, its losses, its critic, its terms and its loop.
 
-Every place in a message is one inside the phase; the caller puts the phase's own before it, by `at`. The task of
-`pipeline.training.reconstruction` calls `check_task`, of the tokenizer and the critic that it is given.
+Messages name settings inside the phase; the caller puts the name of the phase before them, by `at`. The task in
+`pipeline.training.reconstruction` calls `check_task` for the tokenizer and the critic that it trains.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def check_phase(
     other_players: Sequence[str] = (),
     from_codes: bool = False,
 ) -> None:
-    """Check a phase of the recipe. `from_codes` it trains a decoder alone, on codes that are given."""
+    """Check a phase of the recipe; with `from_codes` it trains the decoder alone, on given codes."""
     with at("train"):
         check_known(phase.train, tokenizer.can.parts, "part")
     if phase.only:
@@ -59,7 +59,7 @@ def check_task(
     critic: tuple[type[Critic], Arguments] | None,
     from_codes: bool = False,
 ) -> None:
-    """The rules that need no recipe but the phase; `critic` is the class and the arguments of the phase's critic."""
+    """The rules that need the phase alone; `critic` is the class and the arguments of its critic."""
     if critic is not None:
         with at("adversary"):
             check_adversary(phase.adversary, *critic, *tokenizer.compared(phase.train))
@@ -74,19 +74,20 @@ def check_task(
 
 
 def check_loss(recipe: Recipe, phase: Phase, tokenizer: TokenizerPlan, name: str, from_codes: bool = False) -> None:
-    """ValueError where a loss cannot compare what this phase makes, or the frozen network it needs is not here."""
+    """ValueError where a loss cannot compare the phase's outputs, or its frozen network is not on this machine."""
     node = phase.losses[name]
     loss, arguments = check("losses", node, DERIVED["losses"], f"losses.{name}")
     with at(f"losses.{name}"):
         if from_codes and not loss.of_pixels:
-            raise ValueError(f"{node['kind']} does not compare images, which are all a decoder makes; leave it out")
+            raise ValueError(f"{node['kind']} does not compare images, and this phase has nothing else; leave it out")
         channels, _ = tokenizer.compared(phase.train)
         if not loss.any_channels and channels != 3:
             raise ValueError(
                 f"{node['kind']} compares images of 3 channels, and train={phase.train} makes {channels}; use pixel"
             )
         if missing := [feature for feature in loss.needs(arguments) if feature not in tokenizer.can.features]:
-            raise ValueError(f"{node['kind']} reads {missing[0]}, which this tokenizer does not make; leave it out")
+            kind = node["kind"]
+            raise ValueError(f"{kind} reads {missing[0]}, which this tokenizer does not make; leave the loss out")
         if takes_class_teacher(node):
             check_codes_move(phase, node)
             check_class_teacher(node, tokenizer.cls, tokenizer.arguments, recipe.weights)
@@ -123,39 +124,41 @@ def check_codes_move(phase: Phase, node: Node) -> None:
 
 
 def check_images_are_compared(phase: Phase, tokenizer: TokenizerPlan) -> None:
-    """ValueError where no term reaches the decoder, though the phase trains it."""
+    """ValueError where the phase trains the decoder, and no term reaches it."""
     compared = phase.adversary is not None or bool(terms_of_pixels(phase))
     if not compared and phase.train not in tokenizer.can.parts_without_pixels:
         instead = "".join(f", or set train={part}" for part in tokenizer.can.parts_without_pixels)
         raise SettingError("losses", f": none compares images, so nothing would train the decoder; add pixel{instead}")
 
 
-def check_adversary(part: Adversary, critic: type[Critic], arguments: Arguments, channels: int, size: int) -> None:
+def check_adversary(adversary: Adversary, critic: type[Critic], arguments: Arguments, channels: int, size: int) -> None:
     """ValueError where the critic cannot judge images of these channels and sides, or a setting is out of range."""
-    if not 0 <= part.ahead <= part.start:
-        raise SettingError("ahead", f" is {part.ahead}, and start is {part.start}; give 0 or more, and start at most")
-    check_at_least("lecam", part.lecam, 0)
-    check_fraction("lecam_decay", part.lecam_decay, one=False)
-    if part.augmentation is not None:
+    if not 0 <= adversary.ahead <= adversary.start:
+        raise SettingError(
+            "ahead", f" is {adversary.ahead}, and start is {adversary.start}; give a number from 0 to start"
+        )
+    check_at_least("lecam", adversary.lecam, 0)
+    check_fraction("lecam_decay", adversary.lecam_decay, one=False)
+    if adversary.augmentation is not None:
         with at("augmentation"):
-            check_augmentation(part.augmentation)
+            check_augmentation(adversary.augmentation)
     if size < (smallest := critic.smallest(arguments)):
         raise SettingError(
             "critic", f" needs images of {smallest} pixels a side or more, not {size}; give it fewer layers"
         )
     if channels != arguments.get("channels", 3):
         raise SettingError("critic", f" has to judge images of {channels} channels; set {PLACE}.channels={channels}")
-    if part.feature_matching and not critic.shows_layers:
+    if adversary.feature_matching and not critic.shows_layers:
         raise SettingError("feature_matching", f": a {critic.__name__} shows no layers to match; set it to false")
 
 
-def check_augmentation(part: Augmentation) -> None:
-    for name in ("share", "translation", "cutout"):
-        check_fraction(name, getattr(part, name))
+def check_augmentation(augmentation: Augmentation) -> None:
+    for name in ("probability", "translation", "cutout"):
+        check_fraction(name, getattr(augmentation, name))
 
 
 def check_adaptive(phase: Phase, tokenizer: TokenizerPlan) -> None:
-    """ValueError where the weight of the adversarial term cannot be adapted, for lack of one of its two gradients."""
+    """ValueError where the adaptive weight of the adversarial term lacks one of the two gradients that it compares."""
     if not phase.adversary.adaptive:
         return
     if phase.train != "decoder" or phase.only:  # a whole decoder has its last layer, also of a model not yet fetched
@@ -169,7 +172,7 @@ def check_adaptive(phase: Phase, tokenizer: TokenizerPlan) -> None:
 
 
 def check_balance(phase: Phase, tokenizer: TokenizerPlan) -> None:
-    """ValueError where a weight that the phase balances has no gradient to be balanced by, or none to balance with."""
+    """ValueError where a balanced weight lacks one of the two gradients that it compares."""
     if not phase.balance:
         return
     if not (of_pixels := terms_of_pixels(phase)):
@@ -180,14 +183,14 @@ def check_balance(phase: Phase, tokenizer: TokenizerPlan) -> None:
         with at(f"balance.{term}"):
             check_known(term, phase.weights, "loss term")
             if term in of_pixels | {"adversarial"}:
-                raise ValueError("this term is of pixels, which balanced terms are compared with; leave it out")
+                raise ValueError("this term is of pixels, with which balanced terms are compared; leave it out")
             check_known(name, parameters, "parameter")
             if id(parameters[name]) not in trained:
-                raise ValueError(f"train={phase.train} does not move {name}; name a parameter that it does")
+                raise ValueError(f"train={phase.train} does not train {name}; name a parameter that it does")
 
 
 def check_loop(loop: Loop, players: Iterable[str]) -> None:
-    """ValueError unless every player has a learning rate, and weight decay is of players that there are."""
+    """ValueError unless every player has a learning rate, and only players have a weight decay."""
     players = list(players)
     with at("lr"):
         check_names(loop.lr, players, "player")
@@ -197,7 +200,7 @@ def check_loop(loop: Loop, players: Iterable[str]) -> None:
 
 
 def terms_of(phase: Phase, tokenizer: TokenizerPlan | None) -> set[str]:
-    """Names of all terms of a phase; without a `tokenizer`, of one that starts from codes.
+    """Names of all loss terms of a phase; without a `tokenizer`, of one that starts from codes.
 
     Raises ValueError where two losses give the same term.
     """

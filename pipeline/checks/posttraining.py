@@ -8,21 +8,22 @@ from pipeline.validation import SettingError, at, check_at_least, check_fraction
 
 def check_posttraining(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
     """ValueError where post-training trains more than a decoder, or a setting is out of range."""
-    part = recipe.posttrain
-    if part is None:
+    posttrain = recipe.posttrain
+    if posttrain is None:
         return
     with at("posttrain"):
-        check_fraction("preserve", part.preserve, zero=False)
-        check_fraction("rehearsal", part.rehearsal, one=False)
-        check_at_least("check_every", part.check_every, 1)
-        check_at_least("patience", part.patience, 1)
-        if not 0 < part.held_out < part.pairs:
+        check_fraction("preserve", posttrain.preserve, zero=False)
+        check_fraction("rehearsal", posttrain.rehearsal, one=False)
+        check_at_least("check_every", posttrain.check_every, 1)
+        check_at_least("patience", posttrain.patience, 1)
+        if not 0 < posttrain.held_out < posttrain.pairs:
             raise SettingError(
-                "held_out", f" is {part.held_out} of {part.pairs} pairs; give 1 or more, and fewer than all pairs"
+                "held_out",
+                f" is {posttrain.held_out} of {posttrain.pairs} pairs; give 1 or more, and fewer than all pairs",
             )
         with at("phase"):
-            check_decoder_phase(part.phase)
-            check_phase(recipe, part.phase, tokenizer, from_codes=True)
+            check_decoder_phase(posttrain.phase)
+            check_phase(recipe, posttrain.phase, tokenizer, from_codes=True)
 
 
 def check_decoder_phase(phase: Phase) -> None:
@@ -38,9 +39,10 @@ def check_decoder_phase(phase: Phase) -> None:
         raise SettingError("losses", " is empty, so held-out pairs have no error; add one, for example pixel")
 
 
-def check_held_out(part: PostTraining, images: int) -> None:
+def check_held_out(posttrain: PostTraining, images: int) -> None:
     """ValueError where all training images are held out, and none is left to train on."""
-    if part.held_out >= images:
+    if posttrain.held_out >= images:
         raise SettingError(
-            "posttrain.held_out", f" is {part.held_out}, and there are only {images} training images; hold out fewer"
+            "posttrain.held_out",
+            f" is {posttrain.held_out}, and there are only {images} training images; hold out fewer",
         )

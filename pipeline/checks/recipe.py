@@ -43,6 +43,6 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     return CheckedRecipe(tokenizer.cls, tokenizer.spec, network, objective)
 
 
-def check_latents(part: Latents) -> None:
-    if small := [factor for factor in part.crops if not 1 <= factor < math.inf]:
+def check_latents(latents: Latents) -> None:
+    if small := [factor for factor in latents.crops if not 1 <= factor < math.inf]:
         raise SettingError("latents.crops", f": {small[0]:g} is given; crops are of an enlarged image: give 1 or more")

@@ -11,14 +11,14 @@ from pipeline.validation import SettingError
 
 def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> None:
     """ValueError where a setting does not fit the objective, or guidance has nothing to lead away from."""
-    part = recipe.sample
-    settings = objective.read_settings(part.sampler, "sample.sampler")
-    objective.check_sampler(objective.steps_for(spec, part.steps), spec, settings)
-    if objective.class_token and part.guidance.channels is not None:
+    sample = recipe.sample
+    settings = objective.read_settings(sample.sampler, "sample.sampler")
+    objective.check_sampler(objective.steps_for(spec, sample.steps), spec, settings)
+    if objective.class_token and sample.guidance.channels is not None:
         raise SettingError("sample.guidance.channels", ": with a class token all channels are guided; leave it out")
-    if part.weak is not None:
+    if sample.weak is not None:
         check_weak(recipe, objective)
-    elif part.guidance.scale != 1:
+    elif sample.guidance.scale != 1:
         check_unconditional(recipe)
 
 

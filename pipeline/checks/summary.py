@@ -1,4 +1,4 @@
-"""The check of a recipe: everything that can be said of it before training."""
+"""What `check` prints of a recipe: parameters, shapes, memory and disk, known before training."""
 
 import math
 
@@ -16,35 +16,35 @@ from pipeline.recipes.building import build_network, build_tokenizer, hidden_lay
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
 
-BYTES_TRAINED = 20  # a trained fp32 parameter: itself, gradient, two moments of AdamW, average
+BYTES_TRAINED = 20  # per trained fp32 parameter: weight, gradient, two moments of AdamW, average
 BYTES_FROZEN = 4
 BYTES_SAVED = 16  # the same in a checkpoint, without the gradient
 
 
 def print_check(recipe: Recipe) -> None:
     """Print parameters, shapes, memory and disk; builds on the meta device and writes nothing."""
-    line = check_recipe(recipe)
+    checked = check_recipe(recipe)
     images, classes, note = data_summary(recipe)
     if images and recipe.posttrain is not None:
         check_held_out(recipe.posttrain, images)
     conditional = recipe.generator.condition == "class"
     with torch.device("meta"):
-        network = build_network(recipe, line.spec, (classes or 1000) if conditional else 0, line.objective)
-        tokenizer = None if line.tokenizer.frozen else build_tokenizer(recipe)
-    grid = "x".join(map(str, line.spec.grid))
+        network = build_network(recipe, checked.spec, (classes or 1000) if conditional else 0, checked.objective)
+        tokenizer = None if checked.tokenizer.frozen else build_tokenizer(recipe)
+    grid = "x".join(map(str, checked.spec.grid))
     rows = [
         ("recipe", recipe.name),
         ("images", note),
-        ("tokenizer", f"{line.tokenizer.__name__}, {'frozen' if tokenizer is None else sizes(tokenizer)}"),
-        ("latents", f"{line.spec.tokens} tokens ({grid}) of {line.spec.dim} channels" + codebook(line.spec)),
-        ("generator", f"{line.network.__name__}, {million(parameters(network))} parameters"),
-        ("objective", type(line.objective).__name__),
-        *([] if recipe.joint is None else [("together", together(recipe, tokenizer, network))]),
+        ("tokenizer", f"{checked.tokenizer.__name__}, {'frozen' if tokenizer is None else sizes(tokenizer)}"),
+        ("latents", f"{checked.spec.tokens} tokens ({grid}) of {checked.spec.dim} channels" + codebook(checked.spec)),
+        ("generator", f"{checked.network.__name__}, {million(parameters(network))} parameters"),
+        ("objective", type(checked.objective).__name__),
+        *([] if recipe.joint is None else [("joint", joint_training(recipe, tokenizer, network))]),
         ("memory", memory(tokenizer, network)),
-        ("disk", disk(recipe, line.spec, line.objective, images, network)),
+        ("disk", disk(recipe, checked.spec, checked.objective, images, network)),
         (
             "sampling",
-            f"{recipe.sample.images} images, {line.objective.steps_for(line.spec, recipe.sample.steps)}"
+            f"{recipe.sample.images} images, {checked.objective.steps_for(checked.spec, recipe.sample.steps)}"
             f" evaluations each, at guidance {recipe.sample.guidance.scale:g}"
             + (f" away from {recipe.sample.weak}" if recipe.sample.weak else ""),
         ),
@@ -74,27 +74,30 @@ def million(count: int) -> str:
 
 
 def sizes(tokenizer: Tokenizer) -> str:
-    """Its parameters, and how many of them are never trained."""
+    """The number of its parameters, and of those that are frozen."""
     fixed = sum(parameter.numel() for parameter in tokenizer.fixed())
     text = f"{million(parameters(tokenizer))} parameters"
     return f"{text}, {million(fixed)} of them frozen" if fixed else text
 
 
 def memory(tokenizer: Tokenizer | None, network: nn.Module) -> str:
-    text = [f"generator {size(parameters(network) * BYTES_TRAINED)}"]
+    text = [f"generator {in_bytes(parameters(network) * BYTES_TRAINED)}"]
     if tokenizer is not None:
         fixed = sum(parameter.numel() for parameter in tokenizer.fixed())
         needed = fixed * BYTES_FROZEN + (parameters(tokenizer) - fixed) * BYTES_TRAINED
-        text.insert(0, f"tokenizer {size(needed)}")
+        text.insert(0, f"tokenizer {in_bytes(needed)}")
     return f"{', '.join(text)} to train in fp32, without activations"
 
 
-def together(recipe: Recipe, tokenizer: nn.Module | None, network: nn.Module) -> str:
-    """What the joint training is, and the disk that it needs."""
+def joint_training(recipe: Recipe, tokenizer: nn.Module | None, network: nn.Module) -> str:
+    """Steps, batch and weights of the joint training, and the disk that its checkpoints need."""
     loop, terms = recipe.joint.phase.loop, recipe.joint.alignment.items()
     saved = sum(parameters(model) for model in (tokenizer, network) if model is not None) * BYTES_SAVED * loop.keep
-    text = f"{loop.steps:,} steps of {loop.batch} images, the tokenizer by "
-    return f"{text}{', '.join(f'{weight:g} {term}' for term, weight in terms)}; checkpoints {size(saved)} while it runs"
+    weights = ", ".join(f"{weight:g} {term}" for term, weight in terms)
+    return (
+        f"{loop.steps:,} steps of {loop.batch} images, the tokenizer by {weights};"
+        f" checkpoints {in_bytes(saved)} while it runs"
+    )
 
 
 def disk(recipe: Recipe, spec: LatentSpec, objective: Objective, images: int, network: Network) -> str:
@@ -109,18 +112,18 @@ def disk(recipe: Recipe, spec: LatentSpec, objective: Objective, images: int, ne
         code += sum(count or 0 for count in features) * scalar
         note = " without features, for the teacher's width is not known here" if None in features else " with features"
     code *= recipe.latents.views
-    saved = size(recipe.generator.loop.keep * parameters(network) * BYTES_SAVED)
-    latents = f"latents {size(images * code)}" if images else f"latents {size(code)} an image"
+    saved = in_bytes(recipe.generator.loop.keep * parameters(network) * BYTES_SAVED)
+    latents = f"latents {in_bytes(images * code)}" if images else f"latents {in_bytes(code)} per image"
     return f"{latents}{note}, generator checkpoints {saved} while it trains"
 
 
 def stored_features(recipe: Recipe, node: Node, network: Network) -> int | None:
-    """Values that a teacher's features of one view have; None where its width is not known on this machine."""
+    """Numbers that a teacher's features of one view hold; None where its width is not known on this machine."""
     width = teacher_width(node, recipe.weights, recipe.data.size)
     grid, _ = hidden_layout(network, node["block"])
     return None if width is None else math.prod(grid) * width
 
 
-def size(count: float) -> str:
+def in_bytes(count: float) -> str:
     power = min(4, int(math.log(max(count, 1), 1000)))
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

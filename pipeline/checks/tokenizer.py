@@ -9,14 +9,14 @@ from pipeline.validation import SettingError, at
 
 def check_tokenizer(recipe: Recipe) -> TokenizerPlan:
     """The plan of the tokenizer, if it and all its phases are right."""
-    part, tokenizer = recipe.tokenizer, plan_tokenizer(recipe)
-    if not part.phases and not tokenizer.cls.frozen and part.start is None:
+    training, tokenizer = recipe.tokenizer, plan_tokenizer(recipe)
+    if not training.phases and not tokenizer.cls.frozen and training.start is None:
         raise SettingError(
             "tokenizer.phases",
             " is empty, so that nothing trains this tokenizer; add a phase, or name the folder of a trained one:"
             " tokenizer.start=FOLDER",
         )
-    for name, phase in part.phases.items():
+    for name, phase in training.phases.items():
         with at(f"tokenizer.phases.{name}"):
             check_phase(recipe, phase, tokenizer)
     check_transforms(recipe, tokenizer)

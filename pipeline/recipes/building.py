@@ -17,7 +17,7 @@ from pipeline.nn.module_outputs import outputs_of
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.validation import suggestion
+from pipeline.validation import at, suggestion
 
 DERIVED = {  # what a recipe may not state, by slot
     "datasets": ("split",),
@@ -74,7 +74,9 @@ class TokenizerPlan:
 def plan_tokenizer(recipe: Recipe) -> TokenizerPlan:
     """The plan of a recipe's tokenizer; ValueError where its arguments are wrong or do not fit the images."""
     cls, arguments = find_tokenizer(recipe)
-    return TokenizerPlan(cls, arguments, cls.geometry(arguments), lambda: on_meta(recipe))
+    with at("tokenizer.model"):
+        spec = cls.geometry(arguments)
+    return TokenizerPlan(cls, arguments, spec, lambda: on_meta(recipe))
 
 
 def plan_of(tokenizer: Tokenizer) -> TokenizerPlan:

@@ -10,42 +10,42 @@ from pipeline.components import Node, structure
 from pipeline.recipes.files import locate, merge, parse, read
 from pipeline.samplers.guidance import Guidance
 
-ONLY_SPEED = {"only_speed": True}  # a setting that changes how fast a result comes, not what it is
+ONLY_SPEED = {"only_speed": True}  # a setting that changes how fast a result is computed, not the result
 
 
 @dataclass
 class Data:
-    """Which images, and how they are made ready: RGB [3, size, size] in [-1, 1]."""
+    """Which images, and how they are prepared: RGB [3, size, size] in [-1, 1]."""
 
     source: Node  # slot datasets
-    size: int
-    crop: Literal["center", "random"] = "center"
-    resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"
-    flip: bool = False  # mirror half of the training images
-    tolerate: int = 0  # broken files that may be left out before the run stops
-    workers: int = field(default=0, metadata=ONLY_SPEED)
+    size: int  # pixels per side, after cropping to a square
+    crop: Literal["center", "random"] = "center"  # of training images; all others are cropped at the center
+    resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"  # filter
+    flip: bool = False  # mirror each training image with probability 0.5
+    tolerate: int = 0  # unreadable files that are skipped before the run stops
+    workers: int = field(default=0, metadata=ONLY_SPEED)  # processes that read images; 0: the main one
 
 
 @dataclass
 class Loop:
-    """How long and how fast a training runs; counted in optimiser steps, the batch is global."""
+    """Steps, batch, optimizer (AdamW) and checkpoints of a training; steps are optimizer steps, the batch is global."""
 
     steps: int
-    lr: dict[str, float]  # one entry a player
-    batch: int = 64
-    accumulate: int = field(default=1, metadata=ONLY_SPEED)
+    lr: dict[str, float]  # peak learning rate by player: tokenizer, critic, network
+    batch: int = 64  # images per step, over all processes
+    accumulate: int = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step
     warmup: int = 0  # steps from zero to the full rate
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    final: float = 0.0  # share of the rate that cosine and linear end at
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float | dict[str, float] = 0.0  # of matrices and kernels, also by player; norms and biases have none
-    clip: float = 1.0  # largest norm of a player's gradient; 0 leaves it
-    ema: float = 0.999
-    skip: int = 10  # consecutive non-finite steps that are left out before the run stops
-    save_every: int = field(default=1000, metadata=ONLY_SPEED)
-    keep: int = field(default=2, metadata=ONLY_SPEED)  # checkpoints
-    log_every: int = field(default=50, metadata=ONLY_SPEED)
-    compile: bool = field(default=False, metadata=ONLY_SPEED)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after the warm-up
+    final: float = 0.0  # fraction of the peak rate at which cosine and linear end
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
+    weight_decay: float | dict[str, float] = 0.0  # of matrices and kernels, for all players or by player
+    clip: float = 1.0  # largest norm of a player's gradient; 0: no clipping
+    ema: float = 0.999  # decay of the running average of the weights, which is what is kept
+    skip: int = 10  # consecutive steps with non-finite gradients that are skipped before the run stops
+    save_every: int = field(default=1000, metadata=ONLY_SPEED)  # steps between checkpoints; 0: the last step alone
+    keep: int = field(default=2, metadata=ONLY_SPEED)  # checkpoints, the newest
+    log_every: int = field(default=50, metadata=ONLY_SPEED)  # steps between lines of metrics.jsonl
+    compile: bool = field(default=False, metadata=ONLY_SPEED)  # the players, by torch.compile
 
     def decay_of(self, player: str) -> float:
         """The weight decay of a player, 0 where a mapping does not name it."""
@@ -54,35 +54,35 @@ class Loop:
 
 @dataclass
 class Augmentation:
-    """Changes of what a critic sees, real and rebuilt: DiffAugment (Zhao et al., arXiv:2006.10738)."""
+    """Augmentation of the critic's input, real and reconstructed: DiffAugment (Zhao et al., arXiv:2006.10738)."""
 
-    share: float = 1.0  # of the images, for each of the three on its own
+    probability: float = 1.0  # per image, for each of the three independently
     colour: bool = True  # brightness, saturation and contrast
-    translation: float = 0.125  # of the sides at most; 0 leaves images where they are
-    cutout: float = 0.5  # of the sides; 0 cuts nothing out
+    translation: float = 0.125  # largest shift, as a fraction of the sides; 0: none
+    cutout: float = 0.5  # sides of the blanked square, as a fraction of the image's; 0: none
 
 
 @dataclass
 class Adversary:
-    """The critic's part in a phase."""
+    """A critic that is trained with the tokenizer, and the loss term `adversarial` that it gives."""
 
     critic: Node  # slot critics
     loss: Literal["hinge", "nonsaturating", "least_squares"] = "hinge"
-    start: int = 0  # step at which critic and term join
-    warmup: int = 0  # steps from there on over which the term's weight grows to the full one
-    adaptive: bool = True  # weight balanced by the gradients at the decoder's last layer
-    ahead: int = 0  # steps by which the critic begins to learn before `start`
+    start: int = 0  # first step at which the term is used and the critic is trained
+    warmup: int = 0  # steps after `start` over which the term's weight rises linearly
+    adaptive: bool = True  # scale the weight by the ratio of gradients at the decoder's last layer, as VQGAN does
+    ahead: int = 0  # steps before `start` at which the critic's training begins; 0 to start
     augmentation: Augmentation | None = None
-    lecam: float = 0.0  # weight of LeCam's regularisation, by running means of the logits
-    lecam_decay: float = 0.999  # of these means
-    feature_matching: bool = False  # also the term feature_matching, of what the critic's layers make
+    lecam: float = 0.0  # weight of the LeCam regularisation, 0 or more
+    lecam_decay: float = 0.999  # of its running means of logits; 0 or more, below 1
+    feature_matching: bool = False  # also the term feature_matching: distance of the critic's hidden features
 
     def learns(self, step: int) -> bool:
         """Whether the critic is trained at `step`."""
         return step >= self.start - self.ahead
 
-    def share(self, step: int) -> float:
-        """Of the term's weight at `step`: 0 before `start`, from then on above it."""
+    def weight_factor(self, step: int) -> float:
+        """What the term's weight is multiplied by at `step`: 0 before `start`, above 0 from then on, at most 1."""
         if step < self.start:
             return 0.0
         return min(1.0, (step - self.start + 1) / self.warmup) if self.warmup else 1.0
@@ -90,40 +90,40 @@ class Adversary:
 
 @dataclass
 class Equivariance:
-    """How often, and how, what the decoder is shown shrinks and turns, and the image that it is to make with it.
+    """Train the decoder on codes that are shrunk and turned, towards images transformed in the same way.
 
-    EQ-VAE (Kouzelis et al., arXiv:2502.09509) and VFM-VAE (arXiv:2510.18457); the shares are those of both.
+    EQ-VAE (Kouzelis et al., arXiv:2502.09509) and VFM-VAE (arXiv:2510.18457); the defaults are those of both.
     """
 
-    codes: float = 0.5  # share of the steps at which the code is transformed
-    images: float = 0.25  # share of the other steps at which the image is, before it is encoded
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the sides; one is drawn for a step
-    turns: tuple[int, ...] = (0, 1, 2, 3)  # quarters; one is drawn for a step
+    codes: float = 0.5  # fraction of the steps at which the code is transformed
+    images: float = 0.25  # fraction of the other steps at which the image is, before it is encoded
+    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the sides; one is drawn per step
+    turns: tuple[int, ...] = (0, 1, 2, 3)  # quarter turns; one is drawn per step
 
 
 @dataclass
 class Phase:
-    """One training of the tokenizer: what moves, under which terms, for how long."""
+    """One training of the tokenizer: which parameters, under which loss terms, for how long."""
 
     loop: Loop
     weights: dict[str, float]  # loss term -> weight
     losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}})  # slot losses
-    train: str = "all"  # or "encoder", "decoder", or another part that the tokenizer has
-    only: tuple[str, ...] = ()  # modules of that part by name, decoder.levels.3 for one; empty for all of it
-    balance: dict[str, str] = field(default_factory=dict)  # term -> parameter at which its weight is adapted
+    train: str = "all"  # or encoder, decoder, or another of the tokenizer's parts
+    only: tuple[str, ...] = ()  # modules of that part by name, for example [decoder.levels.3]; empty: all
+    balance: dict[str, str] = field(default_factory=dict)  # term -> parameter where gradients are compared with pixels'
     adversary: Adversary | None = None
-    perturbation: Node | None = None  # slot perturbations: what the decoder is shown instead of the code
-    equivariance: Equivariance | None = None  # that the decoder's images shrink and turn as their codes do
-    least_usage: float = field(default=0.5, metadata=ONLY_SPEED)  # share of the codes below which a warning is logged
+    perturbation: Node | None = None  # slot perturbations: noise on the code that the decoder reads
+    equivariance: Equivariance | None = None
+    least_usage: float = field(default=0.5, metadata=ONLY_SPEED)  # fraction of codes in use, below which the log warns
 
 
 @dataclass
 class TokenizerTraining:
-    """The tokenizer, and the trainings that it goes through."""
+    """The tokenizer, and the phases of its training."""
 
     model: Node  # slot tokenizers
-    start: str | None = None  # folder of a tokenizer whose weights the first phase goes on from
-    phases: dict[str, Phase] = field(default_factory=dict)  # in order; empty for one that is frozen, or used as it is
+    start: str | None = None  # folder of a tokenizer with the initial weights of the first phase
+    phases: dict[str, Phase] = field(default_factory=dict)  # in order; empty: used as it is
 
 
 @dataclass
@@ -133,68 +133,72 @@ class JointTraining:
     The network, its objective, its losses of hidden states and all their weights are those of `generator`.
     """
 
-    phase: Phase  # the tokenizer's part; its loop has a rate for the player `network` too
+    phase: Phase  # the tokenizer's; its loop.lr has an entry for the player `network` too
     alignment: dict[str, float]  # term of generator.losses -> its weight for the tokenizer
-    critic: str | None = None  # folder of a critic whose weights training goes on from; null: the tokenizer's own
-    momentum: float = 0.1  # of the running mean and variance that bring codes to unit scale
-    epsilon: float = 1e-4  # added to that variance
-    average: bool = True  # keep the average of the tokenizer's weights, and not the last ones as they are
+    critic: str | None = None  # folder of a critic with the initial weights; null: the tokenizer's own critic
+    momentum: float = 0.1  # of the running mean and variance that normalise codes; above 0, at most 1
+    epsilon: float = 1e-4  # added to that variance, above 0
+    average: bool = True  # keep the running average of the tokenizer's weights; false: the last ones
 
 
 @dataclass
 class Latents:
-    """What encode_dataset stores."""
+    """The codes that are stored for the generator's training."""
 
-    posterior: Literal["sample", "mode", "moments"] = "sample"
-    statistics: Literal["measured", "stored"] = "measured"  # mean and std of codes; stored: those a tokenizer came with
-    crops: tuple[float, ...] = ()  # 1.1: not the image but five crops, of its central square at 1.1 times the size
-    flip: bool = False  # of every view a second code, of its mirror
-    class_token: str | None = None  # a vision model, or classifier, whose class feature is stored as code.class_token
-    features: bool = False  # beside every code what the teachers of generator.losses see, so that they run once
-    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    posterior: Literal["sample", "mode", "moments"] = "sample"  # moments: mean and std, sampled in training
+    statistics: Literal["measured", "stored"] = (
+        "measured"  # mean and std of codes; stored: those in the tokenizer's folder
+    )
+    crops: tuple[float, ...] = ()  # [1.1]: in place of the image, five crops of it at 1.1 times the size; 1 or more
+    flip: bool = False  # also the code of every mirrored view
+    class_token: str | None = None  # a vision model, or classifier, whose class feature is stored with the code
+    features: bool = False  # also the features of the teachers of generator.losses, which then run once
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # of stored numbers
     batch: int = field(default=64, metadata=ONLY_SPEED)
-    shard: int = field(default=8192, metadata=ONLY_SPEED)  # images a file
+    shard: int = field(default=8192, metadata=ONLY_SPEED)  # images per file
 
     @property
     def views(self) -> int:
-        """Codes that are stored of an image."""
+        """Codes stored per image."""
         return (5 * len(self.crops) or 1) * (2 if self.flip else 1)
 
 
 @dataclass
 class GeneratorTraining:
-    """The network that learns the codes, what it is trained under, and for how long."""
+    """The network that generates codes, its objective, and its training."""
 
     network: Node  # slot networks
     objective: Node  # slot objectives
     weights: dict[str, float]  # loss term -> weight
     loop: Loop
-    losses: dict[str, Node] = field(default_factory=dict)  # slot losses, those that compare hidden states of a block
-    start: str | None = None  # folder of a network whose weights training goes on from; with loop.steps=0 as it is
-    condition: Literal["class", "none"] = "class"
-    milestones: tuple[int, ...] = ()  # steps after which the average weights are kept besides, for sample.weak
+    losses: dict[str, Node] = field(default_factory=dict)  # slot losses, those on the hidden states after a block
+    start: str | None = None  # folder of a network with the initial weights, or joint: that of joint training
+    condition: Literal["class", "none"] = "class"  # what the network is conditioned on
+    milestones: tuple[int, ...] = ()  # steps after which the average weights are saved, for sample.weak
 
     @property
     def starts_joint(self) -> bool:
-        """Whether training goes on from the network that was trained with the tokenizer: `start: joint`."""
+        """Whether training starts from the network that was trained with the tokenizer: `start: joint`."""
         return self.start == "joint"
 
 
 @dataclass
 class PostTraining:
-    """The decoder's training on pairs (what the generator made of a real image's code, that image): RobusTok's.
+    """Training of the decoder on pairs of a code that the generator regenerated, and the real image: RobusTok's.
 
-    Qiu et al., arXiv:2509.12474, section 4.3. The generator is sampled as `sample` says.
+    Qiu et al., arXiv:2509.12474, section 4.3. The generator is sampled with the settings of `sample`.
     """
 
-    phase: Phase  # train: decoder; its terms are the losses' and `adversarial`, for nothing before the decoder moves
-    pairs: int  # of training images drawn by the seed, which come again where there are fewer of them
-    held_out: int  # of these pairs, of images of their own; by their error training stops and the best weights are kept
-    preserve: float = 0.9  # share of the code that the generator is given
-    route: Literal["reencode", "tokens"] = "reencode"  # what it made goes by way of 8-bit pixels, or straight
-    rehearsal: float = 0.0  # share of a batch that has its image's own code, so that reconstruction is not forgotten
-    check_every: int = 500  # steps
-    patience: int = 5  # checks without a smaller error, after which training ends
+    phase: Phase  # with train: decoder; its terms are those of the losses, and `adversarial`
+    pairs: int  # of random training images, each used more than once where there are fewer
+    held_out: int  # pairs of other images, whose error chooses the best weights and ends training
+    preserve: float = 0.9  # fraction of the code that the generator keeps; above 0, at most 1
+    route: Literal["reencode", "tokens"] = (
+        "reencode"  # decode and encode the regenerated code again, or use it as it is
+    )
+    rehearsal: float = 0.0  # fraction of a batch with the image's own code; 0 or more, below 1
+    check_every: int = 500  # steps between errors of held-out pairs
+    patience: int = 5  # such errors in a row without a smaller one, after which training ends
 
 
 @dataclass
@@ -243,9 +247,9 @@ class Evaluation:
 
 @dataclass
 class Publication:
-    """What is written beside the pipeline that this library loads."""
+    """What is written beside the pipeline's folder."""
 
-    self_contained: bool = False  # also a folder that loads with diffusers alone
+    self_contained: bool = False  # also a folder that loads with diffusers alone, by trust_remote_code
     stock: bool = False  # also folders of stock diffusers classes, where the shapes allow
     license: str = "unknown"
 
@@ -259,22 +263,22 @@ class Recipe:
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     latents: Latents = field(default_factory=Latents)
-    joint: JointTraining | None = None  # null passes the tokenizer through
-    posttrain: PostTraining | None = None  # null passes the tokenizer through
+    joint: JointTraining | None = None  # null: no joint training
+    posttrain: PostTraining | None = None  # null: no post-training
     sample: Sampling = field(default_factory=Sampling)
     evaluate: Evaluation = field(default_factory=Evaluation)
     publish: Publication = field(default_factory=Publication)
-    weights: dict[str, str] = field(default_factory=dict)  # file or folder of a known name: vgg16, ...
+    weights: dict[str, str] = field(default_factory=dict)  # published weights: name -> file or folder
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe `name` (a file, or a name in configs/) with `key=value` overrides applied, typed and complete.
 
-    What is included is taken back by null: a whole mapping, which is then empty, or one entry of a mapping by name (of
-    `losses`, `weights`, `lr`, `phases`), which is then as if it had never been stated.
+    `null` removes what an included file sets: a whole mapping, which is then empty, or one entry of `losses`,
+    `weights`, `lr` or `phases` by name.
 
-    Raises ValueError with one line that says what to change where a name or a type is wrong; the rest of the rules is
-    `pipeline.checks.recipe`'s.
+    Raises ValueError with one line that says what to change where a name or a type is wrong; all other rules are
+    checked by `pipeline.checks.recipe`.
     """
     values = read(locate(name))
     for override in overrides:

@@ -44,7 +44,7 @@ class Contest:
         part = self.adversary.augmentation
         if part is None:
             return images
-        return augmented(images, draws, part.share, part.colour, part.translation, part.cutout)
+        return augmented(images, draws, part.probability, part.colour, part.translation, part.cutout)
 
     def told(self, player: nn.Module, images: Tensor, made: Tensor, draws: Draws) -> dict[str, tuple[Tensor, Tensor]]:
         """The tokenizer's terms, unweighted, each with its gradient at the image `made`, a leaf."""

@@ -83,7 +83,7 @@ class Reconstruction:
         if before != UNCHANGED:
             batch = replace(batch, images=before(batch.images))
         images, adversary = after(batch.images), self.phase.adversary  # what is to be made
-        contested = 0.0 if adversary is None else adversary.share(step)
+        contested = 0.0 if adversary is None else adversary.weight_factor(step)
         rebuilt = self.rebuild(batch, draws, step, **({} if after == UNCHANGED else {"transform": after}))
         if self.usage is not None:
             self.usage.add(rebuilt.code.ids)

@@ -185,7 +185,7 @@ def test_augmentation_is_a_function_of_the_draws_and_of_each_image_alone():
     assert torch.equal(changed, done) and 0.2 < changed.float().mean() < 0.4
     leaf = x.clone().requires_grad_()
     assert torch.autograd.grad(augmented(leaf, draws(8)).sum(), leaf)[0].isfinite().all()
-    with pytest.raises(ValueError, match="share is 2"):
+    with pytest.raises(ValueError, match="probability is 2"):
         check_augmentation(Augmentation(2.0))
 
 
@@ -402,7 +402,7 @@ def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
         (["tokenizer.phases.main.adversary.feature_matching=true"], "FrozenFeatures shows no layers to match"),
         (["tokenizer.phases.main.loop.weight_decay={critik: 0.1}"], "no player 'critik'; did you mean 'critic'"),
         (["tokenizer.phases.main.only=[decoder.conv_ot]"], "main.only: .* did you mean 'decoder.conv_out'"),
-        (["tokenizer.phases.main.adversary.augmentation={share: 3}"], "augmentation.share is 3"),
+        (["tokenizer.phases.main.adversary.augmentation={probability: 3}"], "augmentation.probability is 3"),
     ],
 )  # fmt: skip
 def test_planted_mistakes_stop_before_training(overrides, message):

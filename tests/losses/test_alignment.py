@@ -228,7 +228,7 @@ def test_a_balance_that_cannot_be_is_refused():
         ({"relation": LAYER}, "there is no loss term 'relation'; did you mean 'relational'", "all"),
         ({"pixel": LAYER}, "balance.pixel: this term is of pixels", "all"),
         ({"relational": "encoder.conv_out.wight"}, f"there is no parameter .*did you mean '{LAYER}'", "all"),
-        ({"relational": LAYER}, "train=decoder does not move encoder", "decoder"),
+        ({"relational": LAYER}, "train=decoder does not train encoder", "decoder"),
     ):
         with pytest.raises(ValueError, match=words):
             Reconstruction(tokenizer, replace(phase, balance=balance, train=train_part), losses)

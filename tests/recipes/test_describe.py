@@ -82,7 +82,8 @@ def test_a_setting_comes_with_its_type_default_and_meaning():
     loop = describe("tokenizer.phases.main.loop").splitlines()
     assert loop[0] == "tokenizer.phases.NAME.loop" and "  steps: int" in loop
     assert "  warmup: int = 0  # steps from zero to the full rate" in loop
-    assert "  betas: tuple[float, float] = [0.9, 0.95]" in loop and "  compile: bool = false" in loop
+    assert "  betas: tuple[float, float] = [0.9, 0.95]  # of AdamW" in loop
+    assert "  compile: bool = false  # the players, by torch.compile" in loop
     titok = describe("titok").splitlines()
     assert "  bottleneck: one of bottlenecks" in titok and "  proxy_start: str | None = null" in titok
     assert "  head: pixels | proxy = pixels" in titok

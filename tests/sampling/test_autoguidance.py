@@ -161,7 +161,7 @@ def test_what_a_recipe_states_is_checked_before_anything_runs():
     check_recipe(replace(kept, generator=replace(kept.generator, condition="none")))  # which needs no class
     with pytest.raises(ValueError, match="weak is not used at sample.guidance=1"):
         check_recipe(replace(kept, sample=replace(kept.sample, guidance=Guidance())))
-    with pytest.raises(ValueError, match="generator.milestones: step 6 is not one"):
+    with pytest.raises(ValueError, match="generator.milestones: there is no step 6"):
         check_recipe(replace(kept, generator=replace(kept.generator, milestones=(3, 6))))
 
 

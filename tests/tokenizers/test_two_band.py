@@ -166,8 +166,8 @@ def test_a_term_of_one_band_of_images_has_no_gradient_at_the_other_branch(branch
 
 def test_the_adversarial_term_may_grow_from_its_start_on():
     contest = Adversary({"kind": "patch"}, start=3, warmup=4)
-    assert [contest.share(step) for step in range(9)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
-    assert [Adversary({"kind": "patch"}, start=1).share(step) for step in range(3)] == [0, 1, 1]
+    assert [contest.weight_factor(step) for step in range(9)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert [Adversary({"kind": "patch"}, start=1).weight_factor(step) for step in range(3)] == [0, 1, 1]
     found, images = {}, torch.full((3, 3, 16, 16), 0.5)
     for warmup in (0, 4):
         critic = randomised(Patch(8, 1, "none"), 2)
