@@ -75,7 +75,7 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
 
 def describe(stop: EarlyStop, pairs: Path, carried: bool | None) -> dict[str, Any]:
     """What post-training was, gave and cost, as JSON values."""
-    part, cost = stop.part, cost_of_pairs(pairs)
+    part, cost = stop.settings, cost_of_pairs(pairs)
     return {
         "pairs": part.pairs,
         "held_out": part.held_out,

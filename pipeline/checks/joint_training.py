@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pipeline.checks.phase import check_phase
 from pipeline.components import find
 from pipeline.recipes.building import TokenizerPlan
-from pipeline.recipes.schema import JointTraining, Recipe
+from pipeline.recipes.schema import Phase, Recipe
 from pipeline.validation import SettingError, at, check_fraction, check_names, check_positive
 
 
@@ -17,8 +17,8 @@ def check_joint_training(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
     with at("joint"):
         check_fraction("momentum", joint.momentum, zero=False)
         check_positive("epsilon", joint.epsilon)
-        nodes = recipe.generator.losses.values()
-        check_alignment(joint, {term for node in nodes for term in find("losses", node["kind"]).terms})
+        losses = [find("losses", node["kind"]) for node in recipe.generator.losses.values()]
+        check_alignment(joint.alignment, joint.phase, [term for loss in losses for term in loss.terms])
         with at("phase"):
             if joint.phase.train == "decoder":
                 raise SettingError("train", " is decoder, which leaves codes as they are; set train=all, or encoder")
@@ -27,7 +27,7 @@ def check_joint_training(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
             check_phase(recipe, joint.phase, tokenizer, other_players=["network"])
 
 
-def check_alignment(joint: JointTraining, terms: Iterable[str]) -> None:
+def check_alignment(alignment: dict[str, float], phase: Phase, terms: Iterable[str]) -> None:
     """ValueError unless `alignment` weighs exactly the terms of generator.losses, which the phase has not besides."""
     terms = set(terms)
     if not terms:
@@ -37,6 +37,6 @@ def check_alignment(joint: JointTraining, terms: Iterable[str]) -> None:
             " generator.losses.alignment={kind: feature_cosine, block: 8}",
         )
     with at("alignment"):
-        check_names(joint.alignment, terms, "term of generator.losses")
-    if repeated := sorted(terms & set(joint.phase.weights)):
+        check_names(alignment, terms, "term of generator.losses")
+    if repeated := sorted(terms & set(phase.weights)):
         raise SettingError("phase.losses", f" and generator.losses both give {repeated[0]!r}; leave one of them out")

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.checks.joint_training import check_alignment
 from pipeline.code import Code, Condition
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
@@ -16,6 +17,7 @@ from pipeline.tokenizers.base import Rebuilt, Tokenizer
 from pipeline.training.contest import opponent
 from pipeline.training.generation import Generation
 from pipeline.training.reconstruction import Reconstruction
+from pipeline.validation import at
 
 
 class NormalisedGenerator(nn.Module):
@@ -52,6 +54,8 @@ class JointTraining(Reconstruction):
         norm: RunningNorm,
         alignment: dict[str, float],
     ):
+        with at("joint"):
+            check_alignment(alignment, phase, generation.losses)
         super().__init__(tokenizer, phase, losses, critic)
         self.generation, self.norm, self.alignment = generation, norm, alignment
         self.players["network"] = NormalisedGenerator(generation.players["network"], norm)

@@ -63,10 +63,10 @@ class Pairs:
     def batch(self, indices: Tensor, seeds: Tensor) -> PairBatch:
         """Pairs `indices` [B]; which of them are rehearsals depends on `seeds` alone."""
         batch = self.plain(indices)
-        own = self.codes.plain(self.rows[indices + self.first]).code
+        original = self.codes.plain(self.rows[indices + self.first]).code
         rehearsed = uniform_by_seed(seeds, "rehearsal") < self.rehearsal
         chosen = torch.arange(len(indices)) + len(indices) * rehearsed
-        return replace(batch, code=Code.cat([batch.code, own])[chosen])
+        return replace(batch, code=Code.cat([batch.code, original])[chosen])
 
     def plain(self, indices: Tensor) -> PairBatch:
         """Pairs `indices` [B]."""
@@ -113,8 +113,8 @@ def pair_maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Call
     By the route `reencode` the generator's code is decoded, the image rounded to 8 bits and encoded again (the mode) by
     the frozen encoder: the same as storing it as a PNG and encoding it at every step, since it is not augmented.
     """
-    part, device = recipe.posttrain, pipe.device
-    rows, rounds = rows_of_pairs(part, len(store), recipe.seed)
+    posttrain, device = recipe.posttrain, pipe.device
+    rows, rounds = rows_of_pairs(posttrain, len(store), recipe.seed)
 
     @torch.no_grad()
     def make(positions: Tensor) -> dict[str, Tensor]:
@@ -123,8 +123,8 @@ def pair_maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Call
         names = zip(chosen.tolist(), rounds[positions].tolist())
         draws = ImageDraws.from_seeds([mix(recipe.seed, "pair", *name) for name in names], device)
         with autocast(device, recipe.precision), counted(pipe.network) as calls:
-            code = regenerate(pipe, batch.code, batch.condition, part.preserve, draws)
-            if part.route == "reencode":
+            code = regenerate(pipe, batch.code, batch.condition, posttrain.preserve, draws)
+            if posttrain.route == "reencode":
                 code = pipe.tokenizer.encode(eight_bits(pipe.decode(code)))
         tensors = {"ids": code.ids} if store.spec.vocab else {"z": code.z.float()}
         tensors = {name: tensor.cpu()[:, None] for name, tensor in tensors.items()}  # a store holds [rows, views, ...]
@@ -146,29 +146,29 @@ def regenerate(
     return pipe.objective.regenerate(request, code, preserve, settings)
 
 
-def rows_of_pairs(part: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:
+def rows_of_pairs(posttrain: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:
     """The training image of each pair, [pairs], and how often it was used before, [pairs]: functions of the seed.
 
-    The last `part.held_out` are images of which there is no other pair. Where there are more pairs than images, the
-    others are used again, with other draws.
+    The last `posttrain.held_out` are images of which there is no other pair. Where there are more pairs than images,
+    the others are used again, with other draws.
     """
     shuffled = torch.randperm(images, generator=torch.Generator().manual_seed(mix(seed, "pairs")))
-    held_out, others = shuffled[: part.held_out], shuffled[part.held_out :]
-    numbers = torch.arange(part.pairs - part.held_out)
+    held_out, others = shuffled[: posttrain.held_out], shuffled[posttrain.held_out :]
+    numbers = torch.arange(posttrain.pairs - posttrain.held_out)
     rows = torch.cat([others[numbers % len(others)], held_out])
     return rows, torch.cat([numbers // len(others), torch.zeros_like(held_out)])
 
 
 def manifest_of(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
     """The manifest of the pairs, which a `LatentStore` reads like that of any codes."""
-    part, shard = recipe.posttrain, recipe.latents.shard
+    posttrain, shard = recipe.posttrain, recipe.latents.shard
     return {
         "format": FORMAT,
         "codes": key_of(store.manifest),
         "images": len(store),
-        "held_out": part.held_out,
-        "preserve": part.preserve,
-        "route": part.route,
+        "held_out": posttrain.held_out,
+        "preserve": posttrain.preserve,
+        "route": posttrain.route,
         "sampling": sampling_record(recipe),
         "stored": recipe.latents.precision,
         "computed": recipe.precision,
@@ -177,7 +177,7 @@ def manifest_of(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
         "flip": False,
         "spec": store.manifest["spec"],
         "class_names": store.class_names,
-        "shards": [min(shard, part.pairs - first) for first in range(0, part.pairs, shard)],
+        "shards": [min(shard, posttrain.pairs - first) for first in range(0, posttrain.pairs, shard)],
     }
 
 

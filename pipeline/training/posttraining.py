@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from pipeline.checks.posttraining import check_decoder_phase
 from pipeline.code import Code, Condition
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
@@ -19,6 +20,7 @@ from pipeline.tokenizers.base import Rebuilt, Tokenizer
 from pipeline.training import checkpoints
 from pipeline.training.pairs import Pairs
 from pipeline.training.reconstruction import Reconstruction
+from pipeline.validation import at
 from pipeline.whole_files import new_folder, write_json
 
 
@@ -43,6 +45,8 @@ class DecoderTraining(Reconstruction):
     own_terms = False
 
     def __init__(self, tokenizer: Tokenizer, phase: Phase, losses: dict[str, Loss], critic: Critic | None = None):
+        with at("phase"):
+            check_decoder_phase(phase)
         super().__init__(tokenizer, phase, losses, critic)
         self.players["tokenizer"] = DecoderPlayer(tokenizer)
 
@@ -67,9 +71,9 @@ class EarlyStop:
     """
 
     def __init__(
-        self, part: PostTraining, losses: dict[str, Loss], held_out: Pairs, folder: Path, accelerator: Accelerator
+        self, settings: PostTraining, losses: dict[str, Loss], held_out: Pairs, folder: Path, accelerator: Accelerator
     ):
-        self.part, self.losses, self.held_out = part, losses, held_out
+        self.settings, self.losses, self.held_out = settings, losses, held_out
         self.folder, self.accelerator = folder, accelerator
         self.best_folder = folder / checkpoints.FOLDER / "best"
         self._file = folder / "checks.json"
@@ -81,7 +85,7 @@ class EarlyStop:
     @property
     def out_of_patience(self) -> bool:
         """Whether no check among the last `patience` had a smaller error than one before them."""
-        errors, patience = [check.error for check in self.checks], self.part.patience
+        errors, patience = [check.error for check in self.checks], self.settings.patience
         return len(errors) > patience and min(errors[-patience:]) >= min(errors[:-patience])
 
     @property
@@ -90,7 +94,7 @@ class EarlyStop:
         return min(self.checks, key=lambda check: check.error)
 
     def __call__(self, step: int, averages: dict[str, nn.Module]) -> bool:
-        if step % self.part.check_every and step != self.part.phase.loop.steps:
+        if step % self.settings.check_every and step != self.settings.phase.loop.steps:
             return False
         self.check(step, averages["tokenizer"])
         return self.out_of_patience
@@ -110,10 +114,10 @@ class EarlyStop:
     @torch.no_grad()
     def error(self, player: DecoderPlayer) -> float:
         """Weighted sum of the losses, a mean over held-out pairs, which are divided between the processes."""
-        accelerator, weights = self.accelerator, self.part.phase.weights
+        accelerator, weights = self.accelerator, self.settings.phase.weights
         mine = torch.arange(accelerator.process_index, len(self.held_out), accelerator.num_processes)
         total = torch.zeros((), device=accelerator.device)
-        for indices in mine.split(self.part.phase.loop.batch):
+        for indices in mine.split(self.settings.phase.loop.batch):
             batch = self.held_out.plain(indices).to(accelerator.device)
             rebuilt = player(batch.code, batch.condition)
             for loss in self.losses.values():

@@ -33,7 +33,7 @@ from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.pairs import Pairs, make_pairs, rows_of_pairs
 from pipeline.training.phase_parts import carry_over
-from pipeline.training.posttraining import DecoderPlayer, EarlyStop
+from pipeline.training.posttraining import DecoderPlayer, DecoderTraining, EarlyStop
 from stages import encode_dataset, train_jointly, train_tokenizer
 from stages import posttrain_decoder as stage
 
@@ -396,3 +396,15 @@ def test_without_post_training_the_tokenizer_passes_through(lines, tmp_path):
     stage.run(replace(recipe, posttrain=None), work, tmp_path / "decoder")
     assert not (tmp_path / "decoder" / "pairs").exists()
     assert equal(tmp_path / "decoder", work.root / "latents" / "tokenizer", recipe)
+
+
+def test_a_task_that_would_change_codes_is_refused(lines):
+    recipe, _ = lines("vq")
+    tokenizer, phase = build_tokenizer(recipe), recipe.posttrain.phase
+    DecoderTraining(tokenizer, phase, {"pixel": Pixel()})
+    for changes, words in (
+        ({"train": "all"}, "^phase.train is 'all', but codes must stay as they are"),
+        ({"perturbation": {"kind": "codebook_neighbours", "strength": 2}}, "^phase.perturbation changes codes"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            DecoderTraining(tokenizer, replace(phase, **changes), {"pixel": Pixel()})
