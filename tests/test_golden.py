@@ -12,6 +12,8 @@ from torch import Tensor
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "folder" not in metafunc.fixturenames:
+        return
     root = metafunc.config.getoption("golden")
     folders = sorted(case_folders(root))
     if not folders:
@@ -31,6 +33,19 @@ def case_folders(root: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     for path in root.iterdir():
         if path.is_dir():
             yield from case_folders(path, (*above, real))
+
+
+def test_links_to_cases_are_followed_and_circles_are_not(tmp_path):
+    case = tmp_path / "elsewhere" / "case"
+    case.mkdir(parents=True)
+    (case / "meta.json").write_text("{}")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "one").symlink_to(case)
+    (root / "several").symlink_to(tmp_path / "elsewhere")
+    (root / "circle").symlink_to(root)
+    (tmp_path / "elsewhere" / "back").symlink_to(root)
+    assert {path.relative_to(root).as_posix() for path in case_folders(root)} == {"one", "several/case"}
 
 
 def test_output(folder: Path, name: str):

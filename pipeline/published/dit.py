@@ -13,7 +13,7 @@ WHAT = "DiT, class-conditional with learned variance (facebookresearch/DiT: DiT-
 def convert(state: Mapping[str, Tensor], heads: int | None = None, class_drop: float = 0.1) -> dict[str, object]:
     """{"network", "objective"} of a DiT state; two outputs a channel mean a learned variance.
 
-    `heads` is told by the width for the published sizes. Raises ValueError for keys or shapes that are not DiT's.
+    `heads` follows from the width for published sizes. Raises ValueError for keys or shapes that are not DiT's.
     """
     arguments = shapes(state, "DiT", heads, class_drop)
     rows = state["final_layer.linear.bias"].shape[0]

@@ -34,7 +34,7 @@ def convert(
 ) -> dict[str, object]:
     """{"network", "objective"} of a LlamaGen state. No weight tells the number of tokens: a model of 384 px has 576.
 
-    `heads` is told by the width for the published sizes; a `class_drop` of 0 says that no row is for the dropped label.
+    `heads` follows from the width for published sizes; a `class_drop` of 0 says that no row is for the dropped label.
     Rotary tables and masks stay behind. Raises ValueError for keys or shapes that are not LlamaGen's.
     """
     what = "LlamaGen generator"

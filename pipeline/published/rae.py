@@ -38,8 +38,8 @@ def convert(
     """{"tokenizer"} of the state of an RAE decoder and its frozen encoder, a DINOv2 with registers.
 
     The file holds the decoder alone: `start` is the folder or hub id of the encoder, `stats` the published stat.pt with
-    the latents' mean and variance [C, h, w], without which `encode_dataset` measures ours. `heads` is told by the width
-    of published sizes. That the decoder paints in ImageNet's colours goes into its last layer. Raises ValueError for
+    the latents' mean and variance [C, h, w], without which `encode_dataset` measures ours. `heads` follows from the
+    width of published sizes. ImageNet's mean and std are undone in the decoder's last layer. Raises ValueError for
     keys or shapes that are not RAE's.
     """
     width, dim = need(state, "decoder_embed.weight", "RAE").shape

@@ -18,7 +18,7 @@ def convert(state: Mapping[str, Tensor], heads: int | None = None, class_drop: f
     """{"network", "objective"} of a REG state; its projectors served training alone and stay behind.
 
     The class token leads in by `cls_projectors2` and the layer norm `wg_norm`, out by `final_layer.linear_cls`. Time is
-    1 at noise and the velocity points there, as REPA's and ours. `heads` is told by the width for the published sizes.
+    1 at noise and the velocity points there, as REPA's and ours. `heads` follows from the width for published sizes.
     Raises ValueError for keys or shapes that are not REG's: forks have a norm without bias, or a place for the token.
     """
     kept = {key: value for key, value in state.items() if not re.fullmatch(TRAINING, key)}

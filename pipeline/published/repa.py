@@ -15,8 +15,8 @@ TRAINING = r"projectors\..*|bn\..*"  # heads to the vision model's width; REPA-E
 def convert(state: Mapping[str, Tensor], heads: int | None = None, class_drop: float = 0.1) -> dict[str, object]:
     """{"network", "objective"} of a REPA state; its projectors served training alone and stay behind.
 
-    REPA's time is 1 at noise and its velocity points there, as ours. `heads` is told by the width for the published
-    sizes. Raises ValueError for keys or shapes that are not REPA's.
+    REPA's time is 1 at noise and its velocity points there, as ours. `heads` follows from the width for the
+    published sizes. Raises ValueError for keys or shapes that are not REPA's.
     """
     kept = {key: value for key, value in state.items() if not re.fullmatch(TRAINING, key)}
     arguments = {**shapes(kept, "REPA", heads, class_drop), "outputs": 1, "time_scale": 1.0, "time_direction": "noise"}

@@ -19,7 +19,7 @@ LAYERS = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "C
 def outputs(case: Case) -> dict[str, Tensor]:
     network, images = ruled(), case.inputs["image_uint8"]
     seen = watch(network, lambda: network(resize_tensorflow1(images, SIZE, SIZE)))
-    rows = InceptionFeatures(network, sha256="").see(images / 127.5 - 1)
+    rows = InceptionFeatures(network, sha256="").extract_all(images / 127.5 - 1)
     return seen | {
         "2048": rows["inception"],
         "logits_unbiased": rows["inception_logits"],
