@@ -23,6 +23,7 @@ SLOTS = (
     "objectives",
     "losses",
     "critics",
+    "adversarial",
     "perturbations",
     "teachers",
     "metrics",

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from pipeline.components import build, find
-from pipeline.frozen.alignment_teacher import class_feature
+from pipeline.frozen.class_token import ClassToken
+from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.latents.scale import measure
@@ -19,7 +20,7 @@ from pipeline.runs.workspace import Workspace, plain
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
-from pipeline.training.phase_parts import generator_nodes, generator_taps
+from pipeline.training.phase_parts import attachment_of, generator_nodes, generator_taps
 from pipeline.whole_files import new_folder
 
 READS = ("joint",)
@@ -45,23 +46,22 @@ def uses(recipe: Recipe) -> Any:
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     images = Images(recipe.data, "train")
-    stored = recipe.latents.class_token is not None
-    feature = class_feature(recipe, images, out, work.accelerator) if stored else None
+    networks = FrozenNetworks(recipe, images, out, work.accelerator)
+    feature = networks.load(ClassToken(recipe)) if recipe.latents.class_token is not None else None
     tokenizer = load_scaled_tokenizer(recipe, work, out / "tokenizer", images)
-    taps = taps_of_generator(recipe, work, tokenizer, images, out) if recipe.latents.features else {}
+    taps = taps_of_generator(networks, tokenizer) if recipe.latents.features else {}
     plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision, taps, feature)
     encode(tokenizer, images, plan, out, work.accelerator)
 
 
-def taps_of_generator(
-    recipe: Recipe, work: Workspace, tokenizer: Tokenizer, images: Images, out: Path
-) -> dict[str, tuple[Tap, list[int]]]:
+def taps_of_generator(networks: FrozenNetworks, tokenizer: Tokenizer) -> dict[str, tuple[Tap, list[int]]]:
     """By term of the generator's losses, the map of its teacher and the grid that it is wanted on."""
+    recipe = networks.recipe
     objective = build("objectives", recipe.generator.objective)
     with torch.device("meta"):
         network = build_network(recipe, tokenizer.spec, 1, objective)
-    taps = generator_taps(recipe, images, out, work.accelerator)
-    blocks = {term: node["block"] for term, node in generator_nodes(recipe).items()}
+    taps = generator_taps(networks)
+    blocks = {term: attachment_of(node).block for term, node in generator_nodes(recipe).items()}
     return {term: (tap, hidden_layout(network, blocks[term])[0]) for term, tap in taps.items()}
 
 

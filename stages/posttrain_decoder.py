@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.components import find
+from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.store import LatentStore
 from pipeline.recipes.schema import Recipe
@@ -56,10 +57,11 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
     accelerator.wait_for_everyone()
     count = part.pairs - part.held_out
     pairs = Pairs(out / "pairs", store, images, recipe, 0, count)
-    losses = build_losses(recipe, accelerator, part.phase, images, folder)
+    networks = FrozenNetworks(recipe, images, folder, accelerator)
+    losses = build_losses(networks, part.phase)
     held_out = Pairs(out / "pairs", store, images, recipe, count, part.held_out)
     stop = EarlyStop(part, losses, held_out, folder, accelerator)
-    critic, carried = build_critic(recipe, accelerator, part.phase, images, folder, recipe.seed), None
+    critic, carried = build_critic(networks, part.phase, recipe.seed), None
     if critic is not None:
         critic, carried = carry_over(critic, work.artefact("joint") / "critic")
     model: Tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), tokenizer)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.components import build
-from pipeline.frozen.alignment_teacher import stored_teacher
+from pipeline.frozen.feature_maps import stored_features
+from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.store import LatentStore
 from pipeline.losses.base import Alignment
@@ -19,7 +20,7 @@ from pipeline.training import starting_weights
 from pipeline.training.codes_and_images import CodesAndImages
 from pipeline.training.generation import Generation
 from pipeline.training.loop import TrainingRun, train
-from pipeline.training.loss_heads import carry_heads, parted, save_heads
+from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.milestones import Milestones
 from pipeline.training.order import TrainingData
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
@@ -41,7 +42,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     seeded(recipe.seed)
     network = build_network(recipe, store.spec, classes, objective)
     start = str(work.artefact("joint") / "generator" / "network") if part.starts_joint else part.start
-    network = starting_weights.loaded(network, start, "generator.start")
+    network = starting_weights.load_start(network, start, "generator.start")
     losses, data, workers = {}, store, 0
     if part.losses and part.loop.steps:
         losses, data, workers = build_hidden_losses(recipe, work, store, network, out)
@@ -52,7 +53,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     settings = TrainingRun(part.loop, out, recipe.seed, work.accelerator, workers, after_step=milestones)
     averages = train(task, data, settings)
     if work.accelerator.is_main_process:
-        network, heads = parted(averages["network"])
+        network, heads = detach_heads(averages["network"])
         save_heads(heads, out)
         network.save_pretrained(out / "network")
         objective.save_pretrained(out / "objective")
@@ -67,10 +68,10 @@ def build_hidden_losses(
     The teachers' features come with the codes where they are stored, else from the images of the same views.
     """
     if recipe.latents.features:
-        taps = {term: stored_teacher(described) for term, described in store.manifest["features"].items()}
+        taps = {term: stored_features(described) for term, described in store.manifest["features"].items()}
         return build_generator_losses(recipe, taps, network, recipe.seed), store, 0
     images = Images(recipe.data, "train")
-    taps = generator_taps(recipe, images, out, work.accelerator)
+    taps = generator_taps(FrozenNetworks(recipe, images, out, work.accelerator))
     losses = build_generator_losses(recipe, taps, network, recipe.seed)
     losses = {term: loss.to(work.accelerator.device) for term, loss in losses.items()}
     return losses, CodesAndImages(store, images), recipe.data.workers

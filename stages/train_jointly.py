@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
+from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.scale import measure, of_channels
 from pipeline.nn.running_norm import RunningNorm
@@ -21,7 +22,7 @@ from pipeline.training import starting_weights
 from pipeline.training.generation import Generation
 from pipeline.training.joint import JointTraining
 from pipeline.training.loop import TrainingRun, train
-from pipeline.training.loss_heads import carry_heads, parted, save_heads
+from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.phase_parts import (
     build_critic,
     build_generator_losses,
@@ -65,23 +66,24 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     scale = of_channels(*measure(load_component(cls, source), images, recipe, work))
     norm = RunningNorm(*scale, part.epsilon, part.momentum)
     tokenizer: Tokenizer = load_component(cls, source)
-    losses = build_losses(recipe, accelerator, part.phase, images, out, recipe.seed)
+    networks = FrozenNetworks(recipe, images, out, accelerator)
+    losses = build_losses(networks, part.phase, recipe.seed)
     carry_heads(losses.values(), [source / "phases" / name for name in recipe.tokenizer.phases])
-    critic = build_critic(recipe, accelerator, part.phase, images, out, recipe.seed)
+    critic = build_critic(networks, part.phase, recipe.seed)
     critic = start_critic(recipe, critic, source)
-    generation = build_generation(recipe, work, tokenizer, images, out)
+    generation = build_generation(networks, tokenizer)
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     player = task.players["tokenizer"]
     settings = TrainingRun(part.phase.loop, out, recipe.seed, accelerator, recipe.data.workers)
     averages = train(task, images, settings)
     if not accelerator.is_main_process:
         return
-    kept, heads = parted(averages["tokenizer"] if part.average else player)
+    kept, heads = detach_heads(averages["tokenizer"] if part.average else player)
     norm = averages["network"].norm
     kept.mean.copy_(norm.mean), kept.std.copy_(norm.std)
     kept.save_pretrained(out)
     save_heads(heads, out)
-    network, heads = parted(averages["network"].player)
+    network, heads = detach_heads(averages["network"].player)
     network.save_pretrained(out / "generator" / "network")
     save_heads(heads, out / "generator")
     if critic is not None:  # as trained, like the tokenizer's own
@@ -91,18 +93,18 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
 def start_critic(recipe: Recipe, critic: Critic | None, source: Path) -> Critic | None:
     """`critic` as training begins with it: as `joint.critic` is, else as the tokenizer's of the same make."""
     if critic is None or recipe.joint.critic is not None:
-        return critic and starting_weights.loaded(critic, recipe.joint.critic, "joint.critic")
+        return critic and starting_weights.load_start(critic, recipe.joint.critic, "joint.critic")
     return carry_over(critic, critic_folder(recipe, source))[0]
 
 
-def build_generation(recipe: Recipe, work: Workspace, tokenizer: Tokenizer, images: Images, out: Path) -> Generation:
+def build_generation(networks: FrozenNetworks, tokenizer: Tokenizer) -> Generation:
     """The generator's part in the training, its weights drawn by the recipe's seed."""
-    part = recipe.generator
-    classes = count_condition_classes(recipe, images.num_classes)
+    recipe, part = networks.recipe, networks.recipe.generator
+    classes = count_condition_classes(recipe, networks.images.num_classes)
     objective = build("objectives", part.objective)
-    taps = generator_taps(recipe, images, out, work.accelerator)
+    taps = generator_taps(networks)
     seeded(recipe.seed)
     network = build_network(recipe, tokenizer.spec, classes, objective)
     losses = build_generator_losses(recipe, taps, network, recipe.seed)
-    losses = {name: loss.to(work.accelerator.device) for name, loss in losses.items()}
+    losses = {name: loss.to(networks.accelerator.device) for name, loss in losses.items()}
     return Generation(network, objective, part.weights, losses)

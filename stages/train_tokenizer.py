@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.frozen.stand_in import stand_in
+from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.nn.code_usage import usage_of_training
 from pipeline.recipes.building import build_tokenizer, seeded
@@ -16,7 +16,7 @@ from pipeline.runs.workspace import Workspace, plain
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.loop import TrainingRun, train
-from pipeline.training.loss_heads import carry_heads, parted, save_heads
+from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.whole_files import new_folder
@@ -33,38 +33,37 @@ def uses(recipe: Recipe) -> Any:
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     seeded(recipe.seed)
-    tokenizer = starting_weights.loaded(build_tokenizer(recipe), recipe.tokenizer.start, "tokenizer.start")
+    tokenizer = starting_weights.load_start(build_tokenizer(recipe), recipe.tokenizer.start, "tokenizer.start")
     if recipe.tokenizer.phases:
         images = Images(recipe.data, "train")
+        networks = FrozenNetworks(recipe, images, out / FROZEN, work.accelerator)
         if tokenizer.can.needs_stand_in:
-            tokenizer.load_stand_in(stand_in(recipe, images, out / FROZEN / "stand_in", work.accelerator))
+            tokenizer.load_stand_in(networks.stand_in())
         for number, (name, phase) in enumerate(recipe.tokenizer.phases.items()):
-            tokenizer = train_phase(recipe, work, out / "phases" / name, tokenizer, phase, images, number)
+            tokenizer = train_phase(networks, out / "phases" / name, tokenizer, phase, number)
     if work.accelerator.is_main_process:
         tokenizer.save_pretrained(out)
         for copy in out.glob("phases/*/tokenizer"):
             shutil.rmtree(copy)  # the last is `out` itself; were the stage to be stopped here, checkpoints remain
 
 
-def train_phase(
-    recipe: Recipe, work: Workspace, folder: Path, tokenizer: Tokenizer, phase: Phase, images: Images, number: int
-) -> Tokenizer:
+def train_phase(networks: FrozenNetworks, folder: Path, tokenizer: Tokenizer, phase: Phase, number: int) -> Tokenizer:
     """The tokenizer after one phase: loaded if the phase is finished, else trained, or its training resumed."""
-    accelerator, finished = work.accelerator, folder / "tokenizer"
+    recipe, images, accelerator, finished = networks.recipe, networks.images, networks.accelerator, folder / "tokenizer"
     if finished.exists():
         return type(tokenizer).from_pretrained(finished)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
-    frozen, seed = folder.parents[1] / FROZEN, recipe.seed + number
-    losses = build_losses(recipe, accelerator, phase, images, frozen, seed)
+    seed = recipe.seed + number
+    losses = build_losses(networks, phase, seed)
     carry_heads(losses.values(), [folder.parent / name for name in list(recipe.tokenizer.phases)[:number]])
-    critic = build_critic(recipe, accelerator, phase, images, frozen, seed)
+    critic = build_critic(networks, phase, seed)
     epoch = min(len(images), phase.loop.steps * phase.loop.batch)
     usage = usage_of_training(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
     averages = train(task, images, TrainingRun(phase.loop, folder, seed, accelerator, recipe.data.workers))
-    tokenizer, heads = parted(averages["tokenizer"])
+    tokenizer, heads = detach_heads(averages["tokenizer"])
     if accelerator.is_main_process:
         save_heads(heads, folder)
         if critic is not None:  # as trained, and not its average: post-training continues from it

@@ -59,7 +59,8 @@ def check_losses_of_sizes(phase: Phase) -> None:
     """ValueError for a loss that works on codes of one size alone."""
     for name, node in phase.losses.items():
         loss, arguments = check("losses", node, DERIVED["losses"], f"losses.{name}")
-        if arguments.get("at") is not None:
+        attachment = loss.attachment_of(arguments)
+        if attachment is not None and attachment.module is not None:
             raise ValueError(
                 f"losses.{name}.at compares a module of the decoder, which may get a transformed code; leave"
                 " equivariance or that loss out"

@@ -6,8 +6,11 @@ import torch
 
 from pipeline.checks.phase import check_loop
 from pipeline.code import LatentSpec
-from pipeline.components import Arguments, Node, build, check, find, kinds, parameters
-from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
+from pipeline.components import Arguments, build, check, find, kinds, parameters
+from pipeline.frozen.class_token import PLACE as CLASS_TOKEN
+from pipeline.frozen.class_token import ClassToken
+from pipeline.frozen.networks import check_extractor
+from pipeline.losses.base import Loss
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipes.building import DERIVED, build_network, hidden_layout, network_shape
@@ -71,27 +74,29 @@ def check_hidden_losses(recipe: Recipe, spec: LatentSpec, network: type[Network]
     for name, node in generator.losses.items():
         loss, arguments = check("losses", node, DERIVED["losses"], f"losses.{name}")
         with at(f"losses.{name}"):
-            check_block(node, arguments, network)
+            block = check_block(loss, arguments, network)
             with torch.device("meta"):
                 built = build_network(recipe, spec, 1, objective)
-            grid, _ = hidden_layout(built, arguments["block"])
+            grid, _ = hidden_layout(built, block)
             loss.validate(replace(spec, grid=tuple(grid)), arguments)
-        check_teacher(node, recipe.weights, recipe.data.size, f"losses.{name}")
+            check_extractor(recipe, "losses", node)
         terms += loss.terms
     if repeated := sorted({term for term in terms if terms.count(term) > 1}):
         raise SettingError("losses", f": two losses give the term {repeated[0]!r}; leave one of them out")
     return terms
 
 
-def check_block(node: Node, arguments: Arguments, network: type[Network]) -> None:
-    """ValueError unless a loss compares the hidden states after a block, and the network has some."""
-    if not takes_tap(node) or arguments.get("block") is None or arguments.get("at") is not None:
+def check_block(loss: type[Loss], arguments: Arguments, network: type[Network]) -> int:
+    """The block whose hidden states a loss compares; ValueError where it compares others, or the network has none."""
+    attachment = loss.attachment_of(arguments)
+    if attachment is None or attachment.block is None or attachment.module is not None:
         raise ValueError(
             "a generator's losses compare the hidden states after a block with a teacher's features; use"
             " feature_cosine, relational or gram, and give the block, for example block: 8"
         )
     if network.tapped is Network.tapped:
         raise ValueError(f"a {network.__name__} does not show its hidden states; leave this loss out")
+    return attachment.block
 
 
 def check_class_token(recipe: Recipe, network: type[Network], objective: Objective) -> None:
@@ -109,7 +114,8 @@ def check_class_token(recipe: Recipe, network: type[Network], objective: Objecti
         raise SettingError(where, f": a {kind} reads no class token; set generator.network.kind=diffusion_transformer")
     if recipe.joint is not None:
         raise SettingError(where, f" is {width}, but in joint training no class token is stored; leave joint or it out")
-    check_teacher({"teacher": teacher}, recipe.weights, recipe.data.size, "latents.class_token")
+    with at(CLASS_TOKEN):
+        ClassToken(recipe).check()
 
 
 def check_milestones(recipe: Recipe) -> None:

@@ -7,13 +7,12 @@ Messages name settings inside the phase; the caller puts the name of the phase b
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from pipeline.adversarial.base import loss_node
 from pipeline.checks.equivariance import check_equivariance
 from pipeline.components import Arguments, Node, build, check, find
 from pipeline.critics.base import Critic
-from pipeline.frozen.alignment_teacher import check_teacher, takes_tap
-from pipeline.frozen.class_teacher import check_class_teacher, takes_class_teacher
-from pipeline.frozen.critic_teacher import check_critic_teacher, takes_features
-from pipeline.losses.base import Loss
+from pipeline.frozen.networks import check_extractor
+from pipeline.losses.base import Attachment, Loss
 from pipeline.nn.branched import last_layer_of
 from pipeline.recipes.building import DERIVED, TokenizerPlan, output_layout
 from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, Recipe
@@ -42,8 +41,9 @@ def check_phase(
         players.append("critic")
         node, where = phase.adversary.critic, "adversary.critic"
         critic = check("critics", node, DERIVED["critics"], where)
-        if takes_features(node):
-            check_critic_teacher(node, recipe.weights, recipe.data.size, where)
+        with at(where):
+            check_extractor(recipe, "critics", node)
+        check("adversarial", loss_node(phase.adversary.loss), (), "adversary.loss")
     if phase.perturbation is not None:
         check("perturbations", phase.perturbation, DERIVED["perturbations"], "perturbation")
     check_task(phase, tokenizer, critic, from_codes)
@@ -88,29 +88,25 @@ def check_loss(recipe: Recipe, phase: Phase, tokenizer: TokenizerPlan, name: str
         if missing := [feature for feature in loss.needs(arguments) if feature not in tokenizer.can.features]:
             kind = node["kind"]
             raise ValueError(f"{kind} reads {missing[0]}, which this tokenizer does not make; leave the loss out")
-        if takes_class_teacher(node):
-            check_codes_move(phase, node)
-            check_class_teacher(node, tokenizer.cls, tokenizer.arguments, recipe.weights)
-        if takes_tap(node):
+        if loss.extractor_kind is not None:
             check_comparison(phase, node, loss, arguments, tokenizer)
-    if takes_tap(node):
-        check_teacher(node, recipe.weights, recipe.data.size, f"losses.{name}")
+            check_extractor(recipe, "losses", node)
 
 
 def check_comparison(
     phase: Phase, node: Node, loss: type[Loss], arguments: Arguments, tokenizer: TokenizerPlan
 ) -> None:
     """ValueError where a loss cannot compare a teacher's features with codes, images or a module of the tokenizer."""
-    if arguments.get("block") is not None:
+    attachment = loss.attachment_of(arguments) or Attachment()
+    if attachment.block is not None:
         raise SettingError("block", " is for a generator's losses; leave it out, or move the loss to generator.losses")
-    module = arguments.get("at")
-    if module is None and not loss.of_pixels:
+    if attachment.module is None and not loss.of_pixels:
         check_codes_move(phase, node)
     if arguments.get("source") == "shown" and phase.perturbation is None:
         raise SettingError("source", " is shown, but the phase has no perturbation; add one, or set source=clean")
     spec = tokenizer.spec
-    if module is not None:
-        grid, _ = output_layout(tokenizer.module, module)
+    if attachment.module is not None:
+        grid, _ = output_layout(tokenizer.module, attachment.module)
         spec = replace(spec, grid=tuple(grid))
     loss.validate(spec, arguments)
 

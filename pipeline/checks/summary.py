@@ -9,7 +9,7 @@ from pipeline.checks.posttraining import check_held_out
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import LatentSpec
 from pipeline.components import Node
-from pipeline.frozen.alignment_teacher import teacher_width
+from pipeline.frozen.networks import declared_input
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipes.building import build_network, build_tokenizer, hidden_layout, parameters
@@ -119,8 +119,9 @@ def disk(recipe: Recipe, spec: LatentSpec, objective: Objective, images: int, ne
 
 def stored_features(recipe: Recipe, node: Node, network: Network) -> int | None:
     """Numbers that a teacher's features of one view hold; None where its width is not known on this machine."""
-    width = teacher_width(node, recipe.weights, recipe.data.size)
-    grid, _ = hidden_layout(network, node["block"])
+    declared = declared_input(recipe, "losses", node)
+    width, block = declared.width(), declared.component.attachment_of(declared.arguments).block
+    grid, _ = hidden_layout(network, block)
     return None if width is None else math.prod(grid) * width
 
 

@@ -2,9 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.components import Arguments
 
@@ -12,7 +13,8 @@ from pipeline.components import Arguments
 class Critic(ModelMixin, ConfigMixin):
     """Tells real images from rebuilt ones."""
 
-    shows_layers: bool = False  # forward(images, True) gives the logits and a list of what its layers make
+    shows_layers: bool = False  # forward(images, True) gives the logits and a list of its layers' outputs
+    extractor_kind: str | None = None  # a file of pipeline/frozen/, by whose network it judges
     of_the_run: tuple[str, ...] = ()  # arguments that may differ from a folder's that training starts from
 
     @classmethod
@@ -20,9 +22,18 @@ class Critic(ModelMixin, ConfigMixin):
         """The smallest side in pixels it can judge, known without building."""
         return 1
 
+    @classmethod
+    def sizes_of(cls, extractor: nn.Module) -> dict[str, Any]:
+        """Constructor arguments that the frozen network determines, of a critic that declares one."""
+        return {}
+
+    def judge_by(self, extractor: nn.Module) -> "Critic":
+        """This critic, judging by the frozen network's features from now on."""
+        raise ValueError(f"a {type(self).__name__} judges images themselves and takes no frozen network")
+
     @property
     def name(self) -> str:
-        """What is added to the name of numbers on its logits, where these depend on what it judges by."""
+        """What is added to the name of numbers on its logits, where these depend on a frozen network."""
         return ""
 
     @abstractmethod

@@ -1,7 +1,7 @@
-"""The critic of frozen features: small heads judge what a vision model sees of an image at several depths."""
+"""The critic of frozen features: small heads judge a vision model's feature maps of an image at several depths."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up in this module
@@ -21,18 +21,20 @@ Norm = Literal["group", "batch"]
 class FrozenFeatures(Critic):
     """StyleGAN-T's projected critic (Sauer et al., arXiv:2301.09515, section 3.2), written from its description.
 
-    A frozen `teacher` shows the maps `layers` of its patches; each has a head of its own over its places, row by row.
+    A frozen `teacher` gives the maps `layers` of its patches; each has its own head over its positions, row by row.
     Only the heads are trained and saved. With `norm="group"` (eight groups) a verdict depends on its own image alone,
     so that any number of processes trains the same critic; "batch" is the published form, statistics of every eight
     images of a batch at hand, with no running ones.
 
     `teacher` is the name of known weights, a folder, a model of the hub, or `classifier`: a small one of the recipe's
     own images, all of whose maps are judged. `auto` is DINO's ViT-S/16 where that is found, else the classifier.
-    Layers are counted in blocks and shown as `readout` of `pipeline.teachers.vision_model` says; None is what the first
-    block reads and what each quarter of the blocks leaves, which is the published choice. `teacher_size` is the side
+    Layers are counted in blocks and read as `readout` of `pipeline.teachers.vision_model` says; None is what the first
+    block reads and the output of each quarter of the blocks, which is the published choice. `teacher_size` is the side
     in pixels that images are brought to, None the model's own. `widths` are the channels of the maps, and `source` is
     the teacher's name: both are determined by it.
     """
+
+    extractor_kind = "critic_maps"
 
     @register_to_config
     def __init__(
@@ -47,33 +49,39 @@ class FrozenFeatures(Critic):
     ):
         super().__init__()
         self.heads = nn.ModuleList(Head(width, kernel, norm) for width in widths)
-        self.sight: Unregistered | None = None
+        self.extractor: Unregistered | None = None
 
     @property
     def name(self) -> str:
         return f"_{self.config.source}"
 
-    def see_by(self, teacher: Teacher) -> "FrozenFeatures":
-        """Judge by this teacher's maps from now on, with itself as the result; a loaded critic has none yet."""
-        if list(teacher.widths) != list(self.config.widths):
+    @classmethod
+    def sizes_of(cls, extractor: Teacher) -> dict[str, Any]:
+        return {"widths": list(extractor.widths), "source": extractor.name}
+
+    def judge_by(self, extractor: Teacher) -> "FrozenFeatures":
+        """This critic, judging by this teacher's maps from now on; a loaded critic has no teacher yet."""
+        if list(extractor.widths) != list(self.config.widths):
             raise ValueError(
-                f"{teacher.name} shows maps of {list(teacher.widths)} channels, this critic's heads are for"
+                f"{extractor.name} shows maps of {list(extractor.widths)} channels, this critic's heads are for"
                 f" {list(self.config.widths)}"
             )
-        self.sight = Unregistered(teacher)
+        self.extractor = Unregistered(extractor)
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits [B, N], one a place, of each map."""
-        if self.sight is None:
-            raise ValueError(f"this critic judges by {self.config.source}, which it does not have; call see_by first")
-        maps = self.sight.module.maps(images)
+        """Logits [B, N], one per position, of each map."""
+        if self.extractor is None:
+            raise ValueError(f"this critic judges by {self.config.source}, which it does not have; call judge_by first")
+        maps = self.extractor.module.maps(images)
         return tuple(head(m.flatten(2)) for head, m in zip(self.heads, maps, strict=True))
 
 
 class Head(nn.Module):
-    """A sequence [B, C, N] to a logit a place, [B, N]: a 1x1 unit, a unit over `kernel` places beside it, and a 1x1
-    convolution."""
+    """A sequence [B, C, N] to a logit per position, [B, N].
+
+    A 1x1 unit, a unit over `kernel` positions beside it, and a 1x1 convolution.
+    """
 
     def __init__(self, width: int, kernel: int, norm: Norm):
         super().__init__()
@@ -107,5 +115,5 @@ class VirtualBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         groups = x.unflatten(0, (-1, math.gcd(VIRTUAL_BATCH, len(x))))  # [G, b, C, N]
-        made = [F.batch_norm(group, None, None, self.weight, self.bias, training=True) for group in groups]
-        return torch.cat(made)
+        normalised = [F.batch_norm(group, None, None, self.weight, self.bias, training=True) for group in groups]
+        return torch.cat(normalised)

@@ -30,12 +30,12 @@ class MultiscalePatch(Critic):
         return (smallest_side(arguments.layers) - 1) * 2 ** (arguments.scales - 1) + 1  # halved sides are rounded up
 
     def forward(self, images: Tensor, inner: bool = False) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
-        """Logits [B, 1, h, w] of each scale, fine to coarse; with `inner` also what the layers before make."""
-        logits, found = [], []
+        """Logits [B, 1, h, w] of each scale, fine to coarse; with `inner` also the layers' outputs."""
+        logits, outputs = [], []
         for number, layers in enumerate(self.judges):
             if number:
                 images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
-            made, shown = activations(layers, images)
-            logits.append(made)
-            found += shown
-        return (logits, found) if inner else logits
+            verdict, inner_layers = activations(layers, images)
+            logits.append(verdict)
+            outputs += inner_layers
+        return (logits, outputs) if inner else logits

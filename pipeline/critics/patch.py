@@ -30,5 +30,5 @@ class Patch(Critic):
         return smallest_side(arguments.layers)
 
     def forward(self, images: Tensor, inner: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits [B, 1, h, w], one a patch; with `inner` also what the layers before make."""
+        """Logits [B, 1, h, w], one per patch; with `inner` also the layers' outputs."""
         return activations(self.main, images) if inner else self.main(images)

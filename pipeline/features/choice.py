@@ -14,7 +14,7 @@ from pipeline.features.extractors import (
 from pipeline.teachers.inception import Inception
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.validation import suggestion
-from pipeline.vision.config import read_kind
+from pipeline.vision.backbone import read_kind
 from pipeline.vision.weights import KNOWN, digest, hub_id, locate, remedy, require
 
 WEIGHTS = {  # names in pipeline.vision.weights, any of which will do

@@ -1,1 +1,1 @@
-"""Networks that nothing trains: which one a recipe comes to, where its weights are, and what stands in for it."""
+"""Networks that nothing trains, as losses and critics declare them: one file per kind."""

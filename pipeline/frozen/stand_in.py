@@ -13,7 +13,7 @@ from pipeline.whole_files import new_folder
 IMAGES = 20_000  # at most so many train it
 
 
-def stand_in(recipe: Recipe, images: Images, kept: Path, accelerator: Accelerator, dim: int = 64) -> Classifier:
+def load_stand_in(recipe: Recipe, images: Images, kept: Path, accelerator: Accelerator, dim: int = 64) -> Classifier:
     """A classifier with `dim` features, frozen and in evaluation mode; a function of the images and the recipe's seed.
 
     It is trained by the main process and kept in the folder `kept`, whole or not at all.
@@ -28,7 +28,7 @@ def stand_in(recipe: Recipe, images: Images, kept: Path, accelerator: Accelerato
 
 def train_stand_in(images: Images, seed: int, dim: int = 64, steps: int = 300) -> Classifier:
     """A classifier of evenly chosen training images; of their rotations where there are no classes."""
-    chosen = torch.linspace(0, len(images) - 1, min(len(images), IMAGES)).long()
-    batch = images.plain(chosen)
+    rows = torch.linspace(0, len(images) - 1, min(len(images), IMAGES)).long()
+    batch = images.plain(rows)
     labels = batch.condition.labels if batch.condition else None
     return fit(batch.images, labels, images.num_classes, seed=seed, steps=steps, dim=dim)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.code import LatentSpec
 from pipeline.draws import ImageDraws, mix
-from pipeline.frozen.alignment_teacher import ClassFeature
+from pipeline.frozen.class_token import ClassTokenFeature
 from pipeline.images.reading import Images
 from pipeline.latents.store import FEATURE, FORMAT, MANIFEST, sha256_of, shard_file, write_manifest, write_shard
 from pipeline.recipes.schema import Latents
@@ -36,7 +36,7 @@ class EncodingPlan:
     seed: int
     precision: str
     taps: Mapping[str, tuple[Tap, Grid]] = field(default_factory=dict)
-    class_feature: ClassFeature | None = None
+    class_feature: ClassTokenFeature | None = None
 
 
 def encode(tokenizer: Tokenizer, images: Images, plan: EncodingPlan, folder: Path, accelerator: Accelerator) -> None:

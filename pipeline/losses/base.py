@@ -3,7 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.code import LatentSpec
@@ -12,22 +14,32 @@ from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
 
 
+@dataclass(frozen=True)
+class Attachment:
+    """Where a loss reads the tokens that it compares: the code's, where neither a module nor a block is named."""
+
+    module: str | None = None  # of the tokenizer: the output of this module
+    block: int | None = None  # of a generator: the hidden states after this block
+
+
 class Loss(nn.Module, ABC):
     """Terms of a tokenizer's loss, unweighted means per element; the recipe holds the weights.
 
-    A constructor may take, under these names, what an earlier stage determines: `backbone`, `class_teacher`, `tap`, and
-    of the code `dim` and `grid`.
+    A constructor may take, under these names, what an earlier stage determines: `extractor`, the frozen network that
+    the loss declares by `extractor_kind`, and `dim` and `grid` of the tokens at its attachment.
     """
 
     terms: tuple[str, ...]  # names of the terms that `forward` returns
-    any_channels: bool = False  # it looks at images of any channels, not of three colours alone
-    of_pixels: bool = True  # it looks at rebuilt.images alone, so its gradient can be taken at the image
-    of_code: bool = False  # it looks at the images that were encoded, where others are to be made
+    any_channels: bool = False  # it compares images of any channels, not of three colours alone
+    of_pixels: bool = True  # it reads rebuilt.images alone, so that its gradient can be taken at the image
+    of_code: bool = False  # it reads the encoded images, where the target images are others
     reads: tuple[str, ...] = ()  # names of rebuilt.features that it needs
+    extractor_kind: str | None = None  # a file of pipeline/frozen/, whose network the constructor takes
 
     def __init__(self):
         super().__init__()
         self.head: nn.Module | None = None  # trained with the tokenizer, no part of it: pipeline.training.loss_heads
+        self.attachment: Attachment | None = None
         self.metrics: dict[str, Tensor] = {}  # of the last call, besides its terms, for the log alone
 
     @classmethod
@@ -36,8 +48,13 @@ class Loss(nn.Module, ABC):
         return cls.reads
 
     @classmethod
+    def attachment_of(cls, arguments: Arguments) -> Attachment | None:
+        """Where a loss with these arguments reads tokens; None where it reads none, or none of its own choice."""
+        return None
+
+    @classmethod
     def of_one_grid(cls, arguments: Arguments) -> bool:
-        """Whether with these arguments it knows codes of the tokenizer's own grid alone, and none of smaller images."""
+        """Whether with these arguments it takes codes of the tokenizer's own grid alone, and none of smaller images."""
         return False
 
     @classmethod
@@ -45,37 +62,43 @@ class Loss(nn.Module, ABC):
         """ValueError where codes of this geometry and these stated arguments do not fit, known without building."""
 
     def check(self, tokenizer: type[Tokenizer], arguments: Arguments) -> None:
-        """ValueError where a tokenizer with these constructor arguments does not make what is looked at here."""
+        """ValueError where a tokenizer with these constructor arguments does not give what the loss reads."""
         return
 
-    def asks(self, images: Tensor) -> dict[str, Tensor]:
+    def forward_arguments(self, images: Tensor) -> dict[str, Tensor]:
         """Arguments of the tokenizer's `forward` that the loss needs, for images [B, 3, H, W] in [-1, 1]."""
         return {}
 
     @abstractmethod
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
-        """images [B, 3, H, W] in [-1, 1] and what the tokenizer made of them."""
+        """The terms of images [B, 3, H, W] in [-1, 1] and the tokenizer's outputs for them."""
 
 
 class Alignment(Loss):
-    """A term that compares tokens on a grid, place by place, with the features of a frozen teacher.
+    """A term that compares tokens on a grid, position by position, with the features of a frozen teacher.
 
-    The tokens are a code's; with `block` the hidden states of a generator after that block; with `at` what the module
-    of that name in a tokenizer makes. `tap` is a teacher's map, made from the `teacher`, `layer` and `teacher_size`
-    that a recipe states, see `pipeline.frozen.alignment_teacher`; its name is a part of every metric.
+    The tokens are a code's; with `block` the hidden states of a generator after that block; with `at` the output of the
+    tokenizer's module of that name. `extractor` is a teacher's map, loaded by the `teacher`, `layer` and `teacher_size`
+    that a recipe states, see `pipeline.frozen.feature_maps`; its name is a part of every metric.
     """
+
+    extractor_kind = "feature_maps"
 
     of_pixels = False
     of_code = True
 
-    def __init__(self, tap: Tap, grid: Sequence[int], block: int | None = None, at: str | None = None):
+    def __init__(self, extractor: Tap, grid: Sequence[int], block: int | None = None, at: str | None = None):
         super().__init__()
-        self.tap, self.grid, self.block, self.at = tap, tuple(grid), block, at
+        self.tap, self.grid, self.attachment = extractor, tuple(grid), Attachment(at, block)
 
     @property
     def name(self) -> str:
         """The teacher's."""
         return self.tap.name
+
+    @classmethod
+    def attachment_of(cls, arguments: Arguments) -> Attachment:
+        return Attachment(arguments.get("at"), arguments.get("block"))
 
     @classmethod
     def validate(cls, spec: LatentSpec, arguments: Arguments) -> None:
@@ -87,17 +110,72 @@ class Alignment(Loss):
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         (term,) = self.terms
-        made = rebuilt.code.z if self.head is None else rebuilt.head_outputs[term]
-        return self.compared(made, self.tap(images, self.grid_of(made)), rebuilt.features.get("kept"))
+        tokens = rebuilt.code.z if self.head is None else rebuilt.head_outputs[term]
+        return self.compare(tokens, self.tap(images, self.grid_of(tokens)), rebuilt.features.get("kept"))
 
-    def grid_of(self, made: Tensor) -> tuple[int, ...]:
+    def grid_of(self, tokens: Tensor) -> tuple[int, ...]:
         """The grid that tokens [B, N, C] are on: `grid`, or of images that are smaller, one as much smaller."""
-        shrunk = math.sqrt(made.shape[1] / math.prod(self.grid))
-        return tuple(round(side * shrunk) for side in self.grid)
+        scale = math.sqrt(tokens.shape[1] / math.prod(self.grid))
+        return tuple(round(side * scale) for side in self.grid)
 
     @abstractmethod
-    def compared(self, made: Tensor, aims: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
-        """The term, of what was made [B, N, C] and the teacher's features [B, N, width].
+    def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
+        """The term, of tokens [B, N, C] and the teacher's features [B, N, width].
 
-        `kept` [B, N] bool says which places the tokenizer's encoder was shown.
+        `kept` [B, N] bool says which positions the tokenizer's encoder has read.
         """
+
+
+class ClassFeatureLoss(Loss):
+    """A term that compares codes with a teacher's features of whole images, projected by the tokenizer.
+
+    `extractor` is frozen and stays in evaluation mode: `features(images)` [B, dim], `dim`, and a `name` ("dinov2_b",
+    "classifier"). A recipe chooses it by `teacher`, see `pipeline.frozen.class_features`. The tokenizer's projection is
+    in `rebuilt.class_features`.
+    """
+
+    extractor_kind = "class_features"
+    of_pixels = False
+
+    def __init__(self, extractor: nn.Module):
+        super().__init__()
+        self.extractor = extractor.requires_grad_(False).eval()
+
+    @property
+    def name(self) -> str:
+        """The teacher's."""
+        return self.extractor.name
+
+    def train(self, mode: bool = True) -> "ClassFeatureLoss":
+        super().train(mode)
+        self.extractor.eval()
+        return self
+
+    @classmethod
+    def projected_width(cls, tokenizer: type[Tokenizer], arguments: Arguments) -> int:
+        """Channels of features that the tokenizer projects to its code's width; ValueError where it has no layer for
+        that."""
+        width = tokenizer.capabilities(arguments).projection_width
+        if width is None:
+            raise ValueError(
+                f"{cls.terms[0]} needs a layer from the encoder's width to the code's, and this"
+                f" {tokenizer.__name__} has none; leave it out, or take another tokenizer, for example conv_autoencoder"
+            )
+        return width
+
+    @classmethod
+    def check_width(cls, teacher: str, dim: int, width: int) -> None:
+        """ValueError unless the teacher's feature has as many channels as the tokenizer projects."""
+        if dim != width:
+            raise ValueError(
+                f"{cls.terms[0]}: the class feature of {teacher} has {dim} channels, but the tokenizer projects"
+                f" {width}; give its encoder {dim}, or set teacher: classifier, which is trained with as many as there"
+                " are"
+            )
+
+    def check(self, tokenizer: type[Tokenizer], arguments: Arguments) -> None:
+        self.check_width(self.name, self.extractor.dim, self.projected_width(tokenizer, arguments))
+
+    @torch.no_grad()
+    def forward_arguments(self, images: Tensor) -> dict[str, Tensor]:
+        return {"class_features": self.extractor.features(images)}

@@ -15,7 +15,7 @@ from pipeline.teachers.base import Tap
 
 
 class FeatureCosine(Alignment):
-    """`feature_cosine`: 1 - cos(h(x)_i, f_i), a mean over places i, of a trained head h and the teacher's features f.
+    """`feature_cosine`: 1 - cos(h(x)_i, f_i), a mean over positions i, of a trained head h and teacher features f.
 
     What x is tells the published uses apart.
 
@@ -23,22 +23,22 @@ class FeatureCosine(Alignment):
       term is this less 1 and whose head is three linear layers of 2048, the default.
     - `source: noised`: the code z on its way to noise, (1 - u) z + u e, for the head alone. Send-VAE
       (arXiv:2601.05823): u uniform, z standardized, one block and three layers.
-    - `source: shown`: what the phase's perturbation has made of z for the decoder. RecTok (arXiv:2512.13421): the
+    - `source: shown`: z as the phase's perturbation gives it to the decoder. RecTok (arXiv:2512.13421): the
       perturbation `interpolated` with its shift, three blocks and one layer, a mask token.
     - `source: clean`: the code itself.
-    - `at: decoder.blocks.2`: what that module of the tokenizer makes, a map or the tokens of one; of a sequence, its
-      places of the image. GigaTok (arXiv:2504.08736): a layer early in the decoder, for its code has no places.
+    - `at: decoder.blocks.2`: the output of that module of the tokenizer, a map or the tokens of one; of a sequence,
+      the image's positions. GigaTok (arXiv:2504.08736): a layer early in the decoder, for its code has no positions.
 
     Levels u are shifted as s t / (1 + (s - 1) t) of a uniform t, with s = `shift`, times sqrt(values of a code /
-    `shift_base`) where a base is stated. `positions: dropped` takes the mean over the places that the encoder was
-    not shown. The metric `cosine_<teacher>` is the mean cosine.
+    `shift_base`) where a base is stated. `positions: dropped` takes the mean over the positions that the encoder
+    has not read. The metric `cosine_<teacher>` is the mean cosine.
     """
 
     terms = ("feature_cosine",)
 
     def __init__(
         self,
-        tap: Tap,
+        extractor: Tap,
         dim: int,
         grid: list[int],
         teacher: str = "auto",
@@ -53,8 +53,8 @@ class FeatureCosine(Alignment):
         standardize: bool = False,
         positions: Literal["all", "dropped"] = "all",
     ):
-        super().__init__(tap, grid, block, at)
-        net = FeatureHead(dim, tap.width, grid, head)
+        super().__init__(extractor, grid, block, at)
+        net = FeatureHead(dim, extractor.width, grid, head)
         of_code = block is None and at is None
         self.head = LatentHead(net, source, shift, shift_base, standardize) if of_code else net
         self.positions = positions
@@ -81,11 +81,11 @@ class FeatureCosine(Alignment):
         if source != "noised" and (shift != 1 or shift_base is not None):
             raise ValueError("shift and shift_base are of source: noised; what the decoder is shown has its own")
 
-    def compared(self, made: Tensor, aims: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
-        cosine = F.cosine_similarity(made.float(), aims.float(), dim=-1)  # [B, N]
+    def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
+        cosine = F.cosine_similarity(tokens.float(), targets.float(), dim=-1)  # [B, N]
         self.metrics = {f"cosine_{self.name}": cosine.detach().mean()}
         if self.positions == "all" or kept is None:
             return {"feature_cosine": 1 - cosine.mean()}
         left_out = (~kept).to(cosine)
-        count = summed(left_out.sum()) / processes()  # so that the mean over processes is that over all such places
+        count = summed(left_out.sum()) / processes()  # so that the mean over processes is that over all such positions
         return {"feature_cosine": ((1 - cosine) * left_out).sum() / count.clamp(min=1)}

@@ -18,22 +18,23 @@ class FeaturePerceptual(Loss):
     layers of DINOv3-S with weight 500, class token and registers among the tokens, and the last before the model's
     norm. A token of C channels at an angle a from its aim adds 2 (1 - cos a) / C, which is why the weight is large.
 
-    `tap` holds the maps of the `layers` of `teacher`, which reads images at `teacher_size`, see
-    `pipeline.frozen.alignment_teacher`. It is frozen, and the gradient goes through it to the images that were made.
+    `extractor` has the maps of the `layers` of `teacher`, which reads images at `teacher_size`, see
+    `pipeline.frozen.feature_maps`. It is frozen, and the gradient goes through it to the rebuilt images.
     The metric `perceptual_cosine_<teacher>` is the mean of cos a.
     """
 
     terms = ("feature_perceptual",)
+    extractor_kind = "feature_maps"
 
     def __init__(
         self,
-        tap: Tap,
+        extractor: Tap,
         teacher: str = "auto",
         layers: list[int] = [-1],  # noqa: B006  never changed
         teacher_size: int | Literal["grid"] | None = "grid",
     ):
         super().__init__()
-        self.tap = tap
+        self.tap = extractor
 
     @property
     def name(self) -> str:
@@ -42,8 +43,9 @@ class FeaturePerceptual(Loss):
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         with torch.no_grad():
-            aims = [unit(one) for one in self.tap.maps(images)]
-        made = [unit(one) for one in self.tap.maps(rebuilt.images)]
-        cosines = [(one.detach() * aim).sum(dim=1).mean() for one, aim in zip(made, aims)]
+            targets = [unit(one) for one in self.tap.maps(images)]
+        rebuilt_maps = [unit(one) for one in self.tap.maps(rebuilt.images)]
+        pairs = list(zip(rebuilt_maps, targets))
+        cosines = [(a.detach() * b).sum(dim=1).mean() for a, b in pairs]
         self.metrics = {f"perceptual_cosine_{self.name}": torch.stack(cosines).mean()}
-        return {"feature_perceptual": torch.stack([(a - b).square().mean() for a, b in zip(made, aims)]).mean()}
+        return {"feature_perceptual": torch.stack([(a - b).square().mean() for a, b in pairs]).mean()}

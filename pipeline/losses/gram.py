@@ -21,17 +21,17 @@ class Gram(Alignment):
 
     def __init__(
         self,
-        tap: Tap,
+        extractor: Tap,
         grid: list[int],
         teacher: str = "auto",
         layer: int = -1,
         teacher_size: int | Literal["grid"] | None = "grid",
         block: int | None = None,
     ):
-        super().__init__(tap, grid, block)
+        super().__init__(extractor, grid, block)
 
-    def compared(self, made: Tensor, aims: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
-        z, f = F.normalize(made.float(), dim=-1), F.normalize(aims.float(), dim=-1)
+    def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
+        z, f = F.normalize(tokens.float(), dim=-1), F.normalize(targets.float(), dim=-1)
         ours, theirs = z @ z.mT, f @ f.mT
         both = [(matrix.detach() - matrix.detach().mean()).flatten() for matrix in (ours, theirs)]
         self.metrics = {f"gram_{self.name}": F.cosine_similarity(*both, dim=0)}

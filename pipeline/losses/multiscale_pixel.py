@@ -1,4 +1,4 @@
-"""Distance between the smaller images that a tokenizer paints on its way and the image made as small."""
+"""Distance between a tokenizer's images of smaller scales and the image at these scales."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +10,7 @@ from pipeline.tokenizers.base import Rebuilt
 class MultiscalePixel(Loss):
     """`multiscale_pixel`: a sum over scales of the mean absolute difference from the image, shrunk by area means.
 
-    The scales are the feature `scales` of what the tokenizer made: [B, 3, h, w], coarse to fine, without the image
+    The scales are the tokenizer's feature `scales`: [B, 3, h, w], coarse to fine, without the image
     itself. VFM-VAE, arXiv:2510.18457, there with weight 0.1.
     """
 
@@ -20,7 +20,7 @@ class MultiscalePixel(Loss):
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         errors = [
-            (made.float() - F.adaptive_avg_pool2d(images.float(), made.shape[2:])).abs().mean()
-            for made in rebuilt.features["scales"]
+            (smaller.float() - F.adaptive_avg_pool2d(images.float(), smaller.shape[2:])).abs().mean()
+            for smaller in rebuilt.features["scales"]
         ]
         return {"multiscale_pixel": sum(errors)}

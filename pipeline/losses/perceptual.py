@@ -1,4 +1,4 @@
-"""Distance between images as a frozen network sees them."""
+"""Distance between images in the feature maps of a frozen network."""
 
 from torch import Tensor, nn
 
@@ -8,25 +8,26 @@ from pipeline.tokenizers.base import Rebuilt
 
 
 class Perceptual(Loss):
-    """`perceptual`: LPIPS (Zhang et al., arXiv:1801.03924) in the features of `backbone`, a mean over images.
+    """`perceptual`: LPIPS (Zhang et al., arXiv:1801.03924) in the features of `extractor`, a mean over images.
 
-    `backbone` is frozen here and stays in evaluation mode; `name` says which one it is ("lpips_vgg", "classifier").
+    `extractor` is frozen and stays in evaluation mode; `name` says which one it is ("lpips_vgg", "classifier").
     """
 
     terms = ("perceptual",)
+    extractor_kind = "perceptual_backbone"
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, extractor: nn.Module):
         super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
+        self.extractor = extractor.requires_grad_(False).eval()
 
     @property
     def name(self) -> str:
-        return self.backbone.name
+        return self.extractor.name
 
     def train(self, mode: bool = True) -> "Perceptual":
         super().train(mode)
-        self.backbone.eval()
+        self.extractor.eval()
         return self
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
-        return {"perceptual": perceptual_distance(self.backbone, images, rebuilt.images).mean()}
+        return {"perceptual": perceptual_distance(self.extractor, images, rebuilt.images).mean()}

@@ -25,7 +25,7 @@ class Relational(Alignment):
 
     def __init__(
         self,
-        tap: Tap,
+        extractor: Tap,
         dim: int,
         grid: list[int],
         teacher: str = "auto",
@@ -37,17 +37,17 @@ class Relational(Alignment):
         cosine_weight: float = 1.0,
         matrix_weight: float = 1.0,
     ):
-        super().__init__(tap, grid, block)
+        super().__init__(extractor, grid, block)
         if min(cosine_margin, matrix_margin) < 0:
             raise ValueError("relational: margins are 0 or more; below it nothing that agrees would do")
-        net = FeatureHead(dim, tap.width, grid, HeadShape(layers=1), bias=False)
+        net = FeatureHead(dim, extractor.width, grid, HeadShape(layers=1), bias=False)
         self.head = net if block is not None else LatentHead(net)
         self.margins, self.weights = (cosine_margin, matrix_margin), (cosine_weight, matrix_weight)
 
-    def compared(self, made: Tensor, aims: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
-        z, f = F.normalize(made.float(), dim=-1), F.normalize(aims.float(), dim=-1)
+    def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
+        z, f = F.normalize(tokens.float(), dim=-1), F.normalize(targets.float(), dim=-1)
         cosine = F.relu(1 - self.margins[0] - (z * f).sum(dim=-1)).mean()
         matrix = F.relu((z @ z.mT - f @ f.mT).abs() - self.margins[1]).mean()
-        parts = {"cosine": cosine.detach(), "matrix": matrix.detach()}
-        self.metrics = {f"relational_{part}_{self.name}": value for part, value in parts.items()}
+        metrics = {"cosine": cosine.detach(), "matrix": matrix.detach()}
+        self.metrics = {f"relational_{name}_{self.name}": value for name, value in metrics.items()}
         return {"relational": self.weights[0] * cosine + self.weights[1] * matrix}

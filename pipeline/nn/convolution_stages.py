@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 WIDTH = 32  # channels of the first stage
+MapSizes = list[tuple[int, int]]  # channels and side of each map of a network
 
 
 class ConvolutionStages(nn.Module):

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.convolution import Tower
+from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.embeddings import fixed_positions
 from pipeline.nn.processes import global_mean
 from pipeline.nn.vision_transformer import PreNormBlock
-from pipeline.vision.frozen_encoder import Layout
 
 EPSILON = 1e-6
 
@@ -21,12 +21,12 @@ class Residual(Tower):
     All its values of a batch are shifted and scaled by two numbers, so that they have mean and std of all the frozen
     features'. At evaluation the four numbers are running averages of training's, by `momentum`, so that a code does not
     depend on the images beside its own. In training the branch of an image is, with probability `drop`, replaced by a
-    learned token at all places. Positions are fixed.
+    learned token at all positions. Positions are fixed.
     """
 
     def __init__(
         self,
-        maps: Layout,
+        maps: MapSizes,
         image_size: int,
         channels: int = 8,
         width: int = 384,
@@ -55,7 +55,7 @@ class Residual(Tower):
         if width % heads or width % 4:
             raise ValueError(f"a width of {width} does not divide by 4 and by {heads} heads")
         if not 0 <= drop < 1:
-            raise ValueError(f"drop is {drop:g}; it is a share, from 0 up to below 1")
+            raise ValueError(f"drop is {drop:g}; use a fraction from 0 up to below 1")
         return arguments.channels
 
     def forward(self, images: Tensor, maps: list[Tensor], draws: Draws | None = None) -> Tensor:
@@ -66,13 +66,13 @@ class Residual(Tower):
         h = h + fixed_positions(grid, h.shape[2]).to(h)
         for block in self.blocks:
             h = self.run(block, h)
-        found = self.matched(self.head(self.norm(h)), maps[-1])
+        features = self.match_moments(self.head(self.norm(h)), maps[-1])
         if draws is not None and self.drop:
-            kept = draws.kept("texture", (1, 1), self.drop).to(found.device)
-            found = torch.where(kept, found, self.token.to(found))
-        return found.mT.unflatten(2, grid)
+            kept = draws.kept("texture", (1, 1), self.drop).to(features.device)
+            features = torch.where(kept, features, self.token.to(features))
+        return features.mT.unflatten(2, grid)
 
-    def matched(self, branch: Tensor, frozen: Tensor) -> Tensor:
+    def match_moments(self, branch: Tensor, frozen: Tensor) -> Tensor:
         """`branch` with mean and std of all values of `frozen`, a batch's in training; its own have a gradient."""
         own, aim = self.own, self.aim
         if self.training:
@@ -87,10 +87,10 @@ class Shallow(nn.Module):
     """DINO-Tok's branch (arXiv:2511.20565): the first of two taps, a shallow one, through an adapter to `channels`.
 
     The adapter is a norm, `blocks` transformer blocks of the tap's width, and a linear layer; a tap finer than the code
-    has its places folded into channels before that. That it has blocks is inferred: the method's code is not public.
+    has its positions folded into channels before that. That it has blocks is inferred: the method's code is not public.
     """
 
-    def __init__(self, maps: Layout, image_size: int, channels: int = 64, blocks: int = 2, heads: int = 12):
+    def __init__(self, maps: MapSizes, image_size: int, channels: int = 64, blocks: int = 2, heads: int = 12):
         super().__init__()
         (width, side), coarse = maps[0], maps[-1][1]
         self.channels, self.fold = channels, side // coarse
@@ -107,7 +107,7 @@ class Shallow(nn.Module):
             raise ValueError(f"a shallow texture_branch reads the first of two taps; there are {len(maps)}")
         (width, side), coarse = maps[0], maps[-1][1]
         if side % coarse:
-            raise ValueError(f"the shallow tap has {side} places a side, which {coarse} of the code do not divide")
+            raise ValueError(f"the shallow tap has {side} positions a side, which the code's {coarse} do not divide")
         if arguments.blocks and (width * (side // coarse) ** 2) % heads:
             raise ValueError(f"{width * (side // coarse) ** 2} channels do not divide by {heads} heads")
         return arguments.channels

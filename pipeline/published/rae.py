@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.components import build as build_component
 from pipeline.published.checkpoint import fill, heads_of, need, read, rename
-from pipeline.vision.frozen_encoder import IMAGENET
+from pipeline.vision.backbone import IMAGENET
 
 WHAT = "RAE's decoder of DINOv2 features (nyu-visionx/RAE-collections: decoders/dinov2/.../model.pt)"
 HEADS = {512: 16, 768: 12, 1024: 16, 1152: 16}  # by the decoder's width

@@ -24,8 +24,9 @@ DERIVED = {  # what a recipe may not state, by slot
     "tokenizers": ("image_size",),
     "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token"),
     "objectives": (),
-    "losses": ("backbone", "class_teacher", "tap", "dim", "grid"),
+    "losses": ("extractor", "dim", "grid"),
     "critics": ("widths", "source"),
+    "adversarial": (),
     "perturbations": (),
     "metrics": ("neighbours", "noise"),  # of `evaluate` and of a card
 }

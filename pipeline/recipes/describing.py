@@ -22,6 +22,7 @@ PLACES = {  # where a recipe names the kinds of a slot
     "bottlenecks": "tokenizer.model.bottleneck",
     "losses": "tokenizer.phases.NAME.losses.NAME and generator.losses.NAME",
     "critics": "tokenizer.phases.NAME.adversary.critic",
+    "adversarial": "tokenizer.phases.NAME.adversary.loss",
     "perturbations": "tokenizer.phases.NAME.perturbation",
     "networks": "generator.network",
     "objectives": "generator.objective",

@@ -67,7 +67,7 @@ class Adversary:
     """A critic that is trained with the tokenizer, and the loss term `adversarial` that it gives."""
 
     critic: Node  # slot critics
-    loss: Literal["hinge", "nonsaturating", "least_squares"] = "hinge"
+    loss: str | Node = "hinge"  # slot adversarial: a kind, or a node of one with its arguments
     start: int = 0  # first step at which the term is used and the critic is trained
     warmup: int = 0  # steps after `start` over which the term's weight rises linearly
     adaptive: bool = True  # scale the weight by the ratio of gradients at the decoder's last layer, as VQGAN does

@@ -1,4 +1,4 @@
-"""What every teacher promises: feature maps of images, by a name that numbers which come of them bear."""
+"""What every teacher promises: feature maps of images, with a name for the numbers that come of them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -22,7 +22,7 @@ class Teacher(Protocol):
 class Tap(nn.Module):
     """A map of a teacher, number `index`, or several; it stays frozen and in evaluation mode whatever it is a part of.
 
-    Of several the first is the one that features of places are of. Raises ValueError where the teacher has no such map.
+    Of several, `forward` gives the first. Raises ValueError where the teacher has no such map.
     """
 
     def __init__(self, teacher: Teacher, index: int = -1, *others: int):
@@ -43,12 +43,12 @@ class Tap(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Images [B, 3, H, W] in [-1, 1] to the maps [B, C, h, w], through which a gradient goes back to the images."""
-        found = self.teacher.maps(images)
-        return [found[index] for index in (self.index, *self.others)]
+        maps = self.teacher.maps(images)
+        return [maps[index] for index in (self.index, *self.others)]
 
     @torch.no_grad()
     def forward(self, images: Tensor, grid: Sequence[int]) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] to a feature for every place of `grid`, [B, h * w, width], row by row.
+        """Images [B, 3, H, W] in [-1, 1] to a feature for every position of `grid`, [B, h * w, width], row by row.
 
         Maps of another grid are resampled as `resize_map` does it.
         """

@@ -58,7 +58,7 @@ class Classifier(ConvolutionStages, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor, batch: int = 256) -> float:
-        """Share of images [n, 3, H, W] whose largest logit is at their label [n]."""
+        """Fraction of images [n, 3, H, W] whose largest logit is at their label [n]."""
         guesses = torch.cat([self(part).argmax(1) for part in images.split(batch)])
         return (guesses == labels).double().mean().item()
 
@@ -97,10 +97,10 @@ def _train(network: Classifier, images: Tensor, labels: Tensor | None, seed: int
         chosen = torch.randint(len(images), (batch,), generator=randomness)
         picked = jitter(images[chosen.to(images.device)], randomness).contiguous(memory_format=torch.channels_last)
         if labels is None:
-            picked, aims = turned(picked, randomness)
+            picked, targets = rotate(picked, randomness)
         else:
-            aims = labels[chosen.to(labels.device)].to(images.device)
-        loss = F.cross_entropy(network(picked), aims, label_smoothing=0.05)
+            targets = labels[chosen.to(labels.device)].to(images.device)
+        loss = F.cross_entropy(network(picked), targets, label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -117,7 +117,7 @@ def jitter(images: Tensor, randomness: Generator, shift: float = 0.08, turn: flo
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def turned(images: Tensor, randomness: Generator) -> tuple[Tensor, Tensor]:
+def rotate(images: Tensor, randomness: Generator) -> tuple[Tensor, Tensor]:
     """Each image by its own number of quarter turns, and those numbers [B]."""
     turns = torch.randint(4, (len(images),), generator=randomness).to(images.device)
     all_four = torch.stack([images.rot90(k, dims=(2, 3)) for k in range(4)])  # [4, B, 3, H, W]

@@ -49,8 +49,8 @@ BRANCHES: dict[str, dict[str, list[Step]]] = {
 
 
 @dataclass
-class Seen:
-    """What the network sees of B images."""
+class InceptionOutput:
+    """The network's outputs for B images."""
 
     pooled: Tensor  # [B, 2048]
     spatial: Tensor  # [B, 2023]: 17 x 17 places of 7 channels, channels last, as ADM's statistics have them
@@ -58,7 +58,7 @@ class Seen:
 
 
 class Inception(nn.Module):
-    """Szegedy et al., arXiv:1512.00567, as the graph of 2015-12-05 has it and pytorch-fid and torch-fidelity follow it.
+    """Szegedy et al., arXiv:1512.00567, as in the graph of 2015-12-05, and in pytorch-fid and torch-fidelity.
 
     Built with random weights; `load` reads the published ones. Means over a window leave out what is padded, the last
     block takes a maximum in the mean's place, and there are 1,008 classes.
@@ -72,11 +72,11 @@ class Inception(nn.Module):
         self.Conv2d_3b_1x1 = Convolution(64, 80, 1)
         self.Conv2d_4a_3x3 = Convolution(80, 192, 3, padded=False)
         for name, (channels, branches, pool, pooled) in BLOCKS.items():
-            chosen = middle(branches) if isinstance(branches, int) else BRANCHES[branches]
-            self.add_module(name, Mixed(channels, chosen, pool, pooled))
+            steps = middle(branches) if isinstance(branches, int) else BRANCHES[branches]
+            self.add_module(name, Mixed(channels, steps, pool, pooled))
         self.fc = nn.Linear(2048, 1008)
 
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> InceptionOutput:
         """images [B, 3, 299, 299] in [0, 255]."""
         h = self.stem((images - 128) / 128)
         for name in BLOCKS:
@@ -85,7 +85,7 @@ class Inception(nn.Module):
                 spatial = block.branch1x1(h)[:, :SPATIAL].permute(0, 2, 3, 1).flatten(1)
             h = block(h)
         pooled = h.mean(dim=(2, 3))
-        return Seen(pooled, spatial, F.linear(pooled, self.fc.weight))
+        return InceptionOutput(pooled, spatial, F.linear(pooled, self.fc.weight))
 
     def stem(self, h: Tensor) -> Tensor:
         """[B, 3, 299, 299] in [-1, 1] to [B, 192, 35, 35]."""
@@ -150,13 +150,13 @@ class Mixed(nn.Module):
         return path
 
     def forward(self, h: Tensor) -> Tensor:
-        found = []
+        outputs = []
         for path in self.paths:
             branch = h
             for names in path:
                 branch = torch.cat([self.get_submodule(name)(branch) for name in names], dim=1)
-            found.append(branch)
-        return torch.cat([*found, self.pooled(h)], dim=1)
+            outputs.append(branch)
+        return torch.cat([*outputs, self.pooled(h)], dim=1)
 
     def pooled(self, h: Tensor) -> Tensor:
         if self.pool == "halve":

@@ -45,13 +45,13 @@ class LpipsVgg(ModelMixin, ConfigMixin):
         """Five maps [B, C, h, w] of images [B, 3, H, W] in [-1, 1], halving in size."""
         if min(images.shape[2:]) < 16:
             raise ValueError(f"LPIPS needs images of 16 pixels a side or more, not {list(images.shape[2:])}")
-        h, found = (images - self.mean) / self.std, []
+        h, maps = (images - self.mean) / self.std, []
         for i, stage in enumerate(self.stages):
             h = F.max_pool2d(h, 2) if i else h
             for convolution in stage:
                 h = F.relu(convolution(h))
-            found.append(h)
-        return found
+            maps.append(h)
+        return maps
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.maps(images)
@@ -74,8 +74,8 @@ class LpipsVgg(ModelMixin, ConfigMixin):
         state, index = {}, 0  # torchvision counts convolutions, ReLUs and poolings
         for i, stage in enumerate(network.stages):
             for j in range(len(stage)):
-                for part in ("weight", "bias"):
-                    state[f"stages.{i}.{j}.{part}"] = features[f"features.{index}.{part}"]
+                for name in ("weight", "bias"):
+                    state[f"stages.{i}.{j}.{name}"] = features[f"features.{index}.{name}"]
                 index += 2
             index += 1
             state[f"channel_weights.{i}"] = linear[f"lin{i}.model.1.weight"].flatten()

@@ -11,10 +11,11 @@ from pipeline.code import LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, Rebuilt, TrainingInputs
-from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, Layout, OnFrozenEncoder, needs_stand_in
+from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, OnFrozenEncoder, needs_stand_in
 
 
 class Pyramid(OnFrozenEncoder, MapTokenizer):
@@ -114,7 +115,7 @@ def chosen_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEn
     return encoder, arguments | {"image_size": image_size}
 
 
-def check_sides(arguments: Arguments, maps: Layout) -> None:
+def check_sides(arguments: Arguments, maps: MapSizes) -> None:
     """ValueError where taps do not fold to `side` places a side, or levels do not lead from there to the image."""
     image_size, side, widths, spatial = (arguments[n] for n in ("image_size", "side", "widths", "spatial"))
     if side < 4 or side % 2:

@@ -12,10 +12,11 @@ from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.texture_branch import BRANCHES
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TrainingInputs
-from pipeline.vision.frozen_encoder import ENCODERS, Layout, OnFrozenEncoder, needs_stand_in
+from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 
 
 class Representation(OnFrozenEncoder, MapTokenizer):
@@ -62,7 +63,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         self.encoder.requires_grad_(False)
 
     @classmethod
-    def plan(cls, arguments: Arguments) -> tuple[Layout, LatentSpec]:
+    def plan(cls, arguments: Arguments) -> tuple[MapSizes, LatentSpec]:
         """The maps that the frozen encoder gives, and the spec of the code that is made of them."""
         encoder, encoder_arguments = chosen(ENCODERS, arguments.frozen_encoder, "frozen_encoder")
         maps = encoder.layout(encoder_arguments | {"image_size": arguments.image_size})

@@ -10,7 +10,7 @@ from pipeline.draws import StepDraws
 from pipeline.losses.base import Alignment
 from pipeline.objectives.base import Objective
 from pipeline.samplers.guidance import drop
-from pipeline.training.loss_heads import Tapped
+from pipeline.training.loss_heads import NetworkWithHeads
 
 
 class Generation:
@@ -29,7 +29,9 @@ class Generation:
         losses: Mapping[str, Alignment] | None = None,
     ):
         self.losses = dict(losses or {})
-        self.players: dict[str, nn.Module] = {"network": Tapped(network, self.losses) if self.losses else network}
+        self.players: dict[str, nn.Module] = {
+            "network": NetworkWithHeads(network, self.losses) if self.losses else network
+        }
         self.network, self.objective, self.weights = network, objective, weights
         self.metrics: dict[str, Tensor] = {}
 
@@ -39,16 +41,16 @@ class Generation:
             code = replace(code, z=code.z + batch.std * draws.normal("posterior", tuple(code.z.shape[1:])))
         condition = drop(self.network, batch.condition, draws.uniform("class_drop"))
         player, states = self.players["network"], {}
-        network = recording(player, states) if self.losses else player
+        network = record_heads(player, states) if self.losses else player
         terms = self.objective.loss(network, code, condition, self.objective.draw(code, draws))
         for term, loss in self.losses.items():
             features = batch.features[term] if term in batch.features else loss.tap(batch.images, loss.grid)
-            terms |= loss.compared(states[term], features)
+            terms |= loss.compare(states[term], features)
             self.metrics |= loss.metrics
         yield "network", {name: self.weights[name] * term for name, term in terms.items()}
 
 
-def recording(player: Tapped, states: dict[str, Tensor]) -> Callable[..., Tensor]:
+def record_heads(player: NetworkWithHeads, states: dict[str, Tensor]) -> Callable[..., Tensor]:
     """The network as an objective calls it; the outputs of the heads are put into `states`, by term."""
 
     def predict(*inputs: Any) -> Tensor:

@@ -14,7 +14,7 @@ from pipeline.losses.base import Loss
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.recipes.schema import Phase
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
-from pipeline.training.contest import opponent
+from pipeline.training.adversarial_game import frozen_judge
 from pipeline.training.generation import Generation
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.validation import at
@@ -83,7 +83,7 @@ class JointTraining(Reconstruction):
     ) -> dict[str, Tensor]:
         """The weighted terms of the generator's losses, whose gradient goes to the code alone."""
         objective = self.generation.objective
-        with opponent(self.players["network"]) as generator:
+        with frozen_judge(self.players["network"]) as generator:
             generator.eval()
             code = Code(z=generator.norm(self.z))
             inputs = objective.denoiser_input(code, condition, objective.draw(code, draws))
@@ -91,5 +91,5 @@ class JointTraining(Reconstruction):
             generator.train()
         terms = {}
         for term, loss in self.generation.losses.items():
-            terms |= loss.compared(states[term], features[term])
+            terms |= loss.compare(states[term], features[term])
         return {term: self.alignment[term] * value for term, value in terms.items()}

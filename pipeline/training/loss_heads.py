@@ -1,4 +1,4 @@
-"""Nets that losses train beside a tokenizer or a network: one player of the training, apart again when it is saved."""
+"""Heads that losses train beside a tokenizer or a network: one player in training, and separate files when saved."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -22,17 +22,18 @@ FOLDER = "heads"
 log = logging.getLogger(__name__)
 
 
-class WithHeads(nn.Module):
-    """A tokenizer and the heads of its losses, by term, run in one pass, as what averages gradients needs it.
+class TokenizerWithHeads(nn.Module):
+    """A tokenizer and the heads of its losses, by term, run in one pass, so that processes average all gradients.
 
-    A head sees the code, or what the module of the tokenizer makes that its loss names by `at`.
+    A head reads the code, or the output of the tokenizer's module that its loss is attached to.
     """
 
     def __init__(self, model: Tokenizer, losses: Mapping[str, Loss]):
         super().__init__()
         self.model = model
         self.heads = nn.ModuleDict({term: loss.head for term, loss in losses.items()})
-        self.at = {term: name for term, loss in losses.items() if (name := getattr(loss, "at", None)) is not None}
+        attached = {term: loss.attachment for term, loss in losses.items()}
+        self.modules_of = {term: at.module for term, at in attached.items() if at.module is not None}
 
     def forward(
         self,
@@ -40,60 +41,59 @@ class WithHeads(nn.Module):
         condition: Condition | None = None,
         draws: Draws | None = None,
         perturb: Perturb | None = None,
-        **asked: Any,
+        **arguments: Any,
     ) -> Rebuilt:
         """As the tokenizer's, with `decoder_input` and `head_outputs` filled."""
-        shown: list[Tensor] = []
+        perturbed: list[Tensor] = []
 
-        def watched(neck: Bottleneck, h: Tensor, code: Code) -> Tensor:
-            shown.append(perturb(neck, h, code))
-            return shown[-1]
+        def perturb_and_record(neck: Bottleneck, h: Tensor, code: Code) -> Tensor:
+            perturbed.append(perturb(neck, h, code))
+            return perturbed[-1]
 
         if perturb is not None:
-            asked["perturb"] = watched
-        with outputs_of(self.model, self.at.values()) as outputs:
-            rebuilt = self.model(images, condition, draws, **asked)
+            arguments["perturb"] = perturb_and_record
+        with outputs_of(self.model, self.modules_of.values()) as outputs:
+            rebuilt = self.model(images, condition, draws, **arguments)
         z = rebuilt.code.z
-        rebuilt = replace(rebuilt, decoder_input=in_place(shown[0], z, rebuilt.features) if shown else None)
-        made = {
-            term: self.heads[term](self.model.position_tokens(name, outputs[name])) for term, name in self.at.items()
-        }
+        rebuilt = replace(rebuilt, decoder_input=at_positions(perturbed[0], z, rebuilt.features) if perturbed else None)
+        tokens = {term: self.model.position_tokens(name, outputs[name]) for term, name in self.modules_of.items()}
+        heads = {term: self.heads[term](one) for term, one in tokens.items()}
         for term, head in self.heads.items():
-            if term not in made:
-                made[term] = head(z, rebuilt.decoder_input, rebuilt.features, draws)
-        return replace(rebuilt, head_outputs=made)
+            if term not in heads:
+                heads[term] = head(z, rebuilt.decoder_input, rebuilt.features, draws)
+        return replace(rebuilt, head_outputs=heads)
 
 
-class Tapped(nn.Module):
+class NetworkWithHeads(nn.Module):
     """A generator's network and the heads of its losses, by term, each at the hidden states after a block of its own.
 
-    A loss without a head has the hidden states themselves.
+    A loss without a head reads the hidden states themselves.
     """
 
     def __init__(self, model: nn.Module, losses: Mapping[str, Loss]):
         super().__init__()
         self.model = model
         self.heads = nn.ModuleDict({term: loss.head or nn.Identity() for term, loss in losses.items()})
-        self.blocks = {term: loss.block for term, loss in losses.items()}
+        self.blocks = {term: loss.attachment.block for term, loss in losses.items()}
 
-    def forward(self, *asked: Any, predict: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """What the network predicts of what it is asked, and by term what its head makes, [B, N, C].
+    def forward(self, *arguments: Any, predict: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The network's prediction for its arguments, and by term the output of its head, [B, N, C].
 
         Without `predict` no more of the network is run than the heads read.
         """
         taps, prediction = tuple(self.blocks.values()), None
         if predict:
-            prediction, states = self.model(*asked, taps=taps)
+            prediction, states = self.model(*arguments, taps=taps)
         else:
-            states = self.model.tapped(*asked, taps)
+            states = self.model.tapped(*arguments, taps)
         return prediction, {term: self.heads[term](state) for term, state in zip(self.blocks, states)}
 
 
-def in_place(shown: Tensor, z: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-    """What the decoder was shown of the places that were kept, at these places of z [B, N, C]; 0 at the others."""
-    if shown.shape[1] == z.shape[1] or "kept" not in features:
-        return shown
-    return torch.zeros_like(z).masked_scatter(features["kept"][:, :, None].expand_as(z), shown.to(z.dtype))
+def at_positions(perturbed: Tensor, z: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+    """The decoder's tokens of the positions that were kept, at these positions of z [B, N, C]; 0 at the others."""
+    if perturbed.shape[1] == z.shape[1] or "kept" not in features:
+        return perturbed
+    return torch.zeros_like(z).masked_scatter(features["kept"][:, :, None].expand_as(z), perturbed.to(z.dtype))
 
 
 def by_term(losses: Iterable[Loss]) -> dict[str, Loss]:
@@ -101,15 +101,15 @@ def by_term(losses: Iterable[Loss]) -> dict[str, Loss]:
     return {loss.terms[0]: loss for loss in losses if loss.head is not None}
 
 
-def joined(tokenizer: Tokenizer, losses: Iterable[Loss]) -> nn.Module:
+def attach_heads(tokenizer: Tokenizer, losses: Iterable[Loss]) -> nn.Module:
     """The player of a training: the tokenizer with the heads of its losses, or alone where none has one."""
-    found = by_term(losses)
-    return WithHeads(tokenizer, found) if found else tokenizer
+    with_head = by_term(losses)
+    return TokenizerWithHeads(tokenizer, with_head) if with_head else tokenizer
 
 
-def parted(player: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
-    """The model of a player, and its heads by term: the inverse of joining."""
-    if isinstance(player, (WithHeads, Tapped)):
+def detach_heads(player: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
+    """The model of a player, and its heads by term: the inverse of `attach_heads`."""
+    if isinstance(player, (TokenizerWithHeads, NetworkWithHeads)):
         return player.model, {term: head for term, head in player.heads.items() if list(head.parameters())}
     return player, {}
 
@@ -122,15 +122,15 @@ def save_heads(heads: Mapping[str, nn.Module], folder: Path) -> None:
 
 
 def carry_heads(losses: Iterable[Loss], folders: Iterable[Path]) -> None:
-    """Fill heads from the last of `folders` that has one of the same term, if it is of the same make; the log says."""
+    """Load heads from the last of `folders` that has one of the same term; one of other shapes is not, and logged."""
     folders = list(folders)
     for term, loss in by_term(losses).items():
         files = [folder / FOLDER / f"{term}.safetensors" for folder in folders]
-        found = [file for file in files if file.is_file()]
-        if not found:
+        saved = [file for file in files if file.is_file()]
+        if not saved:
             continue
-        state, own = load_file(found[-1]), loss.head.state_dict()
-        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
-            log.warning("the head in %s is of another make than this phase's %s: a new one is trained", found[-1], term)
+        state, needed = load_file(saved[-1]), loss.head.state_dict()
+        if {name: value.shape for name, value in state.items()} != {name: v.shape for name, v in needed.items()}:
+            log.warning("the head in %s is of another make than this phase's %s: a new one is trained", saved[-1], term)
         else:
             loss.head.load_state_dict(state)

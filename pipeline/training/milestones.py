@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipeline.sampling.weak_network import milestone
-from pipeline.training.loss_heads import parted
+from pipeline.training.loss_heads import detach_heads
 
 
 @dataclass
@@ -20,5 +20,5 @@ class Milestones:
 
     def __call__(self, step: int, averages: dict[str, nn.Module]) -> bool:
         if step in self.steps and self.accelerator.is_main_process:
-            parted(averages["network"])[0].save_pretrained(milestone(self.folder, step))
+            detach_heads(averages["network"])[0].save_pretrained(milestone(self.folder, step))
         return False

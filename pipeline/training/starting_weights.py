@@ -11,8 +11,8 @@ from pipeline.saved_folders import INDEX, fingerprint_files, load_component
 Model = TypeVar("Model", bound=ModelMixin)
 
 
-def loaded(model: Model, folder: str | None, where: str) -> Model:
-    """`model` itself, or with a folder the model in it, which must be of the same class and make.
+def load_start(model: Model, folder: str | None, where: str) -> Model:
+    """`model` with the weights in `folder`, of the same class and arguments; without a folder as it is.
 
     Raises ValueError with one line that names the place in the recipe (`where`) and what differs.
     """
@@ -24,10 +24,10 @@ def loaded(model: Model, folder: str | None, where: str) -> Model:
     stored = json.loads((path / "config.json").read_text())
     if stored["_class_name"] != type(model).__name__:
         raise ValueError(f"{where}: {folder} holds a {stored['_class_name']}, the recipe a {type(model).__name__}")
-    own = json.loads(model.to_json_string())
-    for name in sorted(set(own) & set(stored) - set(model.of_the_run)):
-        if not name.startswith("_") and differ(own[name], stored[name]):
-            raise ValueError(f"{where}: {folder} was made with {name} {stored[name]}, the recipe has {own[name]}")
+    given = json.loads(model.to_json_string())
+    for name in sorted(set(given) & set(stored) - set(model.of_the_run)):
+        if not name.startswith("_") and differ(given[name], stored[name]):
+            raise ValueError(f"{where}: {folder} was made with {name} {stored[name]}, the recipe has {given[name]}")
     weights, needed = load_component(type(model), path).state_dict(), model.state_dict()
     for name in needed:
         if weights[name].shape != needed[name].shape:

@@ -1,6 +1,5 @@
 """DINOv2's published weights: read safely, and resampled to other patches and another grid of them."""
 
-import json
 import math
 from collections.abc import Mapping
 
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.nn.dinov2 import Dinov2
+from pipeline.vision.backbone import difference, read_config
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
 
 FIXED = {  # what `Dinov2` cannot be otherwise, by the name in config.json
@@ -38,7 +38,7 @@ def start_from(vit: Dinov2, source: str, where: str) -> None:
     file = require_model(source, {}, where) / OF_A_FOLDER[1]
     if not file.is_file():
         raise ValueError(f"{where}: {source} holds no {file.name}; name a DINOv2 in transformers' format")
-    state = converted(load_file(file), len(vit.blocks), f"{where}: {source}")
+    state = convert(load_file(file), len(vit.blocks), f"{where}: {source}")
     state["positions"] = resampled_positions(state["positions"], math.isqrt(len(vit.positions) - 1))
     if vit.patch_embedding is None:
         state = {name: value for name, value in state.items() if not name.startswith("patch_embedding.")}
@@ -64,48 +64,48 @@ def check_config(source: str, sizes: Mapping[str, int], where: str) -> None:
     file = folder / OF_A_FOLDER[0]
     if not file.is_file():
         raise ValueError(f"{where}: {source} holds no {file.name}; name a DINOv2 in transformers' format")
-    config = json.loads(file.read_text())
-    for name, value in (FIXED | dict(sizes)).items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{where}: {source} has {name} {config[name]}, here it is {value}")
+    config, expected = read_config(folder), FIXED | dict(sizes)
+    if name := difference(config, expected):
+        raise ValueError(f"{where}: {source} has {name} {config[name]}, here it is {expected[name]}")
 
 
-def converted(state: Mapping[str, Tensor], depth: int, what: str) -> dict[str, Tensor]:
+def convert(state: Mapping[str, Tensor], depth: int, what: str) -> dict[str, Tensor]:
     """A state of transformers' Dinov2Model under the names of `Dinov2`, in float32; its mask token is dropped.
 
     Raises ValueError, beginning with `what`, for keys that are missing or unknown.
     """
-    left = {name: value.float() for name, value in state.items()}
+    unread = {name: value.float() for name, value in state.items()}
 
     def take(name: str) -> Tensor:
-        if name not in left:
+        if name not in unread:
             raise ValueError(f"{what} has no {name}; it is not a DINOv2 of {depth} blocks")
-        return left.pop(name)
+        return unread.pop(name)
 
-    found = {
+    converted = {
         "class_token": take("embeddings.cls_token")[0],
         "positions": take("embeddings.position_embeddings")[0],
     }
     for kind in ("weight", "bias"):
-        found[f"patch_embedding.{kind}"] = take(f"embeddings.patch_embeddings.projection.{kind}")
-        found[f"norm.{kind}"] = take(f"layernorm.{kind}")
+        converted[f"patch_embedding.{kind}"] = take(f"embeddings.patch_embeddings.projection.{kind}")
+        converted[f"norm.{kind}"] = take(f"layernorm.{kind}")
         for ours, theirs in ((f"blocks.{i}", f"encoder.layer.{i}") for i in range(depth)):
             parts = [take(f"{theirs}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
-            found[f"{ours}.attention.qkv.{kind}"] = torch.cat(parts)
-            found |= {f"{ours}.{new}.{kind}": take(f"{theirs}.{old}.{kind}") for new, old in LAYERS.items()}
+            converted[f"{ours}.attention.qkv.{kind}"] = torch.cat(parts)
+            converted |= {f"{ours}.{new}.{kind}": take(f"{theirs}.{old}.{kind}") for new, old in LAYERS.items()}
     for i in range(depth):
-        found |= {f"blocks.{i}.scale{n}": take(f"encoder.layer.{i}.layer_scale{n}.lambda1") for n in (1, 2)}
-    left.pop("embeddings.mask_token", None)  # the pretraining's own
-    if left:
-        raise ValueError(f"{what} has {len(left)} weights that this transformer lacks: {', '.join(sorted(left)[:3])}")
-    return found
+        converted |= {f"blocks.{i}.scale{n}": take(f"encoder.layer.{i}.layer_scale{n}.lambda1") for n in (1, 2)}
+    unread.pop("embeddings.mask_token", None)  # the pretraining's own
+    if unread:
+        names = ", ".join(sorted(unread)[:3])
+        raise ValueError(f"{what} has {len(unread)} weights that this transformer lacks: {names}")
+    return converted
 
 
 def resampled_kernel(kernel: Tensor, size: int) -> Tensor:
     """A patch embedding's kernel [width, 3, p, p] for patches of `size` pixels a side, [width, 3, size, size].
 
     Beyer et al., arXiv:2212.08013, section 3.4: with B the matrix that resizes a patch (bicubic, antialiased), it is
-    the pseudo-inverse of B^T times the kernel, so that a patch that was enlarged gives what it gave before. This is
+    the pseudo-inverse of B^T times the kernel, so that an enlarged patch gives the same features. This is
     what timm does when it loads weights of another patch size, as the authors of RobusTok let it.
     """
     if kernel.shape[-1] == size:
@@ -113,12 +113,12 @@ def resampled_kernel(kernel: Tensor, size: int) -> Tensor:
     sides = kernel.shape[2:]
     pixels = torch.eye(sides.numel(), dtype=torch.float64).unflatten(1, (1, *sides))
     resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).flatten(1)  # B^T
-    found = kernel.double().flatten(2) @ torch.linalg.pinv(resized).T
-    return found.unflatten(2, (size, size)).to(kernel.dtype)
+    resampled = kernel.double().flatten(2) @ torch.linalg.pinv(resized).T
+    return resampled.unflatten(2, (size, size)).to(kernel.dtype)
 
 
 def resampled_positions(positions: Tensor, side: int) -> Tensor:
-    """Positions [1 + n, width] of a class token and a square grid, for one of `side` places: bicubic, antialiased.
+    """Positions [1 + n, width] of a class token and a square grid, for a grid of `side` x `side`: bicubic, antialiased.
 
     As timm resamples them on loading; transformers, which does so in every pass, has no antialiasing.
     """

@@ -1,7 +1,5 @@
 """Frozen networks as the first part of a tokenizer: built from plain values, filled once, and saved with the rest."""
 
-import inspect
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,34 +10,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.components import Arguments
-from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, channels, shape
-from pipeline.vision.config import read_config
+from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, MapSizes, channels, shape
+from pipeline.vision.backbone import IMAGENET, Backbone, difference, load_model, new_model, read_config
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
 
 Norm = Literal["plain", "own"]
-Layout = list[tuple[int, int]]  # channels and side of maps
 
 EPSILON = 1e-6
 SIZES = ("model_type", "hidden_size", "num_hidden_layers", "patch_size")  # what a recipe is checked by
 RANDOM, SAVED = "random", "saved"  # starts that read no weights
-IMAGENET = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]  # mean and std of colours in [0, 1]
 
 
 class FrozenEncoder(nn.Module, ABC):
     """Images [B, 3, H, W] in [-1, 1] to the maps `taps` of a network that nothing trains.
 
-    It stays in evaluation mode and makes no gradients. `norm` says what is done to each map: "plain" gives every place
-    mean 0 and variance 1 over its channels, which for a transformer's last layer is the model's own norm without its
-    scale and shift (RAE, arXiv:2510.11690); "own" leaves them as the model gives them.
+    It stays in evaluation mode and has no gradients. `norm` says how each map is normalised: "plain" gives every
+    position mean 0 and variance 1 over its channels, which for a transformer's last layer is the model's own norm
+    without its scale and shift (RAE, arXiv:2510.11690); "own" leaves them as the model gives them.
     """
 
-    def __init__(self, taps: list[int], norm: Norm):
-        super().__init__()
-        self.taps, self.norm = taps, norm
+    taps: list[int]
+    norm: Norm
 
     @classmethod
     @abstractmethod
-    def layout(cls, arguments: Arguments) -> Layout:
+    def layout(cls, arguments: Arguments) -> MapSizes:
         """Of the tapped maps, known without building; ValueError where the arguments do not fit together."""
 
     @abstractmethod
@@ -48,7 +43,7 @@ class FrozenEncoder(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def saved(self) -> dict[str, Any]:
+    def saved_arguments(self) -> dict[str, Any]:
         """Arguments that differ from those that it was built with, once it has its weights."""
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
@@ -56,10 +51,10 @@ class FrozenEncoder(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
-        found = self.maps(images)
+        maps = self.maps(images)
         if self.norm == "plain":
-            found = [F.layer_norm(m.float().movedim(1, -1), m.shape[1:2], eps=EPSILON).movedim(-1, 1) for m in found]
-        return [m.to(images.dtype) for m in found]
+            maps = [F.layer_norm(m.float().movedim(1, -1), m.shape[1:2], eps=EPSILON).movedim(-1, 1) for m in maps]
+        return [m.to(images.dtype) for m in maps]
 
 
 class StandIn(FrozenEncoder):
@@ -70,12 +65,12 @@ class StandIn(FrozenEncoder):
     """
 
     def __init__(self, image_size: int, taps: list[int] = [-1], norm: Norm = "plain", source: str | None = None):  # noqa: B006
-        super().__init__(taps, norm)
-        self.source = source
+        super().__init__()
+        self.taps, self.norm, self.source = taps, norm, source
         self.trunk = ConvolutionStages(**shape(image_size))
 
     @classmethod
-    def layout(cls, arguments: Arguments) -> Layout:
+    def layout(cls, arguments: Arguments) -> MapSizes:
         image_size = arguments.image_size
         sizes = shape(image_size)
         count = sizes["stages"] + 1
@@ -86,8 +81,8 @@ class StandIn(FrozenEncoder):
         return [(channels(WIDTH, count - 1)[i], sides[i]) for i in check_taps(arguments.taps, count)]
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        found = self.trunk.maps(images.to(self.trunk.stem[0].weight.dtype))
-        return [found[tap] for tap in self.taps]
+        maps = self.trunk.maps(images.to(self.trunk.stem[0].weight.dtype))
+        return [maps[tap] for tap in self.taps]
 
     def fill(self, classifier: nn.Module) -> None:
         """Take the weights of a trained classifier of the same sizes."""
@@ -96,22 +91,22 @@ class StandIn(FrozenEncoder):
         self.source = classifier.name
 
     @property
-    def saved(self) -> dict[str, Any]:
+    def saved_arguments(self) -> dict[str, Any]:
         return {} if self.source is None else {"source": self.source}
 
 
-class VisionTransformer(FrozenEncoder):
+class VisionTransformer(Backbone, FrozenEncoder):
     """The image half of one of transformers' vision models with patches: DINOv2, DINOv3, SigLIP, CLIP, MAE, ViT.
 
     `start` is the folder or hub id of its weights, or their name in `pipeline.vision.weights`, read when a tokenizer is
     built anew; "random" has none. `model` are values of its config.json, which must be those of `start`; of a hub id
-    model_type, hidden_size, num_hidden_layers and patch_size must be stated, so that a recipe is checked without
-    network. Taps count layers: 0 is what the first block reads, k what block k leaves, and -1, the last, passes through
-    the model's last norm too.
+    model_type, hidden_size, num_hidden_layers and patch_size must be given, so that a recipe is checked without
+    network. Taps count layers: 0 is what the first block reads, k the output of block k, and -1, the last, passes
+    through the model's last norm too.
 
     `image_patch` pixels of an image, a side, become one patch: images are resampled to that (bicubic, without
-    antialiasing, as RAE does it) and given the colours' `mean` and `std`. `source` is what a saved folder keeps of
-    where its weights came from; a recipe leaves it out.
+    antialiasing, as RAE does it) and normalised by the colours' `mean` and `std`. `source` is what a saved folder keeps
+    of where its weights came from; a recipe leaves it out.
     """
 
     def __init__(
@@ -122,27 +117,20 @@ class VisionTransformer(FrozenEncoder):
         image_patch: int = 16,
         taps: list[int] = [-1],  # noqa: B006
         norm: Norm = "plain",
-        mean: list[float] = IMAGENET[0],
-        std: list[float] = IMAGENET[1],
+        mean: list[float] = list(IMAGENET[0]),  # noqa: B006
+        std: list[float] = list(IMAGENET[1]),  # noqa: B006
         source: str | None = None,
     ):
         config = known_config(start, model)
-        super().__init__([tap % (config["num_hidden_layers"] + 1) for tap in taps], norm)
         on_meta = torch.empty(0).device.type == "meta"
         reads = start not in (RANDOM, SAVED) and not on_meta
-        self.model, self.source = filled(start, config) if reads else empty(config), start if reads else source
-        self.image_patch, self.patch = image_patch, config["patch_size"]
+        super().__init__(load_start(start, config) if reads else new_model(config), mean, std, antialias=False)
+        self.taps, self.norm = [tap % (config["num_hidden_layers"] + 1) for tap in taps], norm
+        self.image_patch, self.source = image_patch, start if reads else source
         self.requires_grad_(False)
-        self.arguments = {}
-        taken = inspect.signature(self.model.forward).parameters
-        if "interpolate_pos_encoding" in taken:  # the others do so of themselves
-            self.arguments["interpolate_pos_encoding"] = True
-        self.ordered = "noise" in taken  # a masked autoencoder shuffles its tokens by a noise
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     @classmethod
-    def layout(cls, arguments: Arguments) -> Layout:
+    def layout(cls, arguments: Arguments) -> MapSizes:
         image_size, start, image_patch = arguments.image_size, arguments.start, arguments.image_patch
         config = known_config(start, arguments.model)
         for name in SIZES:
@@ -154,27 +142,16 @@ class VisionTransformer(FrozenEncoder):
         return [(config["hidden_size"], image_size // image_patch)] * len(arguments.taps)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        sides = [side // self.image_patch * self.patch for side in images.shape[2:]]
-        pixels = images.float()
-        if list(images.shape[2:]) != sides:
-            pixels = F.interpolate(pixels, sides, mode="bicubic")
-        pixels = ((pixels + 1) / 2 - self.mean) / self.std
-        grid = [side // self.patch for side in sides]
-        count, last = grid[0] * grid[1], self.model.config.num_hidden_layers
-        arguments = dict(self.arguments)
-        if self.ordered:
-            arguments["noise"] = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
-        pixels = pixels.to(next(self.model.parameters()).dtype)
-        seen = self.model(pixel_values=pixels, output_hidden_states=True, **arguments)
-        normed = self.norm == "own"
-        layers = [seen.last_hidden_state if normed and tap == last else seen.hidden_states[tap] for tap in self.taps]
-        return [layer[:, -count:].mT.unflatten(2, grid) for layer in layers]  # before them: class token, registers
+        patch, last = self.model.config.patch_size, self.model.config.num_hidden_layers
+        pixels = self.normalise(images, [side // self.image_patch * patch for side in images.shape[2:]])
+        layers = self.layers_of(pixels, self.taps, last if self.norm == "own" else None)
+        return [self.as_map(self.patch_tokens(tokens, pixels), pixels) for tokens in layers]
 
     @property
-    def saved(self) -> dict[str, Any]:
+    def saved_arguments(self) -> dict[str, Any]:
         if self.source is None:
             return {}
-        return {"start": SAVED, "source": self.source, "model": plain(self.model.config)}
+        return {"start": SAVED, "source": self.source, "model": settings_of(self.model.config)}
 
 
 def needs_stand_in(frozen_encoder: Mapping[str, Any]) -> bool:
@@ -200,7 +177,7 @@ class OnFrozenEncoder:
 
     def keep_source(self) -> None:
         """The config says where the frozen weights are from, and with which arguments it is built without that."""
-        self.register_to_config(frozen_encoder=dict(self.config.frozen_encoder) | self.encoder.saved)
+        self.register_to_config(frozen_encoder=dict(self.config.frozen_encoder) | self.encoder.saved_arguments)
 
 
 def check_taps(taps: list[int], count: int) -> list[int]:
@@ -213,13 +190,13 @@ def check_taps(taps: list[int], count: int) -> list[int]:
 def known_config(start: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the config of `start` without network; ValueError where a folder's differs from `stated`."""
     folder = None if start in (RANDOM, SAVED) else locate_model(start, {}, "start")
-    return dict(stated) if folder is None else agreed(config_of_whole(folder), stated, start)
+    return dict(stated) if folder is None else merge_configs(config_of_whole(folder), stated, start)
 
 
-def agreed(config: dict[str, Any], stated: Mapping[str, Any], start: str) -> dict[str, Any]:
-    for name, value in stated.items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{start} has {name} {config[name]}, the recipe {value}; correct it under model")
+def merge_configs(config: dict[str, Any], stated: Mapping[str, Any], start: str) -> dict[str, Any]:
+    """Both configs as one; ValueError where they differ in a setting."""
+    if name := difference(config, stated):
+        raise ValueError(f"{start} has {name} {config[name]}, the recipe {stated[name]}; correct it under model")
     return dict(stated) | config
 
 
@@ -230,33 +207,15 @@ def config_of_whole(folder: Path) -> dict[str, Any]:
     return read_config(folder)
 
 
-def empty(config: Mapping[str, Any]) -> nn.Module:
-    """The image half with new weights."""
-    from transformers import AutoConfig, AutoModel  # takes seconds, which the check of a recipe need not
-
-    rest = {name: value for name, value in config.items() if name != "model_type"}
-    if config["model_type"] == "vit_mae":
-        rest["mask_ratio"] = 0.0
-    model = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **rest))
-    return getattr(model, "vision_model", model)
-
-
-def filled(start: str, config: Mapping[str, Any]) -> nn.Module:
+def load_start(start: str, config: Mapping[str, Any]) -> nn.Module:
     """The image half with the weights of `start`; ValueError where they cannot be had or are not all there."""
-    from transformers import AutoModel
-
     folder = require_model(start, {}, "start")
-    model = empty(agreed(config_of_whole(folder), config, start))
-    whole, report = AutoModel.from_pretrained(
-        os.fspath(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-    )
-    if report["missing_keys"]:
-        raise ValueError(f"{start} lacks {sorted(report['missing_keys'])[0]} of its own model; fetch it again")
-    model.load_state_dict(getattr(whole, "vision_model", whole).state_dict())
+    model = new_model(merge_configs(config_of_whole(folder), config, start))
+    model.load_state_dict(load_model(folder).state_dict())
     return model
 
 
-def plain(config: Any) -> dict[str, Any]:
+def settings_of(config: Any) -> dict[str, Any]:
     """The sizes of a config and what else of it differs from its class's, as JSON values."""
     differing = {name: value for name, value in config.to_diff_dict().items() if not name.startswith("_")}
     return differing | {name: getattr(config, name) for name in SIZES}

@@ -11,8 +11,10 @@ import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-OF_A_FOLDER = ("config.json", "model.safetensors")  # the files that make one whole
-OPTIONAL = "preprocessor_config.json"  # how the model's images are made ready, where that is not as usual
+from pipeline.validation import SettingError
+
+OF_A_FOLDER = ("config.json", "model.safetensors")  # the files of a model
+OPTIONAL = "preprocessor_config.json"  # how the model's images are normalised, where that is not as usual
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -131,7 +133,7 @@ def locate(name: str, stated: Mapping[str, str]) -> Path | None:
             what = f"folder {path} with {' and '.join(OF_A_FOLDER)}" if isinstance(known, Folder) else f"file {path}"
             raise ValueError(f"weights.{name}: there is no {what}; {remedy(name)}")
         return path
-    return next((path for path in places(name) if known.is_at(path)), None)
+    return next((path for path in candidates(name) if known.is_at(path)), None)
 
 
 def hub_id(name: str, stated: Mapping[str, str]) -> str | None:
@@ -152,13 +154,13 @@ def expect(name: str, stated: Mapping[str, str]) -> Path | None:
 
 def require(name: str, stated: Mapping[str, str]) -> Path:
     """As `expect`, with what is to be fetched; ValueError for a file whose content is not the published one too."""
-    path = expect(name, stated) or fetched(hub_id(name, stated), f"weights.{name}", KNOWN[name])
+    path = expect(name, stated) or fetch(hub_id(name, stated), f"weights.{name}", KNOWN[name])
     if isinstance(KNOWN[name], File):
         verify(name, path)
     return path
 
 
-def fetched(given: str, where: str, known: Folder) -> Path:
+def fetch(given: str, where: str, known: Folder) -> Path:
     """The folder of a model of the hub in its cache, fetched if it is not there; ValueError where it cannot be.
 
     `where` is the place in the recipe that names the model.
@@ -167,9 +169,9 @@ def fetched(given: str, where: str, known: Folder) -> Path:
         folder = Path(snapshot_download(given, allow_patterns=[*OF_A_FOLDER, OPTIONAL]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{where}: {given} is no folder here, and from the hub: {reason}") from None
+        raise SettingError(where, f": {given} is no folder here, and from the hub: {reason}") from None
     if not known.is_at(folder):
-        raise ValueError(f"{where}: {given} has not {' and '.join(OF_A_FOLDER)}; {known.instruction}")
+        raise SettingError(where, f": {given} has not {' and '.join(OF_A_FOLDER)}; {known.instruction}")
     return folder
 
 
@@ -188,7 +190,7 @@ def locate_model(given: str, stated: Mapping[str, str], where: str) -> Path | No
             return path
     if not HUB_ID.fullmatch(given):
         known = ", ".join(name for name, one in KNOWN.items() if isinstance(one, Folder))
-        raise ValueError(f"{where}: {given!r} is no folder here, no model of the hub, and none of {known}")
+        raise SettingError(where, f": {given!r} is no folder here, no model of the hub, and none of {known}")
     path = Folder(given, given, "").cached()
     return path if path is not None and Folder(given, given, "").is_at(path) else None
 
@@ -197,21 +199,21 @@ def require_model(given: str, stated: Mapping[str, str], where: str) -> Path:
     """As `locate_model`, with what is to be fetched."""
     if isinstance(KNOWN.get(given), Folder):
         return require(given, stated)
-    return locate_model(given, stated, where) or fetched(given, where, Folder(given, given, ""))
+    return locate_model(given, stated, where) or fetch(given, where, Folder(given, given, ""))
 
 
 def verify(name: str, path: Path) -> None:
     """Raise ValueError unless the file at `path` has the published sha256."""
-    found = digest(path)
-    if found != KNOWN[name].sha256:
-        raise ValueError(f"{path} is not the published {name} (its sha256 is {found}); {remedy(name)}")
+    sha256 = digest(path)
+    if sha256 != KNOWN[name].sha256:
+        raise ValueError(f"{path} is not the published {name} (its sha256 is {sha256}); {remedy(name)}")
 
 
-def places(name: str) -> list[Path]:
+def candidates(name: str) -> list[Path]:
     """Where weights that no recipe states are looked for, in order."""
-    known, own = KNOWN[name], os.environ.get("TESSERA_WEIGHTS")
-    found = [Path(own).expanduser() / known.name if own else None, known.cached()]
-    return [path for path in found if path is not None]
+    known, folder = KNOWN[name], os.environ.get("TESSERA_WEIGHTS")
+    paths = [Path(folder).expanduser() / known.name if folder else None, known.cached()]
+    return [path for path in paths if path is not None]
 
 
 def remedy(name: str) -> str:
@@ -225,10 +227,10 @@ def digest(path: Path) -> str:
 
 def _read(stream) -> str:
     """`hashlib.file_digest` came with Python 3.11."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     while block := stream.read(1 << 20):
-        found.update(block)
-    return found.hexdigest()
+        sha256.update(block)
+    return sha256.hexdigest()
 
 
 def table() -> str:

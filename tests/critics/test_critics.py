@@ -14,6 +14,8 @@ from support.vision_folders import IMAGE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.adversarial.hinge import Hinge
+from pipeline.adversarial.least_squares import LeastSquares
 from pipeline.checks.phase import check_augmentation
 from pipeline.checks.recipe import check_recipe
 from pipeline.components import Arguments, build
@@ -22,11 +24,11 @@ from pipeline.critics.frozen_features import FrozenFeatures, VirtualBatchNorm
 from pipeline.critics.multiscale_patch import MultiscalePatch
 from pipeline.critics.patch import Patch
 from pipeline.draws import GivenDraws, StepDraws
-from pipeline.frozen.critic_teacher import check_critic_teacher, critic_teacher
+from pipeline.frozen.networks import FrozenNetworks, check_extractor
 from pipeline.images.reading import ImageBatch, Images
 from pipeline.losses.pixel import Pixel
-from pipeline.nn.adversarial import LogitMeans, critic_loss, generator_loss, matching_loss
 from pipeline.nn.augmentation import DRAWS, augmented
+from pipeline.nn.critic_logits import LeCam, feature_matching
 from pipeline.nn.spectral import SpectralConv1d
 from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, load
 from pipeline.teachers.classifier import Classifier
@@ -58,7 +60,7 @@ def teacher() -> Classifier:
 
 def frozen(norm: str = "group") -> FrozenFeatures:
     torch.manual_seed(4)
-    return FrozenFeatures(list(teacher().widths), "classifier", norm=norm).see_by(teacher())
+    return FrozenFeatures(list(teacher().widths), "classifier", norm=norm).judge_by(teacher())
 
 
 def task_of(critic: Critic, weights: dict[str, float] | None = None, **adversary) -> Reconstruction:
@@ -96,18 +98,18 @@ def test_the_frozen_network_is_no_part_of_the_critic():
     critic = frozen()
     task = task_of(critic, **EVERYTHING)
     assert {name.split(".")[0] for name in critic.state_dict()} == {"heads"}
-    before = copy.deepcopy(critic.sight.module.state_dict())
-    flags = [p.requires_grad for p in critic.sight.module.parameters()]
+    before = copy.deepcopy(critic.extractor.module.state_dict())
+    flags = [p.requires_grad for p in critic.extractor.module.parameters()]
     optimizer = torch.optim.AdamW(task.players["critic"].parameters(), 1e-2, weight_decay=0.1)
     heads = [p.clone() for p in critic.parameters()]
     run(task)
     optimizer.step()
     critic.train(), task.players["critic"].train()
-    assert all(torch.equal(value, before[name]) for name, value in critic.sight.module.state_dict().items())
-    assert not any(flags) and all(p.grad is None for p in critic.sight.module.parameters())
-    assert not any(module.training for module in critic.sight.module.modules())
+    assert all(torch.equal(value, before[name]) for name, value in critic.extractor.module.state_dict().items())
+    assert not any(flags) and all(p.grad is None for p in critic.extractor.module.parameters())
+    assert not any(module.training for module in critic.extractor.module.modules())
     assert not any(torch.equal(a, b) for a, b in zip(heads, critic.parameters()))
-    assert Average(task.players["critic"], 0.9).module.critic.sight.module is critic.sight.module
+    assert Average(task.players["critic"], 0.9).module.critic.extractor.module is critic.extractor.module
 
 
 def test_a_critic_of_frozen_features_is_saved_without_them(tmp_path):
@@ -116,10 +118,10 @@ def test_a_critic_of_frozen_features_is_saved_without_them(tmp_path):
     again = FrozenFeatures.from_pretrained(tmp_path).eval()
     with pytest.raises(ValueError, match="judges by classifier, which it does not have"):
         again(images())
-    for ours, theirs in zip(again.see_by(teacher())(images()), critic(images()), strict=True):
+    for ours, theirs in zip(again.judge_by(teacher())(images()), critic(images()), strict=True):
         assert torch.equal(ours, theirs)
     with pytest.raises(ValueError, match=r"maps of \[4, 8, 16\] channels, this critic's heads are for \[4, 8\]"):
-        FrozenFeatures([4, 8], "classifier").see_by(teacher())
+        FrozenFeatures([4, 8], "classifier").judge_by(teacher())
 
 
 def test_the_largest_singular_value_becomes_one_and_only_training_moves_its_direction():
@@ -190,7 +192,7 @@ def test_augmentation_is_a_function_of_the_draws_and_of_each_image_alone():
 
 
 def test_lecam_by_hand():
-    means = LogitMeans(decay=0.75)
+    means = LeCam(decay=0.75)
     real, fake = torch.tensor([2.0, -1.0]), [torch.tensor([0.5]), torch.tensor([-3.0, -1.0])]
     assert means(real, fake) == pytest.approx((4 + 0) / 2 + (0 + (9 + 1) / 2) / 2)
     torch.testing.assert_close(torch.stack([means.real, means.fake]), torch.tensor([0.25 * 0.5, 0.25 * -0.75]))
@@ -204,10 +206,10 @@ def test_lecam_by_hand():
 
 def test_views_count_equally_however_many_logits_each_has():
     real, fake = [torch.full((2, 9), 0.5), torch.zeros(2, 1)], [torch.zeros(2, 9), torch.full((2, 1), -0.5)]
-    assert critic_loss("hinge", real, fake) == {"real": 0.5 * (0.5 + 1) / 2, "fake": 0.5 * (1 + 0.5) / 2}
-    assert generator_loss("least_squares", fake) == (1 + 1.5**2) / 2
-    assert generator_loss("hinge", torch.tensor([1.0, 3.0])) == -2
-    assert matching_loss(real, real) == 0 and matching_loss(real, fake) == 0.5
+    assert Hinge().critic_loss(real, fake) == {"real": 0.5 * (0.5 + 1) / 2, "fake": 0.5 * (1 + 0.5) / 2}
+    assert LeastSquares().generator_loss(fake) == (1 + 1.5**2) / 2
+    assert Hinge().generator_loss(torch.tensor([1.0, 3.0])) == -2
+    assert feature_matching(real, real) == 0 and feature_matching(real, fake) == 0.5
 
 
 @pytest.mark.parametrize("scales", [1, 3])
@@ -337,7 +339,7 @@ def test_two_processes_train_as_one(tmp_path):
     run(alone, 0), run(alone, 1)
     half = as_two(train_on_half, tmp_path)
     for name in ("real", "fake"):
-        torch.testing.assert_close(getattr(half.contest.means, name), getattr(alone.contest.means, name))
+        torch.testing.assert_close(getattr(half.game.means, name), getattr(alone.game.means, name))
     for name, player in alone.players.items():
         for ours, theirs in zip(half.players[name].parameters(), player.parameters(), strict=True):
             if ours.requires_grad:
@@ -359,15 +361,15 @@ def test_the_stand_in_takes_dino_s_place_and_both_are_named(tmp_path, caplog, mo
     phase, pictures = recipe.tokenizer.phases["main"], Images(recipe.data, "train")
     teacher().save_pretrained(tmp_path / "stand_in")  # so that none is trained here
     with caplog.at_level(logging.WARNING):
-        critic = build_critic(recipe, accelerator, phase, pictures, tmp_path, 5)
+        critic = build_critic(FrozenNetworks(recipe, pictures, tmp_path, accelerator), phase, 5)
     assert "the weights dino_small are not on this machine" in caplog.text
     assert critic.config.source == "classifier" and critic.name == "_classifier"
     task = task_of(critic)
     run(task)
     assert {"logits_real_classifier", "logits_fake_classifier"} < set(task.metrics)
     node = phase.adversary.critic | {"teacher": "classifier"}
-    with pytest.raises(ValueError, match="here.layers is of a transformer"):
-        check_critic_teacher(node | {"layers": [1]}, {}, 16, "here")
+    with pytest.raises(ValueError, match="^layers is for a transformer"):
+        check_extractor(recipe, "critics", node | {"layers": [1]})
 
 
 def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
@@ -379,19 +381,18 @@ def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
     torch.testing.assert_close(model.maps(images())[2].flatten(2).mT, tokens[:, 1:])
     torch.testing.assert_close(model.features(images()), tokens[:, 0])
     recipe = replace(load("digits"), weights={"dino_small": str(tmp_path / "dino-vits16")})
-    found = critic_teacher(
-        recipe, {"kind": "frozen_features"}, Images(recipe.data, "train"), tmp_path, Accelerator(cpu=True)
-    )
+    networks = FrozenNetworks(recipe, Images(recipe.data, "train"), tmp_path, Accelerator(cpu=True))
+    found = networks.extractor("critics", {"kind": "frozen_features"})
     blocks = whole(pixel_values=model.pixels(images()), output_hidden_states=True).hidden_states
     for layer, shown in zip((0, 1, 4), (found.maps(images())[i] for i in (0, 1, 4))):
         torch.testing.assert_close(shown.flatten(2).mT, blocks[layer][:, 1:] + blocks[layer][:, :1])
     torch.testing.assert_close(whole.layernorm(blocks[4]), tokens)
     assert found.layers == [0, 1, 2, 3, 4] and not (tmp_path / "stand_in").exists()
-    critic = build("critics", {"kind": "frozen_features"}, widths=list(found.widths), source=found.name).see_by(found)
+    critic = build("critics", {"kind": "frozen_features"}, widths=list(found.widths), source=found.name).judge_by(found)
     leaf = images().requires_grad_()
-    assert torch.autograd.grad(generator_loss("hinge", critic(leaf)), leaf)[0].abs().sum() > 0
+    assert torch.autograd.grad(Hinge().generator_loss(critic(leaf)), leaf)[0].abs().sum() > 0
     with pytest.raises(ValueError, match="there is no layer 5 in a vit of 4"):
-        check_critic_teacher({"kind": "frozen_features", "layers": [5]}, recipe.weights, 16, "here")
+        check_extractor(recipe, "critics", {"kind": "frozen_features", "layers": [5]})
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from pipeline.metrics.precision_recall import PrecisionRecall
 from pipeline.nn.resize import RULES, resize_antialias, resize_clean
 from pipeline.recipes.schema import load
 from pipeline.teachers.inception import Inception
-from pipeline.teachers.vision_model import FAMILIES, VisionModel
+from pipeline.teachers.vision_model import VisionModel
 from pipeline.vision import weights
+from pipeline.vision.backbone import FAMILIES
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
         "total_loss": sum(terms.values()) + pixels * spread,
         "total_loss_before_disc_start": sum(before["tokenizer"].values()) + pixels * spread,
     } | {
-        f"given_vf_loss_margins_{i}": alignment_of(case, float(cosine), float(matrix)).compared(*given)["relational"]
+        f"given_vf_loss_margins_{i}": alignment_of(case, float(cosine), float(matrix)).compare(*given)["relational"]
         for i, (matrix, cosine) in enumerate(margins)
     }
 

@@ -31,7 +31,14 @@ from pipeline.tokenizers.titok import TiTok
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
 from pipeline.training import loss_heads
 from pipeline.training.loop import TrainingRun, train
-from pipeline.training.loss_heads import WithHeads, carry_heads, in_place, joined, parted, save_heads
+from pipeline.training.loss_heads import (
+    TokenizerWithHeads,
+    at_positions,
+    attach_heads,
+    carry_heads,
+    detach_heads,
+    save_heads,
+)
 from pipeline.training.reconstruction import Reconstruction
 
 LAYER = "encoder.conv_out.weight"
@@ -48,7 +55,7 @@ def tap(index: int = 1) -> Tap:
 
 def aligned(kind: str, **arguments) -> Alignment:
     torch.manual_seed(4)
-    return build("losses", {"kind": kind} | arguments, tap=tap(), dim=DIM, grid=GRID)
+    return build("losses", {"kind": kind} | arguments, extractor=tap(), dim=DIM, grid=GRID)
 
 
 def images(count: int = 4) -> Tensor:
@@ -81,7 +88,7 @@ def descended(loss: Alignment, z: Tensor, aims: Tensor, steps: int = 60) -> tupl
     values = []
     for _ in range(steps):
         made = z if loss.head is None else loss.head(z, None, {}, draws())
-        value = loss.compared(made, aims)[term]
+        value = loss.compare(made, aims)[term]
         values.append(float(value.detach()))
         optimizer.zero_grad()
         value.backward()
@@ -109,7 +116,7 @@ def test_every_term_pulls_codes_towards_the_teacher(kind, arguments):
 
 def test_relational_is_as_its_equations_say_and_nothing_within_its_margins():
     z, f = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
-    value = aligned("relational", cosine_margin=0.2, matrix_margin=0.1, matrix_weight=2.0).compared(z, f)["relational"]
+    value = aligned("relational", cosine_margin=0.2, matrix_margin=0.1, matrix_weight=2.0).compare(z, f)["relational"]
     cosine = matrix = 0.0
     for b in range(2):
         for i in range(5):
@@ -119,10 +126,10 @@ def test_relational_is_as_its_equations_say_and_nothing_within_its_margins():
                 matrix += max(0.0, abs(pair[0] - pair[1]) - 0.1) / 50
     assert float(value) == pytest.approx(cosine + 2 * matrix, rel=1e-5)
     near = (f + 0.1 * torch.randn_like(f)).requires_grad_()
-    inside = aligned("relational").compared(near, f)["relational"]
+    inside = aligned("relational").compare(near, f)["relational"]
     inside.backward()
     assert inside == 0 and near.grad.abs().sum() == 0
-    assert aligned("relational", cosine_margin=0.0, matrix_margin=0.0).compared(near, f)["relational"] > 0
+    assert aligned("relational", cosine_margin=0.0, matrix_margin=0.0).compare(near, f)["relational"] > 0
     with pytest.raises(ValueError, match="margins are 0 or more"):
         aligned("relational", matrix_margin=-0.1)
 
@@ -135,9 +142,9 @@ def test_gram_is_of_all_pairs_and_blind_to_turns_and_lengths():
             for j in range(6):
                 pair = [F.cosine_similarity(x[b, i], x[b, j], dim=0) for x in (z, f)]
                 expected = expected + (pair[0] - pair[1]) ** 2 / 72
-    torch.testing.assert_close(aligned("gram").compared(z, f)["gram"], expected)
+    torch.testing.assert_close(aligned("gram").compare(z, f)["gram"], expected)
     turn = torch.linalg.qr(torch.randn(9, 9)).Q
-    assert aligned("gram").compared(3 * f @ turn, f)["gram"] < 1e-10
+    assert aligned("gram").compare(3 * f @ turn, f)["gram"] < 1e-10
 
 
 def test_a_head_is_linear_layers_or_blocks_before_them():
@@ -180,15 +187,15 @@ def test_a_head_sees_the_code_clean_noised_or_as_the_decoder_is_shown_it():
 def test_what_the_decoder_is_shown_of_kept_places_is_put_in_its_place():
     kept = torch.tensor([[True, False, True], [False, True, True]])
     shown = torch.arange(1.0, 9).view(2, 2, 2)
-    full = in_place(shown, torch.randn(2, 3, 2), {"kept": kept})
+    full = at_positions(shown, torch.randn(2, 3, 2), {"kept": kept})
     assert torch.equal(full[kept], shown.flatten(0, 1)) and full[~kept].abs().sum() == 0
-    assert in_place(full, full, {}) is full
+    assert at_positions(full, full, {}) is full
 
 
 def test_the_mean_can_be_over_dropped_places_alone():
     loss = aligned("feature_cosine", positions="dropped", head=BLOCK | {"mask": True})
     made, aims, kept = torch.randn(2, 64, 8), torch.randn(2, 64, 8), torch.rand(2, 64) < 0.6
-    value = loss.compared(made, aims, kept)["feature_cosine"]
+    value = loss.compare(made, aims, kept)["feature_cosine"]
     torch.testing.assert_close(value, 1 - F.cosine_similarity(made[~kept], aims[~kept], dim=-1).mean())
     for positions, needed in (("dropped", ("kept",)), ("all", ())):
         assert loss.needs(Arguments.complete(type(loss), {"positions": positions})) == needed
@@ -207,7 +214,7 @@ def test_the_balanced_weight_gives_a_term_the_gradient_of_the_pixels_whatever_it
     for factor in (1.0, 2.0):
         task = task_of("relational", 0.5, balanced=True, cosine_weight=factor, matrix_weight=factor)
         terms = terms_of(task)
-        layer = parted(task.players["tokenizer"])[0].get_parameter(LAYER)
+        layer = detach_heads(task.players["tokenizer"])[0].get_parameter(LAYER)
         found[factor] = [
             torch.autograd.grad(terms[name], layer, retain_graph=True)[0] for name in ("pixel", "relational")
         ]
@@ -237,7 +244,7 @@ def test_a_balance_that_cannot_be_is_refused():
 def test_heads_are_trained_with_the_tokenizer_and_the_teacher_is_not():
     task = task_of("feature_cosine", source="noised", head=BLOCK)
     player, loss = task.players["tokenizer"], task.losses["alignment"]
-    assert isinstance(player, WithHeads) and player.heads["feature_cosine"] is loss.head
+    assert isinstance(player, TokenizerWithHeads) and player.heads["feature_cosine"] is loss.head
     assert not [name for name, _ in player.named_parameters() if "teacher" in name]
     sum(terms_of(task).values()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.head.parameters())
@@ -253,10 +260,10 @@ def test_a_module_of_the_tokenizer_may_be_aligned_in_place_of_its_code():
     shadow = ConvAutoencoder(16, {"kind": "gaussian", "dim": DIM}, width=8, multipliers=[1, 2], blocks=1).to("meta")
     assert output_layout(shadow, "decoder.mid_block") == ([8, 8], 16)
     node = {"kind": "feature_cosine", "at": "decoder.mid_block", "head": SMALL_MLP}
-    loss = build("losses", node, tap=tap(), dim=16, grid=GRID)
+    loss = build("losses", node, extractor=tap(), dim=16, grid=GRID)
     seen = []
     tokenizer.decoder.mid_block.register_forward_hook(lambda module, given, made: seen.append(made))
-    player = joined(tokenizer, [loss])
+    player = attach_heads(tokenizer, [loss])
     rebuilt = player(images(), None, draws())
     assert torch.equal(rebuilt.head_outputs["feature_cosine"], loss.head(seen[0].flatten(2).mT))
     loss(images(), rebuilt)["feature_cosine"].backward()
@@ -282,10 +289,12 @@ def test_of_a_sequence_the_places_of_the_image_are_aligned_and_not_the_tokens_be
     tokenizer = cls(**arguments, width=16, depth=1, heads=2)
     with torch.device("meta"):
         assert output_layout(cls(**arguments, width=16, depth=1, heads=2), name) == (GRID, 16)
-    loss = build("losses", {"kind": "feature_cosine", "at": name, "head": SMALL_MLP}, tap=tap(), dim=16, grid=GRID)
+    loss = build(
+        "losses", {"kind": "feature_cosine", "at": name, "head": SMALL_MLP}, extractor=tap(), dim=16, grid=GRID
+    )
     seen = []
     tokenizer.get_submodule(name).register_forward_hook(lambda module, given, made: seen.append(made))
-    rebuilt = joined(tokenizer, [loss])(images(), None, draws())
+    rebuilt = attach_heads(tokenizer, [loss])(images(), None, draws())
     assert seen[0].shape == (4, 1 + 64 + 5, 16), "a class token, the places and the tokens of the code"
     assert torch.equal(rebuilt.head_outputs["feature_cosine"], loss.head(seen[0][:, 1:65]))
     loss(images(), rebuilt)["feature_cosine"].backward()
@@ -326,13 +335,13 @@ def test_patches_that_were_left_out_are_told_from_the_noised_ones_that_the_decod
 
 def test_without_heads_the_player_is_the_tokenizer_itself():
     task = task_of("gram")
-    assert isinstance(task.players["tokenizer"], ConvAutoencoder) and parted(task.players["tokenizer"])[1] == {}
+    assert isinstance(task.players["tokenizer"], ConvAutoencoder) and detach_heads(task.players["tokenizer"])[1] == {}
 
 
 def test_heads_are_kept_apart_and_gone_on_from(tmp_path, caplog):
     first, second, other = (aligned("relational") for _ in range(3))
     tokenizer = task_of().players["tokenizer"].model
-    model, heads = parted(joined(tokenizer, [first]))
+    model, heads = detach_heads(attach_heads(tokenizer, [first]))
     assert model is tokenizer and not [name for name in model.state_dict() if "head" in name]
     nn.init.normal_(first.head.net.layers[0].weight)
     save_heads(heads, tmp_path / "one")

@@ -47,7 +47,7 @@ def images(count: int = 4) -> Tensor:
 
 
 def pass_of(tokenizer: ConvAutoencoder, loss: ClassContrast) -> Rebuilt:
-    return tokenizer(images(), None, StepDraws(0, 0, slice(0, 4), 4), **loss.asks(images()))
+    return tokenizer(images(), None, StepDraws(0, 0, slice(0, 4), 4), **loss.forward_arguments(images()))
 
 
 def task_of(neck: str = "ids") -> Reconstruction:
@@ -94,7 +94,7 @@ def test_the_shared_projection_learns_from_both_sides(neck):
     weight = tokenizer.quant_conv.weight
     rebuilt = pass_of(tokenizer, loss)
     assert rebuilt.class_features.shape == (4, 4) == rebuilt.code.z.mean(1).shape
-    by_hand = F.linear(loss.class_teacher.features(images()), weight[:, :, 0, 0], tokenizer.quant_conv.bias)
+    by_hand = F.linear(loss.extractor.features(images()), weight[:, :, 0, 0], tokenizer.quant_conv.bias)
     torch.testing.assert_close(rebuilt.class_features, by_hand[:, :4])  # of mean and log variance, the mean
 
     def gradient(z: Tensor, projected: Tensor) -> Tensor:
@@ -110,14 +110,16 @@ def test_the_shared_projection_learns_from_both_sides(neck):
 def test_the_code_is_seen_before_it_is_perturbed():
     tokenizer, loss = tokenizer_of(), ClassContrast(classifier())
     clean = loss(images(), pass_of(tokenizer, loss))["class_contrast"]
-    shown = tokenizer(images(), None, None, lambda neck, h, code: torch.zeros_like(code.z), **loss.asks(images()))
+    shown = tokenizer(
+        images(), None, None, lambda neck, h, code: torch.zeros_like(code.z), **loss.forward_arguments(images())
+    )
     assert torch.equal(loss(images(), shown)["class_contrast"], clean)
 
 
 def test_the_teacher_stays_frozen_and_in_evaluation_mode():
     task = task_of()
     loss = task.losses["semantic"].train()
-    assert loss.training and not any(module.training for module in loss.class_teacher.modules())
+    assert loss.training and not any(module.training for module in loss.extractor.modules())
     for _, terms in task.turns(ImageBatch(images()), StepDraws(0, 0, slice(0, 4), 4), 0):
         sum(terms.values()).backward()
     assert all(p.grad is None and not p.requires_grad for p in loss.parameters())

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.code import Code
 from pipeline.components import build
-from pipeline.frozen.alignment_teacher import check_teacher
+from pipeline.frozen.networks import check_extractor
 from pipeline.losses.base import Loss
 from pipeline.losses.feature_perceptual import FeaturePerceptual
 from pipeline.losses.pixel import Pixel
@@ -103,7 +103,9 @@ def test_a_perceptual_teacher_is_built_for_any_code_and_any_part_and_checked_at_
     check_tokenizer(load("digits_titok_dit", node))
     with pytest.raises(ValueError, match=f"^{losses}: layer 5 is asked for; the classifier's are 0 to"):
         check_tokenizer(load("digits", [*node, f"{losses}.layers=[0, 5]"]))
-    with pytest.raises(ValueError, match="^here.teacher: 'nothing at all' is no folder"):
-        check_teacher({"kind": "feature_perceptual", "teacher": "nothing at all"}, {}, 16, "here")
-    built = build("losses", {"kind": "feature_perceptual", "teacher": "classifier"}, tap=tap(), dim=3, grid=[4, 4])
+    with pytest.raises(ValueError, match="^teacher: 'nothing at all' is no folder"):
+        check_extractor(load("digits"), "losses", {"kind": "feature_perceptual", "teacher": "nothing at all"})
+    built = build(
+        "losses", {"kind": "feature_perceptual", "teacher": "classifier"}, extractor=tap(), dim=3, grid=[4, 4]
+    )
     assert built.name == "classifier" and math.isfinite(value(built, images(0), images(1)))

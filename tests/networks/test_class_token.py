@@ -19,7 +19,8 @@ from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import find, kinds
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
-from pipeline.frozen.alignment_teacher import class_feature
+from pipeline.frozen.class_token import ClassToken
+from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.store import CodeBatch, LatentStore
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
@@ -301,7 +302,7 @@ def test_a_width_that_is_not_the_teachers_is_refused_before_anything_is_stored(t
     changes = [*SHORT, f"latents.class_token={teacher}", "generator.objective.class_token=24"]
     recipe = load("digits_reg", changes)
     with pytest.raises(ValueError, match="dinov2_16 has 16 values; set .* to that, not to 24"):
-        class_feature(recipe, Images(recipe.data, "train"), tmp_path, Accelerator(cpu=True))
+        FrozenNetworks(recipe, Images(recipe.data, "train"), tmp_path, Accelerator(cpu=True)).load(ClassToken(recipe))
 
 
 def test_rotary_positions_leave_the_token_unturned():

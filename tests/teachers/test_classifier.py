@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.teachers.classifier import Classifier, fit, jitter, shape, turned
+from pipeline.teachers.classifier import Classifier, fit, jitter, rotate, shape
 
 
 def bars(n: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +41,7 @@ def test_without_classes_it_learns_quarter_turns(labels, classes):
 
 def test_turned_says_how_far():
     images, _ = bars(16)
-    result, turns = turned(images, torch.Generator().manual_seed(0))
+    result, turns = rotate(images, torch.Generator().manual_seed(0))
     assert set(turns.tolist()) == {0, 1, 2, 3}
     for image, before, k in zip(result, images, turns.tolist()):
         assert torch.equal(image, before.rot90(k, dims=(1, 2)))

@@ -12,8 +12,10 @@ from support.vision_folders import IMAGE, save_models
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.frozen.alignment_teacher import alignment_teacher, check_teacher
+from pipeline.frozen.feature_maps import FeatureMaps
+from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
+from pipeline.losses.relational import Relational
 from pipeline.nn.resize import resize_map
 from pipeline.recipes.schema import load
 from pipeline.teachers.base import Tap
@@ -40,7 +42,7 @@ def folders(tmp_path) -> Path:
 def test_maps_are_the_patches_of_the_layers_asked_for(folders):
     for kind, prefix in PREFIX.items():
         model = VisionModel.load(folders / kind, kind, size=16, layers=(0, 1, 2, -1))
-        seen = model.see(model.pixels(images()), output_hidden_states=True)
+        seen = model.outputs(model.pixels(images()), hidden_states=True)
         maps = model.maps(images())
         expected = [*seen.hidden_states[:2], *[seen.last_hidden_state] * 2]
         assert model.widths == (16,) * 4 and [m.shape for m in maps] == [(2, 16, 4, 4)] * 4
@@ -93,10 +95,10 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
     monkeypatch.delenv("TESSERA_WEIGHTS", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     recipe, accelerator = load("digits"), Accelerator(cpu=True)
-    split = Images(recipe.data, "train")
+    networks = FrozenNetworks(recipe, Images(recipe.data, "train"), tmp_path, accelerator)
 
-    def built(**node) -> Tap:
-        return alignment_teacher(recipe, {"kind": "relational"} | node, split, tmp_path, accelerator)
+    def built(**arguments) -> Tap:
+        return networks.load(FeatureMaps(recipe, Relational, arguments))
 
     named = built(teacher=str(folders / "dinov3_vit"), layer=1, teacher_size=16)
     assert (named.name, named.width) == ("dinov3_vit", 16) and named.teacher.layers == [1]
@@ -112,14 +114,14 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
     with caplog.at_level(logging.WARNING):
         assert built(layer=1).width == 32 and "dinov2_base are not on this machine, so a classifier" in caplog.text
     for node, words in (
-        ({"teacher": "dinov2"}, r"^here.teacher: 'dinov2' is no folder here, .* none of dinov2_base, dinov2_large"),
+        ({"teacher": "dinov2"}, r"^teacher: 'dinov2' is no folder here, .* none of dinov2_base, dinov2_large"),
         ({"teacher": "dinov3_large"}, "weights dinov3_large are not on this machine; run hf download facebook/dinov3"),
-        ({"teacher": str(folders / "clip"), "layer": 7}, "^here: there is no layer 7 in a clip of 2"),
+        ({"teacher": str(folders / "clip"), "layer": 7}, "^there is no layer 7 in a clip of 2"),
         ({"teacher": str(tmp_path)}, "holds no config.json"),
-        ({"teacher": "classifier", "layer": 3}, "^here: layer 3 is asked for; the classifier's are 0 to 2, or -1"),
+        ({"teacher": "classifier", "layer": 3}, "^layer 3 is asked for; the classifier's are 0 to 2, or -1"),
     ):
         with pytest.raises(ValueError, match=words) as error:
-            check_teacher(node, {}, 16, "here")
+            FeatureMaps(recipe, Relational, node).check()
         assert "\n" not in str(error.value)
     for node in ({}, {"teacher": "classifier", "layer": 1}, {"teacher": "someone/vit-tiny"}):
-        check_teacher(node, {}, 16, "here")
+        FeatureMaps(recipe, Relational, node).check()

@@ -21,7 +21,7 @@ from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import Rebuilt
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
-from pipeline.training.equivariance import drawn
+from pipeline.training.equivariance import draw_transforms
 from pipeline.training.reconstruction import Reconstruction
 
 CONV = {"bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "multipliers": [1, 2, 2], "blocks": 1, "groups": 4}
@@ -73,15 +73,17 @@ def test_at_scale_one_without_turns_training_is_the_plain_one_to_the_bit():
 
 def test_shares_scales_and_turns_are_those_stated_and_the_draws_decide_all():
     part = Equivariance(codes=0.5, images=0.25, scales=(0.5, 1.0), turns=(1, 2, 3))
-    found = [drawn(part, draws(step)) for step in range(600)]
-    assert found == [drawn(part, draws(step, slice(2, 3))) for step in range(600)], "one a step, whichever rows"
+    found = [draw_transforms(part, draws(step)) for step in range(600)]
+    assert found == [draw_transforms(part, draws(step, slice(2, 3))) for step in range(600)], (
+        "one a step, whichever rows"
+    )
     codes = [after for before, after in found if before == UNCHANGED != after]
     shrunk = [before for before, after in found if after == UNCHANGED != before]
     assert len(codes) / 600 == pytest.approx(0.5, abs=0.06) and len(shrunk) / 600 == pytest.approx(0.125, abs=0.04)
     assert set(codes) == {MapTransform(scale, turns) for scale in (0.5, 1.0) for turns in (1, 2, 3)}
-    assert drawn(part, stated(0.49, 0.99, 0.5)) == (UNCHANGED, MapTransform(1.0, 2))
-    assert drawn(part, stated(0.51, 0.0, 0.99)) == (MapTransform(0.5, 3), UNCHANGED)
-    assert drawn(part, stated(0.63)) == (UNCHANGED, UNCHANGED) == drawn(None, stated(0.0))
+    assert draw_transforms(part, stated(0.49, 0.99, 0.5)) == (UNCHANGED, MapTransform(1.0, 2))
+    assert draw_transforms(part, stated(0.51, 0.0, 0.99)) == (MapTransform(0.5, 3), UNCHANGED)
+    assert draw_transforms(part, stated(0.63)) == (UNCHANGED, UNCHANGED) == draw_transforms(None, stated(0.0))
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
@@ -130,7 +132,7 @@ def test_losses_of_codes_see_what_was_encoded_and_all_others_what_is_to_be_made(
 
 
 def test_codes_of_smaller_images_are_aligned_on_a_smaller_grid():
-    loss = build("losses", {"kind": "gram"}, tap=Tap(Classifier(num_classes=3, width=8)), grid=[4, 4])
+    loss = build("losses", {"kind": "gram"}, extractor=Tap(Classifier(num_classes=3, width=8)), grid=[4, 4])
     assert loss.of_code and loss.grid_of(torch.zeros(1, 16, 3)) == (4, 4)
     assert loss.grid_of(torch.zeros(1, 4, 3)) == (2, 2) and loss.grid_of(torch.zeros(1, 9, 3)) == (3, 3)
 

@@ -11,7 +11,7 @@ from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition
 from pipeline.components import build
 from pipeline.draws import StepDraws
-from pipeline.frozen.alignment_teacher import stored_teacher
+from pipeline.frozen.feature_maps import stored_features
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.latents.store import CodeBatch, LatentStore
@@ -24,7 +24,7 @@ from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.training.codes_and_images import CodesAndImages
 from pipeline.training.generation import Generation
-from pipeline.training.loss_heads import parted
+from pipeline.training.loss_heads import detach_heads
 from pipeline.training.phase_parts import build_generator_losses
 
 LOSS = "generator.losses.alignment"
@@ -46,7 +46,7 @@ def tap() -> Tap:
 def losses_of(kind: str = "feature_cosine", source: Tap | None = None, block: int = 2) -> dict[str, Alignment]:
     torch.manual_seed(2)
     node = {"kind": kind, "block": block} | ({"head": {"hidden": 8}} if kind == "feature_cosine" else {})
-    return {kind: build("losses", node, tap=source or tap(), dim=16, grid=[2, 2])}
+    return {kind: build("losses", node, extractor=source or tap(), dim=16, grid=[2, 2])}
 
 
 def batch() -> CodeBatch:
@@ -71,7 +71,7 @@ def test_the_term_trains_the_head_and_the_blocks_below_and_leaves_the_flow_as_it
     terms[kind].backward()
     touched = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert {name.split(".")[1] for name in touched if name.startswith("blocks")} == {"0", "1"}
-    model, heads = parted(task.players["network"])
+    model, heads = detach_heads(task.players["network"])
     assert model is network and not [name for name in model.state_dict() if "head." in name and "layers" in name]
     assert (kind in heads) == (kind != "gram")
     for head in heads.values():
@@ -117,7 +117,7 @@ def test_stored_features_are_what_the_teacher_sees_of_the_images_that_are_read_w
 
 def test_a_teacher_whose_features_are_stored_is_not_run(store):
     described = LatentStore(store).manifest["features"]["feature_cosine"]
-    given, weights = stored_teacher(described), {"flow": 1.0, "feature_cosine": 0.5}
+    given, weights = stored_features(described), {"flow": 1.0, "feature_cosine": 0.5}
     read = CodesAndImages(LatentStore(store), Images(load("digits").data, "train"))
     of = read.batch(torch.arange(4), torch.arange(4))
     with_images = CodeBatch(of.code, None, of.condition, images=of.images)
@@ -127,7 +127,7 @@ def test_a_teacher_whose_features_are_stored_is_not_run(store):
         for source, part in ((tap(), with_images), (given, from_store))
     ]
     torch.testing.assert_close(*terms)
-    with pytest.raises(ValueError, match="classifier features are stored; it sees no images"):
+    with pytest.raises(ValueError, match="classifier features are stored; it reads no images"):
         given(of.images, [2, 2])
 
 

@@ -68,7 +68,7 @@ def task_of(class_drop: float = 0.0, classes: int = CLASSES) -> JointTraining:
     network = randomised(DiffusionTransformer(GRID, DIM, classes, **SIZES, class_drop=class_drop), 2).train()
     tap = Tap(Classifier(num_classes=3, width=8), 1)
     node = {"kind": "feature_cosine", "block": BLOCK, "head": {"layers": 2, "hidden": 16}}
-    losses = {"feature_cosine": build("losses", node, tap=tap, dim=SIZES["width"], grid=GRID)}
+    losses = {"feature_cosine": build("losses", node, extractor=tap, dim=SIZES["width"], grid=GRID)}
     generation = Generation(network, FlowMatching(), {"flow": 1.0, "feature_cosine": 0.5}, losses)
     adversary = Adversary({"kind": "patch", "width": 8, "layers": 1}, "least_squares", adaptive=False)
     phase = Phase(Loop(1, RATES), WEIGHTS, {"pixel": {"kind": "pixel"}}, adversary=adversary)

@@ -17,7 +17,7 @@ from pipeline.recipes.building import plan_of
 from pipeline.recipes.schema import Adversary, Loop, Phase
 from pipeline.tokenizers.base import Rebuilt
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
-from pipeline.training.contest import opponent
+from pipeline.training.adversarial_game import frozen_judge
 from pipeline.training.reconstruction import Reconstruction
 
 WEIGHTS = {"pixel": 2.0, "kl": 1e-3, "adversarial": 0.5}
@@ -87,7 +87,7 @@ def test_the_adaptive_weight_and_all_gradients_are_those_of_two_backward_passes(
 def test_without_adaptation_the_weight_is_the_recipe_s():
     task = task_of(phase(adaptive=False))
     terms = next(iter(task.turns(batch(), draws(), 0)))[1]
-    with opponent(task.players["critic"]) as judge:
+    with frozen_judge(task.players["critic"]) as judge:
         made = task.players["tokenizer"](batch().images, None, draws()).images
         torch.testing.assert_close(terms["adversarial"].detach(), -0.5 * judge(made).mean().detach())
     assert "adaptive_weight" not in task.metrics
@@ -108,11 +108,11 @@ def test_no_turn_leaves_a_gradient_on_the_other_player():
     assert next(turns, None) is None
 
 
-def test_opponent_restores_what_was_frozen_before_even_after_an_error():
+def test_a_judge_restores_what_was_frozen_before_even_after_an_error():
     critic = Patch(8, 1)
     critic.main[0].requires_grad_(False)
     flags = [p.requires_grad for p in critic.parameters()]
-    with pytest.raises(RuntimeError), opponent(critic) as judge:
+    with pytest.raises(RuntimeError), frozen_judge(critic) as judge:
         assert judge is critic and not any(p.requires_grad for p in judge.parameters())
         raise RuntimeError
     assert [p.requires_grad for p in critic.parameters()] == flags

@@ -7,7 +7,7 @@ from support.tiny_pipeline import make_network, make_recipe, make_tokenizer
 from pipeline.checks.recipe import check_recipe
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipes.building import build_network, build_tokenizer
-from pipeline.training.starting_weights import fingerprints, loaded
+from pipeline.training.starting_weights import fingerprints, load_start
 from stages import train_tokenizer
 
 
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 def test_the_weights_are_those_of_the_folder(folder):
     recipe = make_recipe()
-    tokenizer = loaded(build_tokenizer(recipe), str(folder), "tokenizer.start")
+    tokenizer = load_start(build_tokenizer(recipe), str(folder), "tokenizer.start")
     for name, value in make_tokenizer().state_dict().items():
         assert torch.equal(tokenizer.state_dict()[name], value), name
     assert tokenizer.training and all(p.requires_grad for p in tokenizer.parameters())
@@ -27,7 +27,7 @@ def test_the_weights_are_those_of_the_folder(folder):
 
 def test_images_of_another_size_are_no_reason_to_refuse(folder):
     recipe = make_recipe(data={"source": {"kind": "digits"}, "size": 32})
-    assert loaded(build_tokenizer(recipe), str(folder), "tokenizer.start").spec.grid == (8, 8)
+    assert load_start(build_tokenizer(recipe), str(folder), "tokenizer.start").spec.grid == (8, 8)
 
 
 def test_a_recipe_with_a_start_needs_no_phase(folder):
@@ -47,14 +47,14 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
     network.save_pretrained(tmp_path / "network")
     for start, words in (("nowhere", "holds no config.json"), (tmp_path / "network", "holds a DiffusionTransformer")):
         with pytest.raises(ValueError, match=words):
-            loaded(build_tokenizer(recipe), str(start), "tokenizer.start")
+            load_start(build_tokenizer(recipe), str(start), "tokenizer.start")
     recipe.tokenizer.model["bottleneck"] = {"kind": "gaussian", "dim": 4}
     with pytest.raises(ValueError, match="made with bottleneck .*'dim': 3.*, the recipe has .*'dim': 4"):
-        loaded(build_tokenizer(recipe), str(folder), "tokenizer.start")
+        load_start(build_tokenizer(recipe), str(folder), "tokenizer.start")
     spec = make_tokenizer().spec
     wider = build_network(recipe, spec, 7, FlowMatching())
     with pytest.raises(ValueError, match="num_classes 4, the recipe has 7"):
-        loaded(wider, str(tmp_path / "network"), "generator.start")
+        load_start(wider, str(tmp_path / "network"), "generator.start")
 
 
 def test_every_folder_that_a_recipe_names_counts(folder):

@@ -13,8 +13,9 @@ from support.vision_folders import HALF, IMAGE, save_models
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.teachers.vision_model import FAMILIES, IMAGENET, VisionModel, called
+from pipeline.teachers.vision_model import VisionModel
 from pipeline.vision import weights
+from pipeline.vision.backbone import FAMILIES, IMAGENET, name_of
 
 PREFIX = {"dinov2": 1, "clip": 1, "siglip": 0, "dinov3_vit": 5, "vit_mae": 1, "ijepa": 0, "dinov2_with_registers": 5}
 
@@ -95,9 +96,9 @@ def test_a_model_sees_its_own_size_or_the_one_that_is_stated(tmp_path):
 
 
 def test_a_check_of_a_folder_imports_no_models_of_transformers(dinov2):
-    code = "import sys, pathlib, pipeline.frozen.class_teacher\n"
+    code = "import sys, pathlib, pipeline.frozen.class_features\n"
     code += "import pipeline.features.choice, pipeline.measuring.card_networks\n"
-    code += "from pipeline.vision.config import read_kind\n"
+    code += "from pipeline.vision.backbone import read_kind\n"
     code += "assert read_kind(pathlib.Path(sys.argv[1]), 'dinov2') and 'transformers.modeling_utils' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(dinov2)], check=True)
 
@@ -111,9 +112,9 @@ def test_colours_are_as_the_folder_says(dinov2):
 
 
 def test_published_sizes_have_published_names():
-    letters = [called("dinov2", width) for width in (384, 768, 1024, 1536, 32)]
+    letters = [name_of("dinov2", width) for width in (384, 768, 1024, 1536, 32)]
     assert letters == ["dinov2_s", "dinov2_b", "dinov2_l", "dinov2_g", "dinov2_32"]
-    assert (called("clip", 1024), called("dinov3_vit", 768)) == ("clip", "dinov3_vit")
+    assert (name_of("clip", 1024), name_of("dinov3_vit", 768)) == ("clip", "dinov3_vit")
 
 
 def test_folders_that_are_unsafe_torn_or_of_another_model_are_refused(dinov2, tmp_path):
@@ -134,7 +135,7 @@ def test_folders_that_are_unsafe_torn_or_of_another_model_are_refused(dinov2, tm
     refused(tmp_path, "holds no config.json; name the folder")
     text = t.BertConfig(**HALF, vocab_size=20, max_position_embeddings=8)
     t.BertModel(text).save_pretrained(tmp_path / "text")
-    refused(tmp_path / "text", "a BertModel, which sees no images of one size")
+    refused(tmp_path / "text", "a BertModel, which reads no images of one size")
     (tmp_path / "vit/config.json").write_text('{"model_type": "vit_of_tomorrow"}')
     refused(tmp_path / "vit", "holds a vit_of_tomorrow, which transformers here does not know")
 

@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from transformers import Dinov2Config, Dinov2Model
 
 from pipeline.checks.recipe import check_recipe
+from pipeline.frozen.networks import FrozenNetworks
 from pipeline.frozen.stand_in import train_stand_in
 from pipeline.images.reading import Images
 from pipeline.losses.class_contrast import ClassContrast
@@ -58,10 +59,10 @@ def test_a_recipe_says_which_teacher_and_what_does_not_fit_stops_at_load(recipe,
         ([f"{TEACHER}=dinov2_base"], f"^{semantic}: the weights dinov2_base are not on this machine; run hf download"),
         (
             [f"{TEACHER}=dino"],
-            f"^{semantic}: teacher: 'dino' is no folder here, no model of the hub, and none of dinov2_base",
+            f"^{semantic}.teacher: 'dino' is no folder here, no model of the hub, and none of dinov2_base",
         ),
         ([f"{TEACHER}=auto", found, WIDER], f"^{semantic}: .*dinov2_32 has 32 channels, but the tokenizer projects 48"),
-        ([f"{semantic}.class_teacher=3"], f"^{semantic}.class_teacher is determined"),
+        ([f"{semantic}.extractor=3"], f"^{semantic}.extractor is determined"),
         (
             ["tokenizer.phases.main.train=decoder"],
             f"^{semantic}: .* trains codes, and train=decoder leaves them as they are",
@@ -77,7 +78,8 @@ def losses_of(recipe: Recipe, folder: Path) -> ClassContrast:
     phase = recipe.tokenizer.phases["main"]
     phase.losses = {"semantic": phase.losses["semantic"]}
     folder.mkdir()
-    return build_losses(recipe, Accelerator(cpu=True), phase, Images(recipe.data, "train"), folder)["semantic"]
+    networks = FrozenNetworks(recipe, Images(recipe.data, "train"), folder, Accelerator(cpu=True))
+    return build_losses(networks, phase)["semantic"]
 
 
 def test_weights_that_are_found_are_used_and_a_stand_in_is_named(recipe, dinov2, tmp_path, caplog):
@@ -85,16 +87,16 @@ def test_weights_that_are_found_are_used_and_a_stand_in_is_named(recipe, dinov2,
         found = losses_of(load(recipe, [f"{TEACHER}=auto", f"weights.dinov2_base={dinov2}"]), tmp_path / "a")
     assert found.name == "dinov2_32" and not caplog.records
     own, x = VisionModel.load(dinov2, size="grid"), torch.rand(2, 3, 32, 32) * 2 - 1
-    assert torch.equal(found.asks(x)["class_features"], own.features(x)), "16 pixels are a patch"
+    assert torch.equal(found.forward_arguments(x)["class_features"], own.features(x)), "16 pixels are a patch"
     with caplog.at_level(logging.WARNING):
         absent = losses_of(load(recipe, [f"{TEACHER}=auto", "data.size=8"]), tmp_path / "b")
-    assert absent.name == "classifier" and absent.class_teacher.dim == 32
+    assert absent.name == "classifier" and absent.extractor.dim == 32
     assert "dinov2_base are not on this machine, so a classifier" in caplog.text
     caplog.clear()
     (tmp_path / "c").mkdir()
     (tmp_path / "b/class_teacher").rename(tmp_path / "c/kept")
     kept = Classifier.from_pretrained(tmp_path / "c/kept")
-    assert torch.equal(kept.project.weight, absent.class_teacher.project.weight)
+    assert torch.equal(kept.project.weight, absent.extractor.project.weight)
 
 
 def test_a_model_of_the_hub_may_be_stated_and_is_fetched_when_it_is_built(recipe, dinov2, tmp_path, monkeypatch):

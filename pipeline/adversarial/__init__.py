@@ -1,0 +1,1 @@
+"""Adversarial losses, of the critic and of what it judges: one file per loss."""

@@ -1,0 +1,73 @@
+"""What every kind of frozen network promises: how a recipe chooses it, how it is checked, and how it is loaded."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pipeline.recipes.schema import Recipe
+from pipeline.teachers.classifier import Classifier
+from pipeline.vision.weights import hub_id, locate, remedy
+
+if TYPE_CHECKING:
+    from pipeline.frozen.networks import FrozenNetworks
+
+STAND_IN = "classifier"  # as a `teacher`: a small one that the library trains on the recipe's own images
+log = logging.getLogger(__name__)
+
+
+class FrozenInput(ABC):
+    """The frozen network that a loss or a critic takes as `extractor`.
+
+    A component declares which kind by its class attribute `extractor_kind`, the name of a file of pipeline/frozen/. The
+    kind reads the component's arguments: `teacher` is the name of known weights (dinov2_large, ...), a folder, a model
+    of the hub, `classifier`, or `auto`: the weights `auto` of the kind where they can be had, else the classifier,
+    which the log then says.
+    """
+
+    auto: str = "dinov2_base"  # what `teacher: auto` takes, a name in pipeline.vision.weights
+    stand_in_folder: str = "stand_in"  # where the classifier is kept, in the folder of FrozenNetworks
+
+    def __init__(self, recipe: Recipe, component: type, arguments: Mapping[str, Any]):
+        self.recipe, self.component, self.arguments = recipe, component, arguments
+
+    @property
+    def name(self) -> str:
+        """What the log calls the component that takes the network."""
+        return self.component.__module__.rpartition(".")[2]
+
+    @property
+    def teacher(self) -> str:
+        """The network that the recipe comes to: what it states, with `auto` resolved."""
+        given, stated = self.arguments.get("teacher", "auto"), self.recipe.weights
+        if given != "auto":
+            return given
+        return self.auto if locate(self.auto, stated) or hub_id(self.auto, stated) else STAND_IN
+
+    def check(self) -> None:
+        """ValueError where the network cannot be had or does not fit; reads the config of the weights, not the weights.
+
+        A place in the message is one inside the component's node; the caller puts the node's own before it, by `at`.
+        """
+        return
+
+    def width(self) -> int | None:
+        """Channels of its features; None where they are not known on this machine."""
+        return None
+
+    @abstractmethod
+    def load(self, networks: "FrozenNetworks") -> nn.Module:
+        """The network, frozen and in evaluation mode."""
+
+    def load_stand_in(self, networks: "FrozenNetworks", dim: int = 64) -> Classifier:
+        """The classifier with `dim` features; where `auto` came to it, the log says so."""
+        classifier = networks.stand_in(self.stand_in_folder, dim)
+        if self.arguments.get("teacher", "auto") == "auto" and networks.accelerator.is_main_process:
+            log.warning(
+                "%s: the weights %s are not on this machine, so a %s of the recipe's own images is the teacher; to have"
+                " them, %s; to have the stand-in without this line, set teacher: classifier",
+                *(self.name, self.auto, classifier.name, remedy(self.auto)),
+            )
+        return classifier

@@ -1,0 +1,50 @@
+"""The feature that a frozen network has of a whole image, as the class token of its code."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.frozen.feature_maps import FeatureMaps
+from pipeline.frozen.networks import FrozenNetworks
+from pipeline.recipes.schema import Recipe
+
+PLACE = "latents.class_token"  # where a recipe names the network
+
+
+class ClassToken(FeatureMaps):
+    """The teacher that `latents.class_token` names."""
+
+    name = PLACE
+
+    def __init__(self, recipe: Recipe):
+        super().__init__(recipe, type(self), {"teacher": recipe.latents.class_token})
+
+    def load(self, networks: FrozenNetworks) -> "ClassTokenFeature":
+        """ValueError unless it has the width that is modelled."""
+        feature = ClassTokenFeature(super().load(networks).teacher)
+        modelled = self.recipe.generator.objective.get("class_token")
+        if feature.width != modelled:
+            raise ValueError(
+                f"{PLACE}: {feature.name} has {feature.width} values; set generator.objective.class_token to that,"
+                f" not to {modelled}"
+            )
+        return feature
+
+
+class ClassTokenFeature(nn.Module):
+    """A teacher's feature of a whole image, normalised over its channels to mean 0 and std 1.
+
+    That is a layer norm without weights, so that the scale fits that of the noise.
+    """
+
+    def __init__(self, teacher: Any):
+        super().__init__()
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.name, self.width = teacher.name, teacher.dim
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] to [B, width]."""
+        return F.layer_norm(self.teacher.features(images).float(), (self.width,))

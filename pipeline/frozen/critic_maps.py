@@ -1,0 +1,44 @@
+"""Feature maps of a frozen network, which a critic judges by: DINO's where its weights are, else a stand-in's."""
+
+from pathlib import Path
+
+from pipeline.frozen.base import STAND_IN
+from pipeline.frozen.feature_maps import FeatureMaps
+from pipeline.frozen.networks import FrozenNetworks
+from pipeline.teachers.base import Teacher
+from pipeline.teachers.vision_model import VisionModel
+from pipeline.validation import SettingError
+from pipeline.vision.backbone import read_depth
+from pipeline.vision.weights import require_model
+
+
+class CriticMaps(FeatureMaps):
+    """The maps `layers` of the teacher with its class token read out; all maps of a classifier."""
+
+    auto = "dino_small"
+
+    @property
+    def layers(self) -> list[int]:
+        layers = self.arguments.get("layers")
+        return [-1] if layers is None or self.teacher == STAND_IN else list(layers)
+
+    def check(self) -> None:
+        if self.arguments.get("teacher") == STAND_IN and self.arguments.get("layers") is not None:
+            raise SettingError(
+                "layers",
+                " is for a transformer; of a classifier all maps are judged: leave it out",
+            )
+        super().check()
+
+    def load(self, networks: FrozenNetworks) -> Teacher:
+        if self.teacher == STAND_IN:
+            return self.load_stand_in(networks)
+        weights = require_model(self.teacher, self.recipe.weights, f"{self.name}.teacher")
+        layers = quarters(weights) if self.arguments.get("layers") is None else self.layers
+        return VisionModel.load(weights, size=self.arguments.get("teacher_size"), layers=layers, readout=True)
+
+
+def quarters(weights: Path) -> list[int]:
+    """The first block's input and each quarter's output; the last map of a model without blocks."""
+    depth = read_depth(weights)
+    return [-1] if depth is None else [depth * i // 4 for i in range(5)]

@@ -1,0 +1,66 @@
+"""Feature maps of a frozen network, which codes, hidden states or images are compared in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.frozen.base import STAND_IN, FrozenInput
+from pipeline.frozen.networks import FrozenNetworks
+from pipeline.nn.convolution_stages import WIDTH, channels, shape
+from pipeline.teachers.base import Tap
+from pipeline.teachers.vision_model import VisionModel
+from pipeline.vision.backbone import check_layer, read_config, read_depth, read_kind
+from pipeline.vision.weights import locate_model, require_model
+
+
+class FeatureMaps(FrozenInput):
+    """The maps `layers`, else the one of `layer`, of the teacher, which reads images at `teacher_size`.
+
+    Layers are those of `pipeline.teachers.vision_model`; a classifier's are its maps, fine to coarse.
+    """
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.arguments.get("layers") or [self.arguments.get("layer", -1)])
+
+    def check(self) -> None:
+        if self.teacher == STAND_IN:
+            count = shape(self.recipe.data.size)["stages"] + 1
+            for layer in self.layers:
+                if not -count <= layer < count:
+                    raise ValueError(f"layer {layer} is asked for; the classifier's are 0 to {count - 1}, or -1")
+            return
+        folder = locate_model(self.teacher, self.recipe.weights, "teacher")
+        if folder is not None and (count := read_depth(folder)) is not None:
+            for layer in self.layers:
+                check_layer(layer, count, read_kind(folder))
+
+    def width(self) -> int | None:
+        if self.teacher == STAND_IN:
+            return channels(WIDTH, shape(self.recipe.data.size)["stages"])[self.layers[0]]
+        folder = locate_model(self.teacher, self.recipe.weights, "teacher")
+        return None if folder is None else read_config(folder).get("hidden_size")
+
+    def load(self, networks: FrozenNetworks) -> Tap:
+        if self.teacher == STAND_IN:
+            return Tap(self.load_stand_in(networks), *self.layers)
+        weights = require_model(self.teacher, self.recipe.weights, f"{self.name}.teacher")
+        size = self.arguments.get("teacher_size", "grid")
+        return Tap(VisionModel.load(weights, size=size, layers=self.layers), *range(len(self.layers)))
+
+
+class StoredFeatures(nn.Module):
+    """A teacher whose features are stored, and which therefore reads no images."""
+
+    def __init__(self, name: str, width: int):
+        super().__init__()
+        self.name, self.widths = name, (width,)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        raise ValueError(f"of the teacher {self.name} features are stored; it reads no images")
+
+
+def stored_features(described: Mapping[str, Any]) -> Tap:
+    """What stands for a teacher whose features a store of codes holds, as its manifest describes them."""
+    return Tap(StoredFeatures(described["teacher"], described["width"]))

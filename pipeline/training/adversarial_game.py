@@ -1,0 +1,104 @@
+"""The adversarial part of a training: the critic's turn, and the terms that the tokenizer learns from the critic."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.adversarial.base import loss_node
+from pipeline.components import build
+from pipeline.critics.base import Critic
+from pipeline.draws import Draws
+from pipeline.nn.augmentation import augmented
+from pipeline.nn.critic_logits import LeCam, feature_matching, mean_of, views
+from pipeline.recipes.schema import Adversary
+
+
+class CriticWithMeans(nn.Module):
+    """A critic with the running means of its logits, so that a checkpoint has both."""
+
+    def __init__(self, critic: Critic, means: LeCam):
+        super().__init__()
+        self.critic, self.means = critic, means
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.critic(*arguments)
+
+
+class AdversarialGame:
+    """The two turns of a critic as `adversary` states them; `player` is the critic with what is saved beside it.
+
+    The player as the loop has prepared it, in its distributed wrapper, is an argument. Real and rebuilt images are
+    augmented by the same draws, in both turns of a step. With accumulation the running means of logits, and the
+    directions of spectral norms, move with each micro-batch.
+    """
+
+    def __init__(self, adversary: Adversary, critic: Critic):
+        self.adversary, self.critic = adversary, critic
+        self.loss = build("adversarial", loss_node(adversary.loss))
+        self.means = LeCam(adversary.lecam_decay) if adversary.lecam else None
+        self.player: nn.Module = critic if self.means is None else CriticWithMeans(critic, self.means)
+        self.metrics: dict[str, Tensor] = {}  # of the last turn of the critic
+
+    def augment(self, images: Tensor, draws: Draws) -> Tensor:
+        """Images [B, C, H, W] as the critic judges them."""
+        settings = self.adversary.augmentation
+        if settings is None:
+            return images
+        return augmented(images, draws, settings.share, settings.colour, settings.translation, settings.cutout)
+
+    def tokenizer_terms(
+        self, player: nn.Module, images: Tensor, rebuilt: Tensor, draws: Draws
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The tokenizer's terms, unweighted, each with its gradient at the `rebuilt` images, a leaf."""
+        matching = self.adversary.feature_matching
+        arguments = (True,) if matching else ()
+        with frozen_judge(player) as critic:
+            outputs = critic(self.augment(rebuilt, draws), *arguments)
+            logits, layers = outputs if matching else (outputs, None)
+            values = {"adversarial": self.loss.generator_loss(as_float32(logits))}
+            if matching:
+                with torch.no_grad():
+                    _, targets = critic(self.augment(images.float(), draws), *arguments)
+                values["feature_matching"] = feature_matching(targets, layers)
+            return {term: (value.detach(), gradient(value, rebuilt, matching)) for term, value in values.items()}
+
+    def critic_terms(self, player: nn.Module, images: Tensor, rebuilt: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """The critic's terms, of real images and of rebuilt ones."""
+        batch = torch.cat([self.augment(each, draws) for each in (images.float(), rebuilt.detach().float())])
+        sides = [view.chunk(2) for view in views(as_float32(player(batch)))]
+        real, fake = ([pair[side] for pair in sides] for side in (0, 1))
+        for side, logits in (("real", real), ("fake", fake)):
+            self.metrics[f"logits_{side}{self.critic.name}"] = mean_of([view.detach().mean() for view in logits])
+        terms = self.loss.critic_loss(real, fake)
+        if self.means is not None:
+            terms["lecam"] = self.adversary.lecam * self.means(real, fake)
+        return terms
+
+
+@contextmanager
+def frozen_judge(player: nn.Module) -> Iterator[nn.Module]:
+    """A player as another's judge: without its distributed wrapper, and frozen until the block ends."""
+    judge = player.module if isinstance(player, nn.parallel.DistributedDataParallel) else player
+    flags = [(parameter, parameter.requires_grad) for parameter in judge.parameters()]
+    judge.requires_grad_(False)
+    try:
+        yield judge
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def gradient(value: Tensor, leaf: Tensor, retain_graph: bool = False) -> Tensor:
+    """d value / d leaf; the graph is kept only where another term needs it.
+
+    Scaled on its way, for one pixel's fraction of a mean is too small for half precision.
+    """
+    scale = leaf.numel() ** 0.5
+    return torch.autograd.grad(value * scale, leaf, retain_graph=retain_graph)[0] / scale
+
+
+def as_float32(logits: Any) -> Any:
+    return logits.float() if isinstance(logits, Tensor) else [view.float() for view in logits]
