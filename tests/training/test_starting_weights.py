@@ -32,7 +32,7 @@ def test_images_of_another_size_are_no_reason_to_refuse(folder):
 
 def test_a_recipe_with_a_start_needs_no_phase(folder):
     recipe = make_recipe()
-    with pytest.raises(ValueError, match="or tokenizer.start=FOLDER"):
+    with pytest.raises(ValueError, match="name the folder of a trained one: tokenizer.start=FOLDER"):
         check_recipe(recipe)
     recipe.tokenizer.start = str(folder)
     check_recipe(recipe)
