@@ -47,7 +47,7 @@ class AdversarialGame:
         settings = self.adversary.augmentation
         if settings is None:
             return images
-        return augmented(images, draws, settings.share, settings.colour, settings.translation, settings.cutout)
+        return augmented(images, draws, settings.probability, settings.colour, settings.translation, settings.cutout)
 
     def tokenizer_terms(
         self, player: nn.Module, images: Tensor, rebuilt: Tensor, draws: Draws
