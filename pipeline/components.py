@@ -21,6 +21,7 @@ SLOTS = (
     "bottlenecks",
     "networks",
     "objectives",
+    "solvers",
     "losses",
     "critics",
     "adversarial",

@@ -12,6 +12,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, structure
 from pipeline.draws import Draws
 from pipeline.samplers.request import SamplingRequest
+from pipeline.solvers.base import read_solver_settings, solvers_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Objective(SchedulerMixin, ConfigMixin):
     discrete: bool = False  # whether it models ids, and not z
     autoguided: bool = False  # whether a weaker network may guide it, see `pipeline.samplers.guidance`
     settings: type = NoSettings  # of its sampler
+    solves: str | None = None  # the problem of the solvers that `settings.solver` is chosen from, where there is one
 
     @property
     def outputs(self) -> int:
@@ -64,10 +66,13 @@ class Objective(SchedulerMixin, ConfigMixin):
 
     def setting_names(self) -> list[str]:
         """Names of the sampler's settings."""
-        return [field.name for field in fields(self.settings)]
+        solvers = solvers_of(self.solves).values() if self.solves else []
+        return list(dict.fromkeys(field.name for record in (self.settings, *solvers) for field in fields(record)))
 
     def read_settings(self, stated: Mapping[str, Any], where: str = "") -> Any:
         """The record of plain values, as recipes and callers state them; ValueError naming one that does not fit."""
+        if self.solves:
+            return read_solver_settings(self.settings, self.solves, stated, where)
         return structure(self.settings, stated, where)
 
     def check_sampler(self, steps: int, spec: LatentSpec, settings: Any) -> None:

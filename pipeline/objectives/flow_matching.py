@@ -1,5 +1,6 @@
 """Flow matching: the network learns the velocity along a path between data and noise."""
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,22 +14,13 @@ from pipeline.draws import Draws
 from pipeline.nn.class_token import join_token, split_token
 from pipeline.objectives.base import DenoiserInput, Objective
 from pipeline.samplers.guidance import Predict
+from pipeline.samplers.levels import check_shift, settled_shift, shifted
 from pipeline.samplers.paths import PATHS, Path
 from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
-from pipeline.samplers.solvers import (
-    FlowSampling,
-    Reverse,
-    check_shift,
-    euler,
-    heun,
-    heun_intervals,
-    ladder,
-    settled_shift,
-    shifted,
-    stochastic,
-    unshifted,
-)
-from pipeline.samplers.solvers_of_diffusers import check_flow, flow_solver, run_flow, set_evaluations
+from pipeline.samplers.solvers_of_diffusers import check_flow, run_flow, set_evaluations
+from pipeline.solvers.base import Flow, FlowSolver
+from pipeline.solvers.euler import Euler
+from pipeline.validation import check_at_least
 
 WEIGHTINGS = {
     "velocity": ("none",),
@@ -36,6 +28,15 @@ WEIGHTINGS = {
     "data": ("none", "velocity"),
     "score": ("none", "velocity", "likelihood"),
 }
+
+
+@dataclass(frozen=True)
+class FlowSampling:
+    """How a flow is followed; the settings of the solver stand beside these."""
+
+    solver: FlowSolver = Euler()
+    shift: float = 1.0  # u -> s u / (1 + (s - 1) u), above 1 longer at the noise; 1/0.3 is LightningDiT's 0.3
+    shift_base: float | None = None  # in place of shift, as in training
 
 
 class FlowRandomness(NamedTuple):
@@ -71,6 +72,7 @@ class FlowMatching(Objective):
 
     autoguided = True
     settings = FlowSampling
+    solves = "flow"
 
     @register_to_config
     def __init__(
@@ -213,9 +215,10 @@ class FlowMatching(Objective):
 
     def check_sampler(self, steps: int, spec: LatentSpec, settings: FlowSampling) -> None:
         """ValueError where these settings, or this number of steps, do not fit the path."""
-        settings.settled(spec.shape).validate(steps)
-        if settings.solver in ("unipc", "dpmpp_2m"):
-            self._only_linear(settings.solver)
+        check_at_least("steps", steps, 1)
+        settled_shift(spec.shape, settings.shift, settings.shift_base)
+        settings.solver.check(steps)
+        self._check_path(settings.solver)
 
     def check_codes(self, spec: LatentSpec) -> None:
         """ValueError where the shift by dimension would turn towards the data."""
@@ -255,32 +258,21 @@ class FlowMatching(Objective):
 
     def _descend(self, request: SamplingRequest, z: Tensor, level: float, settings: FlowSampling) -> Tensor:
         """From z at noise level `level` to data. Where alpha is 0 at the top, noise is converted just below it."""
-        field, report, steps = self._field(request), self._of_code(request.on_step), request.steps
-        sampler = settings.settled(request.spec.shape)
-        start = unshifted(min(level, self._top(sampler)), sampler.shift)
-        if sampler.solver == "euler":
-            return euler(field, z, ladder(steps, sampler.shift, start), report)
-        if sampler.solver == "heun":
-            intervals, plain = heun_intervals(steps)
-            return heun(field, z, ladder(intervals, sampler.shift, start), plain, report)
-        if sampler.solver in ("unipc", "dpmpp_2m"):
-            self._only_linear(sampler.solver)
-            scheduler = flow_solver(sampler.solver, ladder(steps, sampler.shift, start))
-            return run_flow(scheduler, field, z, report=report)
-        intervals, corrected = sampler.stochastic_steps(steps)
-        end = 0.0 if sampler.last_step == "none" else sampler.last_step_size
-        reverse = Reverse(self.route, field, sampler.diffusion, sampler.diffusion_scale)
-        levels = ladder(intervals, sampler.shift, start, end)
-        return stochastic(reverse, z, levels, request.draws, corrected, sampler.last_step, report)
+        self._check_path(settings.solver)
+        singular = self.config.prediction in ("noise", "score") or settings.solver.singular_at_noise
+        top = 1 - 1e-3 if singular and self.config.path != "variance_preserving" else 1.0
+        shift = settled_shift(request.spec.shape, settings.shift, settings.shift_base)
+        report, field = self._of_code(request.on_step), self._field(request)
+        flow = Flow(field, self.route, request.steps, request.draws, shift, min(level, top), report)
+        return settings.solver.solve(flow, z)
 
     def _field(self, request: SamplingRequest) -> Predict:
         predict = request.predict()
         return lambda z, u: self.velocity(predict(z, u), z, torch.tensor(u, dtype=torch.float64))
 
-    def _top(self, sampler: FlowSampling) -> float:
-        forward_noise = sampler.solver.startswith("sde") and sampler.diffusion == "path"
-        singular = self.config.prediction in ("noise", "score") or forward_noise
-        return 1 - 1e-3 if singular and self.config.path != "variance_preserving" else 1.0
+    def _check_path(self, solver: FlowSolver) -> None:
+        if solver.linear_only:
+            self._only_linear(f"solver {type(solver).__name__}")
 
     def _only_linear(self, name: str) -> None:
         if self.config.path != "linear":

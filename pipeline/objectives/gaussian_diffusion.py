@@ -1,6 +1,5 @@
 """Gaussian diffusion in discrete time: the network predicts the noise and, if it is learned, the variance."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -13,18 +12,19 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.objectives.base import DenoiserInput, Objective
+from pipeline.samplers.levels import reported
 from pipeline.samplers.noise_chain import NoiseChain, Spacing, discretized_bits, gaussian_bits
 from pipeline.samplers.request import SamplingRequest, check_preserve
-from pipeline.samplers.solvers import told
 from pipeline.samplers.solvers_of_diffusers import check_noise, run_noise
+from pipeline.solvers.base import ChainSolver, ChainStep
+from pipeline.solvers.ddpm import Ddpm
 
 
 @dataclass(frozen=True)
 class ChainSampling:
-    """How a chain is brought back."""
+    """How a chain is followed back to data; the settings of the solver stand beside these."""
 
-    solver: Literal["ddpm", "ddim"] = "ddpm"
-    eta: float = 0.0  # of ddim (arXiv:2010.02502): 0 draws no noise, 1 as much as ddpm
+    solver: ChainSolver = Ddpm()
     clip: bool = False  # holds the expected data in [-1, 1], which codes of unit scale leave
     spacing: Spacing = "even"  # of the kept timesteps; stride keeps every k-th
 
@@ -51,6 +51,7 @@ class GaussianDiffusion(Objective):
 
     autoguided = True
     settings = ChainSampling
+    solves = "noise_chain"
 
     @register_to_config
     def __init__(
@@ -122,7 +123,7 @@ class GaussianDiffusion(Objective):
     def reverse(
         self, chain: NoiseChain, output: Tensor, z: Tensor, index: int | Tensor, clip: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and log variance of p(z_{t-1} | z_t), and the data the network has in mind; each [B, N, C]."""
+        """Mean and log variance of p(z_{t-1} | z_t), and the expected data; each [B, N, C]."""
         data = chain.data_from_noise(output[..., : z.shape[-1]], z, index)
         data = data.clamp(-1, 1) if clip else data
         return chain.posterior_mean(data, z, index), self._log_variance(chain, output, z, index), data
@@ -171,8 +172,7 @@ class GaussianDiffusion(Objective):
     def check_sampler(self, steps: int, spec: LatentSpec, settings: ChainSampling) -> None:
         """ValueError where these settings, or this number of steps, do not fit the chain."""
         self.chain.spaced(steps, settings.spacing)
-        if not 0 <= settings.eta <= 1 or (settings.eta and settings.solver != "ddim"):
-            raise ValueError(f"eta={settings.eta} is for solver=ddim and lies between 0 and 1; set eta=0")
+        settings.solver.check()
 
     def check_scheduler(self, scheduler: SchedulerMixin) -> None:
         """ValueError with one line unless this diffusers scheduler can take the place of the solver."""
@@ -181,27 +181,10 @@ class GaussianDiffusion(Objective):
 
     def _descend(self, chain: NoiseChain, request: SamplingRequest, z: Tensor, settings: ChainSampling) -> Tensor:
         levels, shape = (chain.timesteps / self.config.num_train_timesteps).tolist(), tuple(z.shape[1:])
-        predict, step = request.predict(), self._step(settings)
+        predict = request.predict()
         for i, index in enumerate(reversed(range(len(levels)))):
             output = predict(z, levels[index])
-            z = step(chain, output, z, index, lambda i=i: request.draws.normal(f"step_{i}", shape))
-            z = told(request.on_step, i, levels[index - 1] if index else 0.0, z)
+            state = ChainStep(chain, index, z, *self.reverse(chain, output, z, index, settings.clip))
+            z = settings.solver.step(state, lambda i=i: request.draws.normal(f"step_{i}", shape))
+            z = reported(request.on_step, i, levels[index - 1] if index else 0.0, z)
         return z
-
-    def _step(self, settings: ChainSampling) -> Callable[..., Tensor]:
-        """(chain, output, z, index, draw) -> the state one place down; no noise is drawn for the last."""
-        eta, clip = settings.eta, settings.clip
-
-        def ddpm(chain: NoiseChain, output: Tensor, z: Tensor, index: int, draw: Callable[[], Tensor]) -> Tensor:
-            mean, log_variance, _ = self.reverse(chain, output, z, index, clip)
-            return mean + torch.exp(0.5 * log_variance) * draw() if index else mean
-
-        def ddim(chain: NoiseChain, output: Tensor, z: Tensor, index: int, draw: Callable[[], Tensor]) -> Tensor:
-            *_, data = self.reverse(chain, output, z, index, clip)
-            noise = chain.noise_from_data(data, z, index)
-            before = chain.signal_before[index]
-            spread = eta * chain.posterior_variance[index].sqrt()  # equation 16
-            mean = before.sqrt() * data + (1 - before - spread**2).sqrt() * noise
-            return mean + spread * draw() if index and eta else mean
-
-        return {"ddpm": ddpm, "ddim": ddim}[settings.solver]

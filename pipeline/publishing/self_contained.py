@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.components import NESTED, SLOTS, kinds
 from pipeline.publishing.name_scopes import module_bindings, references
 from pipeline.saved_folders import INDEX
+from pipeline.solvers.base import solvers_of
 from pipeline.whole_files import write_json, write_text
 
 ROOT = "pipeline"
@@ -108,6 +109,8 @@ def _named(module: str) -> Iterator[tuple[str, str]]:
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     for slot in sorted(words.intersection(SLOTS)):
         yield from ((slot, kind) for kind in kinds(slot) if kind in words)
+    if module.startswith(f"{ROOT}.objectives."):  # which solves a problem, and is sampled by any of its solvers
+        yield from (("solvers", kind) for problem in sorted(words) for kind in solvers_of(problem))
 
 
 def _in_order(modules: list[str], done: dict[str, Source] | None = None) -> dict[str, Source]:

@@ -24,6 +24,7 @@ DERIVED = {  # what a recipe may not state, by slot
     "tokenizers": ("image_size",),
     "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token"),
     "objectives": (),
+    "solvers": (),
     "losses": ("extractor", "dim", "grid"),
     "critics": ("widths", "source"),
     "adversarial": (),

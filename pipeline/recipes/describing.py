@@ -13,6 +13,7 @@ from pipeline.components import NESTED, find, kinds
 from pipeline.program import command_line
 from pipeline.recipes.building import DERIVED
 from pipeline.recipes.schema import Recipe
+from pipeline.solvers.base import solvers_of
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS
 from pipeline.validation import suggestion
 
@@ -26,6 +27,7 @@ PLACES = {  # where a recipe names the kinds of a slot
     "perturbations": "tokenizer.phases.NAME.perturbation",
     "networks": "generator.network",
     "objectives": "generator.objective",
+    "solvers": "sample.sampler.solver",
     "metrics": "evaluate.metrics, or metrics of a card",
 }
 ANY = "NAME"  # stands for a name that a recipe gives itself
@@ -110,7 +112,8 @@ def fields_of(cls: type) -> list[str]:
 def component(slot: str, kind: str) -> str:
     """What a kind is, and the arguments that a recipe states; of an objective, those of its sampler, too."""
     cls = find(slot, kind)
-    lines = arguments_of(cls.__init__, lambda parameter: parameter.name not in DERIVED.get(slot, ()))
+    shown = lambda parameter: parameter.name not in DERIVED.get(slot, ())  # noqa: E731
+    lines = fields_of(cls) if is_dataclass(cls) else arguments_of(cls.__init__, shown)
     for record in records_of(cls.__init__):
         lines += ["", f"{record.__name__}: {inspect.getdoc(record)}", "", *fields_of(record)]
     for name, choices in getattr(cls, "choices", {}).items():
@@ -118,12 +121,22 @@ def component(slot: str, kind: str) -> str:
             stated = arguments_of(of.__init__, lambda parameter: parameter.name not in DERIVED_ARGUMENTS) or [NOTHING]
             lines += ["", f"{name}.kind={choice}: {inspect.getdoc(of)}", "", *stated]
     if slot == "objectives":
-        about = inspect.getdoc(cls.settings)
-        lines += ["", f"At sample.sampler: {about}", "", *(fields_of(cls.settings) or [NOTHING])]
+        lines += sampler_of(cls)
     if slot == "metrics":
         lines += cls.description()
     about = [f"{kind}, at {PLACES[slot]}", "", headline(slot, kind), "", inspect.getdoc(cls), ""]
     return "\n".join([*about, *(lines or [NOTHING])])
+
+
+def sampler_of(objective: type) -> list[str]:
+    """The settings of an objective's sampler, and of each of its solvers."""
+    solvers = solvers_of(objective.solves) if objective.solves else {}
+    standard = [kind for kind, solver in solvers.items() if solver is type(objective.settings().solver)]
+    lines = [f"  solver: {' | '.join(solvers)} = {standard[0]}"] if solvers else []
+    lines += [line for line in fields_of(objective.settings) if not line.startswith("  solver: ")]
+    for kind, solver in solvers.items():
+        lines += ["", f"solver={kind}: {inspect.getdoc(solver)}", "", *(fields_of(solver) or [NOTHING])]
+    return ["", f"At sample.sampler: {inspect.getdoc(objective.settings)}", "", *(lines or [NOTHING])]
 
 
 def arguments_of(function: Callable, shown: Callable[[inspect.Parameter], bool]) -> list[str]:

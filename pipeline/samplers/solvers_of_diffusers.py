@@ -4,21 +4,20 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from diffusers import SchedulerMixin
 from torch import Generator, Tensor
 
 from pipeline.draws import Draws
-from pipeline.samplers.solvers import Report, ladder, told
+from pipeline.samplers.levels import Report, ladder, reported
 
 NEARLY_NOISE = 1 - 1e-6  # alpha = 0 has no logarithm, which these solvers step in
 
 Evaluate = Callable[[Tensor, float], Tensor]
 
 
-def flow_solver(kind: str, levels: list[float]) -> SchedulerMixin:
-    """UniPC (arXiv:2302.04867) or DPM-Solver++ 2M (arXiv:2211.01095) on the linear path, at these noise levels."""
-    classes = {"unipc": UniPCMultistepScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
-    scheduler = classes[kind](use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0)
+def at_levels(kind: type[SchedulerMixin], levels: list[float]) -> SchedulerMixin:
+    """A multistep scheduler of diffusers on the linear path, at these noise levels."""
+    scheduler = kind(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0)
     scheduler.set_timesteps(len(levels) - 1)
     scheduler.sigmas = torch.tensor([min(level, NEARLY_NOISE) for level in levels])
     return scheduler
@@ -39,7 +38,7 @@ def run_flow(
     extra = _generators(scheduler, draws) if draws else {}
     for i, timestep in enumerate(_begin(scheduler)):
         change = velocity(z, levels[i]).float()
-        z = told(report, i, levels[i + 1], scheduler.step(change, timestep, z, **extra).prev_sample)
+        z = reported(report, i, levels[i + 1], scheduler.step(change, timestep, z, **extra).prev_sample)
     return z
 
 
@@ -54,7 +53,7 @@ def run_noise(
     after = [*timesteps[1:].tolist(), 0]
     for i, timestep in enumerate(timesteps):
         predicted = noise(scheduler.scale_model_input(z, timestep), timestep.item() / span)
-        z = told(report, i, after[i] / span, scheduler.step(predicted, timestep, z, **extra).prev_sample)
+        z = reported(report, i, after[i] / span, scheduler.step(predicted, timestep, z, **extra).prev_sample)
     return z
 
 

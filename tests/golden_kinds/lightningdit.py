@@ -8,7 +8,7 @@ from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
 from pipeline.objectives.flow_matching import FlowMatching, FlowRandomness
 from pipeline.samplers.guidance import Guidance
-from pipeline.samplers.solvers import ladder
+from pipeline.samplers.levels import ladder
 
 MATCHES = "models.lightningdit.LightningDiT"
 

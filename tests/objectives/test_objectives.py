@@ -1,7 +1,7 @@
 """Objectives against closed forms: data that are Gaussian, whose velocity, noise and flow are known exactly."""
 
 import math
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import diffusers
 import generating
@@ -14,9 +14,11 @@ from pipeline.code import Code, LatentSpec
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.objectives.flow_matching import FlowMatching, FlowRandomness
 from pipeline.objectives.gaussian_diffusion import ChainRandomness, GaussianDiffusion
+from pipeline.samplers.levels import settled_shift, shifted
 from pipeline.samplers.noise_chain import NoiseChain, discretized_bits, evenly, gaussian_bits, strided
 from pipeline.samplers.paths import PATHS
-from pipeline.samplers.solvers import DiffusionForm, Solver, settled_shift, shifted
+from pipeline.samplers.reverse_sde import DiffusionForm
+from pipeline.solvers.base import solvers_of
 
 MEAN, STD = 0.7, 0.5
 SPEC = LatentSpec(grid=(2, 3), dim=4)
@@ -306,7 +308,7 @@ def test_the_stochastic_heun_solver_and_its_last_steps(last_step):
     assert abs(z.mean() - MEAN) < 0.04 and abs(z.std() - STD) < 0.04
 
 
-@pytest.mark.parametrize("solver", get_args(Solver))
+@pytest.mark.parametrize("solver", solvers_of("flow"))
 @pytest.mark.parametrize("steps", [2, 7, 8])
 def test_steps_are_network_evaluations(solver, steps):
     network, seen = flow_network(), []
@@ -351,9 +353,9 @@ def test_on_step_may_change_the_state():
 
 def test_settings_of_the_sampler_are_declared_and_checked():
     for objective in (FlowMatching(), GaussianDiffusion()):
-        hints, own = get_type_hints(objective.settings), objective.setting_names()
-        assert "solver" in own and "scheduler" not in own and set(own) <= set(hints)
-        for solver in get_args(hints["solver"]):
+        own = objective.setting_names()
+        assert "solver" in own and "scheduler" not in own and solvers_of(objective.solves)
+        for solver in solvers_of(objective.solves):
             generating.check_sampler(objective, 20, SPEC, solver=solver)
     wrong = [
         (FlowMatching(), 0, {}),
@@ -472,8 +474,7 @@ def pairs():
 
 @pytest.mark.parametrize("objective, network", pairs(), ids=["flow", "diffusion"])
 def test_a_batch_is_its_images_one_by_one(objective, network):
-    solvers = get_args(get_type_hints(objective.settings)["solver"])
-    for settings in [{"solver": solver} for solver in solvers]:
+    for settings in [{"solver": solver} for solver in solvers_of(objective.solves)]:
         together = generating.sample(objective, network, None, SPEC, ImageDraws.from_seeds([4, 5, 6]), 7, **settings).z
         alone = [
             generating.sample(objective, network, None, SPEC, ImageDraws.from_seeds([s]), 7, **settings).z

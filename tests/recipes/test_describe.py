@@ -91,7 +91,8 @@ def test_a_setting_comes_with_its_type_default_and_meaning():
 
 def test_samplers_and_records_are_described_with_what_takes_them():
     before, sampler = describe("flow_matching").split("At sample.sampler:")
-    assert "\n  solver: euler | heun | " in sampler and "solver" not in settings(before)
+    assert "\n  solver: dpmpp_2m | euler | heun | sde | sde_heun | unipc = euler" in sampler
+    assert "solver" not in settings(before)
     assert not settings(sampler) & {"scheduler", "weak", "on_step", "steps", "guidance"}
     both = describe("gaussian")
     assert both.count("gaussian, at ") == 2 and "\nAnnealing: A factor" in both and "  to: float = 0.5" in both

@@ -1,0 +1,1 @@
+"""Solvers: one file each, found by its name in `sample.sampler.solver`; each states which problem it solves."""
