@@ -11,7 +11,8 @@ from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
 from pipeline.objectives.flow_matching import FlowMatching, FlowRandomness
 from pipeline.samplers.guidance import Guidance, guided
-from pipeline.samplers.solvers import euler, ladder
+from pipeline.samplers.levels import ladder
+from pipeline.solvers.euler import euler
 
 MATCHES = "stage2.models.DDT.DiTwDDTHead"
 NOT_OURS = {
