@@ -15,13 +15,8 @@ TAKEN = {"dit", "flux", "sana", "latte", "wan", "prx", "ddpm", "amused", "kandin
 # Modules and packages of pipeline/, then the entry points: each may import those before it, and none after it.
 ROOMS = (
     *("program", "whole_files", "code", "draws", "validation", "components", "saved_folders"),
-<<<<<<< HEAD
-    *("nn", "vision", "samplers"),
-    *("datasets", "bottlenecks", "teachers", "critics", "adversarial", "tokenizers", "networks", "objectives"),
-=======
     *("nn", "vision", "samplers", "solvers"),
-    *("datasets", "bottlenecks", "teachers", "critics", "tokenizers", "networks", "objectives"),
->>>>>>> c6e3fb3 (Solvers are a slot: one file each, and each states what it solves)
+    *("datasets", "bottlenecks", "teachers", "critics", "adversarial", "tokenizers", "networks", "objectives"),
     *("perturbations", "losses", "call_arguments", "recipes", "images", "features", "metrics"),
     *("runs", "frozen", "latents"),
     *("latent_pipeline", "pipeline", "sampling", "checks", "training", "measuring", "reporting", "publishing"),
