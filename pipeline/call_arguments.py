@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+from diffusers import DiffusionPipeline
 from torch import Generator, Tensor
 
 from pipeline.code import LatentSpec
-from pipeline.components import structure
+from pipeline.components import conform, structure
+from pipeline.draws import Draws, GivenDraws, ImageDraws
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import suggestion
 
@@ -61,6 +64,16 @@ def find_label(asked: int | str, id2label: dict[int, str], num_classes: int) -> 
     return asked
 
 
+def repeat_labels(labels: list[int] | None, each: int) -> list[int] | None:
+    """Every label `each` times in a row: [3, 7] twice is [3, 3, 7, 7]."""
+    each = conform(each, int, "num_images_per_label")
+    if each < 1:
+        raise ValueError(f"num_images_per_label is {each}; ask for at least 1")
+    if labels is None and each != 1:
+        raise ValueError("this generator is unconditional; set num_images in place of num_images_per_label")
+    return None if labels is None else [label for label in labels for _ in range(each)]
+
+
 def count_images(
     labels: list[int] | None,
     num_images: int | None,
@@ -91,3 +104,44 @@ def starting_noise(latents: Tensor, count: int, spec: LatentSpec) -> Tensor:
         maps = f" or {[count, spec.dim, *spec.grid]}" if len(spec.grid) == 2 else ""
         raise ValueError(f"latents are {list(latents.shape)}; {count} images need {[count, *spec.shape]}{maps}")
     return latents.float()
+
+
+def draws_of_call(
+    count: int,
+    generator: Generator | Sequence[Generator] | None,
+    latents: Tensor | None,
+    spec: LatentSpec,
+    device: torch.device,
+) -> Draws:
+    """The draws of `count` images: one generator per image, or one for all; without any, seeds of torch's global one.
+
+    `latents` take the place of the noise to start from. Raises ValueError where these do not fit the images.
+    """
+    if generator is None:
+        generator = [Generator().manual_seed(seed) for seed in torch.randint(2**62, (count,)).tolist()]
+    generators = [generator] * count if isinstance(generator, Generator) else list(generator)
+    if len(generators) != count:
+        raise ValueError(f"there are {len(generators)} generators for {count} images; give one an image, or one")
+    draws = ImageDraws(generators, device)
+    if latents is None:
+        return draws
+    if spec.vocab:
+        raise ValueError("latents are the noise that continuous codes start from; this generator makes ids")
+    return GivenDraws({"start": starting_noise(latents, count, spec).to(device)}, draws)
+
+
+def shared_arguments(pipeline: DiffusionPipeline, given: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Constructor arguments `names` of a pipeline that shares the components and settings of another.
+
+    Those `given` take the place of the other's. Raises ValueError for an unknown one, and when a component is missing.
+    """
+    for name in given:
+        if name not in names:
+            raise ValueError(f"{name}: a LatentPipeline has no such part{suggestion(name, list(names))}")
+    settings = {name: pipeline.config[name] for name in ("id2label", "sampling") if name in pipeline.config}
+    shared = {name: component for name, component in pipeline.components.items() if name in names}
+    arguments = {**shared, **settings, **given}
+    for name in ("tokenizer", "network", "objective"):
+        if arguments.get(name) is None:
+            raise ValueError(f"a {type(pipeline).__name__} has no {name}; give {name}=... to from_pipe")
+    return arguments

@@ -1,31 +1,37 @@
 """LatentPipeline: the diffusers object that a user loads, calls and saves."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Generator, Tensor
 
 from pipeline.call_arguments import (
     ClassLabels,
     Defaults,
     count_images,
+    draws_of_call,
     find_labels,
+    repeat_labels,
     resolve_guidance,
-    starting_noise,
+    shared_arguments,
 )
 from pipeline.code import Code, Condition
 from pipeline.components import conform, structure
-from pipeline.draws import Draws, GivenDraws, ImageDraws
+from pipeline.draws import Draws
+from pipeline.samplers.callbacks import (
+    Interrupted,
+    LiveGuidance,
+    OnStepEnd,
+    StepCallback,
+    callback_tensors,
+    unfinished_code,
+)
 from pipeline.samplers.guidance import Guidance, check_pair
 from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.saved_folders import (
@@ -39,7 +45,6 @@ from pipeline.validation import SettingError, suggestion
 from pipeline.whole_files import ordinary_modes
 
 OUTPUTS = ("pil", "np", "pt", "latent")
-OnStepEnd = Callable[[DiffusionPipeline, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 class LatentPipeline(DiffusionPipeline):
@@ -72,7 +77,8 @@ class LatentPipeline(DiffusionPipeline):
         self.register_to_config(id2label=names, sampling=dict(sampling or {}))
         self.defaults = structure(Defaults, self.config.sampling, "sampling")
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-        self._slicing = False
+        self._slicing, self._interrupt = False, False
+        self._guidance_scale, self._num_timesteps = self.defaults.guidance.scale, self.steps
         for part in (tokenizer, network, weak):
             if part is not None:
                 refuse_empty(part)
@@ -95,11 +101,34 @@ class LatentPipeline(DiffusionPipeline):
             refuse_missing_keys(getattr(pipe, part), folder / part, kwargs.get("variant"))
         return pipe
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "LatentPipeline":
+        """A pipeline that shares the components of another, keeps its classes and its defaults of sampling.
+
+        Keyword arguments take the place of some of them; with `dtype` (or `torch_dtype`) the shared models are
+        cast, otherwise they stay as they are. Raises ValueError when a component is missing.
+        """
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        names = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        arguments = shared_arguments(pipeline, kwargs, names)
+        new = cls(**arguments)
+        return new if dtype is None else new.to(dtype)
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Write the pipeline's folder, as diffusers does, with ordinary file modes; code that came with it stays."""
+        """Write the pipeline's folder, as diffusers does, with ordinary file modes; code that came with it stays.
+
+        With `push_to_hub=True` the finished folder is uploaded.
+        """
         super().save_pretrained(str(save_directory), *args, **kwargs)
-        keep_code(self, Path(save_directory))
-        ordinary_modes(Path(save_directory))
+        self._finish(Path(save_directory))
+
+    def _upload_folder(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
+        self._finish(Path(working_dir))  # diffusers uploads before its `save_pretrained` returns
+        return super()._upload_folder(working_dir, *args, **kwargs)
+
+    def _finish(self, folder: Path) -> None:
+        keep_code(self, folder)
+        ordinary_modes(folder)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._optional_components or value is None:
@@ -133,6 +162,26 @@ class LatentPipeline(DiffusionPipeline):
         """How many classes the network knows; 0 when it is unconditional."""
         return self.network.config.get("num_classes", 0)
 
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call at hand, or of the last one. A callback may set `_guidance_scale` for the steps to come."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the network is also asked without its condition."""
+        return self.guidance_scale != 1 and self.weak is None and self.num_classes > 0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network evaluations of the call at hand, or of the last one."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call at hand ends after its current step; a callback sets `_interrupt`."""
+        return self._interrupt
+
     def request(
         self,
         condition: Condition | None,
@@ -162,47 +211,69 @@ class LatentPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        num_images_per_label: int = 1,
         generator: Generator | list[Generator] | None = None,
         latents: Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
-        callback_on_step_end: OnStepEnd | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         **settings: Any,
     ) -> ImagePipelineOutput | tuple:
         """Images of the classes asked for; each depends on its own label and generator alone, not on the batch.
 
-        `class_labels`: a label or class name, or one an image; None for an unconditional network. `num_images` repeats
-        a single label. `num_inference_steps` counts network evaluations. `guidance_interval`: noise levels at which
-        guidance acts. `generator`: one an image, or one for all, drawn from image by image. `latents`: the noise to
-        start from, [B, N, C] or [B, C, H, W]. `output_type`: `pil`, `np` [B, H, W, 3] or `pt` [B, 3, H, W] in [0, 1],
-        or `latent` (codes at unit scale, [B, N, C], or ids). The callback is called as callback(pipe, step, noise
-        level, {"latents": [B, N, C] or ids}) and may return {"latents": ...} to go on from. `settings`:
-        guidance_channels, guidance_schedule, guidance_power, guidance_rescale, and what else the objective's `sample`
-        takes. What is not stated is as `defaults` says. Raises ValueError with one line for labels, counts and settings
-        that do not fit.
+        `class_labels`: a label or class name, or one per image; None for an unconditional network. `num_images` repeats
+        a single label, `num_images_per_label` every label. `num_inference_steps` counts network evaluations.
+        `guidance_interval`: noise levels at which guidance acts. `generator`: one per image, or one for all, drawn from
+        image by image. `latents`: the noise to start from, [B, N, C] or [B, C, H, W]. `output_type`: `pil`, `np`
+        [B, H, W, 3] or `pt` [B, 3, H, W] in [0, 1], or `latent` (codes at unit scale, [B, N, C], or ids). The callback
+        is called as callback(pipe, step, noise level, {"latents": ...}) and may return {"latents": ...} to continue
+        from. `settings`: guidance_channels, -_schedule, -_power, -_rescale, and the objective's own settings. What is
+        not given is as `defaults` says. Raises ValueError with one line for what does not fit.
         """
-        if output_type not in OUTPUTS:
-            raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
-        labels, condition = find_labels(class_labels, num_images, self.id2label, self.num_classes), None
+        labels = self.check_inputs(class_labels, num_images, num_images_per_label, output_type)
+        condition = None
         if labels is not None:
             condition = Condition(labels=torch.tensor(labels, device=self._execution_device))
         steps = self.steps if num_inference_steps is None else conform(num_inference_steps, int, "num_inference_steps")
         guidance = self._guidance(guidance_scale, guidance_interval, settings)
         sampler = self._sampler(steps, settings)
-        draws = self._draws(count_images(labels, num_images, generator, latents), generator, latents)
-        with self._watched(steps, callback_on_step_end, callback_on_step_end_tensor_inputs) as on_step:
-            code = self.objective.sample(self.request(condition, draws, steps, guidance, on_step), sampler)
-        images = self._output(code, output_type)
+        count, spec = count_images(labels, num_images, generator, latents), self.tokenizer.spec
+        draws = draws_of_call(count, generator, latents, spec, self._execution_device)
+        self._guidance_scale, self._num_timesteps, self._interrupt = guidance.scale, steps, False
+        request = self.request(condition, draws, steps, guidance)
+        names = callback_on_step_end_tensor_inputs
+        images = self._output(self._sample(request, sampler, callback_on_step_end, names), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def check_inputs(
+        self,
+        class_labels: ClassLabels = None,
+        num_images: int | None = None,
+        num_images_per_label: int = 1,
+        output_type: str = "pil",
+    ) -> list[int] | None:
+        """The label of every image of such a call, None without classes; ValueError with one line if it is refused."""
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
+        labels = find_labels(class_labels, num_images, self.id2label, self.num_classes)
+        return repeat_labels(labels, num_images_per_label)
+
+    def prepare_latents(
+        self, count: int, generator: Generator | list[Generator] | None = None, latents: Tensor | None = None
+    ) -> Tensor:
+        """The noise [count, N, C] that a call with these arguments starts from; ValueError for a generator of ids."""
+        if self.objective.discrete:
+            raise ValueError("this generator makes ids, which do not start from noise")
+        spec = self.tokenizer.spec
+        return draws_of_call(count, generator, latents, spec, self._execution_device).normal("start", spec.shape)
 
     def decode(self, code: Code) -> Tensor:
         """Images [B, 3, H, W], nominally in [-1, 1], float32; one at a time when slicing is enabled."""
         code = Code(z=None if code.z is None else code.z.to(self.tokenizer.dtype), ids=code.ids)
         rows = [code[i : i + 1] for i in range(len(code))] if self._slicing else [code]
-        decode = apply_forward_hook(type(self.tokenizer).decode)  # brings an offloaded tokenizer to its device
-        return torch.cat([decode(self.tokenizer, row) for row in rows]).float()
+        return torch.cat([self.tokenizer.decode(row) for row in rows]).float()
 
     def enable_slicing(self) -> None:
         """Decode images one by one, in less memory."""
@@ -211,6 +282,22 @@ class LatentPipeline(DiffusionPipeline):
     def disable_slicing(self) -> None:
         """Decode all images of a call at once."""
         self._slicing = False
+
+    def enable_vae_slicing(self) -> None:
+        """As `enable_slicing`, under the name that diffusers' older pipelines have."""
+        self.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """As `disable_slicing`."""
+        self.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large images by tiles; ValueError when the tokenizer is not convolutional."""
+        self.tokenizer.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decode whole images."""
+        self.tokenizer.disable_tiling()
 
     def set_attention_backend(self, backend: str) -> None:
         """The attention kernel of the network, by diffusers' names (native, flash, xformers, ...)."""
@@ -231,50 +318,33 @@ class LatentPipeline(DiffusionPipeline):
         for name in stated:
             if name not in known:
                 raise ValueError(f"{name}: there is no such setting{suggestion(name, [*known, *others])}")
+        if self.scheduler is not None and stated:
+            first = next(iter(stated))
+            raise ValueError(f"{first} has no effect beside pipe.scheduler; leave it out, or set pipe.scheduler = None")
         if self.scheduler is not None:
-            return self.objective.read_settings(stated)
+            return self.objective.read_settings({})
         settings = self.objective.read_settings(self.defaults.sampler | stated)
         self.objective.check_sampler(steps, self.tokenizer.spec, settings)
         return settings
 
-    def _draws(self, count: int, generator: Generator | list[Generator] | None, latents: Tensor | None) -> Draws:
-        if generator is None:
-            generator = [Generator().manual_seed(seed) for seed in torch.randint(2**62, (count,)).tolist()]
-        generators = [generator] * count if isinstance(generator, Generator) else list(generator)
-        if len(generators) != count:
-            raise ValueError(f"there are {len(generators)} generators for {count} images; give one an image, or one")
-        draws = ImageDraws(generators, self._execution_device)
-        if latents is None:
-            return draws
-        if self.objective.discrete:
-            raise ValueError("latents are the noise that continuous codes start from; this generator makes ids")
-        start = starting_noise(latents, count, self.tokenizer.spec)
-        return GivenDraws({"start": start.to(self._execution_device)}, draws)
-
-    @contextmanager
-    def _watched(
-        self, steps: int, callback: OnStepEnd | PipelineCallback | None, names: list[str] | None
-    ) -> Iterator[OnStep]:
-        """A progress bar, and a function for the objective to call after every step that calls the user's."""
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            names = callback.tensor_inputs
-        names = self._callback_tensor_inputs if names is None else names
-        for name in names:
-            if name not in self._callback_tensor_inputs:
-                raise ValueError(f"a callback cannot have {name!r}{suggestion(name, self._callback_tensor_inputs)}")
-        with self.progress_bar(total=steps) as bar:
-
-            def on_step(step: int, time: float, state: Tensor) -> Tensor | None:
-                bar.update(step + 1 - bar.n)
-                if callback is None:
-                    return None
-                given = {}
-                for name in names:
-                    given[name] = state
-                return (callback(self, step, time, given) or {}).get("latents")
-
-            yield on_step
-            bar.update(steps - bar.n)
+    def _sample(
+        self,
+        request: SamplingRequest,
+        settings: Any,
+        callback: OnStepEnd | None,
+        names: list[str] | None,
+    ) -> Code:
+        """The code, with a progress bar and the user's callback after every step; the state so far if interrupted."""
+        names = callback_tensors(callback, names, self._callback_tensor_inputs)
+        with self.progress_bar(total=request.steps) as bar:
+            on_step = StepCallback(self, request, callback, names, bar)
+            guidance = LiveGuidance(**vars(request.guidance), current=lambda: self._guidance_scale)
+            try:
+                code = self.objective.sample(replace(request, on_step=on_step, guidance=guidance), settings)
+            except Interrupted as interruption:
+                return unfinished_code(interruption.state, request.spec)
+            bar.update(request.steps - bar.n)
+        return code
 
     def _output(self, code: Code, output_type: str) -> Any:
         if output_type == "latent":

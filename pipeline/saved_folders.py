@@ -65,6 +65,8 @@ def refuse_missing_keys(module: nn.Module, folder: Path, variant: str | None) ->
 
 def refuse_empty(module: nn.Module) -> None:
     """ValueError when weights were not in the files they were loaded from, however they were loaded."""
+    if any(hasattr(part, "_hf_hook") for part in module.modules()):
+        return  # accelerate keeps the weights elsewhere
     if empty := [name for name, weight in module.named_parameters() if weight.is_meta]:
         raise ValueError(f"{type(module).__name__} has no value for {empty[0]}; its folder is incomplete")
 

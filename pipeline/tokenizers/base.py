@@ -18,6 +18,7 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
+from pipeline.nn.memory_saving import MemorySaving
 from pipeline.nn.partly_trained import PartlyTrained
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
@@ -46,7 +47,7 @@ class Rebuilt:
     head_outputs: dict[str, Tensor] = field(default_factory=dict)  # of the trained heads of losses, by their term
 
 
-class Tokenizer(PartlyTrained, EntryPoints, WithoutCastWarning, ConfigMixin):
+class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, ConfigMixin):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
@@ -115,18 +116,18 @@ class Tokenizer(PartlyTrained, EntryPoints, WithoutCastWarning, ConfigMixin):
 
     def encode(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Code:
         """The code at unit scale: a posterior sample when draws are given, else the mode."""
-        code, _ = self.neck(self.features(images, condition), draws)
+        code, _ = self.neck(self.by_image(self.features, images, condition), draws)
         return Code(z=None if code.z is None else self.normalize(code.z), ids=code.ids)
 
     def moments(self, images: Tensor, condition: Condition | None = None) -> tuple[Tensor, Tensor]:
         """Mean and std [B, N, C] of the posterior at unit scale; ValueError where there is none."""
-        mean, std = self.neck.moments(self.features(images, condition))
+        mean, std = self.neck.moments(self.by_image(self.features, images, condition))
         return self.normalize(mean), std / self.std
 
     def decode(self, code: Code, condition: Condition | None = None) -> Tensor:
         """Images from a code at unit scale; from ids through lookup when there is no z."""
         z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
-        return self.render(z, condition)
+        return self.by_image(self.render, z, condition)
 
     def forward(
         self,
@@ -233,4 +234,4 @@ class MapTokenizer(Tokenizer):
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
         """Images from a code at unit scale; `grid` as in `render`."""
         z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
-        return self.render(z, condition, grid)
+        return self.by_image(lambda row, own: self.render(row, own, grid), z, condition)

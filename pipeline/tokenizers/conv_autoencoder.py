@@ -3,7 +3,6 @@
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up here
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import AutoencoderMixin
 from torch import Tensor, nn
 
 from pipeline import components
@@ -12,11 +11,11 @@ from pipeline.code import LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
-from pipeline.nn.convolution import Decoder, Encoder, laid_out, tiled
+from pipeline.nn.convolution import Decoder, Encoder, laid_out
 from pipeline.tokenizers.base import MapTokenizer
 
 
-class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer, AutoencoderMixin):
+class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
     """Rombach et al., arXiv:2112.10752: residual blocks, a 1x1 convolution on either side of the bottleneck.
 
     `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks a level in the
@@ -28,6 +27,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer, AutoencoderMixin):
     Parameters are named as in diffusers' `AutoencoderKL`; `stock` makes one.
     """
 
+    use_tiling = False
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
 
@@ -57,7 +57,6 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer, AutoencoderMixin):
         self.neck = neck
         self.post_quant_conv = nn.Conv2d(neck.dim, inner, 1)
         self.decoder = Decoder(inner, widths[1], blocks, attention, middle_attention, groups, patch_size)
-        self.use_slicing = self.use_tiling = False
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
@@ -76,11 +75,11 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer, AutoencoderMixin):
 
     def encoded(self, images: Tensor) -> Tensor:
         tile = tuple(side * self.stride for side in self.spec.grid)
-        return self._run(lambda x: self.quant_conv(self.encoder(x)), images, tile, self.stride)
+        return self.by_tile(lambda x: self.quant_conv(self.encoder(x)), images, tile, self.stride)
 
     def decoded(self, maps: Tensor) -> Tensor:
         maps = laid_out(maps, self.decoder.conv_in.weight)
-        return self._run(lambda x: self.decoder(self.post_quant_conv(x)), maps, self.spec.grid, 1)
+        return self.by_tile(lambda x: self.decoder(self.post_quant_conv(x)), maps, self.spec.grid, 1)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -135,12 +134,6 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer, AutoencoderMixin):
         state["post_quant_conv.weight"] = entry * std[:, None, None]
         state["post_quant_conv.bias"] = state["post_quant_conv.bias"] + entry[:, :, 0, 0] @ mean
         return state
-
-    def _run(self, function, x: Tensor, tile: tuple[int, int], unit: int) -> Tensor:
-        """`function` on the batch, or image by image, or tile by tile, as enabled."""
-        if self.use_slicing and len(x) > 1:
-            return torch.cat([self._run(function, one, tile, unit) for one in x.split(1)])
-        return tiled(function, x, tile, unit) if self.use_tiling else function(x)
 
 
 def encoded_channels(neck: Bottleneck, z_channels: int | None) -> int:

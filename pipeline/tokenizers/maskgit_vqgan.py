@@ -24,6 +24,7 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
     """
 
     _supports_gradient_checkpointing = True
+    use_tiling = False
     _skip_layerwise_casting_patterns = ["norm"]
 
     @register_to_config
@@ -56,10 +57,12 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
         return self.encoder.conv_out(features[:, :, None, None])[:, :, 0, 0]
 
     def encoded(self, images: Tensor) -> Tensor:
-        return self.encoder((images + 1) / 2)
+        tile = tuple(side * self.stride for side in self.spec.grid)
+        return self.by_tile(self.encoder, (images + 1) / 2, tile, self.stride)
 
     def decoded(self, maps: Tensor) -> Tensor:
-        return self.decoder(laid_out(maps, self.decoder.conv_in.weight)) * 2 - 1
+        maps = laid_out(maps, self.decoder.conv_in.weight)
+        return self.by_tile(self.decoder, maps, self.spec.grid) * 2 - 1
 
     @property
     def last_layer(self) -> nn.Parameter:
