@@ -231,8 +231,7 @@ class LatentPipeline(DiffusionPipeline):
         from. `settings`: guidance_channels, -_schedule, -_power, -_rescale, and the objective's own settings. What is
         not given is as `defaults` says. Raises ValueError with one line for what does not fit.
         """
-        labels = self.check_inputs(class_labels, num_images, num_images_per_label, output_type)
-        condition = None
+        labels, condition = self.check_inputs(class_labels, num_images, num_images_per_label, output_type), None
         if labels is not None:
             condition = Condition(labels=torch.tensor(labels, device=self._execution_device))
         steps = self.steps if num_inference_steps is None else conform(num_inference_steps, int, "num_inference_steps")
@@ -241,8 +240,7 @@ class LatentPipeline(DiffusionPipeline):
         count, spec = count_images(labels, num_images, generator, latents), self.tokenizer.spec
         draws = draws_of_call(count, generator, latents, spec, self._execution_device)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance.scale, steps, False
-        request = self.request(condition, draws, steps, guidance)
-        names = callback_on_step_end_tensor_inputs
+        request, names = self.request(condition, draws, steps, guidance), callback_on_step_end_tensor_inputs
         images = self._output(self._sample(request, sampler, callback_on_step_end, names), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
