@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines import pipeline_utils
 from diffusers.utils import hub_utils
-from tiny_pipeline import NAMES, generators, make_network, make_pipeline
+from support.tiny_pipeline import NAMES, generators, make_network, make_pipeline
 from torch import Generator, Tensor
 
 from pipeline import LatentPipeline

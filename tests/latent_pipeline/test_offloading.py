@@ -5,7 +5,7 @@ import math
 import pytest
 import test_matrix as matrix
 import torch
-from offloading import WAYS
+from support.offloading import WAYS
 from support.tiny_pipeline import generators, randomised
 from torch import Tensor
 from torch.nn import MultiheadAttention
