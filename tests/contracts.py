@@ -195,8 +195,10 @@ def fragments(slot: str) -> dict[str, Node]:
 
 @cache
 def examples(slot: str) -> dict[str, Node]:
-    """Tiny nodes of every kind in a slot by name: of recipes where they have the kind, else `tiny`; and VARIANTS."""
+    """Tiny nodes of every kind in a slot by name: VARIANTS, else of recipes where they have the kind, and `tiny`."""
     nodes = dict(fragments(slot)) if slot in FRAGMENTS else {}
+    varied = {node["kind"] for node in VARIANTS.get(slot, {}).values()}  # what recipes have of these is among them
+    nodes = {name: node for name, node in nodes.items() if node["kind"] not in varied}
     if slot == "tokenizers":  # the published sizes add no switch to those of the digits, but for kinds of their own
         digits = {node["kind"] for name, node in nodes.items() if name.startswith("digits")}
         nodes = {n: node for n, node in nodes.items() if n.startswith("digits") or node["kind"] not in digits}
