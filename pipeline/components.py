@@ -61,7 +61,11 @@ class Arguments(Mapping[str, Any]):
     @classmethod
     def complete(cls, component: type, values: Mapping[str, Any]) -> "Arguments":
         """`values` as they are and, for the rest, the defaults of the constructor of `component`."""
-        defaults = {n: p.default for n, p in parameters(component).items() if p.default is not inspect.Parameter.empty}
+        defaults = {
+            n: p.default
+            for n, p in constructor_parameters(component).items()
+            if p.default is not inspect.Parameter.empty
+        }
         return cls({**defaults, **values})
 
     @classmethod
@@ -134,7 +138,7 @@ def conform_arguments(cls: type, node: Node, derived: tuple[str, ...], where: st
     hints = get_type_hints(cls.__init__)
     if refused := sorted(set(derived) & set(arguments)):
         raise SettingError(f"{where}.{refused[0]}", " is determined by an earlier stage; take it out of the recipe")
-    free = {name: parameter for name, parameter in parameters(cls).items() if name not in derived}
+    free = {name: parameter for name, parameter in constructor_parameters(cls).items() if name not in derived}
     for name in arguments:
         if name not in free:
             raise SettingError(where, f": {node['kind']} has no argument {name!r}{suggestion(name, list(free))}")
@@ -157,7 +161,7 @@ def takes_mapping(hint: Any) -> bool:
     return dict in (hint, get_origin(hint)) or any(takes_mapping(inner) for inner in get_args(hint))
 
 
-def parameters(cls: type) -> dict[str, inspect.Parameter]:
+def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Those of the constructor of `cls`, without `self`."""
     return {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
 
@@ -168,7 +172,7 @@ def build(slot: str, node: Node, **derived: Any) -> Any:
     A derived value that the constructor does not take is not passed: a network without classes has no `num_classes`.
     """
     cls, values = conform_node(slot, node, tuple(derived), slot)
-    return cls(**values, **{name: value for name, value in derived.items() if name in parameters(cls)})
+    return cls(**values, **{name: value for name, value in derived.items() if name in constructor_parameters(cls)})
 
 
 def find_at(slot: str, kind: str, where: str) -> type:

@@ -27,7 +27,7 @@ class Draws(ABC):
         """`uniform(name)` of all images of the step, other processes' and micro-batches' too, for what they share."""
         return self.uniform(name)
 
-    def kept(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
+    def keep_mask(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
         """Which entries dropout leaves, [B, *shape] bool: each with probability 1 - `share`."""
         return self.uniform(name, shape) >= share
 
@@ -53,7 +53,7 @@ class StepDraws(Draws):
     def uniform_of_all(self, name: str) -> Tensor:
         return torch.rand(self.batch, generator=self._generator(name), device=self.device)
 
-    def kept(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
+    def keep_mask(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
         """As in the base, by hashing (seed, step, name, place, entry): a process computes its own rows alone."""
         places = torch.arange(self.places.start, self.places.stop, device=self.device)
         entries = torch.arange(math.prod(shape), device=self.device)
@@ -125,8 +125,8 @@ class PartDraws(Draws):
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         return self.draws.uniform(f"{self.part}.{name}", shape)
 
-    def kept(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
-        return self.draws.kept(f"{self.part}.{name}", shape, share)
+    def keep_mask(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
+        return self.draws.keep_mask(f"{self.part}.{name}", shape, share)
 
 
 def scrambled(x: Tensor) -> Tensor:

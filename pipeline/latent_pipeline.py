@@ -35,9 +35,9 @@ from pipeline.samplers.callbacks import (
 from pipeline.samplers.guidance import Guidance, check_pair
 from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.saved_folders import (
+    copy_loaded_code,
     fetch,
     import_components,
-    keep_code,
     refuse_empty,
     refuse_missing_keys,
 )
@@ -127,7 +127,7 @@ class LatentPipeline(DiffusionPipeline):
         return super()._upload_folder(working_dir, *args, **kwargs)
 
     def _finish(self, folder: Path) -> None:
-        keep_code(self, folder)
+        copy_loaded_code(self, folder)
         ordinary_modes(folder)
 
     def __setattr__(self, name: str, value: Any) -> None:

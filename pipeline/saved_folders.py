@@ -20,7 +20,7 @@ from pipeline.whole_files import write_json
 
 INDEX = "model_index.json"
 PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded: loading is safe
-OF_THE_HUB = ("cache_dir", "revision", "token", "local_files_only", "force_download")
+HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only", "force_download")
 REMOTE = "diffusers_modules."  # where diffusers puts code that came with a folder
 
 
@@ -33,7 +33,7 @@ def fetch(source: str | Path, options: dict[str, Any]) -> Path:
     if not folder.is_dir():
         if len(str(source).split("/")) != 2 or str(source).startswith((".", "/")):
             raise ValueError(f"{source} is neither a folder nor a hub id (owner/name)")
-        chosen = {name: options[name] for name in OF_THE_HUB if name in options}
+        chosen = {name: options[name] for name in HUB_OPTIONS if name in options}
         folder = Path(snapshot_download(str(source), ignore_patterns=PICKLES, **chosen))
     if not (folder / INDEX).is_file():
         raise ValueError(f"{source} holds no {INDEX}, so it is not a pipeline; a run's pipeline/ folder is one")
@@ -120,7 +120,7 @@ def stored_keys(folder: Path, variant: str | None) -> set[str]:
     return keys
 
 
-def keep_code(pipe: DiffusionPipeline, folder: Path) -> None:
+def copy_loaded_code(pipe: DiffusionPipeline, folder: Path) -> None:
     """Code that was loaded with a folder is saved with the new one, which diffusers would leave without."""
     if not type(pipe).__module__.startswith(REMOTE):
         return

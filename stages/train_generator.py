@@ -13,7 +13,7 @@ from pipeline.images.reading import Images
 from pipeline.latents.store import LatentStore
 from pipeline.losses.base import Alignment
 from pipeline.networks.base import Network
-from pipeline.recipes.building import build_network, count_condition_classes, seeded
+from pipeline.recipes.building import build_network, count_condition_classes, seed_initial_weights
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.training import starting_weights
@@ -39,7 +39,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     store, part = LatentStore(work.artefact("latents")), recipe.generator
     classes = count_condition_classes(recipe, store.num_classes)
     objective = build("objectives", part.objective)
-    seeded(recipe.seed)
+    seed_initial_weights(recipe.seed)
     network = build_network(recipe, store.spec, classes, objective)
     start = str(work.artefact("joint") / "generator" / "network") if part.starts_joint else part.start
     network = starting_weights.load_start(network, start, "generator.start")

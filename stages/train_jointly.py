@@ -13,7 +13,7 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.scale import measure, of_channels
 from pipeline.nn.running_norm import RunningNorm
-from pipeline.recipes.building import build_network, count_condition_classes, seeded
+from pipeline.recipes.building import build_network, count_condition_classes, seed_initial_weights
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import NOTE, Workspace, plain
 from pipeline.saved_folders import load_component
@@ -103,7 +103,7 @@ def build_generation(networks: FrozenNetworks, tokenizer: Tokenizer) -> Generati
     classes = count_condition_classes(recipe, networks.images.num_classes)
     objective = build("objectives", part.objective)
     taps = generator_taps(networks)
-    seeded(recipe.seed)
+    seed_initial_weights(recipe.seed)
     network = build_network(recipe, tokenizer.spec, classes, objective)
     losses = build_generator_losses(recipe, taps, network, recipe.seed)
     losses = {name: loss.to(networks.accelerator.device) for name, loss in losses.items()}

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
-from pipeline.nn.code_usage import usage_of_training
-from pipeline.recipes.building import build_tokenizer, seeded
+from pipeline.nn.code_usage import make_code_usage
+from pipeline.recipes.building import build_tokenizer, seed_initial_weights
 from pipeline.recipes.schema import Phase, Recipe
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.tokenizers.base import Tokenizer
@@ -32,7 +32,7 @@ def uses(recipe: Recipe) -> Any:
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
-    seeded(recipe.seed)
+    seed_initial_weights(recipe.seed)
     tokenizer = starting_weights.load_start(build_tokenizer(recipe), recipe.tokenizer.start, "tokenizer.start")
     if recipe.tokenizer.phases:
         images = Images(recipe.data, "train")
@@ -60,7 +60,7 @@ def train_phase(networks: FrozenNetworks, folder: Path, tokenizer: Tokenizer, ph
     carry_heads(losses.values(), [folder.parent / name for name in list(recipe.tokenizer.phases)[:number]])
     critic = build_critic(networks, phase, seed)
     epoch = min(len(images), phase.loop.steps * phase.loop.batch)
-    usage = usage_of_training(tokenizer.spec, epoch, phase.least_usage)
+    usage = make_code_usage(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
     averages = train(task, images, TrainingRun(phase.loop, folder, seed, accelerator, recipe.data.workers))
     tokenizer, heads = detach_heads(averages["tokenizer"])

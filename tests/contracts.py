@@ -456,7 +456,7 @@ def check_parts(node: Node) -> None:
     with torch.no_grad():
         for parameter in tokenizer.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)  # so that no gate is shut
-    fixed = {id(p) for p in tokenizer.fixed()}
+    fixed = {id(p) for p in tokenizer.frozen_parameters()}
     can = tokenizer.can
     parts = [part for part in can.parts if part not in (*can.branches, *can.parts_without_pixels)]
     for part in parts:

@@ -5,7 +5,7 @@ import inspect
 import pytest
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
-from pipeline.components import SLOTS, Arguments, build, check, conform, find, kinds, parameters
+from pipeline.components import SLOTS, Arguments, build, check, conform, constructor_parameters, find, kinds
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.texture_branch import BRANCHES
 from pipeline.recipes.building import DERIVED
@@ -99,7 +99,7 @@ def restated(cls: type) -> list[str]:
         f"{name}: {parameter.name}"
         for name, hook in hooks.items()
         for parameter in inspect.signature(hook).parameters.values()
-        if parameter.name in parameters(cls) and parameter.default is not parameter.empty
+        if parameter.name in constructor_parameters(cls) and parameter.default is not parameter.empty
     ]
 
 

@@ -85,15 +85,15 @@ class Quantizer(Bottleneck):
         """As in the base; of codes that are equally near, those that the search finds first."""
         if self.vocab > ENUMERABLE:
             raise ValueError(f"the nearest of {self.vocab} codes cannot be looked for; take {ENUMERABLE} or fewer")
-        rank = ranks(ids, rate, count, draws)
+        rank = draw_ranks(ids, rate, count, draws)
         moved, found = rank > 0, ids.clone()
         points = (self.lookup(ids) if latents is None else latents).float()[moved]
         rows = self.lookup(torch.arange(self.vocab, device=ids.device)).float()
         columns = (column.split(tokens_at_once(self.vocab)) for column in (points, ids[moved], rank[moved]))
-        found[moved] = torch.cat([ranked(*part, rows, count) for part in zip(*columns)])
+        found[moved] = torch.cat([nearest_of_rank(*part, rows, count) for part in zip(*columns)])
         return found
 
-    def carry(self, value: Tensor, latents: Tensor) -> Tensor:
+    def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
         """`value` with the gradient that this quantiser gives to `latents`."""
         return straight_through(value, latents)
 
@@ -123,7 +123,7 @@ class Composite(Quantizer):
         part, values = components.check("bottlenecks", arguments.bottleneck)
         return part.terms(values)
 
-    def each(self) -> list[Quantizer]:
+    def parts_in_order(self) -> list[Quantizer]:
         """The parts in order, a shared one as often as it is called."""
         return list(self.parts) * self.repeats
 
@@ -137,31 +137,31 @@ class Composite(Quantizer):
     def redraw_ids(
         self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
     ) -> Tensor:
-        own = self.apart(ids)
+        own = self.split_ids(ids)
         points = [None] * len(own) if latents is None else self.latents_of_parts(latents, own)
-        parts = enumerate(zip(self.each(), own, points))
+        parts = enumerate(zip(self.parts_in_order(), own, points))
         found = [part.redraw_ids(old, rate, count, self.draws_of(k, draws), at) for k, (part, old, at) in parts]
         return plain_ids(torch.cat([stack_ids(new) for new in found], dim=-1))
 
-    def together(self, found: list[tuple[Code, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def join_codes(self, found: list[tuple[Code, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
         """The parts' ids in a row, and their terms' means."""
         ids = torch.cat([stack_ids(code.ids) for code, _ in found], dim=-1)
         terms = {name: torch.stack([terms[name] for _, terms in found]).mean() for name in found[0][1]}
         return plain_ids(ids), terms
 
-    def apart(self, ids: Tensor) -> list[Tensor]:
-        """Every part's ids of those of the whole, the inverse of `together`."""
-        return [plain_ids(own) for own in stack_ids(ids).chunk(len(self.each()), dim=-1)]
+    def split_ids(self, ids: Tensor) -> list[Tensor]:
+        """Every part's ids of those of the whole, the inverse of `join_codes`."""
+        return [plain_ids(own) for own in stack_ids(ids).chunk(len(self.parts_in_order()), dim=-1)]
 
 
-def ranks(ids: Tensor, rate: float | Tensor, count: int, draws: Draws) -> Tensor:
+def draw_ranks(ids: Tensor, rate: float | Tensor, count: int, draws: Draws) -> Tensor:
     """Which of its `count` nearest codes each of ids [B, N] becomes, from 0 for itself, [B, N] int64."""
     anew = draws.uniform("redrawn", tuple(ids.shape[1:])).to(ids.device) < rate
     drawn = (draws.uniform("rank", tuple(ids.shape[1:])).to(ids.device) * count).long()
     return torch.where(anew, drawn.clamp_max(count - 1), 0)
 
 
-def ranked(points: Tensor, own: Tensor, rank: Tensor, rows: Tensor, count: int) -> Tensor:
+def nearest_of_rank(points: Tensor, own: Tensor, rank: Tensor, rows: Tensor, count: int) -> Tensor:
     """The id [T] that is number `rank` [T], below `count`, among `rows` [K, C] by distance from points [T, C].
 
     Number 0 is `own` [T], however far away it is.

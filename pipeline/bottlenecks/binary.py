@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.bottlenecks.base import Quantizer, ranks
+from pipeline.bottlenecks.base import Quantizer, draw_ranks
 from pipeline.code import Code
 from pipeline.components import Arguments
 from pipeline.draws import Draws
@@ -54,7 +54,7 @@ class Binary(Quantizer):
         terms = {"commit": F.mse_loss(latents, codes)}
         if self.entropy_temperature is not None:
             terms["entropy"] = sum(self.entropy(part) for part in latents.flatten(0, 1).split(self.group, dim=-1))
-        return Code(z=self.carry(codes, latents), ids=ids), terms
+        return Code(z=self.pass_gradient(codes, latents), ids=ids), terms
 
     def entropy(self, bits: Tensor) -> Tensor:
         """The term for a group of channels [T, at most `group`]."""
@@ -81,7 +81,7 @@ class Binary(Quantizer):
             return super().redraw_ids(ids, rate, count, draws, latents)
         within = accumulate(math.comb(self.dim, changed) for changed in range(self.dim))  # codes at most so far away
         bounds = torch.tensor(list(within), device=ids.device)
-        changes = torch.bucketize(ranks(ids, rate, count, draws), bounds, right=True)
+        changes = torch.bucketize(draw_ranks(ids, rate, count, draws), bounds, right=True)
         order = draws.uniform("bits", (*ids.shape[1:], self.dim)).to(ids.device).argsort(dim=-1).argsort(dim=-1)
         places = torch.arange(self.dim, device=ids.device)
         return ids ^ ((order < changes[..., None]).long() << places).sum(dim=-1)

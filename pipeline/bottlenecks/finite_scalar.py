@@ -44,7 +44,7 @@ class FiniteScalar(Quantizer):
 
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         ids = self.nearest_code(latents.detach())
-        return Code(z=self.carry(self.lookup(ids).float(), latents), ids=ids), {}
+        return Code(z=self.pass_gradient(self.lookup(ids).float(), latents), ids=ids), {}
 
     def nearest_code(self, z: Tensor) -> Tensor:
         """Ids [B, N] of the code vectors nearest to z [B, N, dim]."""

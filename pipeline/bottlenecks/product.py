@@ -27,15 +27,15 @@ class Product(Composite):
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         shares = latents.chunk(len(self.parts), dim=-1)
         found = [part.quantize(own, self.draws_of(k, draws)) for k, (part, own) in enumerate(zip(self.parts, shares))]
-        ids, terms = self.together(found)
+        ids, terms = self.join_codes(found)
         return Code(z=torch.cat([code.z for code, _ in found], dim=-1), ids=ids), terms
 
     def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
         return list(latents.chunk(len(self.parts), dim=-1))
 
-    def carry(self, value: Tensor, latents: Tensor) -> Tensor:
+    def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
         pairs = zip(value.chunk(len(self.parts), -1), latents.chunk(len(self.parts), -1))
-        return torch.cat([part.carry(*pair) for part, pair in zip(self.parts, pairs)], dim=-1)
+        return torch.cat([part.pass_gradient(*pair) for part, pair in zip(self.parts, pairs)], dim=-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return torch.cat([part.lookup(own) for part, own in zip(self.parts, self.apart(ids))], dim=-1)
+        return torch.cat([part.lookup(own) for part, own in zip(self.parts, self.split_ids(ids))], dim=-1)

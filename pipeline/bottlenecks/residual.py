@@ -27,24 +27,24 @@ class Residual(Composite):
 
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         rest, total, found = latents, 0.0, []
-        for k, part in enumerate(self.each()):
+        for k, part in enumerate(self.parts_in_order()):
             code, terms = part.quantize(rest / self.scale**k, self.draws_of(k, draws))
             found.append((code, terms))
             step = self.scale**k * code.z.detach()
             rest, total = rest - step, total + step
-        ids, terms = self.together(found)
-        return Code(z=self.carry(total, latents), ids=ids), terms
+        ids, terms = self.join_codes(found)
+        return Code(z=self.pass_gradient(total, latents), ids=ids), terms
 
     def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
         found = []
-        for k, (part, own) in enumerate(zip(self.each(), ids)):
+        for k, (part, own) in enumerate(zip(self.parts_in_order(), ids)):
             found.append(latents / self.scale**k)
             latents = latents - self.scale**k * part.lookup(own)
         return found
 
-    def carry(self, value: Tensor, latents: Tensor) -> Tensor:
-        return self.parts[0].carry(value, latents)
+    def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
+        return self.parts[0].pass_gradient(value, latents)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        parts = zip(self.each(), self.apart(ids))
+        parts = zip(self.parts_in_order(), self.split_ids(ids))
         return sum(self.scale**k * part.lookup(own) for k, (part, own) in enumerate(parts))

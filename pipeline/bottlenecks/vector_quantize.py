@@ -11,11 +11,11 @@ from pipeline.bottlenecks.base import Quantizer
 from pipeline.code import Code
 from pipeline.components import Arguments
 from pipeline.draws import Draws
-from pipeline.nn.candidates import candidates, chosen
-from pipeline.nn.clusters import cluster_sums, distances, k_means, nearest
+from pipeline.nn.candidates import choose_candidates, draw_candidates
+from pipeline.nn.clusters import cluster_sums, distances, k_means, nearest_centres
 from pipeline.nn.entropy import entropy_gap, tokens_at_once
-from pipeline.nn.processes import from_first, processes, summed
-from pipeline.nn.straight_through import rotated
+from pipeline.nn.processes import broadcast_from_first, sum_over_processes, world_size
+from pipeline.nn.straight_through import rotation_trick
 from pipeline.samplers.choice import Choice
 
 ROUNDS = 10  # of k-means
@@ -56,7 +56,7 @@ class VectorQuantize(Quantizer):
         sampling_temperature: float = 0.0,
     ):
         super().__init__()
-        check(vocab, decay, restart, entropy_temperature, sampling_temperature)
+        check_settings(vocab, decay, restart, entropy_temperature, sampling_temperature)
         self.dim = self.inputs = dim
         self.vocab, self.unit_norm, self.learn, self.decay, self.start = vocab, unit_norm, learn, decay, start
         self.restart, self.gradient, self.entropy_temperature = restart, gradient, entropy_temperature
@@ -89,7 +89,7 @@ class VectorQuantize(Quantizer):
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         learning = self.training and draws is not None and latents.requires_grad
         if learning and not self._going:
-            self.begin(latents, draws)
+            self.initialise_codebook(latents, draws)
         rows = self.rows()
         ids = self.assign(latents.detach(), rows.detach(), draws if self.training else None)
         taken = F.embedding(ids, rows)
@@ -98,11 +98,11 @@ class VectorQuantize(Quantizer):
         if self.entropy_temperature is not None:
             terms["entropy"] = entropy_gap(latents.flatten(0, 1), self.logits(rows), self.vocab)
         if learning and self.watches:
-            self.watch(latents, ids, draws)
-        return Code(z=self.carry(taken, latents), ids=ids), terms
+            self.record_batch(latents, ids, draws)
+        return Code(z=self.pass_gradient(taken, latents), ids=ids), terms
 
-    def carry(self, value: Tensor, latents: Tensor) -> Tensor:
-        return rotated(value, latents) if self.gradient == "rotation" else super().carry(value, latents)
+    def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
+        return rotation_trick(value, latents) if self.gradient == "rotation" else super().pass_gradient(value, latents)
 
     def rows(self) -> Tensor:
         """The code vectors [vocab, dim] in float32; a copy, for the codebook may change before a backward pass."""
@@ -117,7 +117,7 @@ class VectorQuantize(Quantizer):
         """Ids [B, N] of latents [B, N, dim] among `rows`: the nearest, or drawn where sampling is on."""
         points = latents.flatten(0, 1)
         if self.sampling is None or draws is None:
-            return nearest(points, rows).unflatten(0, latents.shape[:2])
+            return nearest_centres(points, rows).unflatten(0, latents.shape[:2])
         uniform = draws.uniform("assignment", tuple(latents.shape[1:2])).to(points).flatten()
         parts = zip(points.split(tokens_at_once(self.vocab)), uniform.split(tokens_at_once(self.vocab)))
         ids = torch.cat([self.sampling(-distances(part, rows), at) for part, at in parts])
@@ -135,14 +135,14 @@ class VectorQuantize(Quantizer):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def begin(self, latents: Tensor, draws: Draws) -> None:
+    def initialise_codebook(self, latents: Tensor, draws: Draws) -> None:
         """Before the first batch: the rows at their start, each as if it had had an equal share of the latents."""
         if not self.started:
             if self.start == "kmeans":
                 most = POINTS * self.vocab
-                points = chosen([candidates(latents, draws, "start", most)], most)
+                points = choose_candidates([draw_candidates(latents, draws, "start", most)], most)
                 rows = torch.cat([points[: self.vocab], self.rows()[len(points) :]])
-                self.codebook.copy_(from_first(k_means(points, rows, ROUNDS, self.unit_norm)))
+                self.codebook.copy_(broadcast_from_first(k_means(points, rows, ROUNDS, self.unit_norm)))
                 self.placed += 1
             self.counts.fill_(self.global_batch(latents, draws) * latents.shape[1] / self.vocab)
             if self.learn == "ema":
@@ -152,25 +152,25 @@ class VectorQuantize(Quantizer):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def watch(self, latents: Tensor, ids: Tensor, draws: Draws) -> None:
+    def record_batch(self, latents: Tensor, ids: Tensor, draws: Draws) -> None:
         """Note what a micro-batch uses of the codebook; once the global batch is whole, move the codebook."""
         self._seen.append(cluster_sums(latents.flatten(0, 1), ids.flatten(), self.vocab))
         if self.restart:
-            self._candidates.append(candidates(latents, draws, "restart", RESTARTS))
-        self._images += len(latents) * processes()
+            self._candidates.append(draw_candidates(latents, draws, "restart", RESTARTS))
+        self._images += len(latents) * world_size()
         if self._images < self.global_batch(latents, draws):
             return
-        counts, sums = (summed(torch.stack(column).sum(dim=0)) for column in zip(*self._seen))
-        self.move(counts, sums)
+        counts, sums = (sum_over_processes(torch.stack(column).sum(dim=0)) for column in zip(*self._seen))
+        self.update_averages(counts, sums)
         if self.restart:
-            self.place(chosen(self._candidates, min(RESTARTS, self.vocab)))
+            self.restart_rows(choose_candidates(self._candidates, min(RESTARTS, self.vocab)))
         self._seen, self._candidates, self._images = [], [], 0
 
     def global_batch(self, latents: Tensor, draws: Draws) -> int:
         """Images of a global batch, each counted as often as it comes here."""
-        return self.calls * (draws.batch or len(latents) * processes())
+        return self.calls * (draws.batch or len(latents) * world_size())
 
-    def move(self, counts: Tensor, sums: Tensor) -> None:
+    def update_averages(self, counts: Tensor, sums: Tensor) -> None:
         """The running means after a batch whose rows had `counts` [vocab] latents, together `sums` [vocab, dim].
 
         A batch that is not finite changes nothing.
@@ -184,7 +184,7 @@ class VectorQuantize(Quantizer):
             self.codebook.copy_(self.sums / smoothed[:, None])
             self.codebook.copy_(self.rows())
 
-    def place(self, points: Tensor) -> None:
+    def restart_rows(self, points: Tensor) -> None:
         """Put the least used rows, where they are used too little, at the points [k, dim]."""
         share = self.counts.mean()
         counts, rows = (column[: len(points)] for column in self.counts.sort(stable=True))
@@ -196,7 +196,7 @@ class VectorQuantize(Quantizer):
         self.placed[rows] += dead
 
     @torch.no_grad()
-    def leap(self, trained: "VectorQuantize") -> None:
+    def copy_restarted_rows(self, trained: "VectorQuantize") -> None:
         """As an average of `trained` (`pipeline.training.ema`): take over the rows that were placed anew there."""
         if not hasattr(self, "placed"):
             return
@@ -207,7 +207,7 @@ class VectorQuantize(Quantizer):
             ours.copy_(torch.where(anew[:, None], getattr(trained, name), ours))
 
 
-def check(vocab: int, decay: float, restart: float, entropy: float | None, sampling: float) -> None:
+def check_settings(vocab: int, decay: float, restart: float, entropy: float | None, sampling: float) -> None:
     """ValueError with one line for a setting out of range."""
     if vocab < 2:
         raise ValueError(f"a codebook of {vocab} rows tells nothing apart; set vocab to 2 or more")

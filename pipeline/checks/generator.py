@@ -6,7 +6,7 @@ import torch
 
 from pipeline.checks.phase import check_loop
 from pipeline.code import LatentSpec
-from pipeline.components import Arguments, build, check, find, kinds, parameters
+from pipeline.components import Arguments, build, check, constructor_parameters, find, kinds
 from pipeline.frozen.class_token import PLACE as CLASS_TOKEN
 from pipeline.frozen.class_token import ClassToken
 from pipeline.frozen.networks import check_extractor
@@ -94,7 +94,7 @@ def check_block(loss: type[Loss], arguments: Arguments, network: type[Network]) 
             "a generator's losses compare the hidden states after a block with a teacher's features; use"
             " feature_cosine, relational or gram, and give the block, for example block: 8"
         )
-    if network.tapped is Network.tapped:
+    if network.tap_blocks is Network.tap_blocks:
         raise ValueError(f"a {network.__name__} does not show its hidden states; leave this loss out")
     return attachment.block
 
@@ -109,7 +109,7 @@ def check_class_token(recipe: Recipe, network: type[Network], objective: Objecti
         )
     if not width:
         return
-    if "class_token" not in parameters(network):
+    if "class_token" not in constructor_parameters(network):
         kind = recipe.generator.network["kind"]
         raise SettingError(where, f": a {kind} reads no class token; set generator.network.kind=diffusion_transformer")
     if recipe.joint is not None:

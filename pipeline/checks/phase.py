@@ -62,7 +62,7 @@ def check_task(
     """The rules that need the phase alone; `critic` is the class and the arguments of its critic."""
     if critic is not None:
         with at("adversary"):
-            check_adversary(phase.adversary, *critic, *tokenizer.compared(phase.train))
+            check_adversary(phase.adversary, *critic, *tokenizer.compared_shape(phase.train))
             check_adaptive(phase, tokenizer)
     terms = terms_of(phase, None if from_codes else tokenizer)
     with at("weights"):
@@ -80,7 +80,7 @@ def check_loss(recipe: Recipe, phase: Phase, tokenizer: TokenizerPlan, name: str
     with at(f"losses.{name}"):
         if from_codes and not loss.of_pixels:
             raise ValueError(f"{node['kind']} does not compare images, and this phase has nothing else; leave it out")
-        channels, _ = tokenizer.compared(phase.train)
+        channels, _ = tokenizer.compared_shape(phase.train)
         if not loss.any_channels and channels != 3:
             raise ValueError(
                 f"{node['kind']} compares images of 3 channels, and train={phase.train} makes {channels}; use pixel"

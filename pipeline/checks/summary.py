@@ -12,7 +12,7 @@ from pipeline.components import Node
 from pipeline.frozen.networks import declared_input
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import build_network, build_tokenizer, hidden_layout, parameters
+from pipeline.recipes.building import build_network, build_tokenizer, count_parameters, hidden_layout
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
 
@@ -37,7 +37,7 @@ def print_check(recipe: Recipe) -> None:
         ("images", note),
         ("tokenizer", f"{checked.tokenizer.__name__}, {'frozen' if tokenizer is None else sizes(tokenizer)}"),
         ("latents", f"{checked.spec.tokens} tokens ({grid}) of {checked.spec.dim} channels" + codebook(checked.spec)),
-        ("generator", f"{checked.network.__name__}, {million(parameters(network))} parameters"),
+        ("generator", f"{checked.network.__name__}, {million(count_parameters(network))} parameters"),
         ("objective", type(checked.objective).__name__),
         *([] if recipe.joint is None else [("joint", joint_training(recipe, tokenizer, network))]),
         ("memory", memory(tokenizer, network)),
@@ -75,16 +75,16 @@ def million(count: int) -> str:
 
 def sizes(tokenizer: Tokenizer) -> str:
     """The number of its parameters, and of those that are frozen."""
-    fixed = sum(parameter.numel() for parameter in tokenizer.fixed())
-    text = f"{million(parameters(tokenizer))} parameters"
+    fixed = sum(parameter.numel() for parameter in tokenizer.frozen_parameters())
+    text = f"{million(count_parameters(tokenizer))} parameters"
     return f"{text}, {million(fixed)} of them frozen" if fixed else text
 
 
 def memory(tokenizer: Tokenizer | None, network: nn.Module) -> str:
-    text = [f"generator {in_bytes(parameters(network) * BYTES_TRAINED)}"]
+    text = [f"generator {in_bytes(count_parameters(network) * BYTES_TRAINED)}"]
     if tokenizer is not None:
-        fixed = sum(parameter.numel() for parameter in tokenizer.fixed())
-        needed = fixed * BYTES_FROZEN + (parameters(tokenizer) - fixed) * BYTES_TRAINED
+        fixed = sum(parameter.numel() for parameter in tokenizer.frozen_parameters())
+        needed = fixed * BYTES_FROZEN + (count_parameters(tokenizer) - fixed) * BYTES_TRAINED
         text.insert(0, f"tokenizer {in_bytes(needed)}")
     return f"{', '.join(text)} to train in fp32, without activations"
 
@@ -92,7 +92,9 @@ def memory(tokenizer: Tokenizer | None, network: nn.Module) -> str:
 def joint_training(recipe: Recipe, tokenizer: nn.Module | None, network: nn.Module) -> str:
     """Steps, batch and weights of the joint training, and the disk that its checkpoints need."""
     loop, terms = recipe.joint.phase.loop, recipe.joint.alignment.items()
-    saved = sum(parameters(model) for model in (tokenizer, network) if model is not None) * BYTES_SAVED * loop.keep
+    saved = (
+        sum(count_parameters(model) for model in (tokenizer, network) if model is not None) * BYTES_SAVED * loop.keep
+    )
     weights = ", ".join(f"{weight:g} {term}" for term, weight in terms)
     return (
         f"{loop.steps:,} steps of {loop.batch} images, the tokenizer by {weights};"
@@ -112,7 +114,7 @@ def disk(recipe: Recipe, spec: LatentSpec, objective: Objective, images: int, ne
         code += sum(count or 0 for count in features) * scalar
         note = " without features, for the teacher's width is not known here" if None in features else " with features"
     code *= recipe.latents.views
-    saved = in_bytes(recipe.generator.loop.keep * parameters(network) * BYTES_SAVED)
+    saved = in_bytes(recipe.generator.loop.keep * count_parameters(network) * BYTES_SAVED)
     latents = f"latents {in_bytes(images * code)}" if images else f"latents {in_bytes(code)} per image"
     return f"{latents}{note}, generator checkpoints {saved} while it trains"
 

@@ -15,7 +15,7 @@ class Critic(ModelMixin, ConfigMixin):
 
     shows_layers: bool = False  # forward(images, True) gives the logits and a list of its layers' outputs
     extractor_kind: str | None = None  # a file of pipeline/frozen/, by whose network it judges
-    of_the_run: tuple[str, ...] = ()  # arguments that may differ from a folder's that training starts from
+    run_arguments: tuple[str, ...] = ()  # may differ from those of a folder that training starts from
 
     @classmethod
     def smallest(cls, arguments: Arguments) -> int:

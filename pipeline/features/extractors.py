@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.images.eight_bits import levels
-from pipeline.nn.resize import DESCRIBED, RULES, resize_antialias
+from pipeline.nn.resize import DESCRIPTIONS, RULES, resize_antialias
 from pipeline.teachers.inception import SIZE, Inception
 from pipeline.teachers.vision_model import VisionModel
 
@@ -97,7 +97,7 @@ class InceptionFeatures(FeatureExtractor):
             "what": "means over places of the last block of the Inception of 2015-12-05",
             "weights_sha256": self.sha256,
             "width": 2048,
-            "resize": f"{self.resize} to {SIZE} x {SIZE}: {DESCRIBED[self.resize]}",
+            "resize": f"{self.resize} to {SIZE} x {SIZE}: {DESCRIPTIONS[self.resize]}",
         }
 
     def statistics(self) -> dict[str, dict[str, Any]]:
@@ -128,7 +128,7 @@ class VisionFeatures(FeatureExtractor):
             "what": f"{self.network.family.output} of a {config.model_type} of {layers} layers of {config.hidden_size}",
             "weights_sha256": self.sha256,
             "width": self.network.dim,
-            "resize": f"antialias to {size} x {size}: {DESCRIBED['antialias']}",
+            "resize": f"antialias to {size} x {size}: {DESCRIPTIONS['antialias']}",
         }
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.frozen.base import STAND_IN, FrozenInput
 from pipeline.frozen.networks import FrozenNetworks
-from pipeline.nn.convolution_stages import WIDTH, channels, shape
+from pipeline.nn.convolution_stages import WIDTH, stage_channels, stem_and_stages
 from pipeline.teachers.base import Tap
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.vision.backbone import check_layer, read_config, read_depth, read_kind
@@ -26,7 +26,7 @@ class FeatureMaps(FrozenInput):
 
     def check(self) -> None:
         if self.teacher == STAND_IN:
-            count = shape(self.recipe.data.size)["stages"] + 1
+            count = stem_and_stages(self.recipe.data.size)["stages"] + 1
             for layer in self.layers:
                 if not -count <= layer < count:
                     raise ValueError(f"layer {layer} is asked for; the classifier's are 0 to {count - 1}, or -1")
@@ -38,7 +38,7 @@ class FeatureMaps(FrozenInput):
 
     def width(self) -> int | None:
         if self.teacher == STAND_IN:
-            return channels(WIDTH, shape(self.recipe.data.size)["stages"])[self.layers[0]]
+            return stage_channels(WIDTH, stem_and_stages(self.recipe.data.size)["stages"])[self.layers[0]]
         folder = locate_model(self.teacher, self.recipe.weights, "teacher")
         return None if folder is None else read_config(folder).get("hidden_size")
 

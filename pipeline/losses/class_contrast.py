@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.losses.base import ClassFeatureLoss
-from pipeline.nn.processes import rows_of_all
+from pipeline.nn.processes import gather_rows
 from pipeline.tokenizers.base import Rebuilt
 
 
@@ -40,7 +40,7 @@ class ClassContrast(ClassFeatureLoss):
         pairs = torch.stack([rebuilt.code.z.float().mean(dim=1), rebuilt.class_features.float()], dim=1)  # [B, 2, dim]
         if self.normalize:
             pairs = F.normalize(pairs, dim=-1)
-        codes, features = rows_of_all(pairs).unbind(1)
+        codes, features = gather_rows(pairs).unbind(1)
         logits = self.scale * codes @ features.T
         same = torch.arange(len(logits), device=logits.device)
         self.metrics = {f"class_match_{self.name}": (logits.detach().argmax(dim=1) == same).float().mean()}

@@ -10,7 +10,7 @@ from pipeline.components import Arguments
 from pipeline.losses.base import Alignment
 from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.nn.latent_head import LatentHead, Source
-from pipeline.nn.processes import processes, summed
+from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.teachers.base import Tap
 
 
@@ -87,5 +87,7 @@ class FeatureCosine(Alignment):
         if self.positions == "all" or kept is None:
             return {"feature_cosine": 1 - cosine.mean()}
         left_out = (~kept).to(cosine)
-        count = summed(left_out.sum()) / processes()  # so that the mean over processes is that over all such positions
+        count = (
+            sum_over_processes(left_out.sum()) / world_size()
+        )  # so that the mean over processes is that over all such positions
         return {"feature_cosine": ((1 - cosine) * left_out).sum() / count.clamp(min=1)}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.losses.base import Loss
-from pipeline.nn.feature_distance import unit
+from pipeline.nn.feature_distance import normalize_channels
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Rebuilt
 
@@ -43,8 +43,8 @@ class FeaturePerceptual(Loss):
 
     def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
         with torch.no_grad():
-            targets = [unit(one) for one in self.tap.maps(images)]
-        rebuilt_maps = [unit(one) for one in self.tap.maps(rebuilt.images)]
+            targets = [normalize_channels(one) for one in self.tap.maps(images)]
+        rebuilt_maps = [normalize_channels(one) for one in self.tap.maps(rebuilt.images)]
         pairs = list(zip(rebuilt_maps, targets))
         cosines = [(a.detach() * b).sum(dim=1).mean() for a, b in pairs]
         self.metrics = {f"perceptual_cosine_{self.name}": torch.stack(cosines).mean()}

@@ -1,7 +1,7 @@
 """Attribute probe: how well linear maps predict the attributes of an image from its code."""
 
 from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
-from pipeline.nn.linear_probe import PROTOCOL, both, probe_attribute
+from pipeline.nn.linear_probe import PROTOCOL, have_both, probe_attribute
 
 
 class AttributeProbe(TokenizerMetric):
@@ -32,7 +32,7 @@ class AttributeProbe(TokenizerMetric):
         scores: dict[str, tuple[float, float]] = {}
         for number, name in enumerate(names):
             has, new = (rows["attributes"][:, number] for rows in (train, held_out))
-            if both(has, new):
+            if have_both(has, new):
                 scores[name] = probe_attribute(train["z"].flatten(1), has, held_out["z"].flatten(1), new)
         if not scores:
             return

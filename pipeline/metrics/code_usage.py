@@ -2,7 +2,7 @@
 
 from pipeline.code import LatentSpec, stack_ids
 from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
-from pipeline.nn.code_usage import LARGEST, usage_of
+from pipeline.nn.code_usage import LARGEST, measure_usage
 
 
 class CodeUsage(TokenizerMetric):
@@ -36,5 +36,5 @@ class CodeUsage(TokenizerMetric):
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         ids, vocab = inputs.train.rows["ids"], inputs.spec.vocab
         protocol = {"images": f"{len(ids)} of the training split, as they are", "codes": vocab} | inputs.train.protocol
-        for quantity, value in zip(self.quantities, usage_of(stack_ids(ids), vocab)):
+        for quantity, value in zip(self.quantities, measure_usage(stack_ids(ids), vocab)):
             yield quantity.measurement(value, protocol)

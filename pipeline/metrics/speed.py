@@ -3,7 +3,7 @@
 import torch
 
 from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
-from pipeline.nn.throughput import device_name, rate
+from pipeline.nn.throughput import device_name, images_per_second
 
 
 class Speed(TokenizerMetric):
@@ -26,4 +26,4 @@ class Speed(TokenizerMetric):
             "times": "median of 5 after one to warm up, data in memory",
         }
         for name, task in work.items():
-            yield self.quantities[0].measurement(rate(task, len(pixels), device), protocol, name)
+            yield self.quantities[0].measurement(images_per_second(task, len(pixels), device), protocol, name)

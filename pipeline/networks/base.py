@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.nn.cast_warning import WithoutCastWarning
-from pipeline.nn.class_token import rows_for
+from pipeline.nn.class_token import count_token_rows
 from pipeline.nn.entry_points import EntryPoints
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
@@ -29,9 +29,9 @@ class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
     `causal` network the next id from those before it, a `masked` one all ids from those that are known.
     """
 
-    entry_points = ("tapped",)
+    entry_points = ("tap_blocks",)
     role: Role = "denoiser"
-    of_the_run: tuple[str, ...] = ("class_drop",)  # arguments that may differ from a folder's that training starts from
+    run_arguments: tuple[str, ...] = ("class_drop",)  # may differ from those of a folder that training starts from
 
     @classmethod
     def validate(cls, arguments: Arguments) -> None:
@@ -49,7 +49,7 @@ class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
         neither time nor taps; what they are asked and answer is in their own docstring.
         """
 
-    def tapped(
+    def tap_blocks(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> list[Tensor]:
         """As `forward`, the hidden states after the blocks `taps` alone; blocks behind the last of them do not run."""
@@ -59,7 +59,7 @@ class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
     def state_shape(self) -> tuple[int, int]:
         """Of the noisy state of one image that it reads, [N, dim]: the code, and below it the class token's rows."""
         config = self.config
-        return math.prod(config.grid) + rows_for(config.get("class_token", 0), config.dim), config.dim
+        return math.prod(config.grid) + count_token_rows(config.get("class_token", 0), config.dim), config.dim
 
     def null(self, condition: Condition) -> Condition:
         """The unconditional request of the same batch: the label that stands for no class."""

@@ -15,7 +15,7 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_dropouts, check_transformer
 from pipeline.nn.bidirectional import BlockShape, LongSkipBlock, PostNormBlock
-from pipeline.nn.dropout import dropped
+from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
 
@@ -104,7 +104,7 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
             h = self.norm(h)
         share = self.config.dropout
         if dropout is not None and share:
-            h = dropped(h, dropout.kept("embedding", tuple(h.shape[1:]), share), share)
+            h = apply_dropout(h, dropout.keep_mask("embedding", tuple(h.shape[1:]), share), share)
         stored = []
         for i in range(len(self.blocks)):
             taken = stored.pop() if stored and i >= len(self.blocks) - self.half else None

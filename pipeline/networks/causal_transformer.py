@@ -26,7 +26,7 @@ from pipeline.nn.causal import (
     ModulatedNorm,
     learned_norm,
 )
-from pipeline.nn.dropout import dropped
+from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding, register_table, rotary_tables
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
 
@@ -245,7 +245,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         h = h if added is None else h + added
         share = self.config.token_dropout
         if dropout is not None and share:
-            h = dropped(h, dropout.kept("tokens", tuple(h.shape[1:]), share), share)
+            h = apply_dropout(h, dropout.keep_mask("tokens", tuple(h.shape[1:]), share), share)
         c = () if self.steps is None else (F.silu(classes[:, None] + self.steps[span]),)  # modulations begin with it
         for i in range(len(self.blocks)):
             if torch.is_grad_enabled() and self.gradient_checkpointing:

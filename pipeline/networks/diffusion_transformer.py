@@ -17,7 +17,7 @@ from pipeline.networks.base import Network, Tapped, check_axes, check_taps, chec
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, QueryKeyNorm, Rotary
 from pipeline.nn.class_token import ClassTokenLayers, join_token, split_token
 from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, patchify, unpatchify
-from pipeline.nn.modulated import ModulatedTransformer, Position, check_count, check_patches, check_places
+from pipeline.nn.modulated import ModulatedTransformer, Position, check_count, check_patches, check_position
 
 
 class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMixin, PeftAdapterMixin):
@@ -65,7 +65,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         self.patch_embedding = nn.Linear(patch_size ** len(grid) * dim, width)
         self.time_embedding = TimeEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
-        self.place([size // patch_size for size in grid], position, width, heads)
+        self.set_positions([size // patch_size for size in grid], position, width, heads)
         block = (width, heads, norm, feed_forward, feed_forward_ratio, query_key_norm)
         self.blocks = nn.ModuleList(ModulatedBlock(*block) for _ in range(depth))
         self.head = ModulatedHead(width, patch_size ** len(grid) * outputs * dim, norm)
@@ -78,7 +78,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         check_transformer(arguments, patch_size=arguments.patch_size)
         check_axes("diffusion_transformer", arguments.grid)
         check_patches(arguments.grid, arguments.patch_size)
-        check_places(arguments.grid, arguments.position, arguments.width, arguments.heads)
+        check_position(arguments.grid, arguments.position, arguments.width, arguments.heads)
 
     def forward(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None, taps: Sequence[int] = ()
@@ -91,38 +91,38 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         tap that is no block.
         """
         check_taps(taps, len(self.blocks))
-        h, c, rotary = self._begun(hidden_states, time, condition)
-        h, tapped = self.walk(self.blocks, h, c, rotary, taps)
+        h, c, rotary = self._embed_inputs(hidden_states, time, condition)
+        h, tapped = self.run_blocks(self.blocks, h, c, rotary, taps)
         predicted = None
         if self.class_token_layers is not None:
-            predicted = self.class_token_layers.predicted(h, c, self.head)
+            predicted = self.class_token_layers.predict(h, c, self.head)
             h = h[:, 1:]
         made = unpatchify(self.head(h, c), self.config.grid, self.config.patch_size)
         prediction = join_token(made, predicted)
-        return (prediction, self._of_patches(tapped)) if taps else prediction
+        return (prediction, self._patch_states(tapped)) if taps else prediction
 
-    def tapped(
+    def tap_blocks(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> list[Tensor]:
         check_taps(taps, len(self.blocks))
-        h, c, rotary = self._begun(hidden_states, time, condition)
-        return self._of_patches(self.walk(self.blocks[: max(taps)], h, c, rotary, taps)[1])
+        h, c, rotary = self._embed_inputs(hidden_states, time, condition)
+        return self._patch_states(self.run_blocks(self.blocks[: max(taps)], h, c, rotary, taps)[1])
 
-    def _begun(
+    def _embed_inputs(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None
     ) -> tuple[Tensor, Tensor, Rotary | None]:
         """What the first block reads, [B, rows, width], what every block is told, and the rotary tables."""
         grid, patch = self.config.grid, self.config.patch_size
         z, token = split_token(hidden_states, self.config.class_token)
         check_count(z, grid)
-        h = self.placed(self.patch_embedding(patchify(z, grid, patch)))  # [B, N / patch^axes, width]
+        h = self.add_positions(self.patch_embedding(patchify(z, grid, patch)))  # [B, N / patch^axes, width]
         rotary = None if self.cosines is None else (self.cosines, self.sines)
         c = F.silu(self._request(time, condition))  # every modulation begins with it
         if self.class_token_layers is not None:
             h, rotary = self.class_token_layers(token, h, rotary)
         return h, c, rotary
 
-    def _of_patches(self, tapped: list[Tensor]) -> list[Tensor]:
+    def _patch_states(self, tapped: list[Tensor]) -> list[Tensor]:
         """Hidden states without the class token's row."""
         return tapped if self.class_token_layers is None else [states[:, 1:] for states in tapped]
 

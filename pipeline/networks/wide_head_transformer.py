@@ -16,7 +16,7 @@ from pipeline.components import Arguments
 from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_transformer
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead
 from pipeline.nn.embeddings import GaussianTimeEmbedding, LabelEmbedding, patchify, unpatchify
-from pipeline.nn.modulated import ModulatedTransformer, check_count, check_patches, check_places
+from pipeline.nn.modulated import ModulatedTransformer, check_count, check_patches, check_position
 
 
 class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMixin, PeftAdapterMixin):
@@ -64,12 +64,12 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         self.patch_embedding = nn.Linear(patch * dim, width)
         self.time_embedding = GaussianTimeEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
-        self.place(places, "rotary_and_fixed", width, heads)
+        self.set_positions(places, "rotary_and_fixed", width, heads)
         style = ("rms", "swiglu", feed_forward_ratio, query_key_norm)
         self.blocks = nn.ModuleList(ModulatedBlock(width, heads, *style) for _ in range(depth))
         self.head_request = nn.Linear(width, head_width) if width != head_width else nn.Identity()
         self.head_embedding = nn.Linear(patch * dim, head_width)
-        self.place_rotary(places, head_width // head_heads, "head_")
+        self.set_rotary(places, head_width // head_heads, "head_")
         self.head_blocks = nn.ModuleList(ModulatedBlock(head_width, head_heads, *style) for _ in range(head_depth))
         self.head = ModulatedHead(head_width, patch * outputs * dim, "rms")
         self.initialise()
@@ -82,8 +82,8 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         check_transformer(arguments | head)
         check_axes("wide_head_transformer", arguments.grid)
         check_patches(arguments.grid, arguments.patch_size)
-        check_places(arguments.grid, "rotary_and_fixed", arguments.width, arguments.heads)
-        check_places(arguments.grid, "rotary", arguments.head_width, arguments.head_heads)
+        check_position(arguments.grid, "rotary_and_fixed", arguments.width, arguments.heads)
+        check_position(arguments.grid, "rotary", arguments.head_width, arguments.head_heads)
 
     def forward(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None = None, taps: Sequence[int] = ()
@@ -95,22 +95,22 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         unconditional network is given labels, when N is not the grid's, and for a tap that is no block of the trunk.
         """
         check_taps(taps, len(self.blocks))
-        x, moment = self._begun(hidden_states, time)
+        x, moment = self._embed_inputs(hidden_states, time)
         s, tapped = self._understand(self.blocks, x, moment, self.labels(condition, len(time), time.device), taps)
         request = F.silu(self.head_request(F.silu(s + moment[:, None])))  # [B, N / patch^axes, head_width]
-        h, _ = self.walk(self.head_blocks, self.head_embedding(x), request, (self.head_cosines, self.head_sines))
+        h, _ = self.run_blocks(self.head_blocks, self.head_embedding(x), request, (self.head_cosines, self.head_sines))
         prediction = unpatchify(self.head(h, request), self.config.grid, self.config.patch_size)
         return (prediction, tapped) if taps else prediction
 
-    def tapped(
+    def tap_blocks(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> list[Tensor]:
         check_taps(taps, len(self.blocks))
-        x, moment = self._begun(hidden_states, time)
+        x, moment = self._embed_inputs(hidden_states, time)
         labels = self.labels(condition, len(time), time.device)
         return self._understand(self.blocks[: max(taps)], x, moment, labels, taps)[1]
 
-    def _begun(self, hidden_states: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    def _embed_inputs(self, hidden_states: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Patches [B, N / patch^axes, patch^axes * dim], and the times embedded, [B, width]."""
         check_count(hidden_states, self.config.grid)
         noise = time.float() if self.config.time_direction == "noise" else 1 - time.float()
@@ -122,4 +122,4 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         """What these blocks of the trunk make of patches x at times embedded as `moment`, and its taps."""
         vector = moment if self.label_embedding is None else moment + self.label_embedding(labels)
         c = F.silu(F.silu(vector))  # as released: once at the request, once at the head of every modulation
-        return self.walk(blocks, self.placed(self.patch_embedding(x)), c, (self.cosines, self.sines), taps)
+        return self.run_blocks(blocks, self.add_positions(self.patch_embedding(x)), c, (self.cosines, self.sines), taps)

@@ -31,7 +31,7 @@ def attention(
     """
     if causal and mask is not None:
         raise ValueError("attention takes a mask or causal=True, not both; put the triangle into the mask")
-    return _KERNELS[_chosen(q, k, v)](q, k, v, mask, causal, q.shape[-1] ** -0.5 if scale is None else scale)
+    return _KERNELS[_choose_backend(q, k, v)](q, k, v, mask, causal, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def set_backend(name: Backend) -> None:
@@ -58,7 +58,7 @@ def backend(name: Backend) -> Iterator[None]:
         set_backend(before)
 
 
-def _chosen(q: Tensor, k: Tensor, v: Tensor) -> Backend:
+def _choose_backend(q: Tensor, k: Tensor, v: Tensor) -> Backend:
     """SDPA, but for short sequences in half precision on a CPU, where its backward takes up to three times as long."""
     if _backend != "auto":
         return _backend
@@ -66,11 +66,11 @@ def _chosen(q: Tensor, k: Tensor, v: Tensor) -> Backend:
         return "sdpa"
     gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     short = max(q.shape[-2], k.shape[-2]) <= WRITTEN_OUT_TOKENS
-    return "written_out" if gradients and short and _multiplies(q.dtype) else "sdpa"
+    return "written_out" if gradients and short and _has_half_products(q.dtype) else "sdpa"
 
 
 @torch.compiler.assume_constant_result
-def _multiplies(half: torch.dtype) -> bool:
+def _has_half_products(half: torch.dtype) -> bool:
     """Whether this CPU has products of this type; without them a written-out product is ten times slower than SDPA."""
     if not torch.backends.mkldnn.is_available():
         return False

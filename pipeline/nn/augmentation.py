@@ -9,7 +9,7 @@ from pipeline.draws import Draws
 DRAWS = 10  # of an image: whether each of the three is done, and the seven numbers that say how
 
 
-def augmented(
+def augment(
     images: Tensor,
     draws: Draws,
     share: float = 1.0,
@@ -26,15 +26,15 @@ def augmented(
     done, how = draws.uniform("augmentation", (DRAWS,)).split([3, DRAWS - 3], dim=1)
     done = (done < share)[:, :, None, None, None]
     if colour:
-        images = torch.where(done[:, 0], coloured(images, how[:, :3]), images)
+        images = torch.where(done[:, 0], shift_colours(images, how[:, :3]), images)
     if translation:
-        images = torch.where(done[:, 1], moved(images, how[:, 3:5], translation), images)
+        images = torch.where(done[:, 1], translate(images, how[:, 3:5], translation), images)
     if cutout:
         images = torch.where(done[:, 2], cut_out(images, how[:, 5:], cutout), images)
     return images
 
 
-def coloured(images: Tensor, how: Tensor) -> Tensor:
+def shift_colours(images: Tensor, how: Tensor) -> Tensor:
     """By how [B, 3] in [0, 1): brightness, saturation, contrast; the middle of each changes nothing."""
     brightness, saturation, contrast = how[:, :, None, None, None].unbind(1)
     images = images + (brightness - 0.5)
@@ -44,7 +44,7 @@ def coloured(images: Tensor, how: Tensor) -> Tensor:
     return (images - mean) * (contrast + 0.5) + mean
 
 
-def moved(images: Tensor, how: Tensor, translation: float) -> Tensor:
+def translate(images: Tensor, how: Tensor, translation: float) -> Tensor:
     """By how [B, 2] in [0, 1): whole pixels along height and width, the middle of each none; what comes in is 0."""
     for axis, uniform in zip((2, 3), how.unbind(1)):
         side = images.shape[axis]

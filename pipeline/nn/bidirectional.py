@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.nn.blocks import AttentionProcessor
-from pipeline.nn.dropout import dropped
+from pipeline.nn.dropout import apply_dropout
 
 
 class BlockShape(NamedTuple):
@@ -54,7 +54,7 @@ class DroppingAttention(nn.Module, AttentionModuleMixin):
             mixed = self.processor(q, k, v)
         else:
             weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # [B, heads, N, N]
-            mixed = dropped(weights, kept, self.dropout).to(v.dtype) @ v
+            mixed = apply_dropout(weights, kept, self.dropout).to(v.dtype) @ v
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -87,9 +87,9 @@ class BidirectionalBlock(nn.Module):
             return EVERYTHING
         width, heads, _, share, of_weights = self.shape
         return Masks(
-            draws.kept(f"{name}.weights", (heads, places, places), of_weights) if of_weights else None,
-            draws.kept(f"{name}.attention", (places, width), share) if share else None,
-            draws.kept(f"{name}.feed_forward", (places, width), share) if share else None,
+            draws.keep_mask(f"{name}.weights", (heads, places, places), of_weights) if of_weights else None,
+            draws.keep_mask(f"{name}.attention", (places, width), share) if share else None,
+            draws.keep_mask(f"{name}.feed_forward", (places, width), share) if share else None,
         )
 
 
@@ -102,8 +102,8 @@ class PostNormBlock(BidirectionalBlock):
     def forward(self, hidden_states: Tensor, stored: Tensor | None = None, masks: Masks = EVERYTHING) -> Tensor:
         """hidden_states [B, N, width] to the same shape; it takes nothing that an earlier block stored."""
         h, share = hidden_states, self.shape.dropout
-        h = self.norm1(h + dropped(self.attention(h, masks.weights), masks.attention, share))
-        return self.norm2(h + dropped(self.feed_forward(h), masks.feed_forward, share))
+        h = self.norm1(h + apply_dropout(self.attention(h, masks.weights), masks.attention, share))
+        return self.norm2(h + apply_dropout(self.feed_forward(h), masks.feed_forward, share))
 
 
 class LongSkipBlock(BidirectionalBlock):
@@ -121,5 +121,5 @@ class LongSkipBlock(BidirectionalBlock):
         h, share = hidden_states, self.shape.dropout
         if self.skip is not None:
             h = self.skip(torch.cat([h, stored], dim=-1))
-        h = h + dropped(self.attention(self.norm1(h), masks.weights), masks.attention, share)
-        return h + dropped(self.feed_forward(self.norm2(h)), masks.feed_forward, share)
+        h = h + apply_dropout(self.attention(self.norm1(h), masks.weights), masks.attention, share)
+        return h + apply_dropout(self.feed_forward(self.norm2(h)), masks.feed_forward, share)

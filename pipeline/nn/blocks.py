@@ -160,9 +160,9 @@ class ModulatedHead(nn.Module):
         self.linear = nn.Linear(width, channels)
 
     def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
-        return self.linear(self.modulated(hidden_states, condition))
+        return self.linear(self.modulate_norm(hidden_states, condition))
 
-    def modulated(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
+    def modulate_norm(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
         """What the linear layer reads, [B, N, width]."""
         shift, scale = per_token(self.modulation(condition)).chunk(2, dim=-1)
         return modulate(self.norm(hidden_states), shift, scale)

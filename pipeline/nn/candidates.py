@@ -4,18 +4,20 @@ import torch
 from torch import Tensor
 
 from pipeline.draws import Draws
-from pipeline.nn.processes import gathered
+from pipeline.nn.processes import gather_over_processes
 
 
-def candidates(latents: Tensor, draws: Draws, name: str, most: int) -> tuple[Tensor, Tensor]:
+def draw_candidates(latents: Tensor, draws: Draws, name: str, most: int) -> tuple[Tensor, Tensor]:
     """The `most` latents of [B, N, C] that draw the highest numbers: the numbers [k], falling, and latents [k, C]."""
     drawn = draws.uniform(name, tuple(latents.shape[1:2])).to(latents.device).flatten()
     scores, order = drawn.sort(descending=True, stable=True)
     return scores[:most], latents.flatten(0, 1)[order[:most]]
 
 
-def chosen(of_parts: list[tuple[Tensor, Tensor]], most: int) -> Tensor:
+def choose_candidates(of_parts: list[tuple[Tensor, Tensor]], most: int) -> Tensor:
     """The best [`most`, C] of all processes' and micro-batches' candidates: the same however the batch is spread."""
-    scores, latents = (gathered(torch.stack(column)) for column in zip(*of_parts))  # [processes, micro-batches, k, ...]
+    scores, latents = (
+        gather_over_processes(torch.stack(column)) for column in zip(*of_parts)
+    )  # [processes, micro-batches, k, ...]
     scores, latents = scores.transpose(0, 1).flatten(), latents.transpose(0, 1).flatten(0, 2)  # in order of places
     return latents[scores.argsort(descending=True, stable=True)[:most]]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.nn.blocks import AttentionProcessor, Norm, RMSNorm, Rotary, modulate
-from pipeline.nn.dropout import dropped
+from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import rotate
 
 FeedForward = Literal["swiglu", "gelu"]
@@ -116,7 +116,7 @@ class CausalFeedForward(nn.Module):
             h = F.silu(gate) * value
         else:
             h = F.gelu(h)
-        return self.down(dropped(h, kept, self.dropout))
+        return self.down(apply_dropout(h, kept, self.dropout))
 
 
 class CausalBlock(nn.Module):
@@ -136,9 +136,9 @@ class CausalBlock(nn.Module):
             return EVERYTHING
         width, residual, inner = self.shape.width, self.shape.residual_dropout, self.shape.feed_forward_dropout
         return Masks(
-            draws.kept(f"{name}.attention", (places, width), residual) if residual else None,
-            draws.kept(f"{name}.hidden", (places, self.shape.hidden), inner) if inner else None,
-            draws.kept(f"{name}.feed_forward", (places, width), residual) if residual else None,
+            draws.keep_mask(f"{name}.attention", (places, width), residual) if residual else None,
+            draws.keep_mask(f"{name}.hidden", (places, self.shape.hidden), inner) if inner else None,
+            draws.keep_mask(f"{name}.feed_forward", (places, width), residual) if residual else None,
         )
 
     def forward(
@@ -150,8 +150,8 @@ class CausalBlock(nn.Module):
     ) -> Tensor:
         """hidden_states [B, N, width] to the same shape."""
         h, share = hidden_states, self.shape.residual_dropout
-        h = h + dropped(self.attention(self.norm1(h), rotary, cache), masks.attention, share)
-        return h + dropped(self.feed_forward(self.norm2(h), masks.hidden), masks.feed_forward, share)
+        h = h + apply_dropout(self.attention(self.norm1(h), rotary, cache), masks.attention, share)
+        return h + apply_dropout(self.feed_forward(self.norm2(h), masks.hidden), masks.feed_forward, share)
 
 
 class ModulatedCausalBlock(CausalBlock):
@@ -176,9 +176,9 @@ class ModulatedCausalBlock(CausalBlock):
         h, share = hidden_states, self.shape.residual_dropout
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
         branch = self.attention(modulate(self.norm1(h), shift1, scale1), rotary, cache)
-        h = torch.addcmul(h, gate1, dropped(branch, masks.attention, share))
+        h = torch.addcmul(h, gate1, apply_dropout(branch, masks.attention, share))
         branch = self.feed_forward(modulate(self.norm2(h), shift2, scale2), masks.hidden)
-        return torch.addcmul(h, gate2, dropped(branch, masks.feed_forward, share))
+        return torch.addcmul(h, gate2, apply_dropout(branch, masks.feed_forward, share))
 
 
 class ModulatedNorm(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.nn.blocks import EPSILON, ModulatedHead, Rotary
 
 
-def rows_for(width: int, channels: int) -> int:
+def count_token_rows(width: int, channels: int) -> int:
     """Rows of so many channels that a class token of `width` values takes; 0 for none."""
     return -(-width // channels)
 
@@ -25,7 +25,7 @@ def join_token(z: Tensor, token: Tensor | None) -> Tensor:
 
 def split_token(state: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The inverse of `join_token`: z [B, N, C] and the token [B, width]."""
-    tokens = state.shape[1] - rows_for(width, state.shape[2])
+    tokens = state.shape[1] - count_token_rows(width, state.shape[2])
     return state[:, :tokens], state[:, tokens:].flatten(1)[:, :width]
 
 
@@ -50,6 +50,6 @@ class ClassTokenLayers(nn.Module):
         cosines, sines = rotary
         return h, (F.pad(cosines, (0, 0, 1, 0), value=1.0), F.pad(sines, (0, 0, 1, 0)))
 
-    def predicted(self, h: Tensor, condition: Tensor, head: ModulatedHead) -> Tensor:
+    def predict(self, h: Tensor, condition: Tensor, head: ModulatedHead) -> Tensor:
         """Of hidden states [B, N + 1, width] what is predicted of the class token, [B, D]."""
-        return self.linear(head.modulated(h[:, :1], condition))[:, 0]
+        return self.linear(head.modulate_norm(h[:, :1], condition))[:, 0]

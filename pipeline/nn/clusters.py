@@ -13,7 +13,7 @@ def distances(points: Tensor, centres: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nearest(points: Tensor, centres: Tensor) -> Tensor:
+def nearest_centres(points: Tensor, centres: Tensor) -> Tensor:
     """The nearest of the centres [K, C] to each of the points [T, C], the first on ties: ids [T]."""
     parts = points.split(tokens_at_once(len(centres)))
     return torch.cat([distances(part, centres).argmin(dim=-1) for part in parts])
@@ -36,7 +36,7 @@ def k_means(points: Tensor, centres: Tensor, rounds: int, unit_norm: bool = Fals
     With `unit_norm`, points and centres are of length one (spherical k-means).
     """
     for _ in range(rounds):
-        counts, sums = cluster_sums(points, nearest(points, centres), len(centres))
+        counts, sums = cluster_sums(points, nearest_centres(points, centres), len(centres))
         means = sums / counts.clamp_min(1)[:, None]
         if unit_norm:
             means = F.normalize(means, dim=-1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.code import LatentSpec, stack_ids
-from pipeline.nn.processes import is_first, processes, summed
+from pipeline.nn.processes import is_first, sum_over_processes, world_size
 
 LARGEST = 2**20  # codes that are counted one by one
 
@@ -23,18 +23,18 @@ class CodeUsage:
 
     def __init__(self, spec: LatentSpec, images: int, least: float):
         self.spec, self.least = spec, least
-        self.images = max(1, images // processes())  # of this process in an epoch
+        self.images = max(1, images // world_size())  # of this process in an epoch
         self.counts: Tensor | None = None
         self.seen, self.warned = 0, False
         self.values: dict[str, Tensor] = {}
 
     def add(self, ids: Tensor) -> None:
         """Count the ids [B, N] or [B, N, codebooks] of a batch; at the epoch's end, over all processes."""
-        counts = counts_of(stack_ids(ids), self.spec.vocab)
+        counts = count_ids(stack_ids(ids), self.spec.vocab)
         self.counts = counts if self.counts is None else self.counts + counts
         self.seen += len(ids)
         if self.seen >= self.images:
-            usage, perplexity = shares(summed(self.counts))
+            usage, perplexity = usage_and_perplexity(sum_over_processes(self.counts))
             self.values = {"code_usage": usage, "code_perplexity": perplexity}
             self.counts, self.seen = None, 0
             self.warn(float(usage), float(perplexity))
@@ -52,20 +52,20 @@ class CodeUsage:
         )
 
 
-def usage_of_training(spec: LatentSpec, images: int, least: float) -> CodeUsage | None:
+def make_code_usage(spec: LatentSpec, images: int, least: float) -> CodeUsage | None:
     """What counts the ids of a training with epochs of `images`; None where there are none, or too many codes."""
     if spec.vocab > LARGEST and is_first():
         log.warning("the use of %d codes is not counted; up to %d are", spec.vocab, LARGEST)
     return CodeUsage(spec, images, least) if 0 < spec.vocab <= LARGEST else None
 
 
-def usage_of(ids: Tensor, vocab: int) -> tuple[float, float]:
+def measure_usage(ids: Tensor, vocab: int) -> tuple[float, float]:
     """Usage and perplexity of ids [..., codebooks], as in `CodeUsage`."""
-    usage, perplexity = shares(counts_of(ids, vocab))
+    usage, perplexity = usage_and_perplexity(count_ids(ids, vocab))
     return float(usage), float(perplexity)
 
 
-def counts_of(ids: Tensor, vocab: int) -> Tensor:
+def count_ids(ids: Tensor, vocab: int) -> Tensor:
     """How often each code of each codebook is taken: ids [..., codebooks] to [codebooks, vocab] int64."""
     codebooks = ids.shape[-1]
     flat = (ids.long() + vocab * torch.arange(codebooks, device=ids.device)).flatten()
@@ -73,7 +73,7 @@ def counts_of(ids: Tensor, vocab: int) -> Tensor:
     return counts.index_add_(0, flat, torch.ones_like(flat)).unflatten(0, (codebooks, vocab))
 
 
-def shares(counts: Tensor) -> tuple[Tensor, Tensor]:
+def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Usage and perplexity of counts [codebooks, vocab], each the mean over codebooks, [] float32."""
     p = counts.double() / counts.sum(dim=1, keepdim=True)
     perplexity = torch.special.entr(p).sum(dim=1).exp()

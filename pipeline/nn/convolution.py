@@ -217,12 +217,12 @@ class Decoder(Tower):
         return F.pixel_shuffle(pixels, self.patch) if self.patch > 1 else pixels
 
 
-def laid_out(maps: Tensor, kernel: Tensor) -> Tensor:
+def match_memory_format(maps: Tensor, kernel: Tensor) -> Tensor:
     """Channels-last maps in the layout of `kernel`; left as they are they would make all that follows channels-last."""
     return maps if kernel.is_contiguous(memory_format=torch.channels_last) else maps.contiguous()
 
 
-def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: tuple[int, int], unit: int = 1) -> Tensor:
+def run_tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: tuple[int, int], unit: int = 1) -> Tensor:
     """`function` over overlapping tiles of the map x [B, C, H, W], blended linearly where they overlap.
 
     `tile` is the tiles' height and width; a quarter of it overlaps. Tiles begin at multiples of `unit`, the side of

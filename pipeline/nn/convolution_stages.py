@@ -16,10 +16,11 @@ class ConvolutionStages(nn.Module):
 
     def __init__(self, width: int = WIDTH, stages: int = 2, stride: int = 1):
         super().__init__()
-        widths = channels(width, stages)
-        self.stem = convolution(3, widths[0], stride)
+        widths = stage_channels(width, stages)
+        self.stem = conv_norm_act(3, widths[0], stride)
         self.blocks = nn.ModuleList(
-            nn.Sequential(convolution(low, high, 2), convolution(high, high)) for low, high in zip(widths, widths[1:])
+            nn.Sequential(conv_norm_act(low, high, 2), conv_norm_act(high, high))
+            for low, high in zip(widths, widths[1:])
         )
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -30,12 +31,12 @@ class ConvolutionStages(nn.Module):
         return found
 
 
-def channels(width: int, stages: int) -> list[int]:
+def stage_channels(width: int, stages: int) -> list[int]:
     """Of each map, the stem's first."""
     return [width // 2, *(width * 2 ** min(i, 2) for i in range(stages))]
 
 
-def shape(size: int) -> dict[str, int]:
+def stem_and_stages(size: int) -> dict[str, int]:
     """Stride of the stem and number of stages that bring `size` pixels a side to about four."""
     if size < 8:
         raise ValueError(f"the classifier needs images of 8 pixels a side or more, not {size}; raise data.size")
@@ -43,5 +44,5 @@ def shape(size: int) -> dict[str, int]:
     return {"stride": stride, "stages": max(1, round(math.log2(size / stride / 4)))}
 
 
-def convolution(low: int, high: int, stride: int = 1) -> nn.Sequential:
+def conv_norm_act(low: int, high: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(low, high, 3, stride, 1, bias=False), nn.BatchNorm2d(high), nn.SiLU())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.nn.processes import processes, summed
+from pipeline.nn.processes import sum_over_processes, world_size
 
 Logits = Tensor | Sequence[Tensor]  # of one view of an image, or of several, which count equally
 
@@ -47,6 +47,6 @@ class LeCam(nn.Module):
         penalty = mean_of([F.relu(view - m_fake).square().mean() for view in views(real)])
         penalty = penalty + mean_of([F.relu(m_real - view).square().mean() for view in views(fake)])
         for mean, logits in ((self.real, real), (self.fake, fake)):
-            here = summed(mean_of([view.mean() for view in views(logits)])) / processes()
+            here = sum_over_processes(mean_of([view.mean() for view in views(logits)])) / world_size()
             mean.lerp_(torch.where(here.isfinite(), here, mean), 1 - self.decay)
         return penalty

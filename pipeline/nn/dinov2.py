@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pipeline.draws import Draws
 from pipeline.nn.blocks import EPSILON, SelfAttention
 from pipeline.nn.convolution import Tower
-from pipeline.nn.dropout import dropped
+from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.entry_points import EntryPoints
 
 Kept = tuple[Tensor, Tensor]  # whose attention and whose feed-forward branch is kept, each [B, 1, 1] bool
@@ -32,30 +32,32 @@ class ScaledBlock(nn.Module):
         self.down = nn.Linear(4 * width, width)
         self.scale2 = nn.Parameter(torch.ones(width))
 
-    def kept(self, draws: Draws | None, name: str) -> Kept | None:
+    def draw_kept_branches(self, draws: Draws | None, name: str) -> Kept | None:
         """Drawn outside `forward`, which so stays a function of tensors; None keeps all."""
         if draws is None or not self.drop_path:
             return None
-        first, second = (draws.kept(f"{name}.{part}", (1, 1), self.drop_path) for part in ("attention", "feed_forward"))
+        first, second = (
+            draws.keep_mask(f"{name}.{part}", (1, 1), self.drop_path) for part in ("attention", "feed_forward")
+        )
         return first, second
 
     def forward(self, hidden_states: Tensor, kept: Kept | None = None) -> Tensor:
         first, second = kept or (None, None)
         branch = self.scale1 * self.attention(self.norm1(hidden_states))
-        h = hidden_states + dropped(branch, first, self.drop_path)
+        h = hidden_states + apply_dropout(branch, first, self.drop_path)
         branch = self.scale2 * self.down(F.gelu(self.up(self.norm2(h))))
-        return h + dropped(branch, second, self.drop_path)
+        return h + apply_dropout(branch, second, self.drop_path)
 
 
 class Dinov2(Tower, EntryPoints):
     """The transformer of Oquab et al., arXiv:2304.07193, without register tokens, for images of `places` patches.
 
-    It is used in three steps: `embedded`, `placed` and `mixed`, one after the other, are the published model. Without a
-    `patch_size` there is no first step. `drop_path` is the share of the last block; those before have less, linearly
-    from 0. New weights: truncated normal of std 0.02, biases 0, scales 1.
+    `embed_patches`, `add_positions` and `run_blocks`, one after the other, are the published model. Without a
+    `patch_size` there is no patch embedding. `drop_path` is the probability at the last block; it rises linearly from 0
+    at the first. New weights: truncated normal of std 0.02, biases 0, scales 1.
     """
 
-    entry_points = ("placed",)
+    entry_points = ("add_positions",)
 
     def __init__(
         self, places: int, width: int, depth: int, heads: int, patch_size: int | None = None, drop_path: float = 0.0
@@ -74,17 +76,17 @@ class Dinov2(Tower, EntryPoints):
         for learned in (self.class_token, self.positions):
             nn.init.trunc_normal_(learned, std=0.02)
 
-    def embedded(self, images: Tensor) -> Tensor:
+    def embed_patches(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] to one vector a patch, row by row, [B, places, width]."""
         return self.patch_embedding(images).flatten(2).transpose(1, 2)
 
-    def placed(self, places: Tensor) -> Tensor:
+    def add_positions(self, places: Tensor) -> Tensor:
         """The class token before the first few places [B, n, width], with their positions: [B, 1 + n, width]."""
         class_token = self.class_token.expand(len(places), 1, -1)
         return torch.cat([class_token, places], dim=1) + self.positions[: 1 + places.shape[1]]
 
-    def mixed(self, h: Tensor, draws: Draws | None = None) -> Tensor:
+    def run_blocks(self, h: Tensor, draws: Draws | None = None) -> Tensor:
         """A sequence [B, N, width] after all blocks and the last norm; with draws, branches are left out."""
         for i, block in enumerate(self.blocks):
-            h = self.run(block, h, block.kept(draws, f"blocks.{i}"))
+            h = self.run(block, h, block.draw_kept_branches(draws, f"blocks.{i}"))
         return self.norm(h)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.nn.dinov2 import Dinov2
-from pipeline.nn.patch_heads import assembled
+from pipeline.nn.patch_heads import assemble_patches
 
 
 class LatentTransformer(nn.Module):
@@ -26,15 +26,15 @@ class LatentTransformer(nn.Module):
         self.levels = None if row else nn.Parameter(torch.empty(2, self.width))
         nn.init.trunc_normal_(self.positions if row else self.levels, std=0.02 if row else (3 * self.width) ** -0.5)
 
-    def joined(self, places: Tensor, latents: Tensor, first: int) -> Tensor:
+    def join_latents(self, places: Tensor, latents: Tensor, first: int) -> Tensor:
         """places [B, places, width] and latents [B, n, width] in one sequence, with their positions.
 
         Latents on the places' grid come after a class token of their own, unless `first` is 1, which leaves it out.
         """
-        image = self.vit.placed(places)
+        image = self.vit.add_positions(places)
         if self.levels is None:
             return torch.cat([image, latents + self.positions[: latents.shape[1]]], dim=1)
-        return torch.cat([image + self.levels[0], self.vit.placed(latents)[:, first:] + self.levels[1]], dim=1)
+        return torch.cat([image + self.levels[0], self.vit.add_positions(latents)[:, first:] + self.levels[1]], dim=1)
 
 
 class Dinov2Encoder(LatentTransformer):
@@ -50,7 +50,7 @@ class Dinov2Encoder(LatentTransformer):
 
     def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         latents = self.latents.expand(len(images), -1, -1)
-        h = self.vit.mixed(self.joined(self.vit.embedded(images), latents, first=1), draws)
+        h = self.vit.run_blocks(self.join_latents(self.vit.embed_patches(images), latents, first=1), draws)
         return self.projection(h[:, -self.tokens :])
 
 
@@ -69,5 +69,5 @@ class Dinov2Decoder(LatentTransformer):
 
     def forward(self, z: Tensor, draws: Draws | None = None) -> Tensor:
         masks = self.mask_token.expand(len(z), self.places, -1)
-        h = self.vit.mixed(self.joined(masks, self.embedding(z), first=0), draws)
-        return assembled(self.pixels(h[:, 1 : 1 + self.places]), self.patch_size)
+        h = self.vit.run_blocks(self.join_latents(masks, self.embedding(z), first=0), draws)
+        return assemble_patches(self.pixels(h[:, 1 : 1 + self.places]), self.patch_size)

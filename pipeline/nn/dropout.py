@@ -3,8 +3,8 @@
 from torch import Tensor
 
 
-def dropped(x: Tensor, kept: Tensor | None, share: float) -> Tensor:
-    """x [B, ...] where `kept` (bool, of x's shape, see `Draws.kept`) is true, scaled up by 1 / (1 - share).
+def apply_dropout(x: Tensor, kept: Tensor | None, share: float) -> Tensor:
+    """x [B, ...] where `kept` (bool, of x's shape, see `Draws.keep_mask`) is true, scaled up by 1 / (1 - share).
 
     x itself for None. Masks are drawn outside of compiled blocks, which so stay functions of tensors.
     """

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.components import Arguments
 from pipeline.nn import convolution
-from pipeline.nn.convolution import Tower, laid_out
+from pipeline.nn.convolution import Tower, match_memory_format
 from pipeline.nn.embeddings import fixed_positions, unpatchify
 from pipeline.nn.vision_transformer import PreNormBlock, initialise
 
@@ -85,7 +85,7 @@ class ConvDecoder(convolution.Decoder):
         return self.conv_out.weight
 
     def forward(self, maps: Tensor) -> Tensor:
-        return super().forward(laid_out(maps, self.conv_in.weight))
+        return super().forward(match_memory_format(maps, self.conv_in.weight))
 
 
 DECODERS = {"vit": VitDecoder, "conv": ConvDecoder}

@@ -22,13 +22,13 @@ def perceptual_distance(backbone: Backbone, images: Tensor, others: Tensor) -> T
     over its maps, as LPIPS does; any other the mean over maps of the squared distance of unit vectors, 0 to 4.
     """
     pairs = zip(backbone.maps(images), backbone.maps(others))
-    differences = [(unit(a) - unit(b)).square() for a, b in pairs]  # [B, C, h, w]
+    differences = [(normalize_channels(a) - normalize_channels(b)).square() for a, b in pairs]  # [B, C, h, w]
     if weights := getattr(backbone, "map_weights", None):
         return sum((d * w[:, None, None]).sum(1).mean(dim=(1, 2)) for d, w in zip(differences, weights))
     return torch.stack([d.sum(1).mean(dim=(1, 2)) for d in differences]).mean(0)
 
 
-def unit(maps: Tensor) -> Tensor:
+def normalize_channels(maps: Tensor) -> Tensor:
     """Every position's channel vector at length one, in float32; a zero vector stays zero, with a finite gradient."""
     maps = maps.float()
     return maps / (maps.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.nn.embeddings import fixed_positions, register_table
-from pipeline.nn.vision_transformer import PreNormBlock, learned
+from pipeline.nn.vision_transformer import PreNormBlock, learned_vectors
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FeatureHead(nn.Module):
         super().__init__()
         width = shape.width if shape.blocks else inputs
         self.embedding = nn.Linear(inputs, width) if shape.blocks else nn.Identity()
-        self.mask_token = learned(1, width) if shape.mask else None
+        self.mask_token = learned_vectors(1, width) if shape.mask else None
         positions = fixed_positions(grid, width) if shape.blocks else None
         register_table(self, "positions", positions)
         self.blocks = nn.Sequential(*(PreNormBlock(width, shape.heads) for _ in range(shape.blocks)))

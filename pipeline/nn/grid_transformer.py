@@ -37,15 +37,15 @@ class PlainBlock(nn.Module):
         self.attention = SelfAttention(width, heads, query_key_norm)
         self.norm2 = None if parallel else make_norm(norm, width, affine=True)
         self.feed_forward = make_feed_forward(feed_forward, width, ratio)
-        self.scale1 = scale(width, layer_scale)
-        self.scale2 = None if parallel else scale(width, layer_scale)
+        self.scale1 = make_layer_scale(width, layer_scale)
+        self.scale2 = None if parallel else make_layer_scale(width, layer_scale)
 
     def forward(self, hidden_states: Tensor, rotary: Rotary | None = None) -> Tensor:
         h = self.norm1(hidden_states)
         if self.norm2 is None:
-            return hidden_states + scaled(self.attention(h, rotary) + self.feed_forward(h), self.scale1)
-        h = hidden_states + scaled(self.attention(h, rotary), self.scale1)
-        return h + scaled(self.feed_forward(self.norm2(h)), self.scale2)
+            return hidden_states + apply_layer_scale(self.attention(h, rotary) + self.feed_forward(h), self.scale1)
+        h = hidden_states + apply_layer_scale(self.attention(h, rotary), self.scale1)
+        return h + apply_layer_scale(self.feed_forward(self.norm2(h)), self.scale2)
 
 
 class GridTransformer(Tower):
@@ -103,7 +103,7 @@ class GridTransformer(Tower):
         if tables["cosines"] is not None:
             rotary = tables["cosines"].to(h.device), tables["sines"].to(h.device)
         if kept is not None:
-            h = rows(h, kept)
+            h = gather_positions(h, kept)
             rotary = rotary and tuple(table[kept][:, None] for table in rotary)  # [B, 1, K, D]
         h = self.norm_in(h)
         for block in self.blocks:
@@ -160,14 +160,14 @@ def initialise(module: nn.Module) -> None:
                 nn.init.normal_(vectors, std=vectors.shape[-1] ** -0.5)
 
 
-def scale(width: int, start: float | None) -> nn.Parameter | None:
+def make_layer_scale(width: int, start: float | None) -> nn.Parameter | None:
     return None if start is None else nn.Parameter(torch.full((width,), start))
 
 
-def scaled(branch: Tensor, by: Tensor | None) -> Tensor:
+def apply_layer_scale(branch: Tensor, by: Tensor | None) -> Tensor:
     return branch if by is None else branch * by
 
 
-def rows(h: Tensor, places: Tensor) -> Tensor:
+def gather_positions(h: Tensor, places: Tensor) -> Tensor:
     """h [B, N, C] at places [B, K], as [B, K, C]."""
     return h.gather(1, places[..., None].expand(-1, -1, h.shape[2]))

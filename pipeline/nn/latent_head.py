@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.nn.feature_head import FeatureHead
-from pipeline.nn.noising import interpolated, noise_level
-from pipeline.nn.processes import sum_of_all
+from pipeline.nn.noising import interpolate, noise_level
+from pipeline.nn.processes import sum_with_gradient
 
 Source = Literal["clean", "noised", "shown"]
 
@@ -38,17 +38,17 @@ class LatentHead(nn.Module):
         if self.source == "shown" and shown is not None:
             z = shown
         if self.standardize:
-            z = standardized(z)
+            z = standardize(z)
         if self.source == "noised" and draws is not None:
             u = noise_level(z, draws, "alignment.level", self.shift, self.shift_base)
-            z = interpolated(z, draws.normal("alignment.noise", tuple(z.shape[1:])), u)
+            z = interpolate(z, draws.normal("alignment.noise", tuple(z.shape[1:])), u)
         return self.net(z, features.get("kept"))
 
 
-def standardized(z: Tensor, epsilon: float = 1e-4) -> Tensor:
+def standardize(z: Tensor, epsilon: float = 1e-4) -> Tensor:
     """z [B, N, C] with mean 0 and std 1 in each channel, over the global batch; gradients are of the whole, too."""
     rows = z.float().flatten(0, 1)
-    count = sum_of_all(rows.new_tensor(float(len(rows))))
-    centred = rows - sum_of_all(rows.sum(0)) / count
-    variance = sum_of_all(centred.square().sum(0)) / count
+    count = sum_with_gradient(rows.new_tensor(float(len(rows))))
+    centred = rows - sum_with_gradient(rows.sum(0)) / count
+    variance = sum_with_gradient(centred.square().sum(0)) / count
     return (centred / (variance + epsilon).sqrt()).view(z.shape).to(z.dtype)

@@ -21,7 +21,7 @@ def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Ten
     """
     if len(labels.unique()) < 2:
         raise ValueError("a linear probe needs two classes or more; evaluate more images")
-    return float(_fitted(train, labels).score(test.numpy(), test_labels.numpy()))
+    return float(_fit(train, labels).score(test.numpy(), test_labels.numpy()))
 
 
 def probe_attribute(train: Tensor, has: Tensor, test: Tensor, test_has: Tensor) -> tuple[float, float]:
@@ -32,19 +32,19 @@ def probe_attribute(train: Tensor, has: Tensor, test: Tensor, test_has: Tensor) 
     """
     from sklearn.metrics import f1_score
 
-    if not both(has, test_has):
+    if not have_both(has, test_has):
         raise ValueError("a probe needs images that have the attribute and images that do not; evaluate more images")
-    found = _fitted(train, has).predict(test.numpy())
+    found = _fit(train, has).predict(test.numpy())
     actual = test_has.numpy()
     return float(f1_score(actual, found, zero_division=0)), float((found == actual).mean())
 
 
-def both(*has: Tensor) -> bool:
+def have_both(*has: Tensor) -> bool:
     """Whether each of the sets has images with and without."""
     return all(bool(of.any()) and not bool(of.all()) for of in has)
 
 
-def _fitted(rows: Tensor, labels: Tensor) -> Any:
+def _fit(rows: Tensor, labels: Tensor) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

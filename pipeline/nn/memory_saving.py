@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.code import Condition
-from pipeline.nn.convolution import tiled
+from pipeline.nn.convolution import run_tiled
 
 
 class MemorySaving:
@@ -52,4 +52,4 @@ class MemorySaving:
         self, function: Callable[[Tensor], Tensor], maps: Tensor, tile: tuple[int, int], unit: int = 1
     ) -> Tensor:
         """`function(maps)`, tile by tile while tiling is enabled; see `tiled`."""
-        return tiled(function, maps, tile, unit) if self.use_tiling else function(maps)
+        return run_tiled(function, maps, tile, unit) if self.use_tiling else function(maps)

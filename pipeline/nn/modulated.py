@@ -25,7 +25,7 @@ class ModulatedTransformer:
         TransformerBlockRegistry.register(ModulatedBlock, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
 
-    def place(self, grid: Sequence[int], position: Position, width: int, heads: int) -> None:
+    def set_positions(self, grid: Sequence[int], position: Position, width: int, heads: int) -> None:
         """`positions` [N, width] to add at the input and `cosines`, `sines` [N, width / heads] for queries and keys.
 
         Those that `position` does not name are None.
@@ -34,21 +34,21 @@ class ModulatedTransformer:
         if position == "learned":
             del self.positions
             self.positions = nn.Parameter(torch.zeros(math.prod(grid), width))
-        self.place_rotary(grid, width // heads if "rotary" in position else 0)
+        self.set_rotary(grid, width // heads if "rotary" in position else 0)
 
-    def place_rotary(self, grid: Sequence[int], head_width: int, prefix: str = "") -> None:
+    def set_rotary(self, grid: Sequence[int], head_width: int, prefix: str = "") -> None:
         """Rotary tables for heads of this width as buffers; None for a width of 0."""
         tables = rotary_tables(grid, head_width) if head_width else (None, None)
         for name, table in zip(("cosines", "sines"), tables):
             register_table(self, prefix + name, table)
 
-    def placed(self, hidden_states: Tensor) -> Tensor:
+    def add_positions(self, hidden_states: Tensor) -> Tensor:
         """hidden_states [B, N, width] with their places, where these are added."""
         if self.positions is None:
             return hidden_states
         return hidden_states + self.positions.to(hidden_states.dtype)  # a table made at loading is float32
 
-    def walk(
+    def run_blocks(
         self,
         blocks: Iterable[nn.Module],
         hidden_states: Tensor,
@@ -92,7 +92,7 @@ def check_patches(grid: Sequence[int], patch_size: int) -> None:
         raise ValueError(f"patch_size {patch_size} does not divide the grid {list(grid)}; use 1 or another tokenizer")
 
 
-def check_places(grid: Sequence[int], position: Position, width: int, heads: int) -> None:
+def check_position(grid: Sequence[int], position: Position, width: int, heads: int) -> None:
     """ValueError where tables of positions cannot be made for this width."""
     share = 2 * len(grid)
     if "fixed" in position and width % share:

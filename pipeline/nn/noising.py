@@ -21,7 +21,7 @@ def noise_level(z: Tensor, draws: Draws, name: str, shift: float, base: float | 
     return s * t / (1 + (s - 1) * t)
 
 
-def interpolated(z: Tensor, noise: Tensor, u: Tensor, scale: float = 1.0) -> Tensor:
+def interpolate(z: Tensor, noise: Tensor, u: Tensor, scale: float = 1.0) -> Tensor:
     """(1 - u) z + u `scale` noise, in the type of z."""
     u = u.to(z)
     return (1 - u) * z + u * scale * noise.to(z)

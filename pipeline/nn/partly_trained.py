@@ -15,7 +15,7 @@ class PartlyTrained(nn.Module):
     def parts(self) -> dict[str, list[nn.Module]]:
         """The modules of each part but `all`, which is the whole."""
 
-    def fixed(self) -> Iterable[nn.Parameter]:
+    def frozen_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that no phase trains, whichever part it trains."""
         return ()
 
@@ -27,7 +27,7 @@ class PartlyTrained(nn.Module):
         parts = {"all": [self], **self.parts()}
         if part not in parts:
             raise ValueError(f"{type(self).__name__} has no part {part!r}; its parts: {', '.join(parts)}")
-        fixed = {id(parameter) for parameter in self.fixed()}
+        fixed = {id(parameter) for parameter in self.frozen_parameters()}
         whole = [p for module in parts[part] for p in module.parameters() if id(p) not in fixed]
         if not only:
             yield from whole

@@ -28,7 +28,7 @@ class LinearHead(nn.Module):
         return self.patches.weight
 
     def forward(self, h: Tensor, grid: Grid | None = None) -> Tensor:
-        return assembled(self.patches(h), self.patch_size, grid)
+        return assemble_patches(self.patches(h), self.patch_size, grid)
 
 
 class ConvHead(LinearHead):
@@ -59,7 +59,7 @@ class PixelShuffleHead(nn.Module):
         return self.conv.weight
 
     def forward(self, h: Tensor, grid: Grid | None = None) -> Tensor:
-        return F.pixel_shuffle(self.conv(as_maps(h, grid)), self.patch_size)
+        return F.pixel_shuffle(self.conv(tokens_to_map(h, grid)), self.patch_size)
 
 
 class TransposedHead(nn.Module):
@@ -74,7 +74,7 @@ class TransposedHead(nn.Module):
         return self.conv.weight
 
     def forward(self, h: Tensor, grid: Grid | None = None) -> Tensor:
-        return self.conv(as_maps(h, grid))
+        return self.conv(tokens_to_map(h, grid))
 
 
 def make_head(kind: Head, width: int, patch_size: int) -> nn.Module:
@@ -83,18 +83,18 @@ def make_head(kind: Head, width: int, patch_size: int) -> nn.Module:
     return heads[kind](width, patch_size)
 
 
-def assembled(patches: Tensor, patch_size: int, grid: Grid | None = None) -> Tensor:
+def assemble_patches(patches: Tensor, patch_size: int, grid: Grid | None = None) -> Tensor:
     """Patches [B, N, p p 3], row by row on `grid` and inside, as images [B, 3, h p, w p]; a square when None."""
-    rows, columns = grid or square(patches)
+    rows, columns = grid or square_grid(patches)
     size = (rows * patch_size, columns * patch_size)
     return unpatchify(patches, size, patch_size).transpose(1, 2).unflatten(2, size)
 
 
-def as_maps(h: Tensor, grid: Grid | None = None) -> Tensor:
+def tokens_to_map(h: Tensor, grid: Grid | None = None) -> Tensor:
     """States [B, N, C], row by row on `grid` (a square when None), as maps [B, C, h, w]."""
-    return h.transpose(1, 2).unflatten(2, grid or square(h))
+    return h.transpose(1, 2).unflatten(2, grid or square_grid(h))
 
 
-def square(h: Tensor) -> Grid:
+def square_grid(h: Tensor) -> Grid:
     """The sides of the square that N tokens [B, N, C] fill."""
     return (math.isqrt(h.shape[1]),) * 2

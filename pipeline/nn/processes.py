@@ -5,34 +5,34 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def processes() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    return processes() == 1 or dist.get_rank() == 0
+    return world_size() == 1 or dist.get_rank() == 0
 
 
-def summed(tensor: Tensor) -> Tensor:
+def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum over processes, in a new tensor without a gradient; the same bits in each."""
     total = tensor.detach().clone()
-    if processes() > 1:
+    if world_size() > 1:
         dist.all_reduce(total)
     return total
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def gather_over_processes(tensor: Tensor) -> Tensor:
     """[processes, *shape]: every process's `tensor`, in the order of ranks, without a gradient."""
-    if processes() == 1:
+    if world_size() == 1:
         return tensor.detach()[None]
-    copies = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(processes())]
+    copies = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(copies, tensor.detach().contiguous())
     return torch.stack(copies)
 
 
-def from_first(tensor: Tensor) -> Tensor:
+def broadcast_from_first(tensor: Tensor) -> Tensor:
     """The first process's `tensor`, which the others' is overwritten with."""
-    if processes() > 1:
+    if world_size() > 1:
         dist.broadcast(tensor, 0)
     return tensor
 
@@ -43,35 +43,35 @@ def global_mean(mean: Tensor) -> Tensor:
     The value is every process's, the gradient that of its own mean alone: gradients are averaged over processes
     afterwards, which makes it that of the whole.
     """
-    return mean + (summed(mean) / processes() - mean).detach()
+    return mean + (sum_over_processes(mean) / world_size() - mean).detach()
 
 
-def rows_of_all(rows: Tensor) -> Tensor:
+def gather_rows(rows: Tensor) -> Tensor:
     """[processes * B, ...]: the rows [B, ...] of every process in the order of ranks, for a loss of all of them.
 
     Every process computes that same loss; own rows pass on its gradient times the number of processes, others' none.
     Gradients are averaged over processes afterwards, which makes it that of the whole.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return rows
-    everyone = gathered(rows)
-    everyone[dist.get_rank()] = rows + (processes() - 1) * (rows - rows.detach())
+    everyone = gather_over_processes(rows)
+    everyone[dist.get_rank()] = rows + (world_size() - 1) * (rows - rows.detach())
     return everyone.flatten(0, 1)
 
 
-def sum_of_all(tensor: Tensor) -> Tensor:
+def sum_with_gradient(tensor: Tensor) -> Tensor:
     """The sum over processes with its gradient: each gets the sum of what all processes' losses have at it.
 
     Gradients are averaged over processes afterwards, which makes it that of the mean of their losses.
     """
-    return tensor if processes() == 1 else _SumOfAll.apply(tensor)
+    return tensor if world_size() == 1 else _SumOfAll.apply(tensor)
 
 
 class _SumOfAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
-        return summed(tensor)
+        return sum_over_processes(tensor)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        return summed(gradient)
+        return sum_over_processes(gradient)

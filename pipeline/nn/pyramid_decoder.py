@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.nn.blocks import SelfAttention
-from pipeline.nn.convolution import Tower, group_norm, laid_out
+from pipeline.nn.convolution import Tower, group_norm, match_memory_format
 
 HEADS, GROUPS = 8, 32
 EPSILON = 1e-8
 
 
-class Modulated(nn.Conv2d):
+class ModulatedConv(nn.Conv2d):
     """A 1x1 convolution whose weights each image scales by its style, with a bias.
 
     w'_ji = s_i w_ji, and with `demodulate` w'_ji / sqrt(sum_i w'_ji^2), where s is linear in the style and begins at 1:
@@ -45,7 +45,7 @@ class ModulatedConvNeXt(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = group_norm(width, GROUPS)
-        self.up = Modulated(width, 4 * width, style)
+        self.up = ModulatedConv(width, 4 * width, style)
         self.down = nn.Conv2d(4 * width, width, 1)
         self.scale = nn.Parameter(torch.full((width, 1, 1), 1e-5))
 
@@ -88,7 +88,7 @@ class Upsample(nn.Module):
         return F.conv2d(F.pad(h, (1, 1, 1, 1), mode="replicate"), kernel, groups=h.shape[1])
 
 
-class Spatial(nn.Module):
+class ResampledCode(nn.Module):
     """The code as a map [B, inputs, h, w] at `ratio` times its side, by moving channels to places or back."""
 
     def __init__(self, inputs: int, outputs: int, ratio: float):
@@ -124,21 +124,21 @@ class Level(nn.Module):
         return h
 
 
-class Scaled(nn.ParameterList):
+class ScaledParameters(nn.ParameterList):
     """Parameters read through `forward`, at which offloading puts them in place: each times `rate`, in float32."""
 
     def forward(self, rate: float) -> list[Tensor]:
         return [rate * parameter.float() for parameter in self]
 
 
-class Mapping(nn.Module):
+class StyleMapping(nn.Module):
     """The mean of a map [B, C, h, w] to a style [B, C]: two layers that learn at `rate` times the others' pace."""
 
     def __init__(self, width: int, rate: float = 0.01):
         super().__init__()
         self.rate = rate
-        self.weights = Scaled(torch.randn(width, width) * width**-0.5 / rate for _ in range(2))
-        self.biases = Scaled(torch.zeros(width) for _ in range(2))
+        self.weights = ScaledParameters(torch.randn(width, width) * width**-0.5 / rate for _ in range(2))
+        self.biases = ScaledParameters(torch.zeros(width) for _ in range(2))
 
     def forward(self, maps: Tensor) -> Tensor:
         style = F.normalize(maps.mean(dim=(2, 3)).float(), dim=1) * maps.shape[1] ** 0.5
@@ -159,17 +159,17 @@ class PyramidDecoder(Tower):
     def __init__(self, inputs: int, widths: list[int], spatial: list[int], attention: int, depth: int):
         super().__init__()
         codes = [*spatial, *[0] * (len(widths) - len(spatial))]
-        self.mapping = Mapping(inputs)
-        self.spatial = nn.ModuleList(Spatial(inputs, code, 2.0 ** (i - 1)) for i, code in enumerate(spatial))
+        self.mapping = StyleMapping(inputs)
+        self.spatial = nn.ModuleList(ResampledCode(inputs, code, 2.0 ** (i - 1)) for i, code in enumerate(spatial))
         self.ups = nn.ModuleList(Upsample(low, high) for low, high in zip(widths, widths[1:]))
         self.levels = nn.ModuleList(
             Level(width if i else 0, code, width, inputs, 5 if i < 2 else 7, depth, 2 if i < attention else 0)
             for i, (width, code) in enumerate(zip(widths, codes))
         )
-        self.colours = nn.ModuleList(Modulated(width, 3, inputs, demodulate=False) for width in widths)
+        self.colours = nn.ModuleList(ModulatedConv(width, 3, inputs, demodulate=False) for width in widths)
 
     def forward(self, maps: Tensor) -> list[Tensor]:
-        maps, style = laid_out(maps, self.spatial[0].pointwise.weight), self.mapping(maps)
+        maps, style = match_memory_format(maps, self.spatial[0].pointwise.weight), self.mapping(maps)
         images, h = [], None
         for i, level in enumerate(self.levels):
             up = None if h is None else self.ups[i - 1](h)

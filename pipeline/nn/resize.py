@@ -47,7 +47,7 @@ def _neighbours(before: int, after: int, device: torch.device) -> tuple[Tensor, 
 
 
 RULES = {"tensorflow1": resize_tensorflow1, "antialias": resize_antialias, "clean": resize_clean}
-DESCRIBED = {
+DESCRIPTIONS = {
     "tensorflow1": "bilinear as in TensorFlow 1, without antialiasing",
     "antialias": "bicubic with antialiasing, rounded to 8 bits",
     "clean": "bicubic with antialiasing in floats, as clean-fid",

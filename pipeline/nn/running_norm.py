@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.nn.processes import summed
+from pipeline.nn.processes import sum_over_processes
 
 
 class RunningNorm(nn.Module):
@@ -42,6 +42,6 @@ class RunningNorm(nn.Module):
 def statistics(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance [C] of z [B, N, C] over images and places of all processes, and how many these are."""
     places = z.flatten(0, -2)
-    count = summed(places.new_tensor(float(len(places))))
-    mean = summed(places.sum(0)) / count
-    return mean, summed((places - mean).square().sum(0)) / count, count
+    count = sum_over_processes(places.new_tensor(float(len(places))))
+    mean = sum_over_processes(places.sum(0)) / count
+    return mean, sum_over_processes((places - mean).square().sum(0)) / count, count

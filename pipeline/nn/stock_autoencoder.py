@@ -15,7 +15,7 @@ UNIT_RANGE = ("AutoencoderRAE",)  # classes whose pixels are [0, 1]; all others 
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentShape:
     """What an autoencoder makes of a square image."""
 
     dim: int  # channels
@@ -30,14 +30,14 @@ def is_folder(path: str) -> bool:
 def read_config(path: str, subfolder: str | None) -> dict[str, Any]:
     """The config.json of a folder or hub id, with `_class_name`; ValueError with one line when it cannot be had."""
     try:
-        return dict(diffusers.AutoencoderKL.load_config(place(path), subfolder=subfolder))  # reads any class's
+        return dict(diffusers.AutoencoderKL.load_config(resolve_path(path), subfolder=subfolder))  # reads any class's
     except OSError as error:
         hint = "; it holds a pipeline: set subfolder, for example subfolder=vae" if is_pipeline(path) else ""
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} has no autoencoder{hint or f' ({reason})'}") from None
 
 
-def place(path: str) -> str:
+def resolve_path(path: str) -> str:
     """A folder with ~ resolved; a hub id as it is."""
     return str(Path(path).expanduser()) if is_folder(path) else path
 
@@ -46,7 +46,7 @@ def is_pipeline(path: str) -> bool:
     return (Path(path).expanduser() / "model_index.json").is_file()
 
 
-def class_of(config: dict[str, Any]) -> type[ModelMixin]:
+def find_class(config: dict[str, Any]) -> type[ModelMixin]:
     """The diffusers class that `config` names; ValueError when it is not an autoencoder with continuous latents."""
     name = config.get("_class_name", "nothing")
     if name == "VQModel":
@@ -57,37 +57,37 @@ def class_of(config: dict[str, Any]) -> type[ModelMixin]:
     return cls
 
 
-def empty(config: dict[str, Any]) -> ModelMixin:
+def build_empty(config: dict[str, Any]) -> ModelMixin:
     """The autoencoder without its weights."""
     public = {name: value for name, value in config.items() if not name.startswith("_")}
-    return class_of(config).from_config(public).requires_grad_(False).eval()
+    return find_class(config).from_config(public).requires_grad_(False).eval()
 
 
-def filled(config: dict[str, Any], path: str, subfolder: str | None) -> ModelMixin:
+def load(config: dict[str, Any], path: str, subfolder: str | None) -> ModelMixin:
     """The autoencoder with the weights at `path`, in float32; ValueError when some are missing."""
-    loaded, info = class_of(config).from_pretrained(place(path), subfolder=subfolder, output_loading_info=True)
+    loaded, info = find_class(config).from_pretrained(resolve_path(path), subfolder=subfolder, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{path} lacks weights of its {type(loaded).__name__}: {', '.join(info['missing_keys'][:3])}")
     return loaded.requires_grad_(False).eval()
 
 
-def probe(config: dict[str, Any], image_size: int) -> Latents:
+def probe(config: dict[str, Any], image_size: int) -> LatentShape:
     """What the autoencoder of `config` makes of images of `image_size`, found on the meta device.
 
     Raises ValueError when it does not turn such images into square maps and back into images of the same size.
     """
-    return _probed(json.dumps(config, sort_keys=True), image_size)
+    return _probe(json.dumps(config, sort_keys=True), image_size)
 
 
 @cache  # a model is built for it, and the check of a recipe asks more than once
 @torch.no_grad()
-def _probed(text: str, image_size: int) -> Latents:
+def _probe(text: str, image_size: int) -> LatentShape:
     config = json.loads(text)
     with torch.device("meta"):
-        model, image = empty(config), torch.zeros(1, 3, image_size, image_size)
+        model, image = build_empty(config), torch.zeros(1, 3, image_size, image_size)
     name = type(model).__name__
     try:
-        latents, posterior = encoded(model, image)
+        latents, posterior = encode(model, image)
         dim = latents.shape[1] // (2 if posterior else 1)
         back = model.decode(latents[:, :dim], return_dict=False)[0]
     except (RuntimeError, ValueError, IndexError) as error:
@@ -99,10 +99,10 @@ def _probed(text: str, image_size: int) -> Latents:
         )
     if back.shape != image.shape:
         raise ValueError(f"this {name} makes images of {back.shape[-1]} pixels of {image_size}; set data.size to that")
-    return Latents(dim, latents.shape[2], posterior)
+    return LatentShape(dim, latents.shape[2], posterior)
 
 
-def encoded(model: ModelMixin, images: Tensor) -> tuple[Tensor, bool]:
+def encode(model: ModelMixin, images: Tensor) -> tuple[Tensor, bool]:
     """What `encode` gives, unscaled: (mean and log variance [B, 2C, h, w], True) or (the code [B, C, h, w], False)."""
     if type(model).__name__ in UNIT_RANGE:
         images = (images + 1) / 2
@@ -110,7 +110,7 @@ def encoded(model: ModelMixin, images: Tensor) -> tuple[Tensor, bool]:
     return (output.parameters, True) if hasattr(output, "parameters") else (output, False)
 
 
-def decoded(model: ModelMixin, maps: Tensor) -> Tensor:
+def decode(model: ModelMixin, maps: Tensor) -> Tensor:
     """Images in [-1, 1] of unscaled latents [B, C, h, w]."""
     images = model.decode(maps, return_dict=False)[0]
     return images * 2 - 1 if type(model).__name__ in UNIT_RANGE else images

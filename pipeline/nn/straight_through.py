@@ -10,7 +10,7 @@ def straight_through(value: Tensor, latents: Tensor) -> Tensor:
     return value.detach() + (latents - latents.detach())
 
 
-def rotated(value: Tensor, latents: Tensor) -> Tensor:
+def rotation_trick(value: Tensor, latents: Tensor) -> Tensor:
     """`value` [..., C], exactly, as lambda R latents with constant lambda and R: the rotation trick.
 
     Fifty et al., arXiv:2410.06424, section 4.2. With unit vectors e of `latents` and q of `value`, R turns e into q in

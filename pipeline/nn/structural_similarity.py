@@ -29,15 +29,15 @@ def similarity(
     fitting = min(window, *(side - 1 + side % 2 for side in first.shape[2:]))
     weights = gaussian(fitting, sigma).to(first)
 
-    def local(images: Tensor) -> Tensor:
+    def window_mean(images: Tensor) -> Tensor:
         """Means under the window, [B, C, H - fitting + 1, W - fitting + 1]."""
         channels = images.shape[1]
         down = F.conv2d(images, weights.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
         return F.conv2d(down, weights.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
 
-    mean_1, mean_2 = local(first), local(second)
-    variance_1, variance_2 = local(first * first) - mean_1**2, local(second * second) - mean_2**2
-    covariance = local(first * second) - mean_1 * mean_2
+    mean_1, mean_2 = window_mean(first), window_mean(second)
+    variance_1, variance_2 = window_mean(first * first) - mean_1**2, window_mean(second * second) - mean_2**2
+    covariance = window_mean(first * second) - mean_1 * mean_2
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     luminance = (2 * mean_1 * mean_2 + c1) / (mean_1**2 + mean_2**2 + c1)
     return luminance, (2 * covariance + c2) / (variance_1 + variance_2 + c2)

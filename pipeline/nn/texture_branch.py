@@ -68,7 +68,7 @@ class Residual(Tower):
             h = self.run(block, h)
         features = self.match_moments(self.head(self.norm(h)), maps[-1])
         if draws is not None and self.drop:
-            kept = draws.kept("texture", (1, 1), self.drop).to(features.device)
+            kept = draws.keep_mask("texture", (1, 1), self.drop).to(features.device)
             features = torch.where(kept, features, self.token.to(features))
         return features.mT.unflatten(2, grid)
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 
-def rate(work: Callable[[], Any], images: int, device: torch.device, repeats: int = 5) -> float:
+def images_per_second(work: Callable[[], Any], images: int, device: torch.device, repeats: int = 5) -> float:
     """Images a second: the median of `repeats` runs of `work`, which does `images` of them, after one to warm up."""
-    seconds = [_timed(work, device) for _ in range(repeats + 1)][1:]
+    seconds = [_time(work, device) for _ in range(repeats + 1)][1:]
     return images / statistics.median(seconds)
 
 
@@ -27,7 +27,7 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
+def _time(work: Callable[[], Any], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

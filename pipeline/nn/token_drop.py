@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.draws import Draws
 
 
-def kept_places(draws: Draws, places: int, low: float, high: float) -> Tensor:
+def draw_kept_positions(draws: Draws, places: int, low: float, high: float) -> Tensor:
     """Which of `places` stay, [B, K] int64 ascending.
 
     K = ceil(places (1 - share)) of one share for the global batch, max(0, U(low, high)), as in MAETok and RecTok
@@ -20,7 +20,7 @@ def kept_places(draws: Draws, places: int, low: float, high: float) -> Tensor:
     return order[:, :count].sort(dim=1).values
 
 
-def restored(rows: Tensor, kept: Tensor, places: int) -> tuple[Tensor, Tensor]:
+def scatter_tokens(rows: Tensor, kept: Tensor, places: int) -> tuple[Tensor, Tensor]:
     """Rows [B, K, C] of the places `kept` [B, K] among all, [B, places, C] with zeros elsewhere, and where, [B, places]
     bool."""
     full = rows.new_zeros(len(rows), places, rows.shape[2])

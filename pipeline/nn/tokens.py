@@ -23,7 +23,7 @@ class TokenEmbedding(nn.Module):
         return sum(table(ids[..., k]) for k, table in enumerate(self.tables))
 
 
-class Told(nn.Module):
+class IdConditioning(nn.Module):
     """What a token's state becomes when one of its ids is known: h + MLP(norm(h + row of the id))."""
 
     def __init__(self, vocab: int, width: int):
@@ -47,7 +47,7 @@ class TokenHead(nn.Module):
     def __init__(self, vocab: int, codebooks: int, width: int, bias: bool = False):
         super().__init__()
         self.outputs = nn.ModuleList(nn.Linear(width, vocab, bias=bias) for _ in range(codebooks))
-        self.told = nn.ModuleList(Told(vocab, width) for _ in range(codebooks - 1))
+        self.told = nn.ModuleList(IdConditioning(vocab, width) for _ in range(codebooks - 1))
 
     def forward(self, h: Tensor, ids: Tensor) -> Tensor:
         """Logits [B, N, codebooks, vocab], each codebook's given the ids [B, N, codebooks] of those before it."""

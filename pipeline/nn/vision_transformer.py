@@ -35,9 +35,9 @@ class Trunk(Tower):
 
     def __init__(self, places: int, tokens: int, width: int, depth: int, heads: int):
         super().__init__()
-        self.class_token = learned(1, width)
-        self.place_positions = learned(1 + places, width)  # the class token's is the first
-        self.token_positions = learned(tokens, width)
+        self.class_token = learned_vectors(1, width)
+        self.place_positions = learned_vectors(1 + places, width)  # the class token's is the first
+        self.token_positions = learned_vectors(tokens, width)
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(PreNormBlock(width, heads) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
@@ -73,7 +73,7 @@ class LatentEncoder(Trunk):
         super().__init__((image_size // patch_size) ** 2, tokens, width, depth, heads)
         self.interleaved = interleaved
         self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size)
-        self.tokens = learned(tokens, width)
+        self.tokens = learned_vectors(tokens, width)
         self.projection = nn.Linear(width, outputs)
         initialise(self)
 
@@ -95,7 +95,7 @@ class LatentDecoder(Trunk):
     def __init__(self, inputs: int, places: int, tokens: int, width: int, depth: int, heads: int):
         super().__init__(places, tokens, width, depth, heads)
         self.embedding = nn.Linear(inputs, width)
-        self.mask_token = learned(1, width)
+        self.mask_token = learned_vectors(1, width)
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -104,12 +104,12 @@ class LatentDecoder(Trunk):
         return self.norm_out(places)
 
 
-def image_places(sequence: Tensor, count: int) -> Tensor:
+def image_tokens(sequence: Tensor, count: int) -> Tensor:
     """The image's places of a sequence [class token | places | latent tokens], [B, count, width]; of fewer, all."""
     return sequence[:, 1 : 1 + count] if sequence.shape[1] > count else sequence
 
 
-def learned(count: int, width: int) -> nn.Parameter:
+def learned_vectors(count: int, width: int) -> nn.Parameter:
     """`count` learned vectors [count, width], normal with a standard deviation of width^-0.5."""
     return nn.Parameter(width**-0.5 * torch.randn(count, width))
 

@@ -60,7 +60,7 @@ class Perturbation(ABC):
         return 1.0 if self.anneal is None else self.anneal(step)
 
 
-def first(share: float, draws: StepDraws, device: torch.device) -> Tensor:
+def first_images(share: float, draws: StepDraws, device: torch.device) -> Tensor:
     """Which images at hand are among the first floor(share B) of the global batch, [B, 1, 1] bool.
 
     The order of a batch is random already, so that these are as good as any others.

@@ -10,7 +10,7 @@ from pipeline.code import Code, LatentSpec, stack_ids
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.straight_through import straight_through
-from pipeline.perturbations.base import Annealing, Perturbation, check_share, first
+from pipeline.perturbations.base import Annealing, Perturbation, check_share, first_images
 
 
 class CodebookNeighbours(Perturbation):
@@ -58,7 +58,7 @@ class CodebookNeighbours(Perturbation):
         rate, strength = self.at(step)
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             latents = neck.latents(h.float()) if self.neighbours == "latent" else None
-            rates = rate * first(self.share, draws, h.device)[:, :, 0]  # [B, 1]
+            rates = rate * first_images(self.share, draws, h.device)[:, :, 0]  # [B, 1]
             ids = neck.redraw_ids(code.ids, rates, strength, draws, latents)
             changed = stack_ids(ids != code.ids).any(dim=-1, keepdim=True)
             value = torch.where(changed, neck.lookup(ids).to(code.z.dtype), code.z)

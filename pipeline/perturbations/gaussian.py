@@ -6,7 +6,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
-from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, check_share, first
+from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, check_share, first_images
 
 
 class Gaussian(Perturbation):
@@ -28,4 +28,4 @@ class Gaussian(Perturbation):
     def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         noise = draws.normal("perturbation.noise", tuple(code.z.shape[1:]))
         scale = self.factor(step) * self.scale * draws.uniform("perturbation.level", (1, 1))
-        return code.z + (scale * first(self.share, draws, scale.device) * noise).to(code.z)
+        return code.z + (scale * first_images(self.share, draws, scale.device) * noise).to(code.z)

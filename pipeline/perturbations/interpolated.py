@@ -6,8 +6,8 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.noising import interpolated, noise_level
-from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, check_share, first
+from pipeline.nn.noising import interpolate, noise_level
+from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, check_share, first_images
 
 
 class Interpolated(Perturbation):
@@ -41,4 +41,4 @@ class Interpolated(Perturbation):
     def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         u = self.factor(step) * noise_level(code.z, draws, "perturbation.level", self.shift, self.shift_base)
         noise = draws.normal("perturbation.noise", tuple(code.z.shape[1:]))
-        return interpolated(code.z, noise, u * first(self.share, draws, u.device), self.scale)
+        return interpolate(code.z, noise, u * first_images(self.share, draws, u.device), self.scale)

@@ -64,7 +64,7 @@ class PrefixDrop(Perturbation):
         total = sum(weights.values()) - weights.pop(tokens)
         return {length: (1 - self.full) * weight / total for length, weight in weights.items()} | {tokens: self.full}
 
-    def kept(self, uniform: Tensor, tokens: int) -> Tensor:
+    def count_kept(self, uniform: Tensor, tokens: int) -> Tensor:
         """Lengths [...] int64 by inverting their distribution at numbers [...] in [0, 1)."""
         chances = self.chances(tokens)
         bounds = torch.tensor(list(accumulate(chances.values()))[:-1], dtype=uniform.dtype, device=uniform.device)
@@ -73,9 +73,9 @@ class PrefixDrop(Perturbation):
     def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         tokens = code.z.shape[1]
         if self.scope == "batch":
-            kept = self.kept(draws.uniform_of_all("perturbation.length")[:1], tokens)  # [1]
+            kept = self.count_kept(draws.uniform_of_all("perturbation.length")[:1], tokens)  # [1]
         else:
-            kept = self.kept(draws.uniform("perturbation.length"), tokens)  # [B]
+            kept = self.count_kept(draws.uniform("perturbation.length"), tokens)  # [B]
         if self.action == "truncate":
             return code.z[:, : int(kept)]
         places = torch.arange(tokens, device=code.z.device)

@@ -40,11 +40,11 @@ def find_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], Arguments]:
 
 
 def build_tokenizer(recipe: Recipe) -> Tokenizer:
-    """The tokenizer before its training; its weights are drawn by torch's global generator, see `seeded`."""
+    """The tokenizer before its training; its weights are those of torch's generator, see `seed_initial_weights`."""
     return build("tokenizers", recipe.tokenizer.model, image_size=recipe.data.size)
 
 
-def on_meta(recipe: Recipe) -> Tokenizer:
+def build_tokenizer_on_meta(recipe: Recipe) -> Tokenizer:
     """The tokenizer without weights, whose parameters and shapes are those of the real one."""
     with torch.device("meta"):
         return build_tokenizer(recipe).to("meta")
@@ -68,7 +68,7 @@ class TokenizerPlan:
     def can(self) -> Capabilities:
         return self.cls.capabilities(self.arguments)
 
-    def compared(self, part: str) -> tuple[int, int]:
+    def compared_shape(self, part: str) -> tuple[int, int]:
         """Channels and side of the images that a phase compares which trains `part`."""
         return self.can.compared_shape(part, self.arguments.image_size)
 
@@ -78,10 +78,10 @@ def plan_tokenizer(recipe: Recipe) -> TokenizerPlan:
     cls, arguments = find_tokenizer(recipe)
     with at("tokenizer.model"):
         spec = cls.geometry(arguments)
-    return TokenizerPlan(cls, arguments, spec, lambda: on_meta(recipe))
+    return TokenizerPlan(cls, arguments, spec, lambda: build_tokenizer_on_meta(recipe))
 
 
-def plan_of(tokenizer: Tokenizer) -> TokenizerPlan:
+def plan_built_tokenizer(tokenizer: Tokenizer) -> TokenizerPlan:
     """The plan that a tokenizer was built by."""
     return TokenizerPlan(type(tokenizer), Arguments.from_config(tokenizer), tokenizer.spec, lambda: tokenizer)
 
@@ -103,7 +103,7 @@ def hidden_layout(network: Network, block: int) -> tuple[list[int], int]:
     with torch.device("meta"):
         shadow = type(network)(**Arguments.from_config(network)).to("meta")
     z, time = (torch.zeros(shape, device="meta") for shape in ((1, *shadow.state_shape), (1,)))
-    (states,) = shadow.tapped(z, time, None, (block,))
+    (states,) = shadow.tap_blocks(z, time, None, (block,))
     patch = round((math.prod(config.grid) / states.shape[1]) ** (1 / len(config.grid)))
     return [side // patch for side in config.grid], states.shape[2]
 
@@ -138,10 +138,10 @@ def count_condition_classes(recipe: Recipe, num_classes: int) -> int:
     return num_classes
 
 
-def seeded(seed: int) -> None:
+def seed_initial_weights(seed: int) -> None:
     """Seed torch's global generator: for the initial weights, the one draw that modules make themselves."""
     torch.manual_seed(seed)
 
 
-def parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())

@@ -18,7 +18,7 @@ from pipeline.draws import mix
 from pipeline.images.files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
-from pipeline.recipes.building import parameters
+from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.precision import Precision, autocast
 from pipeline.runs.workspace import surroundings
@@ -206,7 +206,7 @@ def describe(pipe: LatentPipeline, plan: Plan) -> dict[str, Any]:
         "objective": type(pipe.objective).__name__,
         "network": type(pipe.network).__name__,
         "tokenizer": type(pipe.tokenizer).__name__,
-        "weak": None if pipe.weak is None else {"from": pipe.defaults.weak, "parameters": parameters(pipe.weak)},
+        "weak": None if pipe.weak is None else {"from": pipe.defaults.weak, "parameters": count_parameters(pipe.weak)},
         "precision": plan.precision,
     }
 

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.draws import mix
-from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, channels, shape
+from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, stage_channels, stem_and_stages
 
 
 class Classifier(ConvolutionStages, ModelMixin, ConfigMixin):
@@ -30,7 +30,7 @@ class Classifier(ConvolutionStages, ModelMixin, ConfigMixin):
         task: Literal["classifier", "rotation"] = "classifier",
     ):
         super().__init__(width, stages, stride)
-        self.project = nn.Linear(channels(width, stages)[-1], dim)
+        self.project = nn.Linear(stage_channels(width, stages)[-1], dim)
         self.head = nn.Linear(dim, num_classes)
 
     @property
@@ -82,7 +82,9 @@ def fit(
     task = "classifier" if labelled else "rotation"
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "classifier"))
-        network = Classifier(num_classes if labelled else 4, **shape(min(images.shape[2:])), dim=dim, task=task)
+        network = Classifier(
+            num_classes if labelled else 4, **stem_and_stages(min(images.shape[2:])), dim=dim, task=task
+        )
     network = network.to(images.device, memory_format=torch.channels_last)
     _train(network, images, labels if labelled else None, seed, steps, batch)
     return network.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)

@@ -59,7 +59,7 @@ class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, Co
     spec: LatentSpec
     frozen: bool = False  # it comes trained, and a recipe may leave out its phases
     choices: dict[str, dict[str, type]] = {}  # arguments that name one of a few classes, and these by their kind
-    of_the_run: tuple[str, ...] = ("image_size",)  # arguments that may differ from a folder's that training starts from
+    run_arguments: tuple[str, ...] = ("image_size",)  # may differ from those of a folder that training starts from
 
     def __init__(self, dim: int, positions: int | None = None):
         """With `positions`, mean and std are of each channel at each position, [positions, dim]; else [dim]."""
@@ -165,7 +165,7 @@ class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, Co
 
 
 class MapTokenizer(Tokenizer):
-    """A tokenizer whose code is a feature map, one token per position; subclasses write `encoded` and `decoded`.
+    """A tokenizer whose code is a feature map, one token per position; subclasses write `encode_map` and `decode_map`.
 
     Images of any sides that the stride divides pass through `forward`. A code of another grid than `spec.grid` needs
     it stated to `render` and `decode`.
@@ -192,11 +192,11 @@ class MapTokenizer(Tokenizer):
         return LatentSpec((image_size // stride,) * 2, neck.dim, neck.vocab, neck.codebooks)
 
     @abstractmethod
-    def encoded(self, images: Tensor) -> Tensor:
+    def encode_map(self, images: Tensor) -> Tensor:
         """Images to what the bottleneck reads, as maps [B, neck.inputs, h, w]."""
 
     @abstractmethod
-    def decoded(self, maps: Tensor) -> Tensor:
+    def decode_map(self, maps: Tensor) -> Tensor:
         """z as maps [B, C, h, w], channels-last in memory, at the bottleneck's own scale, to images."""
 
     @property
@@ -213,19 +213,19 @@ class MapTokenizer(Tokenizer):
 
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         self.grid(images)
-        return self.encoded(images).flatten(2).transpose(1, 2)
+        return self.encode_map(images).flatten(2).transpose(1, 2)
 
     def render(self, z: Tensor, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
         """z [B, N, C] at the bottleneck's own scale to images; `grid` is height and width, `spec.grid` when None."""
         grid = grid or self.spec.grid
         if z.shape[1] != grid[0] * grid[1]:
             raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
-        return self.decoded(z.transpose(1, 2).unflatten(2, grid))
+        return self.decode_map(z.transpose(1, 2).unflatten(2, grid))
 
     def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
         """As in the base; `transform` is applied to the map that the decoder reads."""
         code, z, terms = self.encode_for_training(images, given)
-        return Rebuilt(self.decoded(self.decoder_map(images, z, transform)), code, terms)
+        return Rebuilt(self.decode_map(self.decoder_map(images, z, transform)), code, terms)
 
     def decoder_map(self, images: Tensor, z: Tensor, transform: MapTransform = UNCHANGED) -> Tensor:
         """z [B, N, C] of the code of `images` as the map [B, C, h, w] that the decoder reads."""

@@ -11,7 +11,7 @@ from pipeline.code import LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
-from pipeline.nn.convolution import Decoder, Encoder, laid_out
+from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
 from pipeline.tokenizers.base import MapTokenizer
 
 
@@ -73,12 +73,12 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
     def projection(self, features: Tensor) -> Tensor:
         return self.quant_conv(features[:, :, None, None])[:, :, 0, 0]
 
-    def encoded(self, images: Tensor) -> Tensor:
+    def encode_map(self, images: Tensor) -> Tensor:
         tile = tuple(side * self.stride for side in self.spec.grid)
         return self.by_tile(lambda x: self.quant_conv(self.encoder(x)), images, tile, self.stride)
 
-    def decoded(self, maps: Tensor) -> Tensor:
-        maps = laid_out(maps, self.decoder.conv_in.weight)
+    def decode_map(self, maps: Tensor) -> Tensor:
+        maps = match_memory_format(maps, self.decoder.conv_in.weight)
         return self.by_tile(lambda x: self.decoder(self.post_quant_conv(x)), maps, self.spec.grid, 1)
 
     @property

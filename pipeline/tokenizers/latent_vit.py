@@ -17,7 +17,7 @@ from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
-from pipeline.nn.vision_transformer import image_places
+from pipeline.nn.vision_transformer import image_tokens
 from pipeline.tokenizers.base import Rebuilt, Tokenizer, TrainingInputs
 from pipeline.vision import dinov2_weights
 
@@ -44,7 +44,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
     Pixels are [-1, 1] inside as outside, and nothing is clamped.
     """
 
-    of_the_run = ()
+    run_arguments = ()
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ScaledBlock"]
     _repeated_blocks = ["ScaledBlock"]
@@ -90,7 +90,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
         for vit, tuning in self.tunings():
             if tuning == "lora":
                 lora.adapt(vit, lora_layers, lora_rank, lora_alpha)
-        for parameter in self.fixed():
+        for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
 
     @classmethod
@@ -139,13 +139,13 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         if output.ndim != 3:
             return super().position_tokens(name, output)
-        return image_places(output, (self.config.image_size // self.config.patch_size) ** 2)
+        return image_tokens(output, (self.config.image_size // self.config.patch_size) ** 2)
 
     def tunings(self) -> list[tuple[Dinov2, Tuning]]:
         """Both transformers, and how much of each is trained."""
         return [(self.encoder.vit, self.config.encoder_tuning), (self.decoder.vit, self.config.decoder_tuning)]
 
-    def fixed(self) -> list[nn.Parameter]:
+    def frozen_parameters(self) -> list[nn.Parameter]:
         """The weights that a low-rank change stands in for, or that are frozen."""
         found = []
         for vit, tuning in self.tunings():

@@ -9,7 +9,7 @@ from pipeline.code import LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
-from pipeline.nn.convolution import laid_out
+from pipeline.nn.convolution import match_memory_format
 from pipeline.nn.maskgit_convolution import Decoder, Encoder
 from pipeline.tokenizers.base import MapTokenizer
 
@@ -56,12 +56,12 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.conv_out(features[:, :, None, None])[:, :, 0, 0]
 
-    def encoded(self, images: Tensor) -> Tensor:
+    def encode_map(self, images: Tensor) -> Tensor:
         tile = tuple(side * self.stride for side in self.spec.grid)
         return self.by_tile(self.encoder, (images + 1) / 2, tile, self.stride)
 
-    def decoded(self, maps: Tensor) -> Tensor:
-        maps = laid_out(maps, self.decoder.conv_in.weight)
+    def decode_map(self, maps: Tensor) -> Tensor:
+        maps = match_memory_format(maps, self.decoder.conv_in.weight)
         return self.by_tile(self.decoder, maps, self.spec.grid) * 2 - 1
 
     @property

@@ -43,11 +43,13 @@ class Pretrained(MapTokenizer):
             dim, stride = self.spec.dim, image_size // self.spec.grid[0]
             self.register_to_config(dim=dim, stride=stride, stock=config | {"posterior": posterior})
             on_meta = torch.empty(0).device.type == "meta"
-            model = stock_autoencoder.empty(config) if on_meta else stock_autoencoder.filled(config, path, subfolder)
+            model = (
+                stock_autoencoder.build_empty(config) if on_meta else stock_autoencoder.load(config, path, subfolder)
+            )
         else:
             config = {name: value for name, value in stock.items() if name != "posterior"}
             self.spec, posterior = spec_of(image_size, dim, stride), stock["posterior"]
-            model = stock_autoencoder.empty(config)  # `from_pretrained` fills it
+            model = stock_autoencoder.build_empty(config)  # `from_pretrained` fills it
         super().__init__(dim)
         self.autoencoder = model
         self.neck = components.build("bottlenecks", {"kind": "gaussian" if posterior else "identity", "dim": dim})
@@ -77,12 +79,12 @@ class Pretrained(MapTokenizer):
                 raise ValueError(f"the recipe states {name}={stated}, but that of {path} is {actual[name]}; correct it")
         return LatentSpec((found.side, found.side), found.dim), found.posterior
 
-    def encoded(self, images: Tensor) -> Tensor:
-        maps, _ = stock_autoencoder.encoded(self.autoencoder, images)
+    def encode_map(self, images: Tensor) -> Tensor:
+        maps, _ = stock_autoencoder.encode(self.autoencoder, images)
         return maps
 
-    def decoded(self, maps: Tensor) -> Tensor:
-        return stock_autoencoder.decoded(self.autoencoder, maps.contiguous())
+    def decode_map(self, maps: Tensor) -> Tensor:
+        return stock_autoencoder.decode(self.autoencoder, maps.contiguous())
 
     def encode_for_training(self, images: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
         code, z, _ = super().encode_for_training(images, given)

@@ -56,7 +56,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         self.spec = self.geometry(Arguments.from_config(self))
-        encoder, arguments = chosen_encoder(frozen_encoder, image_size)
+        encoder, arguments = choose_encoder(frozen_encoder, image_size)
         maps = encoder.layout(arguments)
         self.folds = [tap_side // side for _, tap_side in maps]
         self.encoder = encoder(**arguments)
@@ -71,7 +71,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         try:
-            encoder, encoder_arguments = chosen_encoder(arguments.frozen_encoder, arguments.image_size)
+            encoder, encoder_arguments = choose_encoder(arguments.frozen_encoder, arguments.image_size)
             check_sides(arguments, encoder.layout(encoder_arguments))
         except ValueError as error:
             raise ValueError(f"pyramid: {error}") from None
@@ -84,12 +84,12 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
             features=("scales",), transforms=True, needs_stand_in=needs_stand_in(arguments.frozen_encoder)
         )
 
-    def encoded(self, images: Tensor) -> Tensor:
+    def encode_map(self, images: Tensor) -> Tensor:
         maps = [project(tap) for project, tap in zip(self.projections, self.encoder(images))]
         folded = [F.pixel_unshuffle(one, fold) if fold > 1 else one for one, fold in zip(maps, self.folds)]
         return self.joint(torch.cat(folded, dim=1))
 
-    def decoded(self, maps: Tensor) -> Tensor:
+    def decode_map(self, maps: Tensor) -> Tensor:
         return self.render_scales(maps)[-1]
 
     def render_scales(self, maps: Tensor) -> list[Tensor]:
@@ -110,7 +110,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         return {"encoder": encoder, "decoder": [self.post, self.decoder]}
 
 
-def chosen_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEncoder], Arguments]:
+def choose_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEncoder], Arguments]:
     encoder, arguments = components.choose(ENCODERS, frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
     return encoder, arguments | {"image_size": image_size}
 

@@ -54,26 +54,26 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         maps, spec = self.plan(Arguments.from_config(self))
         super().__init__(spec.dim, spec.tokens if statistics == "element" else None)
         self.spec = spec
-        self.encoder = part(ENCODERS, frozen_encoder, "frozen_encoder", image_size=image_size)
-        self.texture = part(BRANCHES, texture_branch, "texture_branch", maps=maps, image_size=image_size)
+        self.encoder = build_part(ENCODERS, frozen_encoder, "frozen_encoder", image_size=image_size)
+        self.texture = build_part(BRANCHES, texture_branch, "texture_branch", maps=maps, image_size=image_size)
         self.neck = components.build("bottlenecks", {"kind": "identity", "dim": spec.dim})
         stride = image_size // spec.grid[0]
-        self.decoder = part(DECODERS, pixel_decoder, "pixel_decoder", inputs=spec.dim, stride=stride)
+        self.decoder = build_part(DECODERS, pixel_decoder, "pixel_decoder", inputs=spec.dim, stride=stride)
         self.keep_source()
         self.encoder.requires_grad_(False)
 
     @classmethod
     def plan(cls, arguments: Arguments) -> tuple[MapSizes, LatentSpec]:
         """The maps that the frozen encoder gives, and the spec of the code that is made of them."""
-        encoder, encoder_arguments = chosen(ENCODERS, arguments.frozen_encoder, "frozen_encoder")
+        encoder, encoder_arguments = choose_part(ENCODERS, arguments.frozen_encoder, "frozen_encoder")
         maps = encoder.layout(encoder_arguments | {"image_size": arguments.image_size})
         dim, side = maps[-1]
         if arguments.texture_branch is not None:
-            branch, branch_arguments = chosen(BRANCHES, arguments.texture_branch, "texture_branch")
+            branch, branch_arguments = choose_part(BRANCHES, arguments.texture_branch, "texture_branch")
             dim += branch.check(branch_arguments | {"maps": maps})
         elif len(maps) > 1:
             raise ValueError(f"{len(maps)} taps without a texture_branch that reads them; name one, for example [-1]")
-        decoder, decoder_arguments = chosen(DECODERS, arguments.pixel_decoder, "pixel_decoder")
+        decoder, decoder_arguments = choose_part(DECODERS, arguments.pixel_decoder, "pixel_decoder")
         decoder.check(decoder_arguments | {"stride": arguments.image_size // side})
         return maps, LatentSpec((side, side), dim)
 
@@ -88,7 +88,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
     def capabilities(cls, arguments: Arguments) -> Capabilities:
         return Capabilities(transforms=True, needs_stand_in=needs_stand_in(arguments.frozen_encoder))
 
-    def encoded(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+    def encode_map(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """As in the base; with draws, the branches of some images are left out."""
         maps = self.encoder(images)
         if self.texture is None:
@@ -96,12 +96,12 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         draws = None if draws is None else PartDraws(draws, "encoder")
         return torch.cat([maps[-1], self.texture(images, maps, draws)], dim=1)
 
-    def decoded(self, maps: Tensor) -> Tensor:
+    def decode_map(self, maps: Tensor) -> Tensor:
         return self.decoder(maps)
 
     def encode_for_training(self, images: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
         self.grid(images)
-        h = self.encoded(images, given.draws if self.training else None).flatten(2).mT
+        h = self.encode_map(images, given.draws if self.training else None).flatten(2).mT
         return self.apply_bottleneck(h, given)
 
     @property
@@ -113,13 +113,13 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         return {"encoder": [self.encoder, *texture, self.neck], "decoder": [self.decoder]}
 
 
-def chosen(choices: dict[str, type], node: Node, where: str) -> tuple[type, Arguments]:
+def choose_part(choices: dict[str, type], node: Node, where: str) -> tuple[type, Arguments]:
     return components.choose(choices, node, DERIVED_ARGUMENTS, where)
 
 
-def part(choices: dict[str, type], node: Node | None, where: str, **derived: Any) -> nn.Module | None:
+def build_part(choices: dict[str, type], node: Node | None, where: str, **derived: Any) -> nn.Module | None:
     """The part that a node chooses, None of none."""
     if node is None:
         return None
-    cls, arguments = chosen(choices, node, where)
+    cls, arguments = choose_part(choices, node, where)
     return cls(**derived, **arguments)

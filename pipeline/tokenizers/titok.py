@@ -16,7 +16,7 @@ from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
-from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_places, initialise
+from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_tokens, initialise
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import Rebuilt, Tokenizer, TrainingInputs
 
@@ -60,7 +60,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     expect; outside they are [-1, 1], and nothing is clamped.
     """
 
-    of_the_run = ()
+    run_arguments = ()
     _supports_gradient_checkpointing = True
     _no_split_modules = ["PreNormBlock"]
     _repeated_blocks = ["PreNormBlock"]
@@ -166,7 +166,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         side = name.partition(".")[0]
         if output.ndim != 3 or side not in ("encoder", "decoder"):
             return super().position_tokens(name, output)
-        return image_places(output, len(self.get_submodule(side).place_positions) - 1)
+        return image_tokens(output, len(self.get_submodule(side).place_positions) - 1)
 
     def states(self, z: Tensor) -> Tensor:
         """z [B, at most `tokens`, dim] at the bottleneck's own scale to what the head reads, [B, places, width].

@@ -11,7 +11,7 @@ from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.branched import Branched
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.convolution import Decoder, Encoder, laid_out
+from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
 from pipeline.nn.haar import haar, inverse_haar
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.tokenizers.base import MapTokenizer, Rebuilt, TrainingInputs
@@ -34,7 +34,7 @@ class Branch(nn.Module):
         return self.quant_conv(self.encoder(view))
 
     def decode(self, maps: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(laid_out(maps, self.decoder.conv_in.weight)))
+        return self.decoder(self.post_quant_conv(match_memory_format(maps, self.decoder.conv_in.weight)))
 
 
 class TwoBand(Branched, MapTokenizer):
@@ -132,26 +132,26 @@ class TwoBand(Branched, MapTokenizer):
         """`low`: LL / 2 at the size of the images [B, 3, H, W]; `high`: [B, 9, H/2, W/2], colour by colour."""
         bands = haar(images) / 2  # [B, 4, 3, H/2, W/2]
         if branch == "low":
-            return resized(bands[:, 0], images.shape[2:])
+            return resize_bicubic(bands[:, 0], images.shape[2:])
         return bands[:, 1:].transpose(1, 2).flatten(1, 2)
 
-    def merged(self, low: Tensor, high: Tensor) -> Tensor:
+    def merge_bands(self, low: Tensor, high: Tensor) -> Tensor:
         """The image of the views `low` [B, 3, H, W] and `high` [B, 9, H/2, W/2], up to the interpolation of `low`."""
         detail = high.unflatten(1, (3, 3)).transpose(1, 2)  # [B, 3 bands, 3 colours, H/2, W/2]
-        return inverse_haar(2 * torch.cat([resized(low, high.shape[2:])[:, None], detail], dim=1))
+        return inverse_haar(2 * torch.cat([resize_bicubic(low, high.shape[2:])[:, None], detail], dim=1))
 
-    def encoded(self, images: Tensor) -> Tensor:
-        return self.joined({band: getattr(self, band).encode(self.view(images, band)) for band in BAND_CHANNELS})
+    def encode_map(self, images: Tensor) -> Tensor:
+        return self.join_branches({band: getattr(self, band).encode(self.view(images, band)) for band in BAND_CHANNELS})
 
-    def joined(self, halves: dict[str, Tensor]) -> Tensor:
+    def join_branches(self, halves: dict[str, Tensor]) -> Tensor:
         """What the bottleneck reads of both branches [B, inputs, h, w]: mean beside mean, variance beside variance."""
         groups = self.neck.inputs // self.neck.dim
         parts = [halves[band].chunk(groups, dim=1) for band in BAND_CHANNELS]
         return torch.cat([part for pair in zip(*parts) for part in pair], dim=1)
 
-    def decoded(self, maps: Tensor) -> Tensor:
+    def decode_map(self, maps: Tensor) -> Tensor:
         low, high = maps.split([self.dims[band] for band in BAND_CHANNELS], dim=1)
-        return self.merged(self.low.decode(low), self.high.decode(high))
+        return self.merge_bands(self.low.decode(low), self.high.decode(high))
 
     def rebuild(
         self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED, branch: str | None = None
@@ -162,13 +162,15 @@ class TwoBand(Branched, MapTokenizer):
         net = getattr(self, branch)
         own = net.encode(images)  # [B, inputs, h, w]
         other = own.new_zeros(len(own), self.neck.inputs - own.shape[1], *own.shape[2:])
-        maps = self.joined({band: own if band == branch else other for band in BAND_CHANNELS})
+        maps = self.join_branches({band: own if band == branch else other for band in BAND_CHANNELS})
         code, z, terms = self.apply_bottleneck(maps.flatten(2).transpose(1, 2), given)
-        shown = self.apart(z)[branch].transpose(1, 2).unflatten(2, tuple(own.shape[2:]))
-        alone = [half if band == branch else torch.zeros_like(half) for band, half in self.apart(code.z).items()]
+        shown = self.split_branches(z)[branch].transpose(1, 2).unflatten(2, tuple(own.shape[2:]))
+        alone = [
+            half if band == branch else torch.zeros_like(half) for band, half in self.split_branches(code.z).items()
+        ]
         return Rebuilt(net.decode(shown), Code(torch.cat(alone, dim=2)), terms)
 
-    def apart(self, z: Tensor) -> dict[str, Tensor]:
+    def split_branches(self, z: Tensor) -> dict[str, Tensor]:
         """z [B, N, C] by branch."""
         return dict(zip(BAND_CHANNELS, z.split([self.dims[band] for band in BAND_CHANNELS], dim=2)))
 
@@ -197,6 +199,6 @@ def split_dim(dim: int, high_dim: int | None) -> dict[str, int]:
     return {"low": dim - high, "high": high}
 
 
-def resized(maps: Tensor, size: torch.Size) -> Tensor:
+def resize_bicubic(maps: Tensor, size: torch.Size) -> Tensor:
     """Bicubic, without antialiasing: so it undoes itself best when the size is halved again."""
     return F.interpolate(maps, tuple(size), mode="bicubic", align_corners=False)

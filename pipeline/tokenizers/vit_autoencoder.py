@@ -23,8 +23,8 @@ from pipeline.nn.grid_transformer import (
     initialise,
 )
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.nn.patch_heads import Head, as_maps
-from pipeline.nn.token_drop import kept_places, restored
+from pipeline.nn.patch_heads import Head, tokens_to_map
+from pipeline.nn.token_drop import draw_kept_positions, scatter_tokens
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.tokenizers.base import MapTokenizer, Rebuilt, TrainingInputs
 
@@ -86,7 +86,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
         )
         self.encoder = PatchEncoder(reading, patch_size, neck.inputs)
         self.neck = neck
-        self.decoder = PatchDecoder(painting, patch_size, neck.dim, head, masks=drops(token_drop))
+        self.decoder = PatchDecoder(painting, patch_size, neck.dim, head, masks=drops_tokens(token_drop))
         for module in (self.encoder, self.decoder):
             initialise(module)
 
@@ -111,7 +111,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
-        dropping = drops(arguments.token_drop)  # there are positions without a code then
+        dropping = drops_tokens(arguments.token_drop)  # there are positions without a code then
         return Capabilities(
             features=("kept",) if dropping else (), transforms=not dropping, projection_width=arguments.width
         )
@@ -119,26 +119,26 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     def projection(self, features: Tensor) -> Tensor:
         return self.encoder.projection(features)
 
-    def encoded(self, images: Tensor) -> Tensor:
-        return as_maps(self.encoder(images), self.grid(images))
+    def encode_map(self, images: Tensor) -> Tensor:
+        return tokens_to_map(self.encoder(images), self.grid(images))
 
-    def decoded(self, maps: Tensor) -> Tensor:
+    def decode_map(self, maps: Tensor) -> Tensor:
         return self.decoder(maps.flatten(2).transpose(1, 2), tuple(maps.shape[2:]))
 
     def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
-        if not drops(self.config.token_drop):
+        if not drops_tokens(self.config.token_drop):
             return super().rebuild(images, given, transform)
         grid = self.grid(images)
         visible = self.visible_positions(len(images), grid[0] * grid[1], given.draws, images.device)
         code, z, terms = self.apply_bottleneck(self.encoder(images, visible), given)
-        clean, kept = restored(code.z, visible, grid[0] * grid[1])
-        z, _ = restored(z, visible, grid[0] * grid[1])
+        clean, kept = scatter_tokens(code.z, visible, grid[0] * grid[1])
+        z, _ = scatter_tokens(z, visible, grid[0] * grid[1])
         return Rebuilt(self.decoder(z, grid, kept), Code(clean, code.ids), terms, {"kept": kept})
 
     def visible_positions(self, batch: int, places: int, draws: Draws | None, device: torch.device) -> Tensor:
         """The positions [B, K], in order, whose patches the encoder reads at this step."""
         if draws is not None and self.training and self.encoder.projection.weight.requires_grad:
-            return kept_places(draws, places, *self.config.token_drop).to(device)
+            return draw_kept_positions(draws, places, *self.config.token_drop).to(device)
         return torch.arange(places, device=device).expand(batch, -1)
 
     @property
@@ -149,7 +149,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
         return {"encoder": [self.encoder, self.neck], "decoder": [self.decoder]}
 
 
-def drops(token_drop: Sequence[float]) -> bool:
+def drops_tokens(token_drop: Sequence[float]) -> bool:
     """Whether shares up to the second of these two ever leave out a patch."""
     return token_drop[1] > 0
 

@@ -11,7 +11,7 @@ from pipeline.adversarial.base import loss_node
 from pipeline.components import build
 from pipeline.critics.base import Critic
 from pipeline.draws import Draws
-from pipeline.nn.augmentation import augmented
+from pipeline.nn.augmentation import augment
 from pipeline.nn.critic_logits import LeCam, feature_matching, mean_of, views
 from pipeline.recipes.schema import Adversary
 
@@ -47,7 +47,7 @@ class AdversarialGame:
         settings = self.adversary.augmentation
         if settings is None:
             return images
-        return augmented(images, draws, settings.probability, settings.colour, settings.translation, settings.cutout)
+        return augment(images, draws, settings.probability, settings.colour, settings.translation, settings.cutout)
 
     def tokenizer_terms(
         self, player: nn.Module, images: Tensor, rebuilt: Tensor, draws: Draws

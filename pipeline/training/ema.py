@@ -21,14 +21,16 @@ class Average:
         for tensor in state_of(self.module):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.float()
-        self._leaping = {name: part for name, part in self.module.named_modules() if hasattr(part, "leap")}
+        self._leaping = {
+            name: part for name, part in self.module.named_modules() if hasattr(part, "copy_restarted_rows")
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """After optimiser step number `step` (1 is the first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, part in self._leaping.items():
-            part.leap(module.get_submodule(name))
+            part.copy_restarted_rows(module.get_submodule(name))
         floating: tuple[list[Tensor], list[Tensor]] = ([], [])
         for ours, theirs in zip(state_of(self.module), state_of(module), strict=True):
             if ours.is_floating_point():

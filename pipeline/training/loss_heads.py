@@ -85,7 +85,7 @@ class NetworkWithHeads(nn.Module):
         if predict:
             prediction, states = self.model(*arguments, taps=taps)
         else:
-            states = self.model.tapped(*arguments, taps)
+            states = self.model.tap_blocks(*arguments, taps)
         return prediction, {term: self.heads[term](state) for term, state in zip(self.blocks, states)}
 
 

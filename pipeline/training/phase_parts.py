@@ -12,7 +12,14 @@ from pipeline.draws import mix
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.losses.base import Alignment, Attachment, Loss
 from pipeline.networks.base import Network
-from pipeline.recipes.building import DERIVED, find_tokenizer, hidden_layout, on_meta, output_layout, seeded
+from pipeline.recipes.building import (
+    DERIVED,
+    build_tokenizer_on_meta,
+    find_tokenizer,
+    hidden_layout,
+    output_layout,
+    seed_initial_weights,
+)
 from pipeline.recipes.schema import Phase, Recipe
 from pipeline.saved_folders import load_component
 from pipeline.teachers.base import Tap
@@ -27,7 +34,7 @@ def build_losses(networks: FrozenNetworks, phase: Phase, seed: int = 0) -> dict[
         derived = token_layout(networks.recipe, attachment_of(node))
         if (extractor := networks.extractor("losses", node)) is not None:
             derived["extractor"] = extractor
-        seeded(mix(seed, "loss", name))
+        seed_initial_weights(mix(seed, "loss", name))
         losses[name] = build("losses", node, **derived).to(networks.accelerator.device)
     return losses
 
@@ -43,7 +50,7 @@ def token_layout(recipe: Recipe, attachment: Attachment | None) -> dict[str, Any
     if attachment is None:
         return {}
     if attachment.module is not None:
-        grid, width = output_layout(on_meta(recipe), attachment.module)
+        grid, width = output_layout(build_tokenizer_on_meta(recipe), attachment.module)
         return {"grid": grid, "dim": width}
     cls, arguments = find_tokenizer(recipe)
     spec = cls.geometry(arguments)
@@ -57,7 +64,7 @@ def build_generator_losses(
     losses = {}
     for term, node in generator_nodes(recipe).items():
         grid, width = hidden_layout(network, attachment_of(node).block)
-        seeded(mix(seed, "loss", term))
+        seed_initial_weights(mix(seed, "loss", term))
         losses[term] = build("losses", node, extractor=taps[term], dim=width, grid=grid)
     return losses
 
@@ -78,7 +85,7 @@ def build_critic(networks: FrozenNetworks, phase: Phase, seed: int) -> Critic | 
         return None
     node = phase.adversary.critic
     extractor = networks.extractor("critics", node)
-    seeded(seed)
+    seed_initial_weights(seed)
     if extractor is None:
         return build("critics", node)
     derived = find("critics", node["kind"]).sizes_of(extractor)

@@ -17,8 +17,8 @@ from pipeline.losses.base import Loss
 from pipeline.nn.branched import last_layer_of
 from pipeline.nn.code_usage import CodeUsage
 from pipeline.nn.map_transform import UNCHANGED
-from pipeline.nn.processes import processes, summed
-from pipeline.recipes.building import plan_of
+from pipeline.nn.processes import sum_over_processes, world_size
+from pipeline.recipes.building import plan_built_tokenizer
 from pipeline.recipes.schema import Phase
 from pipeline.tokenizers.base import Rebuilt, Tokenizer
 from pipeline.training.adversarial_game import AdversarialGame, gradient
@@ -53,7 +53,7 @@ class Reconstruction:
     ):
         if (critic is None) != (phase.adversary is None):
             raise ValueError("a phase with an adversary needs its critic, and a critic needs a phase with an adversary")
-        plan = plan_of(tokenizer)
+        plan = plan_built_tokenizer(tokenizer)
         check_task(phase, plan, critic and (type(critic), Arguments.from_config(critic)), from_codes=not self.own_terms)
         for loss in losses.values():
             loss.check(type(tokenizer), plan.arguments)
@@ -175,7 +175,7 @@ class Reconstruction:
 
 def ratio(nll: Tensor, term: Tensor, largest: float) -> Tensor:
     """|nll| / (|term| + 1e-4) of two gradients, at most `largest`; averaged over processes before norms are taken."""
-    both = summed(torch.stack([nll, term])) / processes()
+    both = sum_over_processes(torch.stack([nll, term])) / world_size()
     return (both[0].norm() / (both[1].norm() + 1e-4)).clamp(0, largest)
 
 

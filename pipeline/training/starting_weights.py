@@ -25,7 +25,7 @@ def load_start(model: Model, folder: str | None, where: str) -> Model:
     if stored["_class_name"] != type(model).__name__:
         raise ValueError(f"{where}: {folder} holds a {stored['_class_name']}, the recipe a {type(model).__name__}")
     given = json.loads(model.to_json_string())
-    for name in sorted(set(given) & set(stored) - set(model.of_the_run)):
+    for name in sorted(set(given) & set(stored) - set(model.run_arguments)):
         if not name.startswith("_") and differ(given[name], stored[name]):
             raise ValueError(f"{where}: {folder} was made with {name} {stored[name]}, the recipe has {given[name]}")
     weights, needed = load_component(type(model), path).state_dict(), model.state_dict()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.components import Arguments
-from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, MapSizes, channels, shape
+from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, MapSizes, stage_channels, stem_and_stages
 from pipeline.vision.backbone import IMAGENET, Backbone, difference, load_model, new_model, read_config
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
 
@@ -67,18 +67,18 @@ class StandIn(FrozenEncoder):
     def __init__(self, image_size: int, taps: list[int] = [-1], norm: Norm = "plain", source: str | None = None):  # noqa: B006
         super().__init__()
         self.taps, self.norm, self.source = taps, norm, source
-        self.trunk = ConvolutionStages(**shape(image_size))
+        self.trunk = ConvolutionStages(**stem_and_stages(image_size))
 
     @classmethod
     def layout(cls, arguments: Arguments) -> MapSizes:
         image_size = arguments.image_size
-        sizes = shape(image_size)
+        sizes = stem_and_stages(image_size)
         count = sizes["stages"] + 1
         coarsest = sizes["stride"] * 2 ** sizes["stages"]
         if image_size % coarsest:
             raise ValueError(f"images of {image_size} pixels do not divide by {coarsest}, the stand-in's stride")
         sides = [image_size // sizes["stride"] // 2**i for i in range(count)]
-        return [(channels(WIDTH, count - 1)[i], sides[i]) for i in check_taps(arguments.taps, count)]
+        return [(stage_channels(WIDTH, count - 1)[i], sides[i]) for i in check_taps(arguments.taps, count)]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         maps = self.trunk.maps(images.to(self.trunk.stem[0].weight.dtype))
@@ -167,7 +167,7 @@ class OnFrozenEncoder:
 
     encoder: FrozenEncoder
 
-    def fixed(self) -> Iterator[nn.Parameter]:
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
         return self.encoder.parameters()
 
     def load_stand_in(self, classifier: nn.Module) -> None:

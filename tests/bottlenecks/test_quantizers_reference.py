@@ -6,7 +6,7 @@ import vector_quantize_pytorch as reference
 from support.small_quantizers import BITS, GRID, NODES, UNIT, build, draws, features
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
-from pipeline.nn.straight_through import rotated, straight_through
+from pipeline.nn.straight_through import rotation_trick, straight_through
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])
@@ -71,7 +71,7 @@ def test_bits_have_the_reference_s_ids_values_and_terms(spherical):
 def test_residual_ids_are_the_reference_s(shared):
     ours = build(NODES["residual"], shared=shared).eval()
     theirs = reference.ResidualVQ(dim=4, codebook_size=24, num_quantizers=3, shared_codebook=shared).eval()
-    for part, layer in zip(ours.each(), theirs.layers):
+    for part, layer in zip(ours.parts_in_order(), theirs.layers):
         layer._codebook.embed.data.copy_(part.codebook[None])
     h = features(ours).detach()
     code, (z, ids, _) = ours(h)[0], theirs(h)
@@ -82,7 +82,7 @@ def test_residual_ids_are_the_reference_s(shared):
 def test_the_rotation_has_the_reference_s_gradient():
     h, q, g = (torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
     h.requires_grad_()
-    ours, theirs = rotated(q, h), rotate_to(h, q)
+    ours, theirs = rotation_trick(q, h), rotate_to(h, q)
     assert torch.equal(ours, q)
     torch.testing.assert_close(theirs, q)
     (expected,) = torch.autograd.grad((theirs * g).sum(), h)

@@ -27,7 +27,7 @@ from pipeline.draws import GivenDraws, StepDraws
 from pipeline.frozen.networks import FrozenNetworks, check_extractor
 from pipeline.images.reading import ImageBatch, Images
 from pipeline.losses.pixel import Pixel
-from pipeline.nn.augmentation import DRAWS, augmented
+from pipeline.nn.augmentation import DRAWS, augment
 from pipeline.nn.critic_logits import LeCam, feature_matching
 from pipeline.nn.spectral import SpectralConv1d
 from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, load
@@ -156,37 +156,37 @@ def given(*values: float, count: int = 1) -> GivenDraws:
 
 def test_augmentation_by_hand():
     x, middle = images(1), (0.5,) * 7
-    same = augmented(x, given(*middle), cutout=0.0)
+    same = augment(x, given(*middle), cutout=0.0)
     torch.testing.assert_close(same, x)
-    bright = augmented(x, given(0.9, *middle[1:]), translation=0.0, cutout=0.0)
+    bright = augment(x, given(0.9, *middle[1:]), translation=0.0, cutout=0.0)
     torch.testing.assert_close(bright, x + 0.4)
-    grey = augmented(x, given(0.5, 0.0, *middle[2:]), translation=0.0, cutout=0.0)
+    grey = augment(x, given(0.5, 0.0, *middle[2:]), translation=0.0, cutout=0.0)
     torch.testing.assert_close(grey, x.mean(1, keepdim=True).expand_as(x))
-    contrast = augmented(x, given(0.5, 0.5, 0.0, *middle[3:]), translation=0.0, cutout=0.0)
+    contrast = augment(x, given(0.5, 0.5, 0.0, *middle[3:]), translation=0.0, cutout=0.0)
     torch.testing.assert_close(contrast - x.mean(), 0.5 * (x - x.mean()))
-    moved = augmented(x, given(0.5, 0.5, 0.5, 0.0, 0.99, 0.5, 0.5), colour=False, cutout=0.0)
+    moved = augment(x, given(0.5, 0.5, 0.5, 0.0, 0.99, 0.5, 0.5), colour=False, cutout=0.0)
     assert torch.equal(moved[:, :, 2:, :-2], x[:, :, :-2, 2:])  # two pixels of 16 down and to the left
     assert not moved[:, :, :2].any() and not moved[:, :, :, -2:].any()
-    cut = augmented(x, given(*middle), colour=False, translation=0.0)
+    cut = augment(x, given(*middle), colour=False, translation=0.0)
     hole = torch.zeros(16, 16, dtype=torch.bool)
     hole[4:12, 4:12] = True
     assert not cut[..., hole].any() and torch.equal(cut[..., ~hole], x[..., ~hole])
-    corner = augmented(x, given(*middle[:5], 0.0, 0.99), colour=False, translation=0.0)
+    corner = augment(x, given(*middle[:5], 0.0, 0.99), colour=False, translation=0.0)
     assert not corner[:, :, :4, -4:].any() and torch.equal(corner[:, :, 4:], x[:, :, 4:])
 
 
 def test_augmentation_is_a_function_of_the_draws_and_of_each_image_alone():
     x = images(8)
-    whole = augmented(x, draws(8))
-    assert whole.shape == x.shape and torch.equal(whole, augmented(x, draws(8)))
-    assert torch.equal(augmented(x[4:], StepDraws(0, 0, slice(4, 8), 8)), whole[4:])
-    assert not torch.equal(augmented(x, draws(8, step=1)), whole)
-    assert torch.equal(augmented(x, draws(8), share=0.0), x)
+    whole = augment(x, draws(8))
+    assert whole.shape == x.shape and torch.equal(whole, augment(x, draws(8)))
+    assert torch.equal(augment(x[4:], StepDraws(0, 0, slice(4, 8), 8)), whole[4:])
+    assert not torch.equal(augment(x, draws(8, step=1)), whole)
+    assert torch.equal(augment(x, draws(8), share=0.0), x)
     done = draws(400).uniform("augmentation", (DRAWS,))[:, 0] < 0.3
-    changed = (augmented(images(400), draws(400), 0.3, True, 0.0, 0.0) != images(400)).flatten(1).any(1)
+    changed = (augment(images(400), draws(400), 0.3, True, 0.0, 0.0) != images(400)).flatten(1).any(1)
     assert torch.equal(changed, done) and 0.2 < changed.float().mean() < 0.4
     leaf = x.clone().requires_grad_()
-    assert torch.autograd.grad(augmented(leaf, draws(8)).sum(), leaf)[0].isfinite().all()
+    assert torch.autograd.grad(augment(leaf, draws(8)).sum(), leaf)[0].isfinite().all()
     with pytest.raises(ValueError, match="probability is 2"):
         check_augmentation(Augmentation(2.0))
 
@@ -270,7 +270,7 @@ def test_real_and_rebuilt_images_are_augmented_alike_in_both_turns():
     told, learned = critic.main.shown
     real, fake = learned.chunk(2)
     assert torch.equal(told, fake)
-    assert torch.equal(real, augmented(images(), draws())) and not torch.equal(real, images())
+    assert torch.equal(real, augment(images(), draws())) and not torch.equal(real, images())
 
 
 def test_a_phase_may_move_a_few_modules_of_its_part():

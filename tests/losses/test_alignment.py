@@ -18,7 +18,7 @@ from pipeline.images.reading import ImageBatch
 from pipeline.losses.base import Alignment
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.feature_head import FeatureHead, HeadShape
-from pipeline.nn.latent_head import standardized
+from pipeline.nn.latent_head import standardize
 from pipeline.perturbations.interpolated import Interpolated
 from pipeline.recipes.building import output_layout
 from pipeline.recipes.schema import Loop, Phase, load
@@ -203,9 +203,9 @@ def test_the_mean_can_be_over_dropped_places_alone():
 
 def test_standardized_codes_have_no_mean_or_scale_of_their_own():
     z = torch.randn(4, 64, DIM)
-    torch.testing.assert_close(standardized(5 * z + 2), standardized(z), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(standardize(5 * z + 2), standardize(z), atol=1e-3, rtol=1e-3)
     other = nn.functional.batch_norm(z.mT, None, None, training=True, eps=1e-4).mT
-    torch.testing.assert_close(standardized(z), other, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(standardize(z), other, atol=1e-5, rtol=1e-4)
 
 
 def test_the_balanced_weight_gives_a_term_the_gradient_of_the_pixels_whatever_its_scale():

@@ -24,12 +24,12 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.store import CodeBatch, LatentStore
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
-from pipeline.nn.class_token import ClassTokenLayers, join_token, rows_for, split_token
+from pipeline.nn.class_token import ClassTokenLayers, count_token_rows, join_token, split_token
 from pipeline.nn.embeddings import rotary_tables, rotate
 from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.publishing.self_contained import write_self_contained
-from pipeline.recipes.building import build_network, hidden_layout, parameters
+from pipeline.recipes.building import build_network, count_parameters, hidden_layout
 from pipeline.recipes.schema import Recipe, load
 from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import assemble
@@ -76,12 +76,12 @@ def apart(network: DiffusionTransformer, z: Tensor, token: Tensor, u: float, ask
 def test_a_token_lies_in_rows_below_the_code(width):
     code = codes(width=width)
     state = join_token(code.z, code.class_token)
-    assert state.shape == (3, 16 + rows_for(width, 3), 3) and torch.equal(state[:, :16], code.z)
+    assert state.shape == (3, 16 + count_token_rows(width, 3), 3) and torch.equal(state[:, :16], code.z)
     assert torch.equal(state[1, 16:].flatten()[:width], code.class_token[1])
     assert not state[:, 16:].flatten(1)[:, width:].any()
     z, token = split_token(state, width)
     assert torch.equal(z, code.z) and torch.equal(token, code.class_token)
-    assert join_token(code.z, None) is code.z and rows_for(0, 3) == 0
+    assert join_token(code.z, None) is code.z and count_token_rows(0, 3) == 0
 
 
 def test_terms_are_the_squared_errors_of_two_velocities_at_one_level():
@@ -129,7 +129,7 @@ def test_any_positions_go_with_a_token_and_hidden_states_are_the_patches(positio
     answer, (hidden,) = network(state, torch.full((2,), 0.5), labels(1, 2), taps=(1,))
     assert answer.shape == state.shape == (2, *network.state_shape) and hidden.shape == (2, 4, 32)
     assert hidden_layout(network, 1) == ([2, 2], 32)
-    assert torch.equal(network.tapped(state, torch.full((2,), 0.5), labels(1, 2), (1,))[0], hidden)
+    assert torch.equal(network.tap_blocks(state, torch.full((2,), 0.5), labels(1, 2), (1,))[0], hidden)
     with pytest.raises(ValueError, match="a code of 13 tokens does not fit"):
         network(state[:, :16], torch.full((2,), 0.5), labels(1, 2))
 
@@ -320,5 +320,5 @@ def test_the_published_network_has_the_published_size():
     with torch.device("meta"):
         network = build_network(recipe, line.spec, 1000, line.objective)
         head = FeatureHead(1152, 768, [16, 16], HeadShape(layers=3, hidden=2048))
-    count = parameters(network) + network.positions.numel() + parameters(head)
+    count = count_parameters(network) + network.positions.numel() + count_parameters(head)
     assert round(count / 1e6) == 685, "VFM-VAE's table counts the head of the aligned block"

@@ -124,7 +124,7 @@ def test_taps_are_the_hidden_states_after_these_blocks(arguments):
     assert first.shape == (3, 16 // arguments.get("patch_size", 1) ** 2, 16)
     assert torch.equal(first, seen[1]) and torch.equal(last, seen[3]) and not torch.equal(first, last)
     seen.clear()
-    second, first_again = model.tapped(*inputs, [2, 1])
+    second, first_again = model.tap_blocks(*inputs, [2, 1])
     assert torch.equal(second, seen[2]) and torch.equal(first_again, first) and set(seen) == {1, 2}
 
 

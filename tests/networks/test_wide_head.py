@@ -66,7 +66,7 @@ def test_taps_are_of_the_trunk():
     model.blocks[0].register_forward_hook(lambda _, args, h: seen.append(h))
     prediction, (first,) = model(*inputs, taps=(1,))
     assert torch.equal(prediction, model(*inputs)) and torch.equal(first, seen[0]) and first.shape == (3, 16, 16)
-    assert torch.equal(model.tapped(*inputs, (1,))[0], first)
+    assert torch.equal(model.tap_blocks(*inputs, (1,))[0], first)
     with pytest.raises(ValueError, match="blocks 1 to 2"):
         model(*inputs, taps=(3,))
 

@@ -63,16 +63,16 @@ def test_no_later_token_is_seen():
 def test_choice(monkeypatch, native, dtype, tokens, gradients, expected):
     monkeypatch.setattr(door, "_multiplies", lambda half: native)
     q, k, v = inputs(dtype, tokens, gradients=gradients)
-    assert door._chosen(q, k, v) == expected
+    assert door._choose_backend(q, k, v) == expected
     with torch.no_grad():
-        assert door._chosen(q, k, v) == "sdpa"
+        assert door._choose_backend(q, k, v) == "sdpa"
 
 
 def test_a_stated_backend_holds_for_its_block():
     q, k, v = inputs()
     with backend("written_out"):
-        assert door._chosen(q, k, v) == "written_out"
-    assert door._chosen(q, k, v) == "sdpa"
+        assert door._choose_backend(q, k, v) == "written_out"
+    assert door._choose_backend(q, k, v) == "sdpa"
 
 
 def test_mistakes_are_one_line(monkeypatch):

@@ -10,7 +10,7 @@ from pipeline.code import LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
-from pipeline.nn.code_usage import LARGEST, CodeUsage, usage_of, usage_of_training
+from pipeline.nn.code_usage import LARGEST, CodeUsage, make_code_usage, measure_usage
 from pipeline.recipes.schema import Loop, Phase
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.reconstruction import Reconstruction
@@ -19,12 +19,12 @@ SPEC = LatentSpec((4,), 2, vocab=8)
 
 
 def test_usage_and_perplexity_are_means_over_codebooks():
-    assert usage_of(torch.arange(8)[:, None].repeat(3, 1), 8) == pytest.approx((1.0, 8.0))
-    assert usage_of(torch.full((5, 7, 1), 3), 8) == pytest.approx((1 / 8, 1.0))
+    assert measure_usage(torch.arange(8)[:, None].repeat(3, 1), 8) == pytest.approx((1.0, 8.0))
+    assert measure_usage(torch.full((5, 7, 1), 3), 8) == pytest.approx((1 / 8, 1.0))
     both = torch.stack([torch.arange(8), torch.arange(8) % 2], dim=-1)
-    assert usage_of(both, 8) == pytest.approx(((1 + 2 / 8) / 2, (8 + 2) / 2))
+    assert measure_usage(both, 8) == pytest.approx(((1 + 2 / 8) / 2, (8 + 2) / 2))
     uneven = torch.tensor([0, 0, 0, 1])[:, None]
-    assert usage_of(uneven, 8)[1] == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert measure_usage(uneven, 8)[1] == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
 
 
 def test_an_epoch_is_counted_as_a_whole_and_the_next_one_anew():
@@ -51,17 +51,17 @@ def test_low_usage_is_warned_of_once_with_what_to_try(caplog):
 
 
 def test_what_has_no_ids_or_too_many_codes_is_not_counted(caplog):
-    assert usage_of_training(LatentSpec((4,), 2), 10, 0.5) is None and not caplog.records
-    assert usage_of_training(LatentSpec((4,), 2, vocab=2 * LARGEST), 10, 0.5) is None
+    assert make_code_usage(LatentSpec((4,), 2), 10, 0.5) is None and not caplog.records
+    assert make_code_usage(LatentSpec((4,), 2, vocab=2 * LARGEST), 10, 0.5) is None
     assert "not counted" in caplog.text
-    assert isinstance(usage_of_training(SPEC, 10, 0.5), CodeUsage)
+    assert isinstance(make_code_usage(SPEC, 10, 0.5), CodeUsage)
 
 
 def test_the_training_of_a_tokenizer_logs_it():
     bits = {"kind": "product", "bottleneck": {"kind": "binary", "bits": 2, "entropy_temperature": None}, "codebooks": 2}
     tokenizer = ConvAutoencoder(image_size=16, bottleneck=bits, width=8, multipliers=[1, 2], blocks=1, groups=4)
     phase = Phase(Loop(2, {"tokenizer": 1e-3}), {"pixel": 1.0, "commit": 0.1})
-    task = Reconstruction(tokenizer, phase, {"pixel": Pixel()}, None, usage_of_training(tokenizer.spec, 4, 0.0))
+    task = Reconstruction(tokenizer, phase, {"pixel": Pixel()}, None, make_code_usage(tokenizer.spec, 4, 0.0))
     for step in range(2):
         assert not task.metrics
         list(task.turns(ImageBatch(torch.randn(2, 3, 16, 16)), StepDraws(0, step, slice(0, 2), 2), step))

@@ -108,8 +108,10 @@ def test_every_stream_goes_by_its_own_latents_and_its_own_draws(name):
     quantizer, h, code = made(NODES[name])
     assert isinstance(quantizer, Composite)
     with torch.no_grad():
-        own = quantizer.apart(code.ids)
-        for part, ids, latents in zip(quantizer.each(), own, quantizer.latents_of_parts(quantizer.latents(h), own)):
+        own = quantizer.split_ids(code.ids)
+        for part, ids, latents in zip(
+            quantizer.parts_in_order(), own, quantizer.latents_of_parts(quantizer.latents(h), own)
+        ):
             assert torch.equal(part.quantize(latents)[0].ids, ids)
     changed = stack_ids(quantizer.redraw_ids(code.ids, 0.5, 8, draws()) != code.ids).flatten(0, 1).float()
     assert changed.mean(dim=0).sub(0.5 * 7 / 8).abs().max() < 0.2
@@ -165,7 +167,7 @@ def test_lengths_of_prefixes_have_the_stated_distribution():
     assert PrefixDrop(least=6, full=0.3).chances(6) == {6: 1.0}
     uniform = (torch.arange(1000) + 0.5) / 1000
     for drop in (PrefixDrop(), PrefixDrop("powers_of_two", "by_length", full=0.4), PrefixDrop(full=1.0)):
-        count = Counter(drop.kept(uniform, 8).tolist())
+        count = Counter(drop.count_kept(uniform, 8).tolist())
         for length, chance in drop.chances(8).items():
             assert count[length] == pytest.approx(1000 * chance, abs=2)
 

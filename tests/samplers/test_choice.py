@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws, scrambled
-from pipeline.nn.dropout import dropped
+from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.tokens import TokenEmbedding, TokenHead
 from pipeline.samplers.choice import Choice, invert
 
@@ -148,25 +148,25 @@ def test_a_head_learns_codebooks_that_depend_on_each_other():
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
 def test_dropout_leaves_the_right_share_everywhere(share):
-    kept = StepDraws(3, 5, slice(0, 64), 64).kept("layer", (32, 48), share)
+    kept = StepDraws(3, 5, slice(0, 64), 64).keep_mask("layer", (32, 48), share)
     assert kept.shape == (64, 32, 48) and kept.dtype == torch.bool
-    dropped = 1 - kept.double()
-    assert abs(dropped.mean() - share) < 0.005  # three standard errors at one half
+    left_out = 1 - kept.double()
+    assert abs(left_out.mean() - share) < 0.005  # three standard errors at one half
     for axes in ((0, 1), (0, 2), (1, 2)):  # no row, place or channel is preferred
-        assert (dropped.mean(dim=axes) - share).abs().max() < 0.06
+        assert (left_out.mean(dim=axes) - share).abs().max() < 0.06
 
 
 def test_masks_are_the_same_rows_for_any_split_over_processes():
-    whole = StepDraws(0, 9, slice(0, 12), 12).kept("layer", (5, 4), 0.4)
+    whole = StepDraws(0, 9, slice(0, 12), 12).keep_mask("layer", (5, 4), 0.4)
     for parts in ([12], [6, 6], [4, 4, 4], [1] * 12):
         ends = torch.tensor(parts).cumsum(0).tolist()
-        rows = [StepDraws(0, 9, slice(end - n, end), 12).kept("layer", (5, 4), 0.4) for n, end in zip(parts, ends)]
+        rows = [StepDraws(0, 9, slice(end - n, end), 12).keep_mask("layer", (5, 4), 0.4) for n, end in zip(parts, ends)]
         assert torch.equal(torch.cat(rows), whole)
 
 
 def test_masks_differ_by_seed_step_name_and_place():
     def kept(seed: int = 0, step: int = 0, name: str = "a") -> torch.Tensor:
-        return StepDraws(seed, step, slice(0, 4), 4).kept(name, (4096,), 0.5)
+        return StepDraws(seed, step, slice(0, 4), 4).keep_mask(name, (4096,), 0.5)
 
     masks = [kept(), kept(seed=1), kept(step=1), kept(name="b"), kept().roll(1, 0)]
     for i, one in enumerate(masks):
@@ -183,14 +183,14 @@ def test_scrambling_is_a_bijection():
 
 
 def test_other_draws_keep_the_right_share_too():
-    assert abs(ImageDraws.from_seeds([1, 2]).kept("a", (5000,), 0.3).double().mean() - 0.7) < 0.03
+    assert abs(ImageDraws.from_seeds([1, 2]).keep_mask("a", (5000,), 0.3).double().mean() - 0.7) < 0.03
     given = GivenDraws({"a": torch.tensor([[0.2, 0.3, 0.4]])})
-    assert given.kept("a", (3,), 0.3).tolist() == [[False, True, True]]
+    assert given.keep_mask("a", (3,), 0.3).tolist() == [[False, True, True]]
 
 
 def test_dropout_keeps_the_mean_and_is_nothing_without_a_mask():
     x, draws = torch.ones(8, 64, 32), StepDraws(0, 0, slice(0, 8), 8)
-    found = dropped(x, draws.kept("a", (64, 32), 0.25), 0.25)
+    found = apply_dropout(x, draws.keep_mask("a", (64, 32), 0.25), 0.25)
     assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(found.mean() - 1) < 0.02
-    assert dropped(x, None, 0.25) is x
+    assert apply_dropout(x, None, 0.25) is x

@@ -24,7 +24,7 @@ from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.dinov2 import ScaledBlock
 from pipeline.nn.lora import LowRankLinear
-from pipeline.recipes.building import parameters
+from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Adversary, Loop, Phase, load
 from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.latent_vit import LatentViT
@@ -75,11 +75,11 @@ def test_the_transformer_is_the_published_one(start):
     tokenizer, images = vit(image_size=20, patch_size=5, encoder_start=start, decoder_start=start), pictures(3, 20)
     expected = published()(images).last_hidden_state
     reading, painting = tokenizer.encoder.vit, tokenizer.decoder.vit
-    ours = reading.mixed(reading.placed(reading.embedded(images)))
+    ours = reading.run_blocks(reading.add_positions(reading.embed_patches(images)))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.05, "nothing to tell apart"
     torch.testing.assert_close(
-        painting.mixed(painting.placed(reading.embedded(images))), expected, atol=1e-5, rtol=1e-5
+        painting.run_blocks(painting.add_positions(reading.embed_patches(images))), expected, atol=1e-5, rtol=1e-5
     )
 
 
@@ -89,12 +89,12 @@ def test_every_member_of_the_sequence_has_its_position_and_level(start):
     tokenizer = vit(image_size=20, patch_size=5, encoder_start=start)
     for half, first, length in ((tokenizer.encoder, 1, 33), (tokenizer.decoder, 0, 34)):
         places, latents = torch.randn(2, 16, 24), torch.randn(2, 16, 24)
-        h = half.joined(places, latents, first)
+        h = half.join_latents(places, latents, first)
         assert h.shape == (2, length, 24)
-        torch.testing.assert_close(h[:, :17], half.vit.placed(places) + half.levels[0])
+        torch.testing.assert_close(h[:, :17], half.vit.add_positions(places) + half.levels[0])
         torch.testing.assert_close(h[:, -16:], latents + half.vit.positions[1:] + half.levels[1])
     row = vit(tokens=5).encoder
-    h = row.joined(torch.zeros(2, 16, 24), torch.zeros(2, 5, 24), 1)
+    h = row.join_latents(torch.zeros(2, 16, 24), torch.zeros(2, 5, 24), 1)
     torch.testing.assert_close(h[0, 17:], row.positions)
     torch.testing.assert_close(h[0, 1:17], row.vit.positions[1:])
 
@@ -209,7 +209,7 @@ def trained_names(module: nn.Module, tuning: str) -> set[str]:
 )
 def test_every_trained_parameter_of_a_phase_has_a_gradient_and_no_other(encoder, decoder, part):
     tokenizer = randomised(vit(encoder_tuning=encoder, decoder_tuning=decoder, lora_layers="all"), 1).train()
-    fixed = {id(parameter) for parameter in tokenizer.fixed()}
+    fixed = {id(parameter) for parameter in tokenizer.frozen_parameters()}
     assert all(p.requires_grad != (id(p) in fixed) for p in tokenizer.parameters()), "from the constructor on"
     turn(Reconstruction(tokenizer, phase(part), {"pixel": Pixel()}), pictures())
     expected = {"neck.codebook"} if part != "decoder" else set()
@@ -294,7 +294,7 @@ def test_the_stage_leaves_what_is_frozen_as_the_start_has_it(start, tmp_path):
     check_tokenizer(recipe)
     train_tokenizer.run(recipe, Workspace(tmp_path, Accelerator(cpu=True)), tmp_path / "out")
     trained, anew = LatentViT.from_pretrained(tmp_path / "out"), build_anew(recipe)
-    fixed = {id(parameter) for parameter in anew.fixed()}
+    fixed = {id(parameter) for parameter in anew.frozen_parameters()}
     assert fixed
     for (name, before), after in zip(anew.named_parameters(), trained.parameters(), strict=True):
         if id(before) in fixed:
@@ -319,7 +319,7 @@ def test_a_left_out_branch_is_nothing_and_a_kept_one_scaled_up():
     torch.testing.assert_close(made[1], (x + attention / 0.75)[1])
     torch.testing.assert_close(block(x[2:3], None), block.eval()(x)[2:3])
     draws = StepDraws(0, 0, slice(0, 4000), 4000)
-    first, second = block.kept(draws, "blocks.1")
+    first, second = block.draw_kept_branches(draws, "blocks.1")
     assert first.shape == (4000, 1, 1) and 0.72 < first.float().mean() < 0.78
     assert (first == second).float().mean() < 0.7, "the two branches are dropped apart"
 
@@ -451,4 +451,4 @@ def test_the_fragments_fit_a_line_and_have_the_published_size(fragment, data, gr
     assert spec.grid == grid
     with torch.device("meta"):
         built = build("tokenizers", recipe.tokenizer.model, image_size=recipe.data.size)
-    assert round(parameters(built) / 1e6) == millions
+    assert round(count_parameters(built) / 1e6) == millions

@@ -18,7 +18,7 @@ from pipeline.images.reading import ImageBatch
 from pipeline.losses.multiscale_pixel import MultiscalePixel
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.attention_projection import AttentionProjection
-from pipeline.nn.pyramid_decoder import Mapping, Modulated, PyramidDecoder, Upsample
+from pipeline.nn.pyramid_decoder import ModulatedConv, PyramidDecoder, StyleMapping, Upsample
 from pipeline.recipes.files import CONFIGS
 from pipeline.recipes.schema import Loop, Phase, load
 from pipeline.teachers.classifier import Classifier
@@ -108,7 +108,7 @@ def test_training_moves_every_parameter_but_the_frozen_ones():
 
 @torch.no_grad()
 def test_demodulated_outputs_have_unit_variance_whatever_the_style():
-    layer = randomised(Modulated(64, 5, 16), 1)
+    layer = randomised(ModulatedConv(64, 5, 16), 1)
     style, maps = 3 * torch.randn(2, 16), torch.randn(2, 64, 40, 40)
     made = layer(maps, style) - layer.bias[:, None, None]
     torch.testing.assert_close(made.var(dim=(2, 3)), torch.ones(2, 5), atol=0.15, rtol=0)
@@ -137,7 +137,7 @@ def test_the_style_reaches_all_levels_and_the_map_the_first_ones_alone():
 
 
 def test_the_mapping_learns_at_a_hundredth_of_the_pace():
-    mapping = Mapping(8, rate=0.01)
+    mapping = StyleMapping(8, rate=0.01)
     maps = torch.randn(2, 8, 3, 3)
     assert 0.1 < mapping(maps).std() < 2
     before = mapping.rate * mapping.weights[0].detach().clone()

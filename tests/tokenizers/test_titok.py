@@ -22,7 +22,7 @@ from pipeline.losses.proxy_codes import ProxyCodes
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.published.titok import convert
-from pipeline.recipes.building import parameters
+from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Loop, Phase, load
 from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
@@ -350,7 +350,7 @@ def test_the_published_sizes(fragment, tokens, millions, tmp_path):
         check_recipe(recipe)
     with torch.device("meta"):
         built = build("tokenizers", recipe.tokenizer.model, image_size=256)
-    assert round(parameters(built) / 1e6) == millions
+    assert round(count_parameters(built) / 1e6) == millions
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pipeline.bottlenecks.gaussian import Gaussian
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments
 from pipeline.draws import GivenDraws, StepDraws
-from pipeline.nn.convolution import tiled
+from pipeline.nn.convolution import run_tiled
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.tokenizers.pretrained import Pretrained
 
@@ -225,8 +225,8 @@ def test_tiles_blend_to_the_whole_of_a_local_function(size):
     x = torch.randn(2, 3, *size)
     up = lambda part: part.repeat_interleave(2, 2).repeat_interleave(2, 3)  # noqa: E731
     down = lambda part: torch.nn.functional.avg_pool2d(part, 4)  # noqa: E731
-    torch.testing.assert_close(tiled(up, x, (16, 16)), up(x), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(tiled(down, x, (16, 16), unit=4), down(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_tiled(up, x, (16, 16)), up(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_tiled(down, x, (16, 16), unit=4), down(x), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -17,11 +17,11 @@ from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.wavelet import Wavelet
 from pipeline.nn.haar import haar
-from pipeline.recipes.building import parameters
+from pipeline.recipes.building import count_parameters
 from pipeline.recipes.files import CONFIGS, read
 from pipeline.recipes.schema import Adversary, Loop, Phase
 from pipeline.runs.workspace import Workspace
-from pipeline.tokenizers.two_band import TwoBand, resized
+from pipeline.tokenizers.two_band import TwoBand, resize_bicubic
 from pipeline.training.reconstruction import Reconstruction
 from stages import train_tokenizer
 
@@ -85,12 +85,12 @@ def test_views_are_the_halved_coefficients_and_merge_into_the_image():
     for branch, view in (("low", low), ("high", high)):
         assert (view.shape[1], view.shape[2]) == tokenizer.can.branches[branch]
     coefficients = haar(images) / 2
-    torch.testing.assert_close(low, resized(torch.nn.functional.avg_pool2d(images, 2), images.shape[2:]))
+    torch.testing.assert_close(low, resize_bicubic(torch.nn.functional.avg_pool2d(images, 2), images.shape[2:]))
     torch.testing.assert_close(high[:, 4], coefficients[:, 2, 1])  # green, second of its three bands
-    merged = tokenizer.merged(low, high)
+    merged = tokenizer.merge_bands(low, high)
     torch.testing.assert_close(haar(merged)[:, 1:], haar(images)[:, 1:], atol=1e-5, rtol=1e-4)
     flat = torch.rand(3, 3, 1, 1).expand(-1, -1, 16, 16)
-    torch.testing.assert_close(tokenizer.merged(tokenizer.view(flat, "low"), tokenizer.view(flat, "high")), flat)
+    torch.testing.assert_close(tokenizer.merge_bands(tokenizer.view(flat, "low"), tokenizer.view(flat, "high")), flat)
     for part in ("all", "decoder"):
         assert tokenizer.can.compared_shape(part, 16) == (3, 16)
 
@@ -124,7 +124,9 @@ def test_a_branch_alone_is_that_branch_of_the_whole(branch):
     assert (alone.code.z[..., 3:] if branch == "low" else alone.code.z[..., :3]).abs().max() == 0
     bands_of = haar(whole.images) / 2
     if branch == "low":
-        torch.testing.assert_close(resized(alone.images, torch.Size((8, 8))), bands_of[:, 0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            resize_bicubic(alone.images, torch.Size((8, 8))), bands_of[:, 0], atol=1e-5, rtol=1e-4
+        )
     else:
         torch.testing.assert_close(
             alone.images.unflatten(1, (3, 3)).transpose(1, 2), bands_of[:, 1:], atol=1e-5, rtol=1e-4
@@ -181,7 +183,7 @@ def test_the_fragment_builds_at_published_size():
     node = read(CONFIGS / "tokenizers/favae_f16d32.yaml")["tokenizer"]["model"]
     with torch.device("meta"):
         built = build("tokenizers", node, image_size=256)
-    assert built.spec == LatentSpec((16, 16), 32) and round(parameters(built) / 1e6) == 93
+    assert built.spec == LatentSpec((16, 16), 32) and round(count_parameters(built) / 1e6) == 93
 
 
 @pytest.mark.parametrize("part", ["all", "encoder", "decoder"])

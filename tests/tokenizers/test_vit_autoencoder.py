@@ -16,8 +16,8 @@ from pipeline.nn.embeddings import rotary_tables
 from pipeline.nn.feature_head import HeadShape
 from pipeline.nn.grid_transformer import GridTransformer, PlainBlock
 from pipeline.nn.patch_heads import make_head
-from pipeline.nn.token_drop import kept_places, restored
-from pipeline.recipes.building import parameters
+from pipeline.nn.token_drop import draw_kept_positions, scatter_tokens
+from pipeline.recipes.building import count_parameters
 from pipeline.recipes.files import CONFIGS, read
 from pipeline.recipes.schema import Loop, Phase
 from pipeline.teachers.base import Tap
@@ -165,19 +165,21 @@ def test_a_transformer_of_some_places_is_told_where_they_are():
 
 def test_dropped_places_come_back_in_order():
     draws = StepDraws(0, 3, slice(0, 6), 6)
-    kept = kept_places(draws, 20, 0.5, 0.5)
+    kept = draw_kept_positions(draws, 20, 0.5, 0.5)
     assert kept.shape == (6, 10) and (kept.diff(dim=1) > 0).all() and len({tuple(row) for row in kept.tolist()}) > 1
     numbers = torch.arange(1.0, 21).expand(6, -1)
-    full, present = restored(numbers.gather(1, kept)[..., None], kept, 20)
+    full, present = scatter_tokens(numbers.gather(1, kept)[..., None], kept, 20)
     assert torch.equal(full[..., 0], numbers * present) and (present.sum(1) == 10).all()
 
 
 def test_the_share_that_is_dropped():
-    shares = [1 - kept_places(StepDraws(1, n, slice(0, 1), 1), 1000, -0.1, 0.4).shape[1] / 1000 for n in range(400)]
+    shares = [
+        1 - draw_kept_positions(StepDraws(1, n, slice(0, 1), 1), 1000, -0.1, 0.4).shape[1] / 1000 for n in range(400)
+    ]
     assert max(shares) <= 0.4 and abs(shares.count(0.0) / 400 - 0.2) < 0.06
     assert abs(sum(shares) / 400 - 0.16) < 0.02  # (0.4^2 / 2) / 0.5
     given = GivenDraws({"token_drop.share": torch.tensor([0.99]), "token_drop.order": torch.rand(1, 10)})
-    assert kept_places(given, 10, 0.9, 0.95).shape == (1, 1)
+    assert draw_kept_positions(given, 10, 0.9, 0.95).shape == (1, 1)
 
 
 @torch.no_grad()
@@ -309,7 +311,7 @@ def test_the_fragments_have_the_published_size(fragment, millions):
     node = read(CONFIGS / "tokenizers" / f"{fragment}.yaml")["tokenizer"]["model"]
     with torch.device("meta"):
         built = build("tokenizers", node, image_size=256)
-    assert round(parameters(built) / 1e6) == millions and built.spec.grid == (16, 16)
+    assert round(count_parameters(built) / 1e6) == millions and built.spec.grid == (16, 16)
 
 
 class Means(nn.Module):

@@ -13,7 +13,7 @@ from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.base import Loss
 from pipeline.losses.pixel import Pixel
-from pipeline.recipes.building import plan_of
+from pipeline.recipes.building import plan_built_tokenizer
 from pipeline.recipes.schema import Adversary, Loop, Phase
 from pipeline.tokenizers.base import Rebuilt
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
@@ -182,7 +182,7 @@ def test_losses_of_the_code_keep_their_own_gradient(monkeypatch):
 
 
 def test_every_term_has_a_weight_and_every_weight_a_term():
-    plan = plan_of(ConvAutoencoder(image_size=16, **CONV))
+    plan = plan_built_tokenizer(ConvAutoencoder(image_size=16, **CONV))
     assert terms_of(phase(), plan) == {"pixel", "kl", "adversarial"}
     both = replace(phase(), losses={"a": {"kind": "pixel"}, "b": {"kind": "perceptual"}})
     assert terms_of(both, plan) == {"pixel", "perceptual", "kl", "adversarial"}
