@@ -12,7 +12,7 @@ class Average:
     Early on the decay is (1 + step) / (10 + step), so that the first steps are not remembered for long. Buffers are
     averaged when they are floating point and copied when they are not. What jumps instead of moving (the rows of a
     codebook that are placed anew) would be averaged with what it has left: a submodule that has such a thing has a
-    method `leap(trained)`, which is called on the average before it moves and copies it.
+    method `copy_restarted_rows(trained)`, which is called on the average before it moves and copies it.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -21,7 +21,7 @@ class Average:
         for tensor in state_of(self.module):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.float()
-        self._leaping = {
+        self._with_restarts = {
             name: part for name, part in self.module.named_modules() if hasattr(part, "copy_restarted_rows")
         }
 
@@ -29,7 +29,7 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """After optimiser step number `step` (1 is the first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, part in self._leaping.items():
+        for name, part in self._with_restarts.items():
             part.copy_restarted_rows(module.get_submodule(name))
         floating: tuple[list[Tensor], list[Tensor]] = ([], [])
         for ours, theirs in zip(state_of(self.module), state_of(module), strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.code import Condition
 from pipeline.commands.import_checkpoint import import_checkpoint
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.draws import StepDraws
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
 from pipeline.nn import attention as door
@@ -177,10 +177,11 @@ def test_published_sizes(name):
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(arguments, message):
-    arguments = {"vocab": 9, "num_classes": 5} | SIZE | arguments
-    for attempt in (BidirectionalTransformer.validate, BidirectionalTransformer):
+    arguments = {"grid": [3, 4], "vocab": 9, "num_classes": 5} | SIZE | arguments
+    complete = Arguments.complete(BidirectionalTransformer, arguments)
+    for attempt in (lambda: BidirectionalTransformer.validate(complete), lambda: BidirectionalTransformer(**arguments)):
         with pytest.raises(ValueError, match=message) as error:
-            attempt([3, 4], **arguments)
+            attempt()
         assert "\n" not in str(error.value)
 
 

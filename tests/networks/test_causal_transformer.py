@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from pipeline.code import Condition
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.draws import StepDraws
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.nn import attention as door
@@ -282,10 +282,11 @@ def test_published_sizes(name):
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(grid, arguments, message):
-    arguments = SIZE | arguments
-    for attempt in (CausalTransformer.validate, CausalTransformer):
+    arguments = {"grid": grid} | SIZE | arguments
+    complete = Arguments.complete(CausalTransformer, arguments)
+    for attempt in (lambda: CausalTransformer.validate(complete), lambda: CausalTransformer(**arguments)):
         with pytest.raises(ValueError, match=message) as error:
-            attempt(grid, **arguments)
+            attempt()
         assert "\n" not in str(error.value)
 
 

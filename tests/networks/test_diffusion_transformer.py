@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from pipeline.code import Condition
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.nn import attention as door
 from pipeline.nn.blocks import ModulatedBlock, RMSNorm
@@ -252,10 +252,11 @@ def test_every_published_size_has_a_fragment_and_a_count():
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(grid, arguments, message):
-    arguments = {"dim": 3, "num_classes": 5} | SIZE | arguments
-    for attempt in (DiffusionTransformer.validate, DiffusionTransformer):
+    arguments = {"grid": grid} | {"dim": 3, "num_classes": 5} | SIZE | arguments
+    complete = Arguments.complete(DiffusionTransformer, arguments)
+    for attempt in (lambda: DiffusionTransformer.validate(complete), lambda: DiffusionTransformer(**arguments)):
         with pytest.raises(ValueError, match=message) as error:
-            attempt(grid, **arguments)
+            attempt()
         assert "\n" not in str(error.value)
 
 

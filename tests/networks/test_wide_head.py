@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from pipeline.code import Condition
-from pipeline.components import build
+from pipeline.components import Arguments, build
 from pipeline.networks.wide_head_transformer import WideHeadTransformer
 from pipeline.nn.embeddings import GaussianTimeEmbedding
 
@@ -120,8 +120,9 @@ def test_published_sizes(name, dim, published):
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(grid, arguments, message):
-    arguments = {"dim": 3, "num_classes": 5} | SIZE | arguments
-    for attempt in (WideHeadTransformer.validate, WideHeadTransformer):
+    arguments = {"grid": grid} | {"dim": 3, "num_classes": 5} | SIZE | arguments
+    complete = Arguments.complete(WideHeadTransformer, arguments)
+    for attempt in (lambda: WideHeadTransformer.validate(complete), lambda: WideHeadTransformer(**arguments)):
         with pytest.raises(ValueError, match=message) as error:
-            attempt(grid, **arguments)
+            attempt()
         assert "\n" not in str(error.value)
