@@ -61,7 +61,7 @@ def test_no_later_token_is_seen():
     ],
 )
 def test_choice(monkeypatch, native, dtype, tokens, gradients, expected):
-    monkeypatch.setattr(door, "_multiplies", lambda half: native)
+    monkeypatch.setattr(door, "_has_half_products", lambda half: native)
     q, k, v = inputs(dtype, tokens, gradients=gradients)
     assert door._choose_backend(q, k, v) == expected
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_xformers_is_sdpa(arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("native", [True, False])
 def test_compiled_is_eager(monkeypatch, native):
-    monkeypatch.setattr(door, "_multiplies", torch.compiler.assume_constant_result(lambda half: native))
+    monkeypatch.setattr(door, "_has_half_products", torch.compiler.assume_constant_result(lambda half: native))
     q, k, v = inputs(torch.bfloat16, gradients=True)
     compiled = torch.compile(attention, fullgraph=True)
     assert torch.allclose(compiled(q, k, v), attention(q, k, v), atol=2e-2)
