@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.teachers.classifier import Classifier, fit, jitter, rotate, shape
+from pipeline.teachers.classifier import Classifier, fit, jitter, rotate, stem_and_stages
 
 
 def bars(n: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +55,7 @@ def test_jitter_of_nothing_is_the_image():
 
 @pytest.mark.parametrize("size", [8, 16, 28, 64, 256])
 def test_sizes(size):
-    network = Classifier(7, **shape(size)).eval()
+    network = Classifier(7, **stem_and_stages(size)).eval()
     images = torch.rand(2, 3, size, size) * 2 - 1
     maps = network.maps(images)
     assert 3 <= maps[-1].shape[-1] <= 8 and all(a.shape[-1] > b.shape[-1] for a, b in zip(maps, maps[1:]))
@@ -65,7 +65,7 @@ def test_sizes(size):
 
 def test_too_small_is_refused():
     with pytest.raises(ValueError, match="8 pixels"):
-        shape(7)
+        stem_and_stages(7)
 
 
 def test_save_and_load(tmp_path):
