@@ -1,11 +1,12 @@
-"""Times `python run.py all RECIPE` on the digits from nothing, and holds its numbers against the targets.
+"""Times `python run.py all RECIPE` on the digits from an empty folder, and prints the numbers of its report.
 
-    python benchmarks/digits.py [--runs 3] [--recipe digits]
+    python benchmarks/digits.py [--runs 3] [--recipe digits] [--quick]
 
-Each run is a process of its own in an empty folder, one seed a run. Targets of `digits`: three minutes, one of them for
-`evaluate` at most; reconstruction 33 dB; class accuracy of samples 98 %; Fréchet distance at most 1.5 times that of the
-real held-out split; no more near copies than it shows. Of `digits_vq_ar` and `digits_fsq_maskgit`: four minutes;
-accuracy 97 %; distance at most twice that of the held-out split; codebook usage 90 %.
+Each run is a process of its own in an empty folder, with a seed of its own. Targets of `digits`: three minutes, of
+which `evaluate` takes one at most; reconstruction 33 dB; class accuracy of samples 98 %; Fréchet distance at most 1.5
+times that of the real held-out split; no more near copies than in that split. Targets of `digits_vq_ar` and
+`digits_fsq_maskgit`: four minutes; class accuracy 97 %; distance at most twice that of the held-out split; codebook
+usage 90 %.
 """
 
 import argparse
@@ -17,47 +18,56 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from quality_runs import ROOT, quick_overrides, seconds_of_stages
 
 
-def run(recipe: str, seed: int) -> tuple[float, dict[str, dict], dict[str, float]]:
-    """Seconds of the whole command, the report's numbers, and the seconds of each stage."""
+def run(recipe: str, overrides: list[str]) -> tuple[float, dict[str, dict[str, Any]], dict[str, float]]:
+    """Seconds of the whole command, the report's numbers, and the seconds of each stage by its artefact."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "run.py"), "all", recipe, f"seed={seed}"]
+        command = [sys.executable, str(ROOT / "run.py"), "all", recipe, *overrides]
         started = time.monotonic()
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
         seconds = time.monotonic() - started
-        place = Path(folder, "runs", recipe)
-        stages = {note.parent.name: json.loads(note.read_text())["seconds"] for note in place.glob("*/made_from.json")}
-        return seconds, json.loads((place / "report" / "metrics.json").read_text()), stages
+        run_folder = Path(folder, "runs", recipe)
+        numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
+        return seconds, numbers, seconds_of_stages(run_folder)
+
+
+def quantities(seconds: float, numbers: dict[str, dict[str, Any]], stages: dict[str, float]) -> dict[str, float]:
+    """The rows of the table, by caption."""
+    values = {
+        "seconds": seconds,
+        "seconds of evaluate": stages["report"],
+        "PSNR, dB": numbers["psnr"]["value"],
+        "class accuracy": numbers["class_accuracy"]["value"],
+        "class accuracy, held-out images": numbers["class_accuracy"]["held_out"],
+        "Fréchet distance, classifier features": numbers["fd_classifier"]["value"],
+        "Fréchet distance, held-out images": numbers["fd_classifier"]["held_out"],
+        "ratio of the two distances": numbers["fd_classifier"]["ratio"],
+        "near copies, pixels": numbers["near_copies_pixels"]["value"],
+        "near copies, classifier features": numbers["near_copies_classifier"]["value"],
+        "the same, held-out images": numbers["near_copies_classifier"]["held_out"],
+    }
+    usage = {"codebook usage": numbers["code_usage"]["value"]} if "code_usage" in numbers else {}
+    return values | usage
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recipe", default="digits")
+    parser.add_argument(
+        "--quick", action="store_true", help="two steps of every training, to see that all runs; numbers mean nothing"
+    )
     arguments = parser.parse_args()
+    short = quick_overrides(arguments.recipe) if arguments.quick else []
     rows = []
     for seed in range(arguments.runs):
-        seconds, numbers, stages = run(arguments.recipe, seed)
-        shown = {
-            "seconds": seconds,
-            "seconds of evaluate": stages["report"],
-            "PSNR, dB": numbers["psnr"]["value"],
-            "class accuracy": numbers["class_accuracy"]["value"],
-            "the same of real held-out images": numbers["class_accuracy"]["held_out"],
-            "Frechet distance, classifier features": numbers["fd_classifier"]["value"],
-            "the same of real held-out images ": numbers["fd_classifier"]["held_out"],
-            "ratio of the two": numbers["fd_classifier"]["ratio"],
-            "near copies, pixels": numbers["near_copies_pixels"]["value"],
-            "near copies, classifier features": numbers["near_copies_classifier"]["value"],
-            "the same of real held-out images  ": numbers["near_copies_classifier"]["held_out"],
-        }
-        if "code_usage" in numbers:
-            shown["codebook usage"] = numbers["code_usage"]["value"]
-        rows.append(shown)
+        seconds, numbers, stages = run(arguments.recipe, [f"seed={seed}", *short])
+        rows.append(quantities(seconds, numbers, stages))
         print(f"seed {seed}: {seconds:.0f} s; " + ", ".join(f"{k} {v:.0f} s" for k, v in stages.items()), flush=True)
     print(f"\n{'median of ' + str(len(rows)) + ' runs':<42}{'median':>9}{'lowest ... highest':>24}")
     for name in rows[0]:

@@ -1,18 +1,18 @@
-"""Measures on the digits what perturbed tokenizers and post-trained decoders are worth to every family of generators.
+"""Measures on the digits the effect of perturbed tokenizers and post-trained decoders, for every family of generators.
 
     python benchmarks/posttraining.py [--seeds 5] [--workers 2] [--folder runs/posttraining] [--parts remedies ...]
 
 `remedies`: tokenizer plain, perturbed, perturbed and annealed x decoder post-trained or not x generator next-token,
-masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with codes four times as fine (8x8) and smaller
-or shorter trainings of generators: with the recipes' own, samples of digits are nearly as near to the training images
-as held-out ones, and no remedy has room. `settings`: the share preserved, the number of pairs, the steps, the share
-rehearsed and the route, each changed alone, for next-token and flow. `tokenizers`: how PSNR, the distance of
-reconstructions and pFID of differing tokenizers go with the distance of what is generated on them.
+masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with codes of four times as many tokens (8x8)
+and generators that are smaller or trained for fewer steps: with the recipes' own, samples are nearly as close to the
+training images as held-out digits are, which leaves nothing to improve. `settings`: the fraction preserved, the number
+of pairs, the steps, the fraction rehearsed and the route, each changed alone, for next-token and flow. `tokenizers`:
+how PSNR, the distance of reconstructions and pFID correlate, over different tokenizers, with the distance of samples.
 
-Before and after post-training the same codes are decoded, so differences are paired: they are shown with the spread
-(standard deviation) over seeds. Distances are Frechet distances in features of a classifier of the real training
-images. Every line runs in one process on one thread; what is finished in FOLDER is not run again, and the tables are of
-all that is there.
+The same codes are decoded before and after post-training, so differences are paired: means and spread (standard
+deviation) over seeds. Distances are Fréchet distances in the features of a classifier of the real training images.
+Every experiment runs in one process on one thread; one that has finished in FOLDER is not run again, and the tables
+are of all results there.
 """
 
 import itertools
@@ -21,17 +21,19 @@ from collections.abc import Iterable, Iterator
 
 from quality_runs import (
     BySeed,
-    Line,
-    Rows,
+    Experiment,
+    Results,
     Tables,
-    change,
-    mean,
-    parser_of,
-    pick,
+    TokenizerSource,
+    create_parser,
+    mean_and_spread,
+    mean_difference,
+    parse_arguments,
     print_tables,
     rank_correlation,
-    rows_in,
-    run_all,
+    run_experiments,
+    select,
+    values_by_seed,
 )
 
 GENERATORS = {"next-token": "digits_robust_ar", "masked": "digits_robust_maskgit", "flow": "digits_robust_flow"}
@@ -52,14 +54,14 @@ BUDGET = {
 }
 OFF, ON = ("posttrain=null",), ()
 LOOP = "posttrain.phase.loop"
-SETTINGS = {  # one value changed at a time, first where the same pairs serve; the recipes' own are the remedies'
+SETTINGS = {  # one value changed at a time, those that reuse the same pairs first; the recipes' own are in `remedies`
     "steps": {str(steps): (f"{LOOP}.steps={steps}",) for steps in (100, 1000)},
-    "rehearsal": {str(share): (f"posttrain.rehearsal={share}",) for share in (0.0, 0.5)},
-    "preserve": {str(share): (f"posttrain.preserve={share}",) for share in (0.5, 0.65, 0.8, 0.95)},
+    "rehearsal": {str(fraction): (f"posttrain.rehearsal={fraction}",) for fraction in (0.0, 0.5)},
+    "preserve": {str(fraction): (f"posttrain.preserve={fraction}",) for fraction in (0.5, 0.65, 0.8, 0.95)},
     "route": {"reencode": ("posttrain.route=reencode",)},
     "pairs": {str(count): (f"posttrain.pairs={count}",) for count in (500, 4000)},
 }
-DIFFERING = {  # beside those of the remedies
+OTHER_TOKENIZERS = {  # beside those of `remedies`
     "32 codes": (f"{BOTTLENECK}.vocab=32",),
     "256 codes": (f"{BOTTLENECK}.vocab=256",),
     "unit norm": (f"{BOTTLENECK}.unit_norm=true",),
@@ -69,133 +71,126 @@ DIFFERING = {  # beside those of the remedies
 }
 
 
-def lines(parts: Iterable[str], generators: Iterable[str], seeds: int) -> Iterator[Line]:
-    """Those that are asked for, seed by seed, so that what is stopped early has a few seeds of all."""
+def experiments(parts: Iterable[str], generators: Iterable[str], seeds: int) -> Iterator[Experiment]:
+    """Seed by seed, so that a benchmark that is stopped early has the first seeds of all experiments."""
     for seed in range(seeds):
         for generator, (tokenizer, changes) in itertools.product(generators, TOKENIZERS.items()):
-            settled = "settings" in parts and tokenizer == "annealed" and generator != "masked"
-            compared = "tokenizers" in parts and generator == "next-token"
-            variants = {"off": OFF} if "remedies" in parts or settled or compared else {}
-            variants |= {"on": ON} if "remedies" in parts or settled else {}
-            if settled:
-                variants |= {f"{key}={name}": new for key, of in SETTINGS.items() for name, new in of.items()}
+            swept = "settings" in parts and tokenizer == "annealed" and generator != "masked"
+            ranked = "tokenizers" in parts and generator == "next-token"
+            variants = {"off": OFF} if "remedies" in parts or swept or ranked else {}
+            variants |= {"on": ON} if "remedies" in parts or swept else {}
+            if swept:
+                variants |= {f"{key}={name}": new for key, values in SETTINGS.items() for name, new in values.items()}
             if variants:
-                yield line(generator, tokenizer, seed, changes, variants)
-        for name, changes in DIFFERING.items() if "tokenizers" in parts else ():
-            yield line("next-token", name, seed, (*TOKENIZERS["plain"], *changes), {"off": OFF})
+                yield experiment(generator, tokenizer, seed, changes, variants)
+        for name, changes in OTHER_TOKENIZERS.items() if "tokenizers" in parts else ():
+            yield experiment("next-token", name, seed, (*TOKENIZERS["plain"], *changes), {"off": OFF})
 
 
-def line(
+def experiment(
     generator: str, tokenizer: str, seed: int, changes: tuple[str, ...], variants: dict[str, tuple[str, ...]]
-) -> Line:
-    """The masked generator learns the codes of the tokenizer that the next-token line of the seed has trained."""
-    facts = {"generator": generator, "tokenizer": tokenizer}
+) -> Experiment:
+    """The masked generator uses the tokenizer that the next-token experiment of the same seed has trained."""
+    tags = {"generator": generator, "tokenizer": tokenizer}
     overrides = ("evaluate.perturbed=true", *BUDGET[generator], *changes)
-    other = facts | {"generator": "next-token"} if generator == "masked" else None
-    return Line(
-        GENERATORS[generator],
-        facts,
-        seed,
-        overrides,
-        variants,
-        borrowed=other,
-        borrowed_recipe=GENERATORS["next-token"],
-    )
+    same = TokenizerSource(GENERATORS["next-token"], tags | {"generator": "next-token"})
+    source = same if generator == "masked" else None
+    return Experiment(GENERATORS[generator], tags, seed, overrides, variants, tokenizer_source=source)
 
 
 def before_and_after(
-    rows: Rows, key: str, at: dict[str, str], scale: float = 1.0, variant: str = "on"
+    results: Results, key: str, tags: dict[str, str], scale: float = 1.0, variant: str = "on"
 ) -> tuple[BySeed, BySeed]:
-    """One number without post-training and with that of `variant`, of the seeds that have both."""
-    before, after = (pick(rows, key, scale, variant=name, **at) for name in ("off", variant))
+    """One number without post-training and with that of `variant`, for the seeds that have both."""
+    before, after = (values_by_seed(results, key, scale, variant=name, **tags) for name in ("off", variant))
     seeds = sorted(before.keys() & after.keys())
     return {seed: before[seed] for seed in seeds}, {seed: after[seed] for seed in seeds}
 
 
-def remedies_table(rows: Rows) -> Iterator[str]:
+def remedies_table(results: Results) -> Iterator[str]:
     yield "| generator, tokenizer | distance | after post-training | change | accuracy, % | change | PSNR | change |"
     yield "|---|---|---|---|---|---|---|---|"
     numbers = (("fd_classifier", 1, 3), ("class_accuracy", 100, 1), ("psnr", 1, 2))
-    for name, at in remedies(rows):
+    for name, tags in remedies(results):
         cells = []
         for key, scale, digits in numbers:
-            off, on = before_and_after(rows, key, at, scale)
-            cells += [mean(off.values(), digits)]
-            cells += [mean(on.values(), digits)] if key == "fd_classifier" else []
-            cells += [change(off, on, digits)]
+            off, on = before_and_after(results, key, tags, scale)
+            cells += [mean_and_spread(off.values(), digits)]
+            cells += [mean_and_spread(on.values(), digits)] if key == "fd_classifier" else []
+            cells += [mean_difference(off, on, digits)]
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def perturbed_table(rows: Rows) -> Iterator[str]:
+def perturbed_table(results: Results) -> Iterator[str]:
     yield "| generator, tokenizer | pFID | after post-training | distance of reconstructions | after |"
     yield "|---|---|---|---|---|"
-    for name, at in remedies(rows):
-        found = [by for key in ("pfd_classifier", "rfd_classifier") for by in before_and_after(rows, key, at)]
-        yield f"| {name} | {' | '.join(mean(by.values()) for by in found)} |"
+    for name, tags in remedies(results):
+        pairs = [before_and_after(results, key, tags) for key in ("pfd_classifier", "rfd_classifier")]
+        cells = [mean_and_spread(by_seed.values()) for pair in pairs for by_seed in pair]
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
-def remedies(rows: Rows) -> Iterator[tuple[str, dict[str, str]]]:
-    """Names of the lines of which a seed is finished, and where they are in the rows."""
+def remedies(results: Results) -> Iterator[tuple[str, dict[str, str]]]:
+    """Name and tags of each experiment of which a seed has finished."""
     for generator, tokenizer in itertools.product(GENERATORS, TOKENIZERS):
-        at = {"generator": generator, "tokenizer": tokenizer}
-        if before_and_after(rows, "psnr", at)[1]:
-            yield f"{generator}, {tokenizer}", at
+        tags = {"generator": generator, "tokenizer": tokenizer}
+        if before_and_after(results, "psnr", tags)[1]:
+            yield f"{generator}, {tokenizer}", tags
 
 
-def settings_table(rows: Rows) -> Iterator[str]:
-    """A row a setting: what post-training changes by it, and seconds of a thread."""
+def settings_table(results: Results) -> Iterator[str]:
+    """A row per setting: how post-training with it changes the results, and its seconds on one thread."""
     generators = ("next-token", "flow")
-    heads = [f"{generator}: distance | PSNR, dB | s of pairs, of training" for generator in generators]
+    heads = [f"{generator}: distance | PSNR, dB | seconds of pairs, of training" for generator in generators]
     yield f"| setting | {' | '.join(heads)} |"
     yield "|---|" + "---|" * 3 * len(generators)
     names = {"on": "as in the recipe"}
-    names |= {f"{key}={name}": f"{key} {name}" for key, of in SETTINGS.items() for name in of}
+    names |= {f"{key}={name}": f"{key} {name}" for key, values in SETTINGS.items() for name in values}
     for variant, name in names.items():
-        cells = [cell for generator in generators for cell in settled(rows, generator, variant)]
+        cells = [cell for generator in generators for cell in settings_cells(results, generator, variant)]
         if any(cells):
             yield f"| {name} | {' | '.join(cells)} |"
 
 
-def settled(rows: Rows, generator: str, variant: str) -> list[str]:
-    """Three cells, empty where nothing is measured."""
-    at = {"generator": generator, "tokenizer": "annealed"}
-    costs = [row["posttraining"]["cost"] for row in rows if row.items() >= (at | {"variant": variant}).items()]
+def settings_cells(results: Results, generator: str, variant: str) -> list[str]:
+    """Three cells, empty where there is no result."""
+    tags = {"generator": generator, "tokenizer": "annealed"}
+    costs = [result["posttraining"]["cost"] for result in select(results, tags | {"variant": variant})]
     if not costs:
         return [""] * 3
     numbers = (("fd_classifier", 3), ("psnr", 2))
-    cells = [change(*before_and_after(rows, key, at, 1, variant), digits) for key, digits in numbers]
+    cells = [mean_difference(*before_and_after(results, key, tags, 1, variant), digits) for key, digits in numbers]
     seconds = [statistics.median(cost[k] for cost in costs) for k in ("seconds_of_pairs", "seconds_of_training")]
     return [*cells, f"{seconds[0]:.0f}, {seconds[1]:.0f}"]
 
 
-def tokenizers_table(rows: Rows) -> Iterator[str]:
-    """A row a tokenizer, then how the ranks of each number and of the distance go together (Spearman)."""
+def tokenizers_table(results: Results) -> Iterator[str]:
+    """A row per tokenizer, then the rank correlation (Spearman) of each number with the distance of samples."""
     keys = {"psnr": "PSNR, dB", "rfd_classifier": "distance of reconstructions", "pfd_classifier": "pFID"}
     yield f"| tokenizer | {' | '.join(keys.values())} | distance of samples |"
     yield "|---|---|---|---|---|"
     means: dict[str, list[float]] = {key: [] for key in (*keys, "fd_classifier")}
-    for name in (*TOKENIZERS, *DIFFERING):
-        at = {"generator": "next-token", "tokenizer": name, "variant": "off"}
-        found = {key: pick(rows, key, **at).values() for key in means}
-        if found["psnr"]:
-            yield f"| {name} | " + " | ".join(mean(values) for values in found.values()) + " |"
-            for key, values in found.items():
+    for name in (*TOKENIZERS, *OTHER_TOKENIZERS):
+        tags = {"generator": "next-token", "tokenizer": name, "variant": "off"}
+        columns = {key: values_by_seed(results, key, **tags).values() for key in means}
+        if columns["psnr"]:
+            yield f"| {name} | " + " | ".join(mean_and_spread(values) for values in columns.values()) + " |"
+            for key, values in columns.items():
                 means[key].append(statistics.mean(values))
     if len(means["psnr"]) > 2:
         target = means.pop("fd_classifier")
         ranks = [f"{rank_correlation(values, target):+.2f}" for values in means.values()]
         yield f"| rank correlation of the means with the last column | {' | '.join(ranks)} | |"
-        yield f"| the same within a seed | {' | '.join(within_seeds(rows, key) for key in keys)} | |"
+        yield f"| the same within a seed | {' | '.join(within_seeds(results, key) for key in keys)} | |"
 
 
-def within_seeds(rows: Rows, key: str) -> str:
+def within_seeds(results: Results, key: str) -> str:
     """Rank correlation of a number with distances over the tokenizers of one seed: mean and spread over seeds."""
-    at = {"generator": "next-token", "variant": "off"}
-    found: dict[int, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row.items() >= at.items():
-            found.setdefault(row["seed"], []).append((row[key], row["fd_classifier"]))
-    return mean([rank_correlation(*map(list, zip(*pairs))) for pairs in found.values() if len(pairs) > 2], 2)
+    by_seed: dict[int, list[tuple[float, float]]] = {}
+    for result in select(results, {"generator": "next-token", "variant": "off"}):
+        by_seed.setdefault(result["seed"], []).append((result[key], result["fd_classifier"]))
+    correlations = [rank_correlation(*map(list, zip(*pairs))) for pairs in by_seed.values() if len(pairs) > 2]
+    return mean_and_spread(correlations, 2)
 
 
 def main() -> None:
@@ -204,12 +199,11 @@ def main() -> None:
         "settings": [settings_table],
         "tokenizers": [tokenizers_table],
     }
-    parser = parser_of(__doc__, "runs/posttraining", 5, tables)
+    parser = create_parser(__doc__, "runs/posttraining", 5, tables)
     parser.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS))
-    arguments = parser.parse_args()
-    folder = arguments.folder.resolve()
-    run_all(list(lines(arguments.parts, arguments.generators, arguments.seeds)), folder, arguments.workers)
-    print_tables(tables, arguments.parts, rows_in(folder))
+    arguments = parse_arguments(parser)
+    results = run_experiments(list(experiments(arguments.parts, arguments.generators, arguments.seeds)), arguments)
+    print_tables(tables, arguments.parts, results)
 
 
 if __name__ == "__main__":

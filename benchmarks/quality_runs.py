@@ -1,7 +1,7 @@
-"""Many small runs for benchmarks of quality: a process and a thread each, resumable by folder, their numbers in tables.
+"""Many small runs for benchmarks of quality: one process and one thread per run, resumable, their results in tables.
 
-Not a benchmark itself. A `Line` is a recipe with some changes, at one seed; its variants are further changes, run one
-after the other in one folder, so that stages they share are made once.
+Not a benchmark itself. An `Experiment` is a recipe with overrides at one seed; its variants are further overrides, run
+one after the other in one folder, so that the stages that they have in common run once.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ import os
 import shutil
 import statistics
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Iterator
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -20,52 +20,64 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-Rows = list[dict[str, Any]]
+sys.path.insert(0, str(ROOT))  # the modules of this checkout, also in workers; they are imported where they are used
+
+Results = list[dict[str, Any]]  # of each variant: tags, seed, name of the variant, and what was measured
 BySeed = dict[int, float]
-Tables = dict[str, list[Callable[[Rows], Iterator[str]]]]  # by part of a benchmark
+Tables = dict[str, list[Callable[[Results], Iterator[str]]]]  # by part of a benchmark
 
 
 @dataclass(frozen=True)
-class Line:
-    """A recipe at one seed, in the folder `facts` joined, and the variants of it that are measured.
+class TokenizerSource:
+    """The experiment of the same seed that trains the same tokenizer."""
 
-    `facts` are strings that say what it is; with the seed and the variant's name they are a part of every row. With
-    `card` a row has the numbers of the tokenizer's card, and no generator is trained. `borrowed` are the facts of a
-    line that trains the same tokenizer: where it is there, it is taken.
+    recipe: str
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe with overrides at one seed, and the variants of it that are measured.
+
+    `tags` tell it from other experiments: they name its folder and stand in each of its results. With `card` a result
+    is the numbers of the tokenizer card, else those of the report. Stages run up to `last_stage`. Where the experiment
+    `tokenizer_source` has a tokenizer, it is copied instead of trained again.
     """
 
     recipe: str
-    facts: dict[str, str]
+    tags: dict[str, str]
     seed: int
     overrides: tuple[str, ...]
     variants: dict[str, tuple[str, ...]]
     card: bool = False
-    borrowed: dict[str, str] | None = None
-    borrowed_recipe: str = ""
+    last_stage: str = "evaluate"
+    tokenizer_source: TokenizerSource | None = None
 
     @property
     def name(self) -> str:
-        return ", ".join([*self.facts.values(), f"seed {self.seed}"])
+        return ", ".join([*self.tags.values(), f"seed {self.seed}"])
 
-    def place(self, folder: Path, facts: dict[str, str]) -> Path:
-        return folder.joinpath(*(fact.replace(" ", "_").replace(",", "") for fact in facts.values()), str(self.seed))
-
-    def run(self, folder: Path) -> None:
-        """Measure every variant that is not yet measured; its row is a file of its own."""
-        place = self.place(folder, self.facts)
+    def run(self, folder: Path, quick: bool = False) -> None:
+        """Measure every variant that has no result yet; a result is a JSON file of its own."""
+        place = experiment_folder(folder, self.tags, self.seed)
         place.mkdir(parents=True, exist_ok=True)
         os.chdir(place)  # the worker is a process of its own
-        work = place / "runs" / self.recipe
-        with open(place / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+        run_folder = place / "runs" / self.recipe
+        with open(place / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             for variant, changes in self.variants.items():
-                result = place / f"{variant}.json"
-                if not result.exists():
-                    found = self.measure(folder, work, [f"seed={self.seed}", *self.overrides, *changes])
-                    row = self.facts | {"seed": self.seed, "variant": variant} | found
-                    result.write_text(json.dumps(row, indent=1) + "\n")
+                file = place / f"{variant}.json"
+                if not file.exists():
+                    measured = self.measure(folder, run_folder, self.overrides_of(changes, quick))
+                    result = self.tags | {"seed": self.seed, "variant": variant} | measured
+                    file.write_text(json.dumps(result, indent=1) + "\n")
 
-    def measure(self, folder: Path, work: Path, overrides: list[str]) -> dict[str, Any]:
-        """The numbers of the report or the card, by key, and what post-training says of itself."""
+    def overrides_of(self, changes: tuple[str, ...], quick: bool) -> list[str]:
+        """All overrides of the variant with these changes."""
+        overrides = [f"seed={self.seed}", *self.overrides, *changes]
+        return [*overrides, *quick_overrides(self.recipe, overrides)] if quick else overrides
+
+    def measure(self, folder: Path, run_folder: Path, overrides: list[str]) -> dict[str, Any]:
+        """Run the stages; returns the numbers of the report or the card by key, and the record of post-training."""
         import run
         from pipeline.commands.card import card
         from pipeline.recipes.schema import load
@@ -73,91 +85,132 @@ class Line:
 
         recipe = load(self.recipe, overrides)
         run.run_stages(recipe, self.recipe, overrides, ())
-        self.borrow(folder, work)
-        last = ORDER.index("encode_dataset" if self.card else "evaluate")
-        run.run_stages(recipe, self.recipe, overrides, ORDER[: last + 1])
+        self.copy_tokenizer(folder, run_folder)
+        run.run_stages(recipe, self.recipe, overrides, ORDER[: ORDER.index(self.last_stage) + 1])
         if self.card:
-            card([str(work), "prior_steps=1"])
-            numbers = json.loads((work / "card" / "card.json").read_text())["numbers"]
+            card([str(run_folder), "prior_steps=1"])
+            numbers = json.loads((run_folder / "card" / "card.json").read_text())["numbers"]
             return {key: number["value"] for key, number in numbers.items()} | {"details": details_of(numbers)}
-        numbers = json.loads((work / "report" / "metrics.json").read_text())
-        record = work / "decoder" / "posttraining.json"
-        found = {"posttraining": json.loads(record.read_text()) if record.exists() else None}
-        found |= {"held_out": numbers["fd_classifier"]["held_out"], "seconds": seconds_of_training(work)}
-        return found | {key: number["value"] for key, number in numbers.items()}
+        numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
+        record = run_folder / "decoder" / "posttraining.json"
+        stages = seconds_of_stages(run_folder)
+        measured = {"posttraining": json.loads(record.read_text()) if record.exists() else None}
+        measured |= {"held_out": numbers["fd_classifier"]["held_out"]}
+        measured |= {"seconds": stages["generator"], "seconds_of_stages": stages}
+        return measured | {key: number["value"] for key, number in numbers.items()}
 
-    def borrow(self, folder: Path, work: Path) -> None:
-        if self.borrowed is None:
+    def copy_tokenizer(self, folder: Path, run_folder: Path) -> None:
+        if (source := self.tokenizer_source) is None:
             return
-        there = self.place(folder, self.borrowed) / "runs" / self.borrowed_recipe
+        other = experiment_folder(folder, source.tags, self.seed) / "runs" / source.recipe
         for name in ("tokenizer", "joint", "latents"):
-            if (there / name / "made_from.json").exists() and not (work / name).exists():
-                shutil.copytree(there / name, work / name)
+            if (other / name / "made_from.json").exists() and not (run_folder / name).exists():
+                shutil.copytree(other / name, run_folder / name)
+
+
+def experiment_folder(folder: Path, tags: dict[str, str], seed: int) -> Path:
+    return folder.joinpath(*(tag.replace(" ", "_").replace(",", "") for tag in tags.values()), str(seed))
+
+
+def quick_overrides(name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Further overrides that shorten every training of a recipe to two steps and leave few images."""
+    from pipeline.recipes.schema import load
+
+    recipe = load(name, overrides)
+    short = [f"tokenizer.phases.{name}.loop.steps=2" for name in recipe.tokenizer.phases]
+    short += ["generator.loop.steps=2", "sample.images=20", "evaluate.images=40"]
+    if recipe.generator.milestones:
+        short += ["generator.milestones=[1]", "sample.weak.step=1"]
+    if recipe.joint is not None:
+        short += ["joint.phase.loop.steps=2"]
+    if recipe.posttrain is not None:
+        short += ["posttrain.phase.loop.steps=2", "posttrain.pairs=16", "posttrain.held_out=8"]
+    return short
 
 
 def details_of(numbers: dict[str, Any]) -> dict[str, Any]:
     return {key: number["details"] for key, number in numbers.items() if number.get("details")}
 
 
-def seconds_of_training(work: Path) -> float:
-    """Of the generator, as its note says."""
-    return json.loads((work / "generator" / "made_from.json").read_text())["seconds"]
+def seconds_of_stages(run_folder: Path) -> dict[str, float]:
+    """Seconds that each stage of a run took, by the name of its artefact, whose note holds them."""
+    import stages
+
+    notes = {stage.writes: run_folder / stage.writes / "made_from.json" for stage in stages.table()}
+    return {name: json.loads(note.read_text())["seconds"] for name, note in notes.items() if note.exists()}
 
 
-def begin() -> None:
-    """Make a worker ready: one thread, this checkout, and quiet."""
-    sys.path.insert(0, str(ROOT))
-    os.environ["TQDM_DISABLE"] = "1"
+def prepare_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
 
 
-def run_all(lines: list[Line], folder: Path, workers: int) -> None:
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin) as pool:
-        todo = {pool.submit(line.run, folder): line for line in lines}
-        for number, done in enumerate(as_completed(todo), 1):
-            done.result()
-            print(f"{number}/{len(todo)} {todo[done].name}", flush=True)
+def run_experiments(experiments: list[Experiment], arguments: Namespace) -> Results:
+    """Run what has no result in the folder yet; returns all results in it."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=context, initializer=prepare_worker) as pool:
+        futures = {pool.submit(each.run, arguments.folder, arguments.quick): each for each in experiments}
+        for number, future in enumerate(as_completed(futures), 1):
+            future.result()
+            print(f"{number}/{len(futures)} {futures[future].name}", flush=True)
+    return read_results(arguments.folder)
 
 
-def parser_of(description: str, folder: str, seeds: int, parts: Iterable[str]) -> ArgumentParser:
-    """Of the arguments that these benchmarks share."""
+def create_parser(description: str, folder: str, seeds: int, parts: Iterable[str]) -> ArgumentParser:
+    """With the arguments that these benchmarks have in common."""
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=seeds, help="0 prints the tables of what is there")
+    parser.add_argument("--seeds", type=int, default=seeds, help="0 prints the tables of the results in the folder")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path(folder))
     parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts))
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="two steps of every training, to see that everything runs; numbers mean nothing, and go to FOLDER_quick",
+    )
     return parser
 
 
-def rows_in(folder: Path) -> Rows:
-    """Of every line that has begun; a log lies beside its rows."""
+def parse_arguments(parser: ArgumentParser) -> Namespace:
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    arguments.folder = folder.with_name(f"{folder.name}_quick") if arguments.quick else folder
+    return arguments
+
+
+def read_results(folder: Path) -> Results:
+    """Of every experiment that has begun; a log lies beside its results."""
     logs = sorted(folder.glob("**/[0-9]*/log.txt"))
     return [json.loads(path.read_text()) for log in logs for path in sorted(log.parent.glob("*.json"))]
 
 
-def print_tables(tables: Tables, parts: Iterable[str], rows: Rows) -> None:
+def select(results: Results, tags: dict[str, str]) -> Results:
+    """The results that have these tags (or this name of a variant)."""
+    return [result for result in results if result.items() >= tags.items()]
+
+
+def values_by_seed(results: Results, key: str, scale: float = 1.0, **tags: str) -> BySeed:
+    """One number, times `scale`, of the results that have these tags."""
+    return {result["seed"]: scale * result[key] for result in select(results, tags)}
+
+
+def print_tables(tables: Tables, parts: Iterable[str], results: Results) -> None:
     for part in parts:
         for table in tables[part]:
-            print("\n" + "\n".join(table(rows)))
+            print("\n" + "\n".join(table(results)))
 
 
-def mean(values: Iterable[float], digits: int = 3) -> str:
-    """Mean and spread (standard deviation)."""
+def mean_and_spread(values: Iterable[float], digits: int = 3) -> str:
+    """The spread is the standard deviation."""
     values = list(values)
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def pick(rows: Rows, key: str, scale: float = 1.0, **at: str) -> BySeed:
-    """One number by seed, of the rows that are `at` these values."""
-    return {row["seed"]: scale * row[key] for row in rows if row.items() >= at.items()}
-
-
-def change(before: BySeed, after: BySeed, digits: int = 3) -> str:
+def mean_difference(before: BySeed, after: BySeed, digits: int = 3) -> str:
     """Mean and spread of the paired differences."""
-    return mean([after[seed] - before[seed] for seed in before.keys() & after.keys()], digits)
+    return mean_and_spread([after[seed] - before[seed] for seed in before.keys() & after.keys()], digits)
 
 
 def rank_correlation(first: list[float], second: list[float]) -> float:
