@@ -2,12 +2,12 @@
 
     python benchmarks/training_step.py [--pairs 7] [--threads 2] [--shapes S/2 S/1] [--precisions fp32 bf16]
 
-A step is forward, mean squared error, backward, AdamW and EMA, with the same batch. Theirs: `EMAModel` and AdamW as
-they come. Ours: blocks compiled, fused AdamW, one foreach EMA. Steps alternate in one process; the table holds medians,
-and the ratio is the median of the pairs' ratios, so that other work on the machine falls on both.
+A step is forward, mean squared error, backward, AdamW and EMA, with the same batch. diffusers: `EMAModel`, and AdamW
+with its defaults. Ours: compiled blocks, fused AdamW, one foreach EMA. Steps alternate in one process; the table holds
+medians, and the ratio is the median of the pairs' ratios, so that other work on the machine slows both.
 
-bf16 (autocast) says something only where the CPU multiplies it (AMX or AVX-512 BF16); elsewhere it is emulated, slower
-than fp32 by an order of magnitude, and the table says so.
+bf16 (autocast) is meaningful only where the CPU has bf16 arithmetic (AMX or AVX-512 BF16); elsewhere it is emulated, an
+order of magnitude slower than fp32, and the benchmark says so.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pipeline.code import Condition
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 
 CLASSES, DIM = 1000, 4
-WARM_UP = 3  # steps of each before the clock runs: compilation, first allocations
+WARM_UP = 3  # steps of each that are not timed: compilation, first allocations
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ TARGETS = {("S/2", "fp32"): 0.93, ("S/2", "bf16"): 0.60, ("S/1", "bf16"): 0.68}
 Step = Callable[[], None]
 
 
-def ours(shape: Shape, bf16: bool, depth: int, compiled: bool) -> Step:
+def our_step(shape: Shape, bf16: bool, depth: int, compiled: bool) -> Step:
     network = DiffusionTransformer(
         [shape.size] * 2, DIM, CLASSES, depth=depth, width=384, heads=6, outputs=2, patch_size=shape.patch
     )
@@ -65,7 +65,7 @@ def ours(shape: Shape, bf16: bool, depth: int, compiled: bool) -> Step:
     return step
 
 
-def theirs(shape: Shape, bf16: bool, depth: int) -> Step:
+def diffusers_step(shape: Shape, bf16: bool, depth: int) -> Step:
     network = DiTTransformer2DModel(
         num_attention_heads=6,
         attention_head_dim=64,
@@ -99,14 +99,15 @@ def seconds(step: Step, clock: Callable[[], float]) -> float:
 
 
 def compare(shape: Shape, bf16: bool, options: argparse.Namespace) -> tuple[float, float, float]:
-    """Median seconds of theirs and of ours, and the median of ours / theirs over alternating pairs."""
-    torch._dynamo.reset()
-    peer = theirs(shape, bf16, options.depth)
-    own = ours(shape, bf16, options.depth, not options.eager)
+    """Median seconds of diffusers' step and of ours, and the median of ours / theirs over alternating pairs."""
+    if not options.eager:
+        torch._dynamo.reset()
+    theirs = diffusers_step(shape, bf16, options.depth)
+    ours = our_step(shape, bf16, options.depth, not options.eager)
     for _ in range(WARM_UP):
-        peer(), own()
+        theirs(), ours()
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
-    times = [(seconds(peer, clock), seconds(own, clock)) for _ in range(options.pairs)]
+    times = [(seconds(theirs, clock), seconds(ours, clock)) for _ in range(options.pairs)]
     their_times, our_times = zip(*times)
     return statistics.median(their_times), statistics.median(our_times), statistics.median(b / a for a, b in times)
 
@@ -126,14 +127,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if "bf16" in options.precisions and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        print("this CPU does not multiply in bf16: its rows measure the emulation")
+        print("this CPU has no bf16 arithmetic: rows of bf16 measure its emulation")
     print(f"{'shape':6}{'precision':>10}{'diffusers':>12}{'ours':>10}{'ratio':>8}{'target':>8}")
     for name in options.shapes:
         for precision in options.precisions:
             a, b, ratio = compare(SHAPES[name], precision == "bf16", options)
             target = TARGETS.get((name, precision))
-            aim = "" if target is None else f"{target:.2f}"
-            print(f"{name:6}{precision:>10}{a * 1e3:>9.0f} ms{b * 1e3:>7.0f} ms{ratio:>8.2f}{aim:>8}", flush=True)
+            limit = "" if target is None else f"{target:.2f}"
+            print(f"{name:6}{precision:>10}{a * 1e3:>9.0f} ms{b * 1e3:>7.0f} ms{ratio:>8.2f}{limit:>8}", flush=True)
 
 
 if __name__ == "__main__":
