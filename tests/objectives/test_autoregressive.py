@@ -154,7 +154,7 @@ class Chain(nn.Module):
     def null(self, condition: Condition) -> Condition:
         return Condition(labels=torch.full_like(condition.labels, 1))
 
-    def begin(self, batch, condition, order):
+    def begin(self, batch, condition, order, device):
         return condition.labels
 
     def advance(self, memory, ids, choose):
