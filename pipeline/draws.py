@@ -27,9 +27,9 @@ class Draws(ABC):
         """`uniform(name)` of all images of the step, other processes' and micro-batches' too, for what they share."""
         return self.uniform(name)
 
-    def keep_mask(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
-        """Which entries dropout leaves, [B, *shape] bool: each with probability 1 - `share`."""
-        return self.uniform(name, shape) >= share
+    def keep_mask(self, name: str, shape: tuple[int, ...], rate: float) -> Tensor:
+        """Which entries dropout leaves, [B, *shape] bool: each with probability 1 - `rate`."""
+        return self.uniform(name, shape) >= rate
 
 
 class StepDraws(Draws):
@@ -53,12 +53,12 @@ class StepDraws(Draws):
     def uniform_of_all(self, name: str) -> Tensor:
         return torch.rand(self.batch, generator=self._generator(name), device=self.device)
 
-    def keep_mask(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
+    def keep_mask(self, name: str, shape: tuple[int, ...], rate: float) -> Tensor:
         """As in the base, by hashing (seed, step, name, place, entry): a process computes its own rows alone."""
         places = torch.arange(self.places.start, self.places.stop, device=self.device)
         entries = torch.arange(math.prod(shape), device=self.device)
         rows = scrambled(places ^ (mix(self.seed, self.step, name) & 0xFFFFFFFF))
-        return (scrambled(rows[:, None] ^ entries) >= share * 2**32).unflatten(1, shape)
+        return (scrambled(rows[:, None] ^ entries) >= rate * 2**32).unflatten(1, shape)
 
     def _generator(self, name: str) -> Generator:
         return Generator(self.device).manual_seed(mix(self.seed, self.step, name))
@@ -125,8 +125,8 @@ class PartDraws(Draws):
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         return self.draws.uniform(f"{self.part}.{name}", shape)
 
-    def keep_mask(self, name: str, shape: tuple[int, ...], share: float) -> Tensor:
-        return self.draws.keep_mask(f"{self.part}.{name}", shape, share)
+    def keep_mask(self, name: str, shape: tuple[int, ...], rate: float) -> Tensor:
+        return self.draws.keep_mask(f"{self.part}.{name}", shape, rate)
 
 
 def scrambled(x: Tensor) -> Tensor:

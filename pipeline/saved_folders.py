@@ -1,4 +1,4 @@
-"""A pipeline's folder: fetched whole, its code imported by name, its weights complete, its files readable by others."""
+"""Saved folders of pipelines and components: fetching them, importing their code, loading weights that are complete."""
 
 import hashlib
 import importlib
@@ -121,7 +121,7 @@ def stored_keys(folder: Path, variant: str | None) -> set[str]:
 
 
 def copy_loaded_code(pipe: DiffusionPipeline, folder: Path) -> None:
-    """Code that was loaded with a folder is saved with the new one, which diffusers would leave without."""
+    """Copy the code that `pipe` was loaded with into its new `folder`, where diffusers does not put it."""
     if not type(pipe).__module__.startswith(REMOTE):
         return
     index = json.loads((folder / INDEX).read_text())
@@ -139,7 +139,7 @@ def _copy_code(cls: type, folder: Path) -> str:
 
 
 def fingerprint_files(folder: Path) -> str:
-    """A hash of the names, sizes and times of change of a folder's files; it is another one after any new training."""
+    """A hash of the names, sizes and times of change of a folder's files; a new training changes it."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
     states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]

@@ -47,11 +47,11 @@ class Bottleneck(EntryPoints, ABC):
     def redraw_ids(
         self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
     ) -> Tensor:
-        """Ids of the shape of `ids` where each is, with probability `rate`, drawn evenly from `count` near codes.
+        """Ids of the shape of `ids`, each with probability `rate` drawn uniformly from `count` near codes.
 
-        These are its own code and the count - 1 others nearest to its code vector, or to its latent where `latents`
-        [B, N, dim] are given (those of `Quantizer.latents`). `rate` is one number or one an image, [B, 1]. With several
-        codebooks each stream of ids goes by itself. ValueError where that is not defined.
+        These are its own code and the count - 1 others nearest to its code vector, or to its latent where `latents` [B,
+        N, dim] are given (those of `Quantizer.latents`). `rate` is one number or one per image, [B, 1]. With several
+        codebooks each is redrawn separately. ValueError where that is not defined.
         """
         raise ValueError(f"{type(self).__name__} is continuous; it has no ids to draw anew")
 
@@ -59,11 +59,11 @@ class Bottleneck(EntryPoints, ABC):
 class Quantizer(Bottleneck):
     """A bottleneck whose z is one of finitely many vectors; in float32 whatever the precision of h.
 
-    `latents` brings features into the space of those vectors and `quantize` takes the nearest there: two steps, so
-    that quantisers can be put together.
+    `latents` brings features into the space of those vectors and `quantize` takes the nearest: two steps, so
+    that quantisers can be combined.
     """
 
-    calls: int = 1  # times that one pass through the whole calls this module
+    calls: int = 1  # calls of this module in one pass through the whole
 
     def forward(self, h: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         with torch.autocast(h.device.type, enabled=False):
@@ -107,7 +107,7 @@ class Composite(Quantizer):
     def __init__(self, bottleneck: Node, codebooks: int, shared: bool = False):
         super().__init__()
         if codebooks < 1:
-            raise ValueError(f"{codebooks} codebooks are none; set codebooks to 2 or more")
+            raise ValueError(f"codebooks is {codebooks}; set it to 2 or more")
         own = 1 if shared else codebooks
         self.parts = nn.ModuleList(components.build("bottlenecks", bottleneck) for _ in range(own))
         if not isinstance(self.parts[0], Quantizer):
@@ -131,7 +131,7 @@ class Composite(Quantizer):
         return None if draws is None else PartDraws(draws, f"codebook_{number}")
 
     def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
-        """What each part has quantised to its ids, of the latents [B, N, dim] of the whole."""
+        """The latents that each part quantised to its ids, of the latents [B, N, dim] of the whole."""
         raise ValueError(f"the parts of {type(self).__name__} have no latents of their own; set neighbours=codeword")
 
     def redraw_ids(

@@ -21,7 +21,7 @@ class Binary(Quantizer):
     +-1 / sqrt(bits), of length one as well (Zhao et al., arXiv:2406.07548).
 
     Terms: `commit`, mean (h - z)^2; and, unless `entropy_temperature` is null, `entropy`: mean entropy of the tokens'
-    shares of the codes c, softmax(2 h . c / temperature), less the entropy of their mean share. The bits of a token
+    distributions over the codes c, softmax(2 h . c / temperature), less the entropy of their mean. The bits of a token
     are independent in it, so that its entropy is a sum over groups of them; the entropy of the mean is computed over
     all codes of at most `group` bits and added up (the second paper, equation 12), exact for bits <= group. Published
     temperatures: 0.01 lookup-free; 1 spherical.
@@ -83,11 +83,11 @@ class Binary(Quantizer):
         bounds = torch.tensor(list(within), device=ids.device)
         changes = torch.bucketize(draw_ranks(ids, rate, count, draws), bounds, right=True)
         order = draws.uniform("bits", (*ids.shape[1:], self.dim)).to(ids.device).argsort(dim=-1).argsort(dim=-1)
-        places = torch.arange(self.dim, device=ids.device)
-        return ids ^ ((order < changes[..., None]).long() << places).sum(dim=-1)
+        shifts = torch.arange(self.dim, device=ids.device)
+        return ids ^ ((order < changes[..., None]).long() << shifts).sum(dim=-1)
 
     @staticmethod
     def signs(ids: Tensor, count: int) -> Tensor:
         """The `count` bits of ids [...] as -1 and 1, [..., count]."""
-        places = torch.arange(count - 1, -1, -1, device=ids.device)
-        return (2 * (ids[..., None] >> places & 1) - 1).float()
+        shifts = torch.arange(count - 1, -1, -1, device=ids.device)
+        return (2 * (ids[..., None] >> shifts & 1) - 1).float()

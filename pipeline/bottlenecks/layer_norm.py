@@ -1,4 +1,4 @@
-"""Features normalised token by token: a code that stays bounded without a term that pulls at it."""
+"""Features normalised token by token: a bounded code without a loss term."""
 
 import torch.nn.functional as F
 from torch import Tensor

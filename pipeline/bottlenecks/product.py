@@ -1,4 +1,4 @@
-"""Quantisers side by side: each takes its share of the channels."""
+"""Quantisers side by side: each has channels of its own."""
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ class Product(Composite):
         return torch.cat([part.latents(own) for part, own in zip(self.parts, h.chunk(len(self.parts), -1))], dim=-1)
 
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
-        shares = latents.chunk(len(self.parts), dim=-1)
-        found = [part.quantize(own, self.draws_of(k, draws)) for k, (part, own) in enumerate(zip(self.parts, shares))]
+        groups = latents.chunk(len(self.parts), dim=-1)
+        found = [part.quantize(own, self.draws_of(k, draws)) for k, (part, own) in enumerate(zip(self.parts, groups))]
         ids, terms = self.join_codes(found)
         return Code(z=torch.cat([code.z for code, _ in found], dim=-1), ids=ids), terms
 

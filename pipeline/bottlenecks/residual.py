@@ -1,4 +1,4 @@
-"""A quantiser after a quantiser: each takes what those before it left over."""
+"""Residual quantisation: each quantiser reads the residual of those before it."""
 
 from torch import Tensor
 

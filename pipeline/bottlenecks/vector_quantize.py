@@ -21,7 +21,7 @@ from pipeline.samplers.choice import Choice
 ROUNDS = 10  # of k-means
 POINTS = 64  # latents a row that k-means sees at most
 SMOOTHING = 1e-5  # Laplace, in latents a row
-RESTARTS = 256  # rows at most that are placed anew after one batch
+RESTARTS = 256  # rows at most that are restarted after one batch
 
 
 class VectorQuantize(Quantizer):
@@ -32,7 +32,7 @@ class VectorQuantize(Quantizer):
 
     The codebook learns by `gradient`, or by `ema`: each row is the running mean of the latents that took it, with
     `decay` and Laplace smoothing (appendix A.1 there). It starts at `random`, or at the centres that `kmeans` finds in
-    the first batch. With `restart` above 0, a row whose running use falls below that share of the average row's is
+    the first batch. With `restart` above 0, a row whose running use falls below that fraction of the mean row's is
     placed at a latent of the batch. All of this happens in training alone, once a global batch and while the latents
     themselves are trained, alike in every process; the k-means sees the first micro-batch. `sampling_temperature`
     above 0 draws the row in training, from softmax(-|z - row|^2 / temperature).
@@ -71,7 +71,7 @@ class VectorQuantize(Quantizer):
         self.watches = learn == "ema" or restart > 0
         if self.watches or start == "kmeans":
             self.register_buffer("counts", torch.zeros(vocab))  # running counts of them
-            self.register_buffer("placed", torch.zeros(vocab, dtype=torch.int64))  # times that a row was placed anew
+            self.register_buffer("placed", torch.zeros(vocab, dtype=torch.int64))  # times that a row was restarted
             self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self._going = not self.watches and start == "random"  # `started`, once it has been read
         self._seen: list[tuple[Tensor, Tensor]] = []  # counts and sums of the global batch so far
@@ -136,7 +136,7 @@ class VectorQuantize(Quantizer):
     @torch.compiler.disable
     @torch.no_grad()
     def initialise_codebook(self, latents: Tensor, draws: Draws) -> None:
-        """Before the first batch: the rows at their start, each as if it had had an equal share of the latents."""
+        """Before the first batch: the rows at their start, each with the counts of an equal division of the latents."""
         if not self.started:
             if self.start == "kmeans":
                 most = POINTS * self.vocab
@@ -153,7 +153,7 @@ class VectorQuantize(Quantizer):
     @torch.compiler.disable
     @torch.no_grad()
     def record_batch(self, latents: Tensor, ids: Tensor, draws: Draws) -> None:
-        """Note what a micro-batch uses of the codebook; once the global batch is whole, move the codebook."""
+        """Record which rows a micro-batch uses; once the global batch is complete, update the codebook."""
         self._seen.append(cluster_sums(latents.flatten(0, 1), ids.flatten(), self.vocab))
         if self.restart:
             self._candidates.append(draw_candidates(latents, draws, "restart", RESTARTS))
@@ -185,19 +185,19 @@ class VectorQuantize(Quantizer):
             self.codebook.copy_(self.rows())
 
     def restart_rows(self, points: Tensor) -> None:
-        """Put the least used rows, where they are used too little, at the points [k, dim]."""
-        share = self.counts.mean()
+        """Set the least used rows, those below the threshold, to the points [k, dim]."""
+        mean_count = self.counts.mean()
         counts, rows = (column[: len(points)] for column in self.counts.sort(stable=True))
-        dead = (counts < self.restart * share) & points.isfinite().all(dim=-1)
+        dead = (counts < self.restart * mean_count) & points.isfinite().all(dim=-1)
         self.codebook[rows] = torch.where(dead[:, None], points, self.codebook[rows])
-        self.counts[rows] = torch.where(dead, share, counts)
+        self.counts[rows] = torch.where(dead, mean_count, counts)
         if self.learn == "ema":
-            self.sums[rows] = torch.where(dead[:, None], points * share, self.sums[rows])
+            self.sums[rows] = torch.where(dead[:, None], points * mean_count, self.sums[rows])
         self.placed[rows] += dead
 
     @torch.no_grad()
     def copy_restarted_rows(self, trained: "VectorQuantize") -> None:
-        """As an average of `trained` (`pipeline.training.ema`): take over the rows that were placed anew there."""
+        """As an average of `trained` (`pipeline.training.ema`): copy the rows that were restarted there."""
         if not hasattr(self, "placed"):
             return
         anew = self.placed != trained.placed
@@ -210,11 +210,13 @@ class VectorQuantize(Quantizer):
 def check_settings(vocab: int, decay: float, restart: float, entropy: float | None, sampling: float) -> None:
     """ValueError with one line for a setting out of range."""
     if vocab < 2:
-        raise ValueError(f"a codebook of {vocab} rows tells nothing apart; set vocab to 2 or more")
+        raise ValueError(f"a codebook of {vocab} rows carries no information; set vocab to 2 or more")
     if not 0 <= decay < 1:
-        raise ValueError(f"decay {decay:g} is not a share from 0 up to below 1; 0.99 is usual")
+        raise ValueError(f"decay {decay:g} is not a fraction from 0 up to below 1; 0.99 is usual")
     if not 0 <= restart < 1:
-        raise ValueError(f"restart {restart:g} is not a share of the mean use, from 0 (never) up to below 1; try 0.03")
+        raise ValueError(
+            f"restart {restart:g} is not a fraction of the mean use, from 0 (never) up to below 1; try 0.03"
+        )
     if entropy is not None and entropy <= 0:
         raise ValueError(f"entropy_temperature {entropy:g} is not above 0; 0.01 is usual, null leaves the term out")
     if sampling < 0:

@@ -102,8 +102,8 @@ def check_comparison(
         raise SettingError("block", " is for a generator's losses; leave it out, or move the loss to generator.losses")
     if attachment.module is None and not loss.of_pixels:
         check_codes_move(phase, node)
-    if arguments.get("source") == "shown" and phase.perturbation is None:
-        raise SettingError("source", " is shown, but the phase has no perturbation; add one, or set source=clean")
+    if arguments.get("source") == "perturbed" and phase.perturbation is None:
+        raise SettingError("source", " is perturbed, but the phase has no perturbation; add one, or set source=clean")
     spec = tokenizer.spec
     if attachment.module is not None:
         grid, _ = output_layout(tokenizer.module, attachment.module)

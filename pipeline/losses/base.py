@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments
 from pipeline.teachers.base import Tap
-from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Loss(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         """The terms of images [B, 3, H, W] in [-1, 1] and the tokenizer's outputs for them."""
 
 
@@ -108,7 +108,7 @@ class Alignment(Loss):
                 " whose code is a map"
             )
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         (term,) = self.terms
         tokens = rebuilt.code.z if self.head is None else rebuilt.head_outputs[term]
         return self.compare(tokens, self.tap(images, self.grid_of(tokens)), rebuilt.features.get("kept"))

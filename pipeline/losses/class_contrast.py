@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.losses.base import ClassFeatureLoss
 from pipeline.nn.processes import gather_rows
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 class ClassContrast(ClassFeatureLoss):
@@ -36,7 +36,7 @@ class ClassContrast(ClassFeatureLoss):
             raise ValueError(f"class_contrast: scale is {scale:g}; logits need one above 0, and 1 is as published")
         self.teacher, self.normalize, self.scale = teacher, normalize, scale
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         pairs = torch.stack([rebuilt.code.z.float().mean(dim=1), rebuilt.class_features.float()], dim=1)  # [B, 2, dim]
         if self.normalize:
             pairs = F.normalize(pairs, dim=-1)

@@ -23,7 +23,7 @@ class FeatureCosine(Alignment):
       term is this less 1 and whose head is three linear layers of 2048, the default.
     - `source: noised`: the code z on its way to noise, (1 - u) z + u e, for the head alone. Send-VAE
       (arXiv:2601.05823): u uniform, z standardized, one block and three layers.
-    - `source: shown`: z as the phase's perturbation gives it to the decoder. RecTok (arXiv:2512.13421): the
+    - `source: perturbed`: z as the phase's perturbation gives it to the decoder. RecTok (arXiv:2512.13421): the
       perturbation `interpolated` with its shift, three blocks and one layer, a mask token.
     - `source: clean`: the code itself.
     - `at: decoder.blocks.2`: the output of that module of the tokenizer, a map or the tokens of one; of a sequence,
@@ -79,7 +79,7 @@ class FeatureCosine(Alignment):
         if min(shift, shift_base or 1.0) <= 0:
             raise ValueError("shift and shift_base are above 0; a shift of 1 leaves the levels uniform")
         if source != "noised" and (shift != 1 or shift_base is not None):
-            raise ValueError("shift and shift_base are of source: noised; what the decoder is shown has its own")
+            raise ValueError("shift and shift_base are of source: noised; the phase's perturbation states its own")
 
     def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         cosine = F.cosine_similarity(tokens.float(), targets.float(), dim=-1)  # [B, N]

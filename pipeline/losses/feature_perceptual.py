@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.losses.base import Loss
 from pipeline.nn.feature_distance import normalize_channels
 from pipeline.teachers.base import Tap
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 class FeaturePerceptual(Loss):
@@ -41,7 +41,7 @@ class FeaturePerceptual(Loss):
         """The teacher's."""
         return self.tap.name
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         with torch.no_grad():
             targets = [normalize_channels(one) for one in self.tap.maps(images)]
         rebuilt_maps = [normalize_channels(one) for one in self.tap.maps(rebuilt.images)]

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses.base import Loss
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 class MultiscalePixel(Loss):
@@ -18,7 +18,7 @@ class MultiscalePixel(Loss):
     of_pixels = False
     reads = ("scales",)
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         errors = [
             (smaller.float() - F.adaptive_avg_pool2d(images.float(), smaller.shape[2:])).abs().mean()
             for smaller in rebuilt.features["scales"]

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from pipeline.losses.base import Loss
 from pipeline.nn.feature_distance import perceptual_distance
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 class Perceptual(Loss):
@@ -29,5 +29,5 @@ class Perceptual(Loss):
         self.extractor.eval()
         return self
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         return {"perceptual": perceptual_distance(self.extractor, images, rebuilt.images).mean()}

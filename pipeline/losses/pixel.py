@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from pipeline.losses.base import Loss
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 class Pixel(Loss):
@@ -24,7 +24,7 @@ class Pixel(Loss):
             raise ValueError(f"pixel: epsilon is {epsilon:g}; use a small number above 0, or norm=l1")
         self.norm, self.epsilon = norm, epsilon
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         difference = rebuilt.images.float() - images.float()
         if self.norm == "l1":
             return {"pixel": difference.abs().mean()}

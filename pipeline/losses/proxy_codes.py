@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.losses.base import Loss
 from pipeline.saved_folders import load_tokenizer
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 class ProxyCodes(Loss):
@@ -33,7 +33,7 @@ class ProxyCodes(Loss):
         self.proxy.eval()
         return self
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         logits = rebuilt.features["proxy_logits"]
         with torch.no_grad():
             ids = self.proxy.encode(images).ids

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pipeline.losses.base import Loss
 from pipeline.nn.structural_similarity import structural_similarity
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 class StructuralSimilarity(Loss):
@@ -17,7 +17,7 @@ class StructuralSimilarity(Loss):
 
     terms = ("structural_similarity",)
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         with torch.autocast(images.device.type, enabled=False):  # variances are small differences of large means
             similar = structural_similarity(images.float() + 1, rebuilt.images.float() + 1, peak=2.0)
         return {"structural_similarity": 1 - similar.mean()}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.losses.base import Loss
 from pipeline.nn.haar import haar
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 class Wavelet(Loss):
@@ -24,7 +24,7 @@ class Wavelet(Loss):
         super().__init__()
         self.norm = norm
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         error = haar(rebuilt.images.float() - images.float()) / 2  # [B, 4, C, h, w]
         error = error.abs() if self.norm == "l1" else error.square()
         return {"wavelet_low": error[:, :1].mean(), "wavelet_high": error[:, 1:].mean()}

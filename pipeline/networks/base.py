@@ -25,7 +25,7 @@ class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
     A constructor takes those of the derived values that it needs, under these names; one that takes `class_token`, a
     width, reads and predicts such a token below the code, see `state_shape`.
 
-    `role` says how it is asked, and so which objectives can train it: a `denoiser` predicts from a noisy code, a
+    `role` says what it predicts, and so which objectives can train it: a `denoiser` predicts from a noisy code, a
     `causal` network the next id from those before it, a `masked` one all ids from those that are known.
     """
 
@@ -45,8 +45,8 @@ class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
 
         With a class token both have its rows below, as `join_token` puts them there. With `taps`,
         numbers of blocks (1 is the first), it returns (prediction, hidden states after these blocks, in the order of
-        `taps`), each [B, M, width]: a row a patch, where codes are read in patches. Networks of ids take ids and
-        neither time nor taps; what they are asked and answer is in their own docstring.
+        `taps`), each [B, M, width]: a row per patch, where codes are read in patches. Networks of ids take ids and
+        neither time nor taps; their inputs and outputs are in their own docstrings.
         """
 
     def tap_blocks(
@@ -62,7 +62,7 @@ class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
         return math.prod(config.grid) + count_token_rows(config.get("class_token", 0), config.dim), config.dim
 
     def null(self, condition: Condition) -> Condition:
-        """The unconditional request of the same batch: the label that stands for no class."""
+        """The unconditional condition of the same batch: the label that stands for no class."""
         return Condition(labels=torch.full_like(condition.labels, self.config.num_classes))
 
     def labels(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
@@ -86,7 +86,9 @@ def check_transformer(arguments: Arguments, **counts: float) -> None:
     if wrong := [name for name, count in counts.items() if count < 1]:
         raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
     if num_classes < 0 or not 0 <= class_drop <= 1:
-        raise ValueError(f"num_classes is 0 or more and class_drop a share, not {num_classes} and {class_drop}")
+        raise ValueError(
+            f"num_classes is 0 or more and class_drop a probability from 0 to 1, not {num_classes} and {class_drop}"
+        )
     if width % heads:
         raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
 
@@ -104,8 +106,8 @@ def check_axes(kind: str, grid: Sequence[int]) -> None:
         raise ValueError(f"{kind} works on grids of one or two axes, not on {list(grid)}")
 
 
-def check_dropouts(**shares: float) -> None:
-    """ValueError for a dropout that is no share, or leaves nothing."""
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ValueError(f"{name} is a share from 0 to below 1, not {share}")
+def check_dropouts(**rates: float) -> None:
+    """ValueError for a dropout rate below 0, or of 1 and more."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} is a rate from 0 to below 1, not {rate}")

@@ -93,7 +93,7 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         Returns logits [B, N, codebooks, vocab]. A masked token's ids reach nothing but its own logits, each codebook's
         those of the codebooks after it (see TokenHead): nothing with one codebook, teacher forcing with more. With
         `choose`, which is for sampling, returns ids [B, N, codebooks] in place of logits, chosen codebook by codebook,
-        and what `ids` hold at masked places does not matter. `dropout` is where training draws its dropout from.
+        and what `ids` hold at masked positions does not matter. `dropout` is where training draws its dropout from.
         Without a condition a network of classes answers for its null class. Ids [B, N] will do for one codebook.
 
         Raises ValueError when an unconditional network is given labels, and when N is not the grid's.
@@ -102,9 +102,9 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         h = self._embed(ids.masked_fill(masked[..., None], self.config.vocab), condition)
         if self.config.body == "bert":
             h = self.norm(h)
-        share = self.config.dropout
-        if dropout is not None and share:
-            h = apply_dropout(h, dropout.keep_mask("embedding", tuple(h.shape[1:]), share), share)
+        rate = self.config.dropout
+        if dropout is not None and rate:
+            h = apply_dropout(h, dropout.keep_mask("embedding", tuple(h.shape[1:]), rate), rate)
         stored = []
         for i in range(len(self.blocks)):
             taken = stored.pop() if stored and i >= len(self.blocks) - self.half else None

@@ -34,8 +34,8 @@ Position = Literal["rotary", "rotary_sequence", "learned"]
 
 
 @dataclass
-class Places:
-    """Where the places of a sequence stand, the prefix first; B is 1, or axes are missing, where all images agree."""
+class SequencePositions:
+    """The positions of a sequence, the prefix first; B is 1, or axes are missing, where all images have the same."""
 
     added: Tensor | None  # [B, S, width]  joins the embedding
     rotary: Rotary | None  # each [B, 1, S, D]  turns queries and keys
@@ -54,17 +54,19 @@ class Memory:
     order: Tensor | None
     caches: list[Cache]
     device: torch.device
-    length: int = 0  # places told so far, the prefix counted
+    length: int = 0  # positions read so far, the prefix counted
     classes: Tensor | None = None  # [B, width]  the embedded condition
-    places: Places | None = None
+    positions: SequencePositions | None = None
 
     def narrow(self, rows: int) -> None:
-        """Go on with the first `rows` of the batch alone."""
+        """Continue with the first `rows` of the batch alone."""
         self.batch, self.classes = rows, self.classes[:rows]
         if self.order is not None:
-            added, rotary = self.places.added, self.places.rotary
+            added, rotary = self.positions.added, self.positions.rotary
             added = None if added is None else added[:rows]
-            self.places = Places(added, None if rotary is None else tuple(table[:rows] for table in rotary))
+            self.positions = SequencePositions(
+                added, None if rotary is None else tuple(table[:rows] for table in rotary)
+            )
         for cache in self.caches:
             cache.narrow(rows)
 
@@ -73,13 +75,13 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     """Ids of a code, each predicted from the class and the ids before it.
 
     LlamaGen (Sun et al., arXiv:2406.06525): the defaults. RAR (Yu et al., arXiv:2411.00776): learned positions, a start
-    token before the class, blocks modulated by class and place, and a target position, which tells each place where the
-    token that it predicts stands, so that tokens may come in any order. `grid`, `vocab`, `codebooks` and `num_classes`
-    (0: unconditional) are derived; class `num_classes` is the null one, and all there is without classes.
+    token before the class, blocks modulated by class and position, and target positions: to each input the position of
+    the token that it predicts is added, so that tokens may come in any order. `grid`, `vocab`, `codebooks` and
+    `num_classes` (0: unconditional) are derived; class `num_classes` is the null one, and all there is without classes.
 
     Args:
-        position: `rotary` along the axes of the grid, `rotary_sequence` along the row of tokens, or a learned vector a
-            place, the prefix counted.
+        position: `rotary` along the axes of the grid, `rotary_sequence` along the row of tokens, or a learned
+            vector per position, the prefix counted.
         prefix_rotary: what rotary positions do to the prefix: leave it as it is, or set its queries and keys to zero,
             as LlamaGen's table does and its released weights need.
         feed_forward_ratio: the hidden width over the width; SwiGLU takes two thirds of it, since it has three matrices.
@@ -130,11 +132,11 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.tokens, self.prefix = math.prod(grid), 1 + start_token
         self.class_embedding = LabelEmbedding(num_classes, width)
         self.token_embedding = TokenEmbedding(vocab, codebooks, width)
-        self._place(list(grid), position, prefix_rotary, width, heads)
+        self._register_positions(list(grid), position, prefix_rotary, width, heads)
         length = self.prefix + self.tokens
         self.start = nn.Parameter(torch.zeros(width)) if start_token else None
         self.targets = nn.Parameter(torch.zeros(self.tokens, width)) if target_positions else None
-        self.steps = nn.Parameter(torch.zeros(length, width)) if modulated else None  # a vector a place, for adaLN
+        self.steps = nn.Parameter(torch.zeros(length, width)) if modulated else None  # a vector per position, for adaLN
         hidden = int(feed_forward_ratio * width)
         hidden = int(2 * hidden / 3) if feed_forward == "swiglu" else hidden
         hidden = feed_forward_multiple * math.ceil(hidden / feed_forward_multiple)
@@ -152,11 +154,11 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         check_transformer(
             arguments, **{name: arguments[name] for name in ("vocab", "codebooks", "feed_forward_multiple")}
         )
-        check_dropouts(**{name: share for name, share in arguments.items() if name.endswith("_dropout")})
+        check_dropouts(**{name: rate for name, rate in arguments.items() if name.endswith("_dropout")})
         check_axes("causal_transformer", grid)
-        share = 2 * len(grid) if position == "rotary" else 2
-        if "rotary" in position and width // heads % share:
-            raise ValueError(f"position={position} needs width / heads divisible by {share}, not {width // heads}")
+        multiple = 2 * len(grid) if position == "rotary" else 2
+        if "rotary" in position and width // heads % multiple:
+            raise ValueError(f"position={position} needs width / heads divisible by {multiple}, not {width // heads}")
 
     def forward(
         self,
@@ -170,7 +172,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         """Logits [B, N, codebooks, vocab] of ids [B, N] or [B, N, codebooks], each given those before it.
 
         Ids are in the order in which they are generated, and so are the logits: entry j is about ids[:, j], whatever
-        its place. `order` [B, N] int64 says where on the grid, counted row by row, ids[:, j] stands; None is row by
+        its position. `order` [B, N] int64 is the position on the grid, counted row by row, of ids[:, j]; None is row by
         row. Without a condition a network of classes answers for its null class. `dropout` is where its masks come
         from; None leaves everything. `memory` and `choose` are for `advance`.
 
@@ -193,9 +195,9 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         dropout: Draws | None = None,
     ) -> Tensor:
         """States [B, n + 1, width] after the first 0, 1, ..., n of ids [B, n, codebooks]; the head reads them."""
-        classes, places = self._classes(condition, len(ids), ids.device), self._places(order, ids.device)
+        classes, positions = self._classes(condition, len(ids), ids.device), self._sequence_positions(order, ids.device)
         h = torch.cat([self._prefix(classes), self.token_embedding(ids)], dim=1)
-        return self._run(h, slice(0, h.shape[1]), classes, places, dropout)[:, self.prefix - 1 :]
+        return self._run(h, slice(0, h.shape[1]), classes, positions, dropout)[:, self.prefix - 1 :]
 
     def begin(
         self,
@@ -208,44 +210,44 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
         `device` is where the network runs: where its weights are, unless they are offloaded between evaluations.
         """
-        capacity = self.prefix + self.tokens - 1  # the last token is never told
+        capacity = self.prefix + self.tokens - 1  # the last token is never an input
         device = device or self.class_embedding.weight.device
         return Memory(batch, condition, order, [Cache(capacity) for _ in self.blocks], device)
 
     def advance(self, memory: Memory, ids: Tensor | None, choose: Choose) -> Tensor:
         """The ids [B, codebooks] of the next token, one network evaluation; `choose` as for `TokenHead.choose`.
 
-        `ids` [B, codebooks] are those of the token before, as the sequence goes on from it; None before the first.
+        `ids` [B, codebooks] are those of the token before, from which the sequence continues; None before the first.
         """
         return self(ids, memory=memory, choose=choose)
 
     def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
-        """The state [B, 1, width] that the next token is chosen from, after the memory was told the last one."""
+        """The state [B, 1, width] that the next token is chosen from, after the memory has read the last one."""
         if ids is None:
             memory.classes = self._classes(memory.condition, memory.batch, memory.device)
-            memory.places = self._places(memory.order, memory.device)
+            memory.positions = self._sequence_positions(memory.order, memory.device)
             h = self._prefix(memory.classes)
         else:
             h = self.token_embedding(ids[:, None])
         span = slice(memory.length, memory.length + h.shape[1])
         memory.length = span.stop
-        return self._run(h, span, memory.classes, memory.places, caches=memory.caches)[:, -1:]
+        return self._run(h, span, memory.classes, memory.positions, caches=memory.caches)[:, -1:]
 
     def _run(
         self,
         h: Tensor,
         span: slice,
         classes: Tensor,
-        places: Places,
+        positions: SequencePositions,
         dropout: Draws | None = None,
         caches: list[Cache] | None = None,
     ) -> Tensor:
-        """Embedded places [B, S, width], which are `span` of the sequence, through the blocks and the last norm."""
-        added, rotary = places.at(span)
+        """Embedded positions [B, S, width], which are `span` of the sequence, through the blocks and the last norm."""
+        added, rotary = positions.at(span)
         h = h if added is None else h + added
-        share = self.config.token_dropout
-        if dropout is not None and share:
-            h = apply_dropout(h, dropout.keep_mask("tokens", tuple(h.shape[1:]), share), share)
+        rate = self.config.token_dropout
+        if dropout is not None and rate:
+            h = apply_dropout(h, dropout.keep_mask("tokens", tuple(h.shape[1:]), rate), rate)
         c = () if self.steps is None else (F.silu(classes[:, None] + self.steps[span]),)  # modulations begin with it
         for i in range(len(self.blocks)):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -272,13 +274,13 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         return self.class_embedding(self.labels(condition, batch, device))
 
     def _prefix(self, classes: Tensor) -> Tensor:
-        """What stands before the tokens, [B, 1 or 2, width]: the class, after the start token if there is one."""
+        """What precedes the tokens, [B, 1 or 2, width]: the class, after the start token if there is one."""
         if self.start is None:
             return classes[:, None]
         return torch.stack([self.start.to(classes.dtype).expand_as(classes), classes], dim=1)
 
-    def _places(self, order: Tensor | None, device: torch.device) -> Places:
-        """The places of the prefix and of all tokens, in this order."""
+    def _sequence_positions(self, order: Tensor | None, device: torch.device) -> SequencePositions:
+        """The positions of the prefix and of all tokens, in this order."""
         index = added = rotary = None
         if order is not None:
             first = torch.arange(self.prefix, device=device).expand(len(order), -1)
@@ -287,14 +289,16 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
             added = self.positions if index is None else self.positions[index]
         if self.targets is not None:
             targets = self.targets if order is None else self.targets[order]
-            targets = F.pad(targets, (0, 0, self.prefix - 1, 1))  # told one place before; the last has nothing to come
+            targets = F.pad(targets, (0, 0, self.prefix - 1, 1))  # added one position before; the last predicts nothing
             added = targets if added is None else added + targets
         if self.cosines is not None:
             tables = (self.cosines, self.sines)
             rotary = tables if index is None else tuple(table[index][:, None] for table in tables)
-        return Places(added, rotary)
+        return SequencePositions(added, rotary)
 
-    def _place(self, grid: list[int], position: Position, prefix_rotary: str, width: int, heads: int) -> None:
+    def _register_positions(
+        self, grid: list[int], position: Position, prefix_rotary: str, width: int, heads: int
+    ) -> None:
         """Rotary tables or learned positions, [prefix + N, ...]."""
         cosines = sines = None
         if position != "learned":

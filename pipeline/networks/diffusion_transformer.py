@@ -25,8 +25,8 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
 
     DiT and SiT (arXiv:2401.08740): fixed positions, layer norm, GELU. LightningDiT (arXiv:2501.01423): rotary and fixed
     positions, RMS norm, SwiGLU. `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived; class
-    `num_classes` is the null one. With outputs = 2 the last axis is [prediction channels, variance channels]. A
-    `class_token` of so many values is one more token, the first and without a place (REG, arXiv:2507.01467); derived.
+    `num_classes` is the null one. With outputs = 2 the last axis is [prediction channels, variance channels]. With
+    a `class_token` (derived), its width, the first token is that one, without a position (REG, arXiv:2507.01467).
 
     The sinusoid sees u * time_scale for `time_direction="noise"` and (1 - u) * time_scale for `"data"`: DiT embeds
     u * 1000; SiT and LightningDiT embed 1 - u.
@@ -111,7 +111,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
     def _embed_inputs(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None
     ) -> tuple[Tensor, Tensor, Rotary | None]:
-        """What the first block reads, [B, rows, width], what every block is told, and the rotary tables."""
+        """What the first block reads, [B, rows, width], the condition of every block, and the rotary tables."""
         grid, patch = self.config.grid, self.config.patch_size
         z, token = split_token(hidden_states, self.config.class_token)
         check_count(z, grid)
@@ -127,7 +127,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         return tapped if self.class_token_layers is None else [states[:, 1:] for states in tapped]
 
     def _request(self, time: Tensor, condition: Condition | None) -> Tensor:
-        """What every block is told, [B, width]: the time's vector plus the class's."""
+        """The condition of every block, [B, width]: the time's vector plus the class's."""
         noise = time.float()
         noise = noise if self.config.time_direction == "noise" else 1 - noise
         vector = self.time_embedding(noise * self.config.time_scale)

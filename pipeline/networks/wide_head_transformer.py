@@ -1,4 +1,4 @@
-"""The transformer on noisy codes of many channels: a deep trunk, and a wide head that is told what the trunk saw."""
+"""The transformer on noisy codes of many channels: a deep trunk, and a wide head modulated by its output."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -22,10 +22,10 @@ from pipeline.nn.modulated import ModulatedTransformer, check_count, check_patch
 class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMixin, PeftAdapterMixin):
     """DiT^DH of RAE (Zheng et al., arXiv:2510.11690) and RecTok; the split is that of DDT (arXiv:2504.05741).
 
-    A trunk of LightningDiT's blocks, told time and class, reads the noisy code; its output plus the time's vector, once
-    through a SiLU and made as wide as the head, is what the head's blocks are told, a request a token. The head embeds
-    the noisy code anew: it must be as wide as a token has channels, or noise cannot pass (RAE, section 4), the trunk
-    need not. Positions are fixed and rotary in the trunk, rotary in the head; times have Gaussian frequencies.
+    A trunk of LightningDiT's blocks, modulated by time and class, reads the noisy code. Its output plus the time's
+    vector, after a SiLU and a projection to the head's width, modulates the head's blocks, token by token. The head
+    embeds the noisy code anew: it must be as wide as a token has channels, or noise cannot pass (RAE, section 4), the
+    trunk need not. Positions are fixed and rotary in the trunk, rotary in the head; times have Gaussian frequencies.
 
     `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived. The frequencies see u for
     `time_direction="noise"` (RAE) and 1 - u for `"data"` (RecTok).
@@ -60,16 +60,16 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
-        patch, places = patch_size ** len(grid), [size // patch_size for size in grid]
+        patch, patches = patch_size ** len(grid), [size // patch_size for size in grid]
         self.patch_embedding = nn.Linear(patch * dim, width)
         self.time_embedding = GaussianTimeEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
-        self.set_positions(places, "rotary_and_fixed", width, heads)
+        self.set_positions(patches, "rotary_and_fixed", width, heads)
         style = ("rms", "swiglu", feed_forward_ratio, query_key_norm)
         self.blocks = nn.ModuleList(ModulatedBlock(width, heads, *style) for _ in range(depth))
         self.head_request = nn.Linear(width, head_width) if width != head_width else nn.Identity()
         self.head_embedding = nn.Linear(patch * dim, head_width)
-        self.set_rotary(places, head_width // head_heads, "head_")
+        self.set_rotary(patches, head_width // head_heads, "head_")
         self.head_blocks = nn.ModuleList(ModulatedBlock(head_width, head_heads, *style) for _ in range(head_depth))
         self.head = ModulatedHead(head_width, patch * outputs * dim, "rms")
         self.initialise()

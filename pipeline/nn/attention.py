@@ -1,4 +1,4 @@
-"""The one door to attention kernels: which one runs is decided here, by device, type, length and need of gradients."""
+"""The only caller of attention kernels: it chooses one by device, type, length and need of gradients."""
 
 import importlib
 from collections.abc import Callable, Iterator

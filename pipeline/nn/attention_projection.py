@@ -1,4 +1,4 @@
-"""A change of width in which places of a map attend to each other, as VFM-VAE's bottleneck is made of."""
+"""A change of width in which positions of a map attend to each other, as VFM-VAE's bottleneck is made of."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

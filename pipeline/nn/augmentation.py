@@ -1,4 +1,4 @@
-"""Random changes of images that a critic learns to see through, differentiable: DiffAugment."""
+"""Random, differentiable changes of a critic's input images: DiffAugment."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ DRAWS = 10  # of an image: whether each of the three is done, and the seven numb
 def augment(
     images: Tensor,
     draws: Draws,
-    share: float = 1.0,
+    probability: float = 1.0,
     colour: bool = True,
     translation: float = 0.125,
     cutout: float = 0.5,
@@ -21,10 +21,11 @@ def augment(
 
     In this order: `colour`, a shift of brightness by up to 0.5, then saturation times 0 to 2 and contrast times 0.5 to
     1.5 about their means; a move by up to `translation` of the sides, over grey; a rectangle of `cutout` times the
-    sides made grey, its centre anywhere. Each is done to a `share` of the images. The same draws give the same changes.
+    sides made grey, its centre anywhere. Each is done to an image with
+    `probability`. The same draws give the same changes.
     """
     done, how = draws.uniform("augmentation", (DRAWS,)).split([3, DRAWS - 3], dim=1)
-    done = (done < share)[:, :, None, None, None]
+    done = (done < probability)[:, :, None, None, None]
     if colour:
         images = torch.where(done[:, 0], shift_colours(images, how[:, :3]), images)
     if translation:
@@ -51,9 +52,9 @@ def translate(images: Tensor, how: Tensor, translation: float) -> Tensor:
         most = int(side * translation + 0.5)
         padding = [0, 0, most, most] if axis == 2 else [most, most]
         start = (uniform * (2 * most + 1)).long()  # [B], 0 to 2 most
-        places = torch.arange(side, device=images.device) + start[:, None]  # [B, side]
-        places = places[:, None, :, None] if axis == 2 else places[:, None, None, :]
-        images = F.pad(images, padding).gather(axis, places.expand(images.shape))
+        positions = torch.arange(side, device=images.device) + start[:, None]  # [B, side]
+        positions = positions[:, None, :, None] if axis == 2 else positions[:, None, None, :]
+        images = F.pad(images, padding).gather(axis, positions.expand(images.shape))
     return images
 
 

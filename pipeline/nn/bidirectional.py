@@ -1,4 +1,4 @@
-"""Transformer blocks in which every token sees every other: BERT's, normed after each branch, and U-ViT's, before."""
+"""Transformer blocks with attention between all tokens: BERT's, normed after each branch, and U-ViT's, before."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class BlockShape(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What dropout leaves in one block, bool tensors, or None where it leaves all."""
+    """Dropout's masks of one block, bool tensors; None keeps all."""
 
     weights: Tensor | None = None  # [B, heads, N, N]
     attention: Tensor | None = None  # [B, N, width]
@@ -81,15 +81,15 @@ class BidirectionalBlock(nn.Module):
         self.norm2 = nn.LayerNorm(shape.width, eps=epsilon)
         self.feed_forward = FeedForward(shape)
 
-    def masks(self, draws: Draws | None, places: int, name: str) -> Masks:
-        """This block's dropout in one step. Drawn outside `forward`, which so stays a function of tensors."""
+    def masks(self, draws: Draws | None, tokens: int, name: str) -> Masks:
+        """This block's dropout masks in one step, drawn outside `forward`, which thus is a function of tensors."""
         if draws is None:
             return EVERYTHING
-        width, heads, _, share, of_weights = self.shape
+        width, heads, _, rate, weights_rate = self.shape
         return Masks(
-            draws.keep_mask(f"{name}.weights", (heads, places, places), of_weights) if of_weights else None,
-            draws.keep_mask(f"{name}.attention", (places, width), share) if share else None,
-            draws.keep_mask(f"{name}.feed_forward", (places, width), share) if share else None,
+            draws.keep_mask(f"{name}.weights", (heads, tokens, tokens), weights_rate) if weights_rate else None,
+            draws.keep_mask(f"{name}.attention", (tokens, width), rate) if rate else None,
+            draws.keep_mask(f"{name}.feed_forward", (tokens, width), rate) if rate else None,
         )
 
 
@@ -101,9 +101,9 @@ class PostNormBlock(BidirectionalBlock):
 
     def forward(self, hidden_states: Tensor, stored: Tensor | None = None, masks: Masks = EVERYTHING) -> Tensor:
         """hidden_states [B, N, width] to the same shape; it takes nothing that an earlier block stored."""
-        h, share = hidden_states, self.shape.dropout
-        h = self.norm1(h + apply_dropout(self.attention(h, masks.weights), masks.attention, share))
-        return self.norm2(h + apply_dropout(self.feed_forward(h), masks.feed_forward, share))
+        h, rate = hidden_states, self.shape.dropout
+        h = self.norm1(h + apply_dropout(self.attention(h, masks.weights), masks.attention, rate))
+        return self.norm2(h + apply_dropout(self.feed_forward(h), masks.feed_forward, rate))
 
 
 class LongSkipBlock(BidirectionalBlock):
@@ -118,8 +118,8 @@ class LongSkipBlock(BidirectionalBlock):
 
     def forward(self, hidden_states: Tensor, stored: Tensor | None = None, masks: Masks = EVERYTHING) -> Tensor:
         """hidden_states, and with `skip` what an earlier block stored, [B, N, width] to the same shape."""
-        h, share = hidden_states, self.shape.dropout
+        h, rate = hidden_states, self.shape.dropout
         if self.skip is not None:
             h = self.skip(torch.cat([h, stored], dim=-1))
-        h = h + apply_dropout(self.attention(self.norm1(h), masks.weights), masks.attention, share)
-        return h + apply_dropout(self.feed_forward(self.norm2(h)), masks.feed_forward, share)
+        h = h + apply_dropout(self.attention(self.norm1(h), masks.weights), masks.attention, rate)
+        return h + apply_dropout(self.feed_forward(self.norm2(h)), masks.feed_forward, rate)

@@ -83,12 +83,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def per_token(modulation: Tensor) -> Tensor:
-    """Modulations [B, C], one an image, as [B, 1, C]; those of every token [B, N, C] as they are."""
+    """Modulations [B, C], one per image, as [B, 1, C]; those of every token [B, N, C] as they are."""
     return modulation[:, None] if modulation.ndim == 2 else modulation
 
 
 class AttentionProcessor:
-    """Which kernel one attention layer uses: the one door, unless diffusers' `set_attention_backend` named another."""
+    """The kernel of an attention layer: `nn.attention`'s choice unless diffusers' `set_attention_backend` set one."""
 
     _attention_backend = None
     _parallel_config = None
@@ -102,7 +102,7 @@ class AttentionProcessor:
 
 
 class SelfAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention on [B, N, width], with norms on queries and keys and rotary positions as asked."""
+    """Multi-head self-attention on [B, N, width], with norms on queries and keys and optional rotary positions."""
 
     _default_processor_cls = AttentionProcessor
     _available_processors = [AttentionProcessor]
@@ -163,6 +163,6 @@ class ModulatedHead(nn.Module):
         return self.linear(self.modulate_norm(hidden_states, condition))
 
     def modulate_norm(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
-        """What the linear layer reads, [B, N, width]."""
+        """The linear layer's input, [B, N, width]."""
         shift, scale = per_token(self.modulation(condition)).chunk(2, dim=-1)
         return modulate(self.norm(hidden_states), shift, scale)

@@ -1,4 +1,4 @@
-"""A random choice of latents out of a batch that lies spread over processes and micro-batches."""
+"""A random choice of latents from a batch that is split over processes and micro-batches."""
 
 import torch
 from torch import Tensor
@@ -19,5 +19,5 @@ def choose_candidates(of_parts: list[tuple[Tensor, Tensor]], most: int) -> Tenso
     scores, latents = (
         gather_over_processes(torch.stack(column)) for column in zip(*of_parts)
     )  # [processes, micro-batches, k, ...]
-    scores, latents = scores.transpose(0, 1).flatten(), latents.transpose(0, 1).flatten(0, 2)  # in order of places
+    scores, latents = scores.transpose(0, 1).flatten(), latents.transpose(0, 1).flatten(0, 2)  # in order of positions
     return latents[scores.argsort(descending=True, stable=True)[:most]]

@@ -1,4 +1,4 @@
-"""What a tokenizer can do beside encoding and decoding, as one record that all shared code asks."""
+"""What a tokenizer can do beside encoding and decoding, as one record that shared code reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Of a tokenizer with certain constructor arguments, known without building; see `Tokenizer.capabilities`."""
+    """Capabilities of a tokenizer with given constructor arguments; see `Tokenizer.capabilities`."""
 
     parts: tuple[str, ...] = ("all", "encoder", "decoder")  # what a phase can train
     parts_without_pixels: tuple[str, ...] = ()  # those that train without a loss of pixels; forward: pixels=False

@@ -1,4 +1,4 @@
-"""Causal transformer blocks: each place sees those before it, in one pass, or one place after another with a cache."""
+"""Causal transformer blocks: each position attends to those before it, in one pass, or one by one with a cache."""
 
 from typing import Literal, NamedTuple
 
@@ -31,7 +31,7 @@ class BlockShape(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Which activations dropout leaves in one block, each bool [B, S, channels], or None where it leaves all."""
+    """Dropout's masks of one block, each bool [B, S, channels]; None keeps all."""
 
     attention: Tensor | None = None
     hidden: Tensor | None = None
@@ -50,7 +50,7 @@ class Cache:
         self.values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values [rows, heads, n, D] of the next n places; views [rows, heads, length, D] of all."""
+        """Store keys and values [rows, heads, n, D] of the next n positions; views [rows, heads, length, D] of all."""
         if self.keys is None:
             rows, heads, _, width = keys.shape
             room = [t.new_empty(rows, heads, self.capacity, width) for t in (keys, values)]
@@ -71,7 +71,7 @@ def learned_norm(kind: Norm, width: int, epsilon: float) -> nn.Module:
 
 
 class CausalAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention on [B, N, width] in which a place sees itself and those before it."""
+    """Multi-head self-attention on [B, N, width] in which a position attends to itself and those before it."""
 
     _default_processor_cls = AttentionProcessor
     _available_processors = [AttentionProcessor]
@@ -87,14 +87,14 @@ class CausalAttention(nn.Module, AttentionModuleMixin):
         self.set_processor(AttentionProcessor())
 
     def forward(self, x: Tensor, rotary: Rotary | None = None, cache: Cache | None = None) -> Tensor:
-        """With a cache, x are the next places after those in it: one place, or any number while it is empty."""
+        """With a cache, x are the next positions after those in it: one, or any number while it is empty."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # each [B, heads, N, D]
         if self.normed:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
             q, k = rotate(torch.stack([q, k]) if self.normed else qkv[:2], *rotary)  # both at once
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm answers in float32
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm's output is float32
         if cache is not None:
             k, v = cache.append(k, v)
         return self.proj(self.processor(q, k, v, causal=q.shape[2] > 1).transpose(1, 2).flatten(2))
@@ -130,15 +130,15 @@ class CausalBlock(nn.Module):
         self.norm2 = learned_norm(shape.norm, shape.width, shape.epsilon)
         self.feed_forward = CausalFeedForward(shape)
 
-    def masks(self, draws: Draws | None, places: int, name: str) -> Masks:
-        """This block's dropout in one step. Drawn outside `forward`, which so stays a function of tensors."""
+    def masks(self, draws: Draws | None, tokens: int, name: str) -> Masks:
+        """This block's dropout masks in one step, drawn outside `forward`, which thus is a function of tensors."""
         if draws is None:
             return EVERYTHING
         width, residual, inner = self.shape.width, self.shape.residual_dropout, self.shape.feed_forward_dropout
         return Masks(
-            draws.keep_mask(f"{name}.attention", (places, width), residual) if residual else None,
-            draws.keep_mask(f"{name}.hidden", (places, self.shape.hidden), inner) if inner else None,
-            draws.keep_mask(f"{name}.feed_forward", (places, width), residual) if residual else None,
+            draws.keep_mask(f"{name}.attention", (tokens, width), residual) if residual else None,
+            draws.keep_mask(f"{name}.hidden", (tokens, self.shape.hidden), inner) if inner else None,
+            draws.keep_mask(f"{name}.feed_forward", (tokens, width), residual) if residual else None,
         )
 
     def forward(
@@ -149,13 +149,13 @@ class CausalBlock(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """hidden_states [B, N, width] to the same shape."""
-        h, share = hidden_states, self.shape.residual_dropout
-        h = h + apply_dropout(self.attention(self.norm1(h), rotary, cache), masks.attention, share)
-        return h + apply_dropout(self.feed_forward(self.norm2(h), masks.hidden), masks.feed_forward, share)
+        h, rate = hidden_states, self.shape.residual_dropout
+        h = h + apply_dropout(self.attention(self.norm1(h), rotary, cache), masks.attention, rate)
+        return h + apply_dropout(self.feed_forward(self.norm2(h), masks.hidden), masks.feed_forward, rate)
 
 
 class ModulatedCausalBlock(CausalBlock):
-    """The block with its norms and branches shifted, scaled and gated by a condition (adaLN-Zero), place by place.
+    """The block with its norms and branches shifted, scaled and gated by a condition (adaLN-Zero) per position.
 
     As in RAR (arXiv:2411.00776); with gates at zero it is the identity.
     """
@@ -173,12 +173,12 @@ class ModulatedCausalBlock(CausalBlock):
         cache: Cache | None = None,
     ) -> Tensor:
         """hidden_states and condition (after its SiLU) [B, N, width] to [B, N, width]."""
-        h, share = hidden_states, self.shape.residual_dropout
+        h, rate = hidden_states, self.shape.residual_dropout
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
         branch = self.attention(modulate(self.norm1(h), shift1, scale1), rotary, cache)
-        h = torch.addcmul(h, gate1, apply_dropout(branch, masks.attention, share))
+        h = torch.addcmul(h, gate1, apply_dropout(branch, masks.attention, rate))
         branch = self.feed_forward(modulate(self.norm2(h), shift2, scale2), masks.hidden)
-        return torch.addcmul(h, gate2, apply_dropout(branch, masks.feed_forward, share))
+        return torch.addcmul(h, gate2, apply_dropout(branch, masks.feed_forward, rate))
 
 
 class ModulatedNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""Class features of another network, brought to the width of a code by a tokenizer's own layer."""
+"""Class features of another network, brought to the width of a code by a tokenizer's layer."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ProjectsClassFeatures(ABC):
-    """A tokenizer with a layer from its encoder's width to its code's, which stands before the base that it extends."""
+    """A tokenizer with a layer from its encoder's width to its code's, to be named before the base that it extends."""
 
     @abstractmethod
     def projection(self, features: Tensor) -> Tensor:

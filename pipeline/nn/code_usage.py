@@ -17,8 +17,8 @@ class CodeUsage:
     """Counts the ids of training batches; `values` are those of the last whole epoch, and empty before.
 
     An epoch is as many images as the training set has, or the whole training where that is shorter. `code_usage` is
-    the share of the codes that were taken at all and `code_perplexity` exp of the entropy of how often, both means over
-    codebooks. Below a usage of `least` it warns, once.
+    the fraction of the codes that occur and `code_perplexity` the exponential of the entropy of their frequencies, both
+    means over codebooks. Below a usage of `least` it warns, once.
     """
 
     def __init__(self, spec: LatentSpec, images: int, least: float):
@@ -53,7 +53,7 @@ class CodeUsage:
 
 
 def make_code_usage(spec: LatentSpec, images: int, least: float) -> CodeUsage | None:
-    """What counts the ids of a training with epochs of `images`; None where there are none, or too many codes."""
+    """The counter of ids in a training with epochs of `images`; None for continuous codes or too many of them."""
     if spec.vocab > LARGEST and is_first():
         log.warning("the use of %d codes is not counted; up to %d are", spec.vocab, LARGEST)
     return CodeUsage(spec, images, least) if 0 < spec.vocab <= LARGEST else None

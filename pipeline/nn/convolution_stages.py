@@ -1,4 +1,4 @@
-"""The trunk of the small classifier that stands in for published vision models: feature maps, fine to coarse."""
+"""The trunk of the small classifier used in place of published vision models: feature maps, fine to coarse."""
 
 import math
 

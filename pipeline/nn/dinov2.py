@@ -1,4 +1,4 @@
-"""DINOv2's vision transformer: the class token and the places of an image, through blocks whose branches are scaled."""
+"""DINOv2's vision transformer: class token and patches of an image, through blocks with LayerScale."""
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class ScaledBlock(nn.Module):
 
 
 class Dinov2(Tower, EntryPoints):
-    """The transformer of Oquab et al., arXiv:2304.07193, without register tokens, for images of `places` patches.
+    """The transformer of Oquab et al., arXiv:2304.07193, without register tokens, for images of `patches` patches.
 
     `embed_patches`, `add_positions` and `run_blocks`, one after the other, are the published model. Without a
     `patch_size` there is no patch embedding. `drop_path` is the probability at the last block; it rises linearly from 0
@@ -60,14 +60,14 @@ class Dinov2(Tower, EntryPoints):
     entry_points = ("add_positions",)
 
     def __init__(
-        self, places: int, width: int, depth: int, heads: int, patch_size: int | None = None, drop_path: float = 0.0
+        self, patches: int, width: int, depth: int, heads: int, patch_size: int | None = None, drop_path: float = 0.0
     ):
         super().__init__()
         self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size) if patch_size else None
         self.class_token = nn.Parameter(torch.empty(1, width))
-        self.positions = nn.Parameter(torch.empty(1 + places, width))  # the class token's is the first
-        shares = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(ScaledBlock(width, heads, share) for share in shares)
+        self.positions = nn.Parameter(torch.empty(1 + patches, width))  # the class token's is the first
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(ScaledBlock(width, heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=EPSILON)
         for layer in self.modules():
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -77,13 +77,13 @@ class Dinov2(Tower, EntryPoints):
             nn.init.trunc_normal_(learned, std=0.02)
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to one vector a patch, row by row, [B, places, width]."""
+        """Images [B, 3, H, W] to one vector per patch, row by row, [B, patches, width]."""
         return self.patch_embedding(images).flatten(2).transpose(1, 2)
 
-    def add_positions(self, places: Tensor) -> Tensor:
-        """The class token before the first few places [B, n, width], with their positions: [B, 1 + n, width]."""
-        class_token = self.class_token.expand(len(places), 1, -1)
-        return torch.cat([class_token, places], dim=1) + self.positions[: 1 + places.shape[1]]
+    def add_positions(self, patches: Tensor) -> Tensor:
+        """The class token, then the first few patches [B, n, width], with their positions: [B, 1 + n, width]."""
+        class_token = self.class_token.expand(len(patches), 1, -1)
+        return torch.cat([class_token, patches], dim=1) + self.positions[: 1 + patches.shape[1]]
 
     def run_blocks(self, h: Tensor, draws: Draws | None = None) -> Tensor:
         """A sequence [B, N, width] after all blocks and the last norm; with draws, branches are left out."""

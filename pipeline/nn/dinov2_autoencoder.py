@@ -9,38 +9,38 @@ from pipeline.nn.patch_heads import assemble_patches
 
 
 class LatentTransformer(nn.Module):
-    """`vit` on the sequence [class token | places of an image | latents]; what is not `vit` is always new.
+    """`vit` on the sequence [class token | patches of an image | latents]; all but `vit` is newly initialised.
 
-    With `tokens` the latents are a row, with learned positions of its own. Without, there is one a place, at the
-    position of that place, and a vector of two, `levels`, tells the two kinds apart. As in lxa9867/ImageFolder.
+    With `tokens` the latents are a row, with learned positions of its own. Without, there is one per patch, at the
+    position of that patch, and two vectors, `levels`, mark the two kinds. As in lxa9867/ImageFolder.
     """
 
     def __init__(self, vit: Dinov2, tokens: int | None):
         super().__init__()
         self.vit = vit
         count, self.width = vit.positions.shape
-        self.places = count - 1
-        self.tokens = self.places if tokens is None else tokens
+        self.patches = count - 1
+        self.tokens = self.patches if tokens is None else tokens
         row = tokens is not None
         self.positions = nn.Parameter(torch.empty(tokens, self.width)) if row else None
         self.levels = None if row else nn.Parameter(torch.empty(2, self.width))
         nn.init.trunc_normal_(self.positions if row else self.levels, std=0.02 if row else (3 * self.width) ** -0.5)
 
-    def join_latents(self, places: Tensor, latents: Tensor, first: int) -> Tensor:
-        """places [B, places, width] and latents [B, n, width] in one sequence, with their positions.
+    def join_latents(self, patches: Tensor, latents: Tensor, first: int) -> Tensor:
+        """patches [B, patches, width] and latents [B, n, width] in one sequence, with their positions.
 
-        Latents on the places' grid come after a class token of their own, unless `first` is 1, which leaves it out.
+        Latents on the grid of the patches come after a class token of their own, which `first` = 1 leaves out.
         """
-        image = self.vit.add_positions(places)
+        image = self.vit.add_positions(patches)
         if self.levels is None:
             return torch.cat([image, latents + self.positions[: latents.shape[1]]], dim=1)
         return torch.cat([image + self.levels[0], self.vit.add_positions(latents)[:, first:] + self.levels[1]], dim=1)
 
 
 class Dinov2Encoder(LatentTransformer):
-    """Images [B, 3, S, S] to what learned latent tokens have seen of them, [B, tokens, outputs].
+    """Images [B, 3, S, S] to the states of learned latent tokens, [B, tokens, outputs].
 
-    `projection` leads from the transformer's states, of any token, to the bottleneck.
+    `projection` maps states of the transformer, of any token, to the bottleneck's inputs.
     """
 
     def __init__(self, vit: Dinov2, tokens: int | None, outputs: int):
@@ -55,7 +55,7 @@ class Dinov2Encoder(LatentTransformer):
 
 
 class Dinov2Decoder(LatentTransformer):
-    """Latents [B, tokens, inputs] to images [B, 3, S, S]; each place begins as one and the same mask token.
+    """Latents [B, tokens, inputs] to images [B, 3, S, S]; every patch begins as the same mask token.
 
     The class token comes twice where latents lie on the grid, as the public implementation has it.
     """
@@ -68,6 +68,6 @@ class Dinov2Decoder(LatentTransformer):
         self.pixels = nn.Linear(self.width, 3 * patch_size**2)  # row in the patch, column, colour
 
     def forward(self, z: Tensor, draws: Draws | None = None) -> Tensor:
-        masks = self.mask_token.expand(len(z), self.places, -1)
+        masks = self.mask_token.expand(len(z), self.patches, -1)
         h = self.vit.run_blocks(self.join_latents(masks, self.embedding(z), first=0), draws)
-        return assemble_patches(self.pixels(h[:, 1 : 1 + self.places]), self.patch_size)
+        return assemble_patches(self.pixels(h[:, 1 : 1 + self.patches]), self.patch_size)

@@ -1,4 +1,4 @@
-"""What a transformer is told besides its tokens: the time, the class, and where each token stands."""
+"""Embeddings beside those of tokens: of the time, the class and the position of each token."""
 
 import math
 from collections.abc import Sequence
@@ -63,35 +63,35 @@ class LabelEmbedding(nn.Embedding):
 
 
 def coordinates(grid: Sequence[int]) -> Tensor:
-    """Integer place of every token along every axis, [N, axes] float64, row by row."""
+    """Integer coordinate of every token along every axis, [N, axes] float64, row by row."""
     axes = [torch.arange(size, dtype=torch.float64, device="cpu") for size in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
 def fixed_positions(grid: Sequence[int], width: int) -> Tensor:
-    """Sine-cosine positions [N, width] in float32, each axis an equal share: columns first, then rows.
+    """Sine-cosine positions [N, width] in float32, each axis an equal number of channels: columns first, then rows.
 
-    A share holds sines, then cosines, at frequencies 10000^(-i / n); as in MAE (He et al., arXiv:2111.06377) and DiT.
+    An axis has sines, then cosines, at frequencies 10000^(-i / n); as in MAE (He et al., arXiv:2111.06377) and DiT.
     Raises ValueError when the width does not divide.
     """
-    share = width // len(grid)
+    axis_width = width // len(grid)
     if width % (2 * len(grid)):
         raise ValueError(f"fixed positions on a {len(grid)}-D grid need a width divisible by {2 * len(grid)}")
-    frequencies = 10000.0 ** (-torch.arange(share // 2, dtype=torch.float64, device="cpu") / (share / 2))
-    angles = coordinates(grid).flip(-1)[:, :, None] * frequencies  # [N, axes, share / 2]
+    frequencies = 10000.0 ** (-torch.arange(axis_width // 2, dtype=torch.float64, device="cpu") / (axis_width / 2))
+    angles = coordinates(grid).flip(-1)[:, :, None] * frequencies  # [N, axes, axis_width / 2]
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
 def rotary_tables(grid: Sequence[int], head_width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [N, head_width] in float32 for `rotate`; each axis an equal share, rows first.
+    """Cosines and sines [N, head_width] in float32 for `rotate`; each axis an equal number of channels, rows first.
 
-    Frequencies 10000^(-2i / share), one a pair of adjacent channels; RoFormer (Su et al., arXiv:2104.09864) in two
-    axes as in EVA and LightningDiT. Raises ValueError when the head width does not divide.
+    Frequencies 10000^(-2i / axis_width), one per pair of adjacent channels; RoFormer (Su et al., arXiv:2104.09864) in
+    two axes as in EVA and LightningDiT. Raises ValueError when the head width does not divide.
     """
-    share = head_width // len(grid)
+    axis_width = head_width // len(grid)
     if head_width % (2 * len(grid)):
         raise ValueError(f"rotary positions on a {len(grid)}-D grid need a head width divisible by {2 * len(grid)}")
-    frequencies = 10000.0 ** (-torch.arange(0, share, 2, dtype=torch.float64, device="cpu") / share)
+    frequencies = 10000.0 ** (-torch.arange(0, axis_width, 2, dtype=torch.float64, device="cpu") / axis_width)
     angles = (coordinates(grid)[:, :, None] * frequencies).flatten(1).repeat_interleave(2, dim=-1)
     return angles.cos().float(), angles.sin().float()
 

@@ -13,8 +13,8 @@ from pipeline.nn.vision_transformer import PreNormBlock, initialise
 class VitDecoder(Tower):
     """RAE's decoder (Zheng et al., arXiv:2510.11690), a ViT as MAE's: features [B, inputs, h, w] to images.
 
-    A trained class token stands before the places, whose positions are fixed; the last linear layer makes a patch of
-    pixels of every place. `hidden` is the width of the feed-forward layers.
+    A trained class token precedes the tokens, whose positions are fixed; the last linear layer maps every token to a
+    patch of pixels. `hidden` is the width of the feed-forward layers.
     """
 
     def __init__(self, inputs: int, stride: int, width: int, depth: int, heads: int, hidden: int):
@@ -51,7 +51,7 @@ class VitDecoder(Tower):
 
 
 class ConvDecoder(convolution.Decoder):
-    """The convolutional decoder of latent diffusion, as SVG (arXiv:2510.15301) takes VA-VAE's.
+    """The convolutional decoder of latent diffusion, as SVG (arXiv:2510.15301) uses VA-VAE's.
 
     `width * multipliers[i]` channels at level i (0 is full resolution); further as in `conv_autoencoder`.
     """
@@ -76,7 +76,7 @@ class ConvDecoder(convolution.Decoder):
         levels, stride = len(arguments.multipliers), arguments.stride
         if not levels or stride % 2 ** (levels - 1):
             raise ValueError(
-                f"the {levels} multipliers double the side {levels - 1} times, but a place of the"
+                f"the {levels} multipliers double the side {levels - 1} times, but a position of the"
                 f" code is {stride} pixels; name fewer"
             )
 

@@ -1,5 +1,6 @@
 """Distance between images in the feature maps of a frozen network."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -7,9 +8,10 @@ from torch import Tensor
 
 
 class Backbone(Protocol):
-    """A frozen network; `name` is what numbers that come of it are called after."""
+    """A frozen network; numbers that are measured with it bear its `name`."""
 
     name: str
+    map_weights: Sequence[Tensor] | None  # [C] per map, those of LPIPS; None where all channels count alike
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
@@ -18,13 +20,13 @@ class Backbone(Protocol):
 def perceptual_distance(backbone: Backbone, images: Tensor, others: Tensor) -> Tensor:
     """[B]: squared differences of the channel-normalised maps, weighted over channels, averaged over positions.
 
-    Zhang et al., arXiv:1801.03924, equation 1. A backbone that has `map_weights` (a [C] for every map) gives the sum
-    over its maps, as LPIPS does; any other the mean over maps of the squared distance of unit vectors, 0 to 4.
+    Zhang et al., arXiv:1801.03924, equation 1. With the backbone's `map_weights` it is the sum over maps, as LPIPS;
+    without, the mean over maps of the squared distance of unit vectors, 0 to 4.
     """
     pairs = zip(backbone.maps(images), backbone.maps(others))
     differences = [(normalize_channels(a) - normalize_channels(b)).square() for a, b in pairs]  # [B, C, h, w]
-    if weights := getattr(backbone, "map_weights", None):
-        return sum((d * w[:, None, None]).sum(1).mean(dim=(1, 2)) for d, w in zip(differences, weights))
+    if backbone.map_weights is not None:
+        return sum((d * w[:, None, None]).sum(1).mean(dim=(1, 2)) for d, w in zip(differences, backbone.map_weights))
     return torch.stack([d.sum(1).mean(dim=(1, 2)) for d in differences]).mean(0)
 
 

@@ -1,4 +1,4 @@
-"""The net that a loss trains beside a model, from tokens of the model to features of another network."""
+"""The head that a loss trains with a model, from the model's tokens to features of another network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class HeadShape:
     heads: int = 12  # of the blocks
     layers: int = 3  # linear ones, with SiLU between them
     hidden: int = 2048  # channels between them
-    mask: bool = False  # a learned vector in place of the tokens that the encoder was not shown
+    mask: bool = False  # a learned vector in place of the tokens that the encoder did not read
 
     def __post_init__(self) -> None:
         if self.blocks < 0 or self.layers < 1:
@@ -50,7 +50,7 @@ class FeatureHead(nn.Module):
         self.layers = nn.Sequential(*[part for layer in layers for part in (nn.SiLU(), layer)][1:])
 
     def forward(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
-        """`kept` [B, N] bool says which tokens are there; at the others the mask token stands in."""
+        """`kept` [B, N] bool says which tokens are given; the others are replaced by the mask token."""
         h = self.embedding(tokens)
         if self.mask_token is not None and kept is not None:
             h = torch.where(kept[:, :, None], h, self.mask_token.to(h.dtype))

@@ -1,4 +1,4 @@
-"""Transformers on the patches of an image: to a code with a token a place, and from it back to an image."""
+"""Transformers on the patches of an image: to a code with one token per position, and from it back to an image."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ class PlainBlock(nn.Module):
     """h = x + s1 attention(norm1(x)), then h + s2 feed_forward(norm2(h)), for x [B, N, width].
 
     `parallel`: x + s1 (attention(norm1(x)) + feed_forward(norm1(x))) (Dehghani et al., arXiv:2302.05442). The scales
-    [width] are LayerScale (Touvron et al., arXiv:2103.17239), which begins at `layer_scale`; without, they are 1.
+    [width] are LayerScale (Touvron et al., arXiv:2103.17239), initialised with `layer_scale`; None leaves them out.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class GridTransformer(Tower):
             register_table(self, name, table)
 
     def tables(self, grid: Grid) -> dict[str, Tensor | None]:
-        """What the places of a grid are told apart by, besides what is learned: [N, width] and twice [N, D]."""
+        """The fixed tables of positions of a grid, [N, width] and twice [N, D]; None for those not in use."""
         cosines = sines = fixed = None
         if "rotary" in self.position:
             axes = (grid[0] * grid[1],) if self.position == "rotary_sequence" else grid
@@ -87,7 +87,7 @@ class GridTransformer(Tower):
         return {"fixed": fixed, "cosines": cosines, "sines": sines}
 
     def forward(self, h: Tensor, grid: Grid, kept: Tensor | None = None) -> Tensor:
-        """h [B, N, width] of all places of `grid` to [B, N, width]; with `kept` [B, K], of those places alone.
+        """h [B, N, width] of all positions of `grid` to [B, N, width]; with `kept` [B, K], of those positions alone.
 
         Raises ValueError for a grid of which no positions have been learned.
         """
@@ -112,7 +112,7 @@ class GridTransformer(Tower):
 
 
 class PatchEncoder(nn.Module):
-    """Images [B, 3, H, W] to what the bottleneck reads, [B, N, outputs], a token a patch."""
+    """Images [B, 3, H, W] to what the bottleneck reads, [B, N, outputs], one token per patch."""
 
     def __init__(self, transformer: GridTransformer, patch_size: int, outputs: int):
         super().__init__()
@@ -121,13 +121,13 @@ class PatchEncoder(nn.Module):
         self.projection = nn.Linear(transformer.width, outputs)
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """`kept` [B, K] are the places, in order, of the patches that are read; the others are as if not there."""
+        """`kept` [B, K] are the positions, ascending, of the patches that are read; the others have no influence."""
         maps = self.patch_embedding(images)
         return self.projection(self.transformer(maps.flatten(2).transpose(1, 2), maps.shape[2:], kept))
 
 
 class PatchDecoder(nn.Module):
-    """A code [B, N, inputs] to images [B, 3, h p, w p]; with `masks`, it may be of some of the places alone."""
+    """A code [B, N, inputs] to images [B, 3, h p, w p]; with `masks`, it may be of some of the positions alone."""
 
     def __init__(self, transformer: GridTransformer, patch_size: int, inputs: int, head: Head, masks: bool = False):
         super().__init__()
@@ -137,7 +137,7 @@ class PatchDecoder(nn.Module):
         self.head = make_head(head, transformer.width, patch_size)
 
     def forward(self, z: Tensor, grid: Grid, kept: Tensor | None = None) -> Tensor:
-        """`kept` [B, N] bool says which places of z are of the code; the others begin as the mask token."""
+        """`kept` [B, N] bool says which positions of z are of the code; the others begin as the mask token."""
         h = self.embedding(z)
         if self.mask_token is not None:
             present = torch.ones_like(z[..., :1], dtype=torch.bool) if kept is None else kept[..., None]
@@ -168,6 +168,6 @@ def apply_layer_scale(branch: Tensor, by: Tensor | None) -> Tensor:
     return branch if by is None else branch * by
 
 
-def gather_positions(h: Tensor, places: Tensor) -> Tensor:
-    """h [B, N, C] at places [B, K], as [B, K, C]."""
-    return h.gather(1, places[..., None].expand(-1, -1, h.shape[2]))
+def gather_positions(h: Tensor, positions: Tensor) -> Tensor:
+    """h [B, N, C] at positions [B, K], as [B, K, C]."""
+    return h.gather(1, positions[..., None].expand(-1, -1, h.shape[2]))

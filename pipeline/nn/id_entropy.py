@@ -20,13 +20,13 @@ def entropy_by_position(ids: Tensor) -> Tensor:
 
 
 def entropy_by_class(ids: Tensor, labels: Tensor) -> dict[int, float]:
-    """Entropy in bits of an id, wherever it stands, within every class there is: the mean over codebooks."""
+    """Entropy in bits of an id at any position, within every class: the mean over codebooks."""
     present = labels.unique().tolist()
     return {label: mean_entropy(ids[labels == label]) for label in present}
 
 
 def class_information(ids: Tensor, labels: Tensor) -> float:
-    """Bits that one id, wherever it stands, tells of its image's class: H(id) - H(id | class), from counts.
+    """Bits of information of one id, at any position, about its image's class: H(id) - H(id | class), from counts.
 
     ids [B, N, codebooks], labels [B]; the mean over codebooks. Counts of few images make it too large.
     """
@@ -35,5 +35,5 @@ def class_information(ids: Tensor, labels: Tensor) -> float:
 
 
 def mean_entropy(ids: Tensor) -> float:
-    """Entropy in bits of an id, wherever it stands, the mean over codebooks."""
+    """Entropy in bits of an id at any position, the mean over codebooks."""
     return sum(entropy(ids[..., book]) for book in range(ids.shape[-1])) / ids.shape[-1]

@@ -1,4 +1,4 @@
-"""The head of a loss on codes: which z it sees, clean, noised or as the decoder is shown it, and its net."""
+"""The head of a loss on codes: the z that it reads, clean, noised or perturbed as for the decoder, and its net."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -10,15 +10,15 @@ from pipeline.nn.feature_head import FeatureHead
 from pipeline.nn.noising import interpolate, noise_level
 from pipeline.nn.processes import sum_with_gradient
 
-Source = Literal["clean", "noised", "shown"]
+Source = Literal["clean", "noised", "perturbed"]
 
 
 class LatentHead(nn.Module):
     """z [B, N, C] to features [B, N, outputs] by `net`.
 
-    `source` is the code itself ("clean"), (1 - u) z + u e with a level u of its own an image ("noised"), or what a
-    perturbation has made of it for the decoder ("shown"). With `standardize` each channel of z first has mean 0 and std
-    1 over all images and places of the global batch, without weights, as a batch norm in training.
+    `source` is the code itself ("clean"), (1 - u) z + u e with a level u of its own per image ("noised"), or the
+    decoder's input, as a perturbation changed it ("perturbed"). With `standardize` each channel of z is first brought
+    to mean 0 and std 1 over all images and positions of the global batch, as by a batch norm without weights.
     """
 
     def __init__(
@@ -33,10 +33,12 @@ class LatentHead(nn.Module):
         self.net, self.source, self.shift, self.shift_base = net, source, shift, shift_base
         self.standardize = standardize
 
-    def forward(self, z: Tensor, shown: Tensor | None, features: Mapping[str, Tensor], draws: Draws | None) -> Tensor:
-        """`shown` is None where the decoder sees z itself; `features` may hold `kept` [B, N] bool."""
-        if self.source == "shown" and shown is not None:
-            z = shown
+    def forward(
+        self, z: Tensor, perturbed: Tensor | None, features: Mapping[str, Tensor], draws: Draws | None
+    ) -> Tensor:
+        """`perturbed` is the decoder's input, None where that is z itself; `features` may hold `kept` [B, N] bool."""
+        if self.source == "perturbed" and perturbed is not None:
+            z = perturbed
         if self.standardize:
             z = standardize(z)
         if self.source == "noised" and draws is not None:

@@ -1,4 +1,4 @@
-"""What a linear map reads off a code: the accuracy of a probe for classes, and its F1 for attributes."""
+"""Linear probes of codes: accuracy for classes, F1 for attributes."""
 
 import warnings
 from typing import Any
@@ -14,7 +14,7 @@ PROTOCOL = {
 
 
 def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Share of rows `test` [m, D] that softmax regression, fitted to rows `train` [n, D], puts into their class.
+    """Fraction of rows `test` [m, D] that softmax regression, fitted to rows `train` [n, D], classifies rightly.
 
     Every column is brought to mean 0 and variance 1 by those of `train` first. Raises ValueError where `train` has
     fewer than two classes.

@@ -1,4 +1,4 @@
-"""Maps and images made smaller and turned, the one as the other."""
+"""Scaling and rotation of maps, and of images alike."""
 
 from dataclasses import dataclass
 

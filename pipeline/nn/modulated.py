@@ -1,4 +1,4 @@
-"""What the transformers on noisy codes share: places of tokens, what blocks are told, and the walk through them."""
+"""What transformers on noisy codes share: positions, adaLN-Zero initialisation and the pass through the blocks."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ class ModulatedTransformer:
             register_table(self, prefix + name, table)
 
     def add_positions(self, hidden_states: Tensor) -> Tensor:
-        """hidden_states [B, N, width] with their places, where these are added."""
+        """hidden_states [B, N, width] plus their positions, where these are added."""
         if self.positions is None:
             return hidden_states
         return hidden_states + self.positions.to(hidden_states.dtype)  # a table made at loading is float32
@@ -94,11 +94,11 @@ def check_patches(grid: Sequence[int], patch_size: int) -> None:
 
 def check_position(grid: Sequence[int], position: Position, width: int, heads: int) -> None:
     """ValueError where tables of positions cannot be made for this width."""
-    share = 2 * len(grid)
-    if "fixed" in position and width % share:
-        raise ValueError(f"position={position} needs a width divisible by {share}, not {width}")
-    if "rotary" in position and width // heads % share:
-        raise ValueError(f"position={position} needs width / heads divisible by {share}, not {width // heads}")
+    multiple = 2 * len(grid)
+    if "fixed" in position and width % multiple:
+        raise ValueError(f"position={position} needs a width divisible by {multiple}, not {width}")
+    if "rotary" in position and width // heads % multiple:
+        raise ValueError(f"position={position} needs width / heads divisible by {multiple}, not {width // heads}")
 
 
 def check_count(hidden_states: Tensor, grid: Sequence[int]) -> None:

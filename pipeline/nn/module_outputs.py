@@ -1,4 +1,4 @@
-"""What inner modules make while a model runs."""
+"""Outputs of inner modules while a model runs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

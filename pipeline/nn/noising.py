@@ -1,4 +1,4 @@
-"""Latents on their way to noise, and how far: what perturbations and aligned heads of tokenizers share."""
+"""Interpolation of latents with noise and its level, for perturbations and for heads of losses."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from pipeline.draws import Draws
 
 
 def dimension_shift(values: int, base: float) -> float:
-    """sqrt(values / base): codes of more values keep longer to the noise, as images of more pixels do.
+    """sqrt(values / base): codes of more values get higher noise levels, as images of more pixels do.
 
     Esser et al., arXiv:2403.03206, section 5.3.2; RecTok (arXiv:2512.13421) and RAE (arXiv:2510.11690) have a base of
     4096, at which codes of fewer values are shifted the other way.
@@ -15,7 +15,7 @@ def dimension_shift(values: int, base: float) -> float:
 
 
 def noise_level(z: Tensor, draws: Draws, name: str, shift: float, base: float | None = None) -> Tensor:
-    """One u an image, [B, 1, 1]: s t / (1 + (s - 1) t) of a uniform t, s `shift` times that of z's size over `base`."""
+    """One u per image, [B, 1, 1]: s t / (1 + (s - 1) t), t uniform, s = `shift` times that of z's size over `base`."""
     s = shift if base is None else shift * dimension_shift(z[0].numel(), base)
     t = draws.uniform(name, (1, 1))
     return s * t / (1 + (s - 1) * t)

@@ -1,4 +1,4 @@
-"""The convolutions of PatchGAN, and what passing images through them leaves."""
+"""The convolutions of PatchGAN, and their activations."""
 
 import math
 from typing import Literal
@@ -9,7 +9,7 @@ Norm = Literal["batch", "group", "none"]
 
 
 def patch_layers(width: int, layers: int, norm: Norm, channels: int) -> nn.Sequential:
-    """Images [B, channels, H, W] to a logit a patch, [B, 1, h, w]: Isola et al., arXiv:1611.07004.
+    """Images [B, channels, H, W] to one logit per patch, [B, 1, h, w]: Isola et al., arXiv:1611.07004.
 
     4x4 convolutions, `layers` of them with stride 2. Widths double from `width` up to eight times it. Normal
     initialisation, std 0.02.
@@ -37,7 +37,7 @@ def smallest_side(layers: int) -> int:
 
 
 def activations(layers: nn.Sequential, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The logits, and what each activation before them leaves, [B, C, h, w]."""
+    """The logits, and the outputs of the activations before them, [B, C, h, w]."""
     found, h = [], images
     for module in layers:
         h = module(h)

@@ -1,4 +1,4 @@
-"""What the processes of a training tell each other inside a module; with one process, nothing."""
+"""Sums and gathers over the processes of a training; with one process they are the identity."""
 
 import torch
 import torch.distributed as dist
@@ -31,14 +31,14 @@ def gather_over_processes(tensor: Tensor) -> Tensor:
 
 
 def broadcast_from_first(tensor: Tensor) -> Tensor:
-    """The first process's `tensor`, which the others' is overwritten with."""
+    """Overwrite `tensor` with the first process's, and return it."""
     if world_size() > 1:
         dist.broadcast(tensor, 0)
     return tensor
 
 
 def global_mean(mean: Tensor) -> Tensor:
-    """The mean over processes of equally many things each, with the gradient that is right for a function of it.
+    """The mean over processes of equally many things each, with the gradient of a function of it.
 
     The value is every process's, the gradient that of its own mean alone: gradients are averaged over processes
     afterwards, which makes it that of the whole.
@@ -49,8 +49,8 @@ def global_mean(mean: Tensor) -> Tensor:
 def gather_rows(rows: Tensor) -> Tensor:
     """[processes * B, ...]: the rows [B, ...] of every process in the order of ranks, for a loss of all of them.
 
-    Every process computes that same loss; own rows pass on its gradient times the number of processes, others' none.
-    Gradients are averaged over processes afterwards, which makes it that of the whole.
+    Every process computes that same loss; its own rows pass on the gradient times the number of processes, others'
+    none. Gradients are averaged over processes afterwards, which makes it that of the whole.
     """
     if world_size() == 1:
         return rows

@@ -1,4 +1,4 @@
-"""VFM-VAE's decoder: a pyramid whose blocks are all told an image's style, and the first ones its code as a map."""
+"""VFM-VAE's decoder: blocks at growing resolutions, modulated by a style; the first also read the code as a map."""
 
 import math
 
@@ -38,8 +38,8 @@ class ModulatedConv(nn.Conv2d):
 
 
 class ModulatedConvNeXt(nn.Module):
-    """x + scale down(gelu(up(norm(depthwise(x)), style))), [B, C, h, w]: ConvNeXt's block (arXiv:2201.03545), told a
-    style."""
+    """x + scale down(gelu(up(norm(depthwise(x)), style))), [B, C, h, w]: ConvNeXt's block (arXiv:2201.03545),
+    modulated by a style."""
 
     def __init__(self, width: int, style: int, kernel: int):
         super().__init__()
@@ -55,7 +55,7 @@ class ModulatedConvNeXt(nn.Module):
 
 
 class MapTransformer(nn.Module):
-    """x + attention(norm(x)), then the same with linear, GELU, linear at four times the width, over a map's places."""
+    """x + attention(norm(x)), then the same with linear, GELU, linear at four times the width, over the positions."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -89,7 +89,7 @@ class Upsample(nn.Module):
 
 
 class ResampledCode(nn.Module):
-    """The code as a map [B, inputs, h, w] at `ratio` times its side, by moving channels to places or back."""
+    """The code as a map [B, inputs, h, w] at `ratio` times its side, by folding channels into positions or back."""
 
     def __init__(self, inputs: int, outputs: int, ratio: float):
         super().__init__()
@@ -132,7 +132,7 @@ class ScaledParameters(nn.ParameterList):
 
 
 class StyleMapping(nn.Module):
-    """The mean of a map [B, C, h, w] to a style [B, C]: two layers that learn at `rate` times the others' pace."""
+    """The mean of a map [B, C, h, w] to a style [B, C]: two layers with `rate` times the others' learning rate."""
 
     def __init__(self, width: int, rate: float = 0.01):
         super().__init__()

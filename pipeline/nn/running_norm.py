@@ -7,7 +7,7 @@ from pipeline.nn.processes import sum_over_processes
 
 
 class RunningNorm(nn.Module):
-    """Tokens [B, N, C] to zero mean and unit variance a channel, over images and places.
+    """Tokens [B, N, C] to zero mean and unit variance a channel, over images and positions.
 
     Ioffe and Szegedy, arXiv:1502.03167, without the affine map. In evaluation mode by the running statistics, a fixed
     map through which gradients pass. In training by those of the batch, all processes' together, which also move the
@@ -40,8 +40,8 @@ class RunningNorm(nn.Module):
 
 
 def statistics(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance [C] of z [B, N, C] over images and places of all processes, and how many these are."""
-    places = z.flatten(0, -2)
-    count = sum_over_processes(places.new_tensor(float(len(places))))
-    mean = sum_over_processes(places.sum(0)) / count
-    return mean, sum_over_processes((places - mean).square().sum(0)) / count, count
+    """Mean and variance [C] of z [B, N, C] over images and positions of all processes, and how many these are."""
+    positions = z.flatten(0, -2)
+    count = sum_over_processes(positions.new_tensor(float(len(positions))))
+    mean = sum_over_processes(positions.sum(0)) / count
+    return mean, sum_over_processes((positions - mean).square().sum(0)) / count, count

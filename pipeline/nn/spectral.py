@@ -11,7 +11,7 @@ class SpectralConv1d(nn.Conv1d):
     """Maps [B, inputs, N] to [B, outputs, N], the sequence closed to a ring: Miyato et al., arXiv:1802.05957.
 
     The largest singular value of the kernel, as a matrix [outputs, inputs * kernel], is that of a power iteration. Its
-    left vector `direction` [outputs] is remembered in passes that train the weights, and moved by no other pass.
+    left vector `direction` [outputs] is updated in passes that train the weights, and in no other.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1):

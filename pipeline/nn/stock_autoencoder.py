@@ -1,4 +1,4 @@
-"""Stock diffusers autoencoders of images: which class a folder holds, what its latents look like, and its weights."""
+"""Stock diffusers autoencoders of images: the class of a folder, the shape of its latents, and its weights."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ UNIT_RANGE = ("AutoencoderRAE",)  # classes whose pixels are [0, 1]; all others 
 
 @dataclass(frozen=True)
 class LatentShape:
-    """What an autoencoder makes of a square image."""
+    """The latents of a square image."""
 
     dim: int  # channels
     side: int  # of the map
@@ -72,14 +72,14 @@ def load(config: dict[str, Any], path: str, subfolder: str | None) -> ModelMixin
 
 
 def probe(config: dict[str, Any], image_size: int) -> LatentShape:
-    """What the autoencoder of `config` makes of images of `image_size`, found on the meta device.
+    """The latents that the autoencoder of `config` has for images of `image_size`, found on the meta device.
 
     Raises ValueError when it does not turn such images into square maps and back into images of the same size.
     """
     return _probe(json.dumps(config, sort_keys=True), image_size)
 
 
-@cache  # a model is built for it, and the check of a recipe asks more than once
+@cache  # it builds a model, and a recipe's check calls it more than once
 @torch.no_grad()
 def _probe(text: str, image_size: int) -> LatentShape:
     config = json.loads(text)

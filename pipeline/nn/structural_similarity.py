@@ -10,7 +10,7 @@ WINDOW, SIGMA = 11, 1.5  # pixels, of Wang et al., 2004
 def structural_similarity(
     first: Tensor, second: Tensor, peak: float, window: int = WINDOW, sigma: float = SIGMA
 ) -> Tensor:
-    """SSIM of every pair of images [B, C, H, W] in [0, `peak`], [B], at most 1, a mean over places and channels.
+    """SSIM of every pair of images [B, C, H, W] in [0, `peak`], [B], at most 1, a mean over positions and channels.
 
     Wang, Bovik, Sheikh and Simoncelli, 2004. It is computed in the images' own precision and has a gradient at both.
     """
@@ -23,8 +23,8 @@ def similarity(
 ) -> tuple[Tensor, Tensor]:
     """Luminance and contrast-structure of images [B, C, H, W] in [0, `peak`], each [B, C, h, w].
 
-    A Gaussian window at the places where it fits, K = (0.01, 0.03). On images smaller than the window it is the largest
-    odd window that fits, its weights again summing to 1.
+    A Gaussian window at all positions where it fits, K = (0.01, 0.03). For smaller images it is the largest odd window
+    that fits, its weights again summing to 1.
     """
     fitting = min(window, *(side - 1 + side % 2 for side in first.shape[2:]))
     weights = gaussian(fitting, sigma).to(first)
@@ -45,6 +45,6 @@ def similarity(
 
 def gaussian(size: int, sigma: float) -> Tensor:
     """[size] weights that sum to 1, float64."""
-    places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    weights = torch.exp(-0.5 * (places / sigma) ** 2)
+    positions = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    weights = torch.exp(-0.5 * (positions / sigma) ** 2)
     return weights / weights.sum()

@@ -1,4 +1,4 @@
-"""How fast a piece of work goes on this machine, and what this machine is called."""
+"""Throughput of a function in images per second, and the name of the device."""
 
 import platform
 import statistics

@@ -1,4 +1,4 @@
-"""How ids enter a transformer and leave it: one design for any number of codebooks a token."""
+"""Ids at the input and output of a transformer, for any number of codebooks per token."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ Choose = Callable[[Tensor, int], Tensor]  # logits [B, N, vocab] of a codebook's
 
 
 class TokenEmbedding(nn.Module):
-    """Ids [B, N, codebooks] to [B, N, width]: the sum of one row a codebook.
+    """Ids [B, N, codebooks] to [B, N, width]: the sum of one row per codebook.
 
     With `mask`, row number `vocab` stands for an id that is not known.
     """
@@ -24,7 +24,7 @@ class TokenEmbedding(nn.Module):
 
 
 class IdConditioning(nn.Module):
-    """What a token's state becomes when one of its ids is known: h + MLP(norm(h + row of the id))."""
+    """A token's state conditioned on one of its ids: h + MLP(norm(h + row of the id))."""
 
     def __init__(self, vocab: int, width: int):
         super().__init__()
@@ -40,7 +40,7 @@ class IdConditioning(nn.Module):
 class TokenHead(nn.Module):
     """States [B, N, width] to the logits of a token's ids, one codebook after another.
 
-    The first is predicted by a linear layer from the state alone; each later one from a state that was told the id
+    The first is predicted by a linear layer from the state alone; each later one from a state conditioned on the id
     before it, so that the ids of a token need not be independent. With a single codebook it is that linear layer.
     """
 

@@ -11,7 +11,7 @@ from pipeline.nn.convolution import Tower
 class PreNormBlock(nn.Module):
     """x + attention(norm(x)), then the same with linear, exact GELU, linear: [B, N, width].
 
-    Between the two there are `hidden` channels, four times the width where nothing is stated.
+    Between the two there are `hidden` channels, four times the width by default.
     """
 
     def __init__(self, width: int, heads: int, hidden: int | None = None, epsilon: float = 1e-5):
@@ -28,24 +28,24 @@ class PreNormBlock(nn.Module):
 
 
 class Trunk(Tower):
-    """The sequence [class token | places of the image | latent tokens] through pre-norm blocks.
+    """The sequence [class token | patches of the image | latent tokens] through pre-norm blocks.
 
     Every member has a learned position. Yu et al., arXiv:2406.07550, in the form of bytedance/1d-tokenizer.
     """
 
-    def __init__(self, places: int, tokens: int, width: int, depth: int, heads: int):
+    def __init__(self, patches: int, tokens: int, width: int, depth: int, heads: int):
         super().__init__()
         self.class_token = learned_vectors(1, width)
-        self.place_positions = learned_vectors(1 + places, width)  # the class token's is the first
+        self.place_positions = learned_vectors(1 + patches, width)  # the class token's is the first
         self.token_positions = learned_vectors(tokens, width)
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(PreNormBlock(width, heads) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
 
-    def mix(self, places: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """places [B, P, width] and the first few latents [B, n, width] after all blocks, before the last norm."""
-        class_token = self.class_token.expand(len(places), 1, -1)
-        image = torch.cat([class_token, places], dim=1) + self.place_positions
+    def mix(self, patches: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """patches [B, P, width] and the first few latents [B, n, width] after all blocks, before the last norm."""
+        class_token = self.class_token.expand(len(patches), 1, -1)
+        image = torch.cat([class_token, patches], dim=1) + self.place_positions
         h = self.norm_in(torch.cat([image, latents + self.token_positions[: latents.shape[1]]], dim=1))
         for block in self.blocks:
             h = self.run(block, h)
@@ -53,10 +53,10 @@ class Trunk(Tower):
 
 
 class LatentEncoder(Trunk):
-    """Images [B, 3, S, S] to what `tokens` learned tokens have seen of them, [B, tokens, outputs].
+    """Images [B, 3, S, S] to the states of `tokens` learned tokens, [B, tokens, outputs].
 
-    With `interleaved` the latents' memory [tokens, width] is read as [width, tokens] before the last projection, so
-    that every output mixes a share of the channels of all tokens; some released weights were trained so.
+    With `interleaved` the latents [tokens, width] in memory are read as [width, tokens] before the last projection, so
+    that every output mixes a part of the channels of all tokens; some released weights were trained so.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class LatentEncoder(Trunk):
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        places = self.patch_embedding(images).flatten(2).transpose(1, 2)
-        _, latents = self.mix(places, self.tokens.expand(len(images), -1, -1))
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        _, latents = self.mix(patches, self.tokens.expand(len(images), -1, -1))
         latents = self.norm_out(latents)
         if self.interleaved:
             latents = latents.flatten(1).unflatten(1, (latents.shape[2], latents.shape[1])).transpose(1, 2)
@@ -87,25 +87,25 @@ class LatentEncoder(Trunk):
 
 
 class LatentDecoder(Trunk):
-    """Latents [B, tokens, inputs] to the states of the image's places, [B, places, width], row by row.
+    """Latents [B, tokens, inputs] to the states of the image's patches, [B, patches, width], row by row.
 
-    Each place begins as one and the same mask token, told from the others by its position.
+    Every patch begins as the same mask token, and differs by its position.
     """
 
-    def __init__(self, inputs: int, places: int, tokens: int, width: int, depth: int, heads: int):
-        super().__init__(places, tokens, width, depth, heads)
+    def __init__(self, inputs: int, patches: int, tokens: int, width: int, depth: int, heads: int):
+        super().__init__(patches, tokens, width, depth, heads)
         self.embedding = nn.Linear(inputs, width)
         self.mask_token = learned_vectors(1, width)
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
         masks = self.mask_token.expand(len(z), len(self.place_positions) - 1, -1)
-        places, _ = self.mix(masks, self.embedding(z))
-        return self.norm_out(places)
+        patches, _ = self.mix(masks, self.embedding(z))
+        return self.norm_out(patches)
 
 
 def image_tokens(sequence: Tensor, count: int) -> Tensor:
-    """The image's places of a sequence [class token | places | latent tokens], [B, count, width]; of fewer, all."""
+    """The image's patches of a sequence [class token | patches | latent tokens], [B, count, width]; of fewer, all."""
     return sequence[:, 1 : 1 + count] if sequence.shape[1] > count else sequence
 
 

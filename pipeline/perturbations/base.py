@@ -1,4 +1,4 @@
-"""What every perturbation promises: while a tokenizer trains, its decoder is shown another z than the code's."""
+"""What every perturbation promises: a change of the decoder's input z while a tokenizer trains."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
+from pipeline.validation import check_fraction
 
 
 @dataclass
@@ -25,8 +26,7 @@ class Annealing:
             raise ValueError(
                 f"anneal goes from step {self.start} to step {self.end}; let start be 0 or more, end later"
             )
-        if not 0 <= self.to <= 1:
-            raise ValueError(f"anneal.to is {self.to:g}; it is a share of what there was, from 0 to 1")
+        check_fraction("anneal.to", self.to)
 
     def __call__(self, step: int) -> float:
         gone = min(max((step - self.start) / (self.end - self.start), 0.0), 1.0)
@@ -36,9 +36,10 @@ class Annealing:
 class Perturbation(ABC):
     """A change of z between bottleneck and decoder.
 
-    It reaches a tokenizer as the `perturb` of `forward`, which the training alone passes: `encode` and `decode` have
-    no such argument. The code and the bottleneck's terms are those of the clean assignment; the losses look at what
-    the decoder made of the perturbed z. Every random number is a function of seed, step and place in the global batch.
+    It reaches a tokenizer as the `perturb` of `forward`, which the training alone passes: `encode` and `decode` have no
+    such argument. The code and the bottleneck's terms are those of the clean assignment; the losses compare the images
+    that the decoder makes from the perturbed z. Every random number is a function of seed, step and place in the global
+    batch.
     """
 
     anneal: Annealing | None = None
@@ -49,7 +50,7 @@ class Perturbation(ABC):
 
     @abstractmethod
     def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
-        """What the decoder is shown, [B, N, C] at the bottleneck's own scale, of `code`, which `neck` made of `h`."""
+        """The decoder's input [B, N, C] at the bottleneck's own scale, for the `code` that `neck` gives for `h`."""
 
     @torch.compiler.disable
     def __call__(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
@@ -60,18 +61,13 @@ class Perturbation(ABC):
         return 1.0 if self.anneal is None else self.anneal(step)
 
 
-def first_images(share: float, draws: StepDraws, device: torch.device) -> Tensor:
-    """Which images at hand are among the first floor(share B) of the global batch, [B, 1, 1] bool.
+def first_images(fraction: float, draws: StepDraws, device: torch.device) -> Tensor:
+    """Which images at hand are among the first floor(fraction B) of the global batch, [B, 1, 1] bool.
 
     The order of a batch is random already, so that these are as good as any others.
     """
-    places = torch.arange(draws.places.start, draws.places.stop, device=device)
-    return (places < int(share * draws.batch + 1e-6))[:, None, None]
-
-
-def check_share(share: float, name: str = "share") -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name} is {share:g}; it is a share, from 0 to 1")
+    positions = torch.arange(draws.places.start, draws.places.stop, device=device)
+    return (positions < int(fraction * draws.batch + 1e-6))[:, None, None]
 
 
 def check_continuous(spec: LatentSpec, kind: str) -> None:

@@ -10,26 +10,27 @@ from pipeline.code import Code, LatentSpec, stack_ids
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.straight_through import straight_through
-from pipeline.perturbations.base import Annealing, Perturbation, check_share, first_images
+from pipeline.perturbations.base import Annealing, Perturbation, first_images
+from pipeline.validation import check_fraction
 
 
 class CodebookNeighbours(Perturbation):
-    """Qiu et al., arXiv:2503.08354 and 2509.12474: rate alpha, share beta, strength delta of their papers.
+    """Qiu et al., arXiv:2503.08354 and 2509.12474: rate alpha, fraction beta, strength delta of their papers.
 
-    In the first floor(`share` B) images of a batch every id is, with probability `rate`, drawn anew and evenly from
+    In the first floor(`fraction` B) images of a batch every id is, with probability `rate`, drawn anew and evenly from
     `strength` codes: itself and those nearest to its latent (as in the public code) or to its own code vector (as in
     the paper, `neighbours: codeword`). So rate (1 - 1 / strength) of the ids change. z is what the new ids look up,
     with the gradient that the clean z has. With several codebooks each goes by itself.
 
-    Annealing multiplies rate and strength (rounded down, at least 1), not the share. Published: rate 1, share 0.1,
-    strength 100 of 4096 codes, annealed to 0.5 between 20 % and 60 % of the training.
+    Annealing multiplies rate and strength (rounded down, at least 1), not the fraction. Published: rate 1, fraction
+    0.1, strength 100 of 4096 codes, annealed to 0.5 between 20 % and 60 % of the training.
     """
 
     def __init__(
         self,
         strength: int,
         rate: float = 1.0,
-        share: float = 0.1,
+        fraction: float = 0.1,
         neighbours: Literal["latent", "codeword"] = "latent",
         anneal: Annealing | None = None,
     ):
@@ -37,9 +38,15 @@ class CodebookNeighbours(Perturbation):
             raise ValueError(
                 f"strength {strength} leaves no code to draw; 1 leaves ids as they are, 2.4 % of them is usual"
             )
-        check_share(rate, "rate")
-        check_share(share)
-        self.strength, self.rate, self.share, self.neighbours, self.anneal = strength, rate, share, neighbours, anneal
+        check_fraction("rate", rate)
+        check_fraction("fraction", fraction)
+        self.strength, self.rate, self.fraction, self.neighbours, self.anneal = (
+            strength,
+            rate,
+            fraction,
+            neighbours,
+            anneal,
+        )
 
     def check(self, spec: LatentSpec, can: Capabilities) -> None:
         if not spec.vocab:
@@ -58,7 +65,7 @@ class CodebookNeighbours(Perturbation):
         rate, strength = self.at(step)
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             latents = neck.latents(h.float()) if self.neighbours == "latent" else None
-            rates = rate * first_images(self.share, draws, h.device)[:, :, 0]  # [B, 1]
+            rates = rate * first_images(self.fraction, draws, h.device)[:, :, 0]  # [B, 1]
             ids = neck.redraw_ids(code.ids, rates, strength, draws, latents)
             changed = stack_ids(ids != code.ids).any(dim=-1, keepdim=True)
             value = torch.where(changed, neck.lookup(ids).to(code.z.dtype), code.z)

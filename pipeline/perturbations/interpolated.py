@@ -7,7 +7,8 @@ from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.noising import interpolate, noise_level
-from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, check_share, first_images
+from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, first_images
+from pipeline.validation import check_fraction
 
 
 class Interpolated(Perturbation):
@@ -15,14 +16,14 @@ class Interpolated(Perturbation):
 
     With shift 1 the levels are uniform, as Send-VAE's (arXiv:2601.05823). RecTok (arXiv:2512.13421) shifts them towards
     noise by s = sqrt(values of a code / 4096), 2.83 there: state `shift_base: 4096`, which multiplies the shift so. It
-    is done to the first floor(`share` B) images of a batch, at the bottleneck's own scale; annealing multiplies u.
+    is done to the first floor(`fraction` B) images of a batch, at the bottleneck's own scale; annealing multiplies u.
     """
 
     def __init__(
         self,
         scale: float = 1.0,
         shift: float = 1.0,
-        share: float = 1.0,
+        fraction: float = 1.0,
         anneal: Annealing | None = None,
         shift_base: float | None = None,
     ):
@@ -32,8 +33,8 @@ class Interpolated(Perturbation):
             raise ValueError(f"shift {shift:g} is not above 0; 1 leaves the levels uniform, more makes them noisier")
         if shift_base is not None and shift_base <= 0:
             raise ValueError(f"shift_base {shift_base:g} is not above 0; 4096 is RecTok's")
-        check_share(share)
-        self.scale, self.shift, self.share, self.anneal, self.shift_base = scale, shift, share, anneal, shift_base
+        check_fraction("fraction", fraction)
+        self.scale, self.shift, self.fraction, self.anneal, self.shift_base = scale, shift, fraction, anneal, shift_base
 
     def check(self, spec: LatentSpec, can: Capabilities) -> None:
         check_continuous(spec, "interpolated")
@@ -41,4 +42,4 @@ class Interpolated(Perturbation):
     def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         u = self.factor(step) * noise_level(code.z, draws, "perturbation.level", self.shift, self.shift_base)
         noise = draws.normal("perturbation.noise", tuple(code.z.shape[1:]))
-        return interpolate(code.z, noise, u * first_images(self.share, draws, u.device), self.scale)
+        return interpolate(code.z, noise, u * first_images(self.fraction, draws, u.device), self.scale)

@@ -10,7 +10,8 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
-from pipeline.perturbations.base import Perturbation, check_share
+from pipeline.perturbations.base import Perturbation
+from pipeline.validation import check_fraction
 
 
 class PrefixDrop(Perturbation):
@@ -37,7 +38,7 @@ class PrefixDrop(Perturbation):
         if least < 1:
             raise ValueError(f"least {least} leaves a decoder nothing; keep 1 token or more")
         if full is not None:
-            check_share(full, "full")
+            check_fraction("full", full)
         if scope == "sample" and action == "truncate":
             raise ValueError(
                 "images of one batch cannot be cut to lengths of their own; set action=mask or scope=batch"
@@ -78,5 +79,5 @@ class PrefixDrop(Perturbation):
             kept = self.count_kept(draws.uniform("perturbation.length"), tokens)  # [B]
         if self.action == "truncate":
             return code.z[:, : int(kept)]
-        places = torch.arange(tokens, device=code.z.device)
-        return code.z * (places < kept.to(places.device)[:, None])[:, :, None].to(code.z)
+        positions = torch.arange(tokens, device=code.z.device)
+        return code.z * (positions < kept.to(positions.device)[:, None])[:, :, None].to(code.z)

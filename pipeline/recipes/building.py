@@ -52,7 +52,7 @@ def build_tokenizer_on_meta(recipe: Recipe) -> Tokenizer:
 
 @dataclass(frozen=True)
 class TokenizerPlan:
-    """What is known of a tokenizer without its weights: all that the rules of a training ask of it."""
+    """A tokenizer without its weights, as far as the checks of a training need it."""
 
     cls: type[Tokenizer]
     arguments: Arguments  # of its constructor
@@ -61,7 +61,7 @@ class TokenizerPlan:
 
     @cached_property
     def module(self) -> Tokenizer:
-        """It itself, for rules of its modules and parameters: built on the meta device where it is of a recipe."""
+        """The tokenizer, for checks of its modules and parameters; that of a recipe is built on the meta device."""
         return self.build()
 
     @property

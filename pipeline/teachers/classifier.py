@@ -19,6 +19,8 @@ class Classifier(ConvolutionStages, ModelMixin, ConfigMixin):
     projected to `dim` features. Features are few, so that a covariance over some hundred images has full rank.
     """
 
+    map_weights = None  # see pipeline.nn.feature_distance: all channels count alike
+
     @register_to_config
     def __init__(
         self,

@@ -31,11 +31,11 @@ class TrainingInputs:
 
     condition: Condition | None = None
     draws: Draws | None = None
-    perturb: Perturb | None = None  # makes what the decoder reads in place of the code
+    perturb: Perturb | None = None  # gives the decoder's input in place of the code's z
 
 
 @dataclass
-class Rebuilt:
+class TokenizerOutput:
     """One pass through a tokenizer in training."""
 
     images: Tensor | None  # [B, 3, H, W], nominally in [-1, 1]; None after pixels=False
@@ -43,7 +43,7 @@ class Rebuilt:
     terms: dict[str, Tensor]  # the tokenizer's own loss terms, unweighted
     features: dict[str, Any] = field(default_factory=dict)  # tensors of inner layers, for losses that `read` them
     class_features: Tensor | None = None  # [B, C], those that were given to forward, at the code's width
-    decoder_input: Tensor | None = None  # [B, N, C], what the decoder read in place of code.z, where that was perturbed
+    decoder_input: Tensor | None = None  # [B, N, C], the decoder's input where that is not code.z
     head_outputs: dict[str, Tensor] = field(default_factory=dict)  # of the trained heads of losses, by their term
 
 
@@ -51,13 +51,13 @@ class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, Co
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
-    normalised, so that no other stage ever sees a scaling factor.
+    normalised, so that no other stage needs a scaling factor.
     """
 
     entry_points = ("encode", "decode", "moments", "features", "render", "projection")
     neck: Bottleneck
     spec: LatentSpec
-    frozen: bool = False  # it comes trained, and a recipe may leave out its phases
+    frozen: bool = False  # its weights are given, and a recipe may leave out its phases
     choices: dict[str, dict[str, type]] = {}  # arguments that name one of a few classes, and these by their kind
     run_arguments: tuple[str, ...] = ("image_size",)  # may differ from those of a folder that training starts from
 
@@ -83,7 +83,7 @@ class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, Co
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
-        """What a tokenizer with these constructor arguments can do besides, without building."""
+        """What else a tokenizer with these constructor arguments can do, without building."""
         return Capabilities()
 
     @property
@@ -135,18 +135,18 @@ class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, Co
         condition: Condition | None = None,
         draws: Draws | None = None,
         perturb: Perturb | None = None,
-        **asked: Any,
-    ) -> Rebuilt:
-        """Images to images as a training sees them; `perturb` makes what the decoder reads in place of the code.
+        **arguments: Any,
+    ) -> TokenizerOutput:
+        """Images to images, as in training; `perturb` changes the decoder's input.
 
-        `asked` is for `rebuild`.
+        `arguments` are for `reconstruct`.
         """
-        return self.rebuild(images, TrainingInputs(condition, draws, perturb), **asked)
+        return self.reconstruct(images, TrainingInputs(condition, draws, perturb), **arguments)
 
-    def rebuild(self, images: Tensor, given: TrainingInputs) -> Rebuilt:
-        """What `forward` does; those override it that make it otherwise, or can be asked for more."""
+    def reconstruct(self, images: Tensor, given: TrainingInputs) -> TokenizerOutput:
+        """The pass of `forward`; overridden where it differs, or takes further arguments."""
         code, z, terms = self.encode_for_training(images, given)
-        return Rebuilt(self.render(z, given.condition), code, terms)
+        return TokenizerOutput(self.render(z, given.condition), code, terms)
 
     def encode_for_training(self, images: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
         """The code at the bottleneck's own scale, z [B, N, C] as the decoder reads it, and the terms."""
@@ -167,8 +167,8 @@ class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, Co
 class MapTokenizer(Tokenizer):
     """A tokenizer whose code is a feature map, one token per position; subclasses write `encode_map` and `decode_map`.
 
-    Images of any sides that the stride divides pass through `forward`. A code of another grid than `spec.grid` needs
-    it stated to `render` and `decode`.
+    Images of any sides that the stride divides pass through `forward`. For a code of another grid than `spec.grid`,
+    `render` and `decode` take that `grid`.
     """
 
     @classmethod
@@ -180,7 +180,7 @@ class MapTokenizer(Tokenizer):
         """The spec where each level but the first halves the sides of an image, or of its patches."""
         levels, image_size = len(arguments.multipliers), arguments.image_size
         if not levels:
-            raise ValueError("multipliers is empty; they are one entry a level, for example [1,2,4,4]")
+            raise ValueError("multipliers is empty; they are one entry per level, for example [1,2,4,4]")
         stride = patch_size * 2 ** (levels - 1)
         if image_size % stride:
             near = round(image_size / stride) * stride or stride
@@ -201,7 +201,7 @@ class MapTokenizer(Tokenizer):
 
     @property
     def stride(self) -> int:
-        """Pixels a token along a side."""
+        """Pixels per token along a side."""
         return self.config.image_size // self.spec.grid[0]
 
     def grid(self, images: Tensor) -> tuple[int, int]:
@@ -222,10 +222,12 @@ class MapTokenizer(Tokenizer):
             raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
         return self.decode_map(z.transpose(1, 2).unflatten(2, grid))
 
-    def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
+    def reconstruct(
+        self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED
+    ) -> TokenizerOutput:
         """As in the base; `transform` is applied to the map that the decoder reads."""
         code, z, terms = self.encode_for_training(images, given)
-        return Rebuilt(self.decode_map(self.decoder_map(images, z, transform)), code, terms)
+        return TokenizerOutput(self.decode_map(self.decoder_map(images, z, transform)), code, terms)
 
     def decoder_map(self, images: Tensor, z: Tensor, transform: MapTransform = UNCHANGED) -> Tensor:
         """z [B, N, C] of the code of `images` as the map [B, C, h, w] that the decoder reads."""

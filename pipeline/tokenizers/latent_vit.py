@@ -1,4 +1,4 @@
-"""The tokenizer of two DINOv2 transformers: latent tokens read the image, mask tokens become it again."""
+"""The tokenizer of two DINOv2 transformers: latent tokens read the image, mask tokens are decoded to it."""
 
 from typing import Literal
 
@@ -18,28 +18,28 @@ from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.nn.vision_transformer import image_tokens
-from pipeline.tokenizers.base import Rebuilt, Tokenizer, TrainingInputs
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
 from pipeline.vision import dinov2_weights
 
 Tuning = Literal["full", "lora", "frozen"]
 
 
 class LatentViT(ProjectsClassFeatures, Tokenizer):
-    """Qiu et al., arXiv:2503.08354 and 2509.12474: RobusTok's encoder and decoder, without what they are trained by.
+    """Qiu et al., arXiv:2503.08354 and 2509.12474: RobusTok's encoder and decoder, without its losses.
 
-    Both are DINOv2's transformer, of `width`, `depth` and `heads`, the decoder's alike where nothing else is stated.
-    With `tokens` the code is a row of so many; without, it has one a patch, on the grid of the patches, whose positions
-    the latents share.
+    Both are DINOv2's transformer, of `width`, `depth` and `heads`, the decoder's the same unless given.
+    With `tokens` the code is a row of so many; without, it has one token per patch, on the grid of the patches, with
+    their positions.
 
     `encoder_start` and `decoder_start` are folders or hub ids of DINOv2 weights in transformers' format
     (facebook/dinov2-base: width 768, depth 12, heads 12), resampled to these patches and their number. They are read
-    when a tokenizer is built anew and forgotten afterwards; without, the transformer begins from scratch.
+    once, when a new tokenizer is built; without, the transformer is initialised at random.
 
-    Of such a transformer all moves in training with `full`. With `frozen` it stays as it is, which makes sense with a
-    start alone; latent and mask tokens, their positions, and the linear layers to code and pixels are trained whatever
-    the tuning. `lora` adds to a frozen one its last norm and low-rank matrices, of `lora_rank` and scaled by
-    `lora_alpha` / `lora_rank`, beside the linear layers that `lora_layers` names. `drop_path` is the share of images
-    for which a branch of the last block is left out in training, those before linearly less.
+    With the tuning `full` all of such a transformer is trained. With `frozen` none of it is, which needs a start;
+    latent and mask tokens, their positions, and the linear layers to code and pixels are trained with any tuning.
+    `lora` adds to a frozen one its last norm and low-rank matrices, of `lora_rank` and scaled by `lora_alpha` /
+    `lora_rank`, beside the linear layers that `lora_layers` names. `drop_path` is the probability that an image skips a
+    branch of the last block in training; it rises linearly from 0 at the first.
 
     Pixels are [-1, 1] inside as outside, and nothing is clamped.
     """
@@ -75,10 +75,10 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         self.spec = self.geometry(Arguments.from_config(self))
-        places = (image_size // patch_size) ** 2
+        patches = (image_size // patch_size) ** 2
         _, sizes = both_sizes(Arguments.from_config(self))
-        reading = Dinov2(places, width, depth, heads, patch_size, drop_path)
-        painting = Dinov2(places, *sizes, drop_path=drop_path)
+        reading = Dinov2(patches, width, depth, heads, patch_size, drop_path)
+        painting = Dinov2(patches, *sizes, drop_path=drop_path)
         self.encoder = Dinov2Encoder(reading, tokens, neck.inputs)
         self.neck = neck
         self.decoder = Dinov2Decoder(painting, tokens, neck.dim, patch_size)
@@ -98,7 +98,9 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
         image_size, patch_size, tokens = arguments.image_size, arguments.patch_size, arguments.tokens
         check_counts("latent_vit", arguments, (*TRANSFORMER_SIZES, "tokens", "lora_rank"))
         if not 0 <= arguments.drop_path < 1:
-            raise ValueError(f"latent_vit: drop_path is {arguments.drop_path:g}; it is a share, from 0 up to below 1")
+            raise ValueError(
+                f"latent_vit: drop_path is {arguments.drop_path:g}; give a fraction, 0 or more and below 1"
+            )
         if image_size % patch_size:
             raise ValueError(f"latent_vit: images of {image_size} pixels do not divide by patch_size {patch_size}")
         for name, (width, depth, heads) in zip(("encoder_start", "decoder_start"), both_sizes(arguments)):
@@ -131,10 +133,10 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
             raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.spec.tokens}")
         return self.decoder(z, None if draws is None else PartDraws(draws, "decoder"))
 
-    def rebuild(self, images: Tensor, given: TrainingInputs) -> Rebuilt:
+    def reconstruct(self, images: Tensor, given: TrainingInputs) -> TokenizerOutput:
         paths = given.draws if self.training else None
         code, z, terms = self.apply_bottleneck(self.features(images, given.condition, paths), given)
-        return Rebuilt(self.render(z, given.condition, paths), code, terms)
+        return TokenizerOutput(self.render(z, given.condition, paths), code, terms)
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         if output.ndim != 3:
@@ -146,7 +148,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
         return [(self.encoder.vit, self.config.encoder_tuning), (self.decoder.vit, self.config.decoder_tuning)]
 
     def frozen_parameters(self) -> list[nn.Parameter]:
-        """The weights that a low-rank change stands in for, or that are frozen."""
+        """The weights that are frozen, or replaced by a low-rank change."""
         found = []
         for vit, tuning in self.tunings():
             moving = [*lora.adapters(vit), *vit.norm.parameters()] if tuning == "lora" else []

@@ -1,4 +1,4 @@
-"""The tokenizer that compresses several layers of a frozen vision model, and paints images at every scale."""
+"""The tokenizer that compresses several layers of a frozen vision model, and decodes images at every scale."""
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,19 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
-from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, Rebuilt, TrainingInputs
+from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TokenizerOutput, TrainingInputs
 from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, OnFrozenEncoder, needs_stand_in
 
 
 class Pyramid(OnFrozenEncoder, MapTokenizer):
-    """VFM-VAE (arXiv:2510.18457), without what it is trained by; written from its description.
+    """VFM-VAE (arXiv:2510.18457), without its losses; written from its description.
 
-    Every tap of `frozen_encoder` is brought to `tap_width` channels by an attention
-    projection, and by folding places into channels to `side` places a side; together, one more makes of them what the
-    bottleneck reads. `code_width` channels of the code, by another, are what the decoder is told: their mean as a
-    style at all of its levels, and they themselves, as a map, at the first ones. Its levels have `widths`, the first
-    at half the code's side; `spatial` are the channels of the code in the first ones, `attention` the number of levels
-    with attention, `depth` that of modulated blocks in each.
+    An attention projection brings every tap of `frozen_encoder` to `tap_width` channels, and positions are folded into
+    channels until a side has `side` of them; one more projection of all taps gives the bottleneck's input. The
+    decoder's input are `code_width` channels, projected from the code: their mean modulates all of its levels, and the
+    map itself enters the first ones. Its levels have `widths`, the first at half the code's side; `spatial` are the
+    channels of the code in the first ones, `attention` the number of levels with attention, `depth` that of modulated
+    blocks in each.
 
     The feature `scales` are the images of all levels but the last, coarse to fine, for a loss that compares them with
     smaller images. The frozen network is a part of no phase's training; a saved folder holds its weights.
@@ -96,10 +96,12 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         """z as maps [B, C, h, w] to images of every scale, coarse to fine."""
         return self.decoder(self.post(maps))
 
-    def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
+    def reconstruct(
+        self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED
+    ) -> TokenizerOutput:
         code, z, terms = self.encode_for_training(images, given)
         *scales, made = self.render_scales(self.decoder_map(images, z, transform))
-        return Rebuilt(made, code, terms, {"scales": scales})
+        return TokenizerOutput(made, code, terms, {"scales": scales})
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -116,13 +118,13 @@ def choose_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEn
 
 
 def check_sides(arguments: Arguments, maps: MapSizes) -> None:
-    """ValueError where taps do not fold to `side` places a side, or levels do not lead from there to the image."""
+    """ValueError where taps do not fold to `side` positions a side, or levels do not lead from there to the image."""
     image_size, side, widths, spatial = (arguments[n] for n in ("image_size", "side", "widths", "spatial"))
     if side < 4 or side % 2:
         raise ValueError(f"side is {side}; the first level has half of it, so name an even number from 4 on")
     for _, tap_side in maps:
         if tap_side % side:
-            raise ValueError(f"a tap has {tap_side} places a side, which do not fold to {side}; change side or taps")
+            raise ValueError(f"a tap has {tap_side} positions a side, which do not fold to {side}; change side or taps")
     if not widths or side * 2 ** (len(widths) - 2) != image_size:
         last = side * 2 ** (len(widths) - 2)
         raise ValueError(f"{len(widths)} widths lead from {side // 2} to {last:g} pixels a side, not to {image_size}")

@@ -22,7 +22,7 @@ from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stan
 class Representation(OnFrozenEncoder, MapTokenizer):
     """RAE (Zheng et al., arXiv:2510.11690), SVG (arXiv:2510.15301) and the autoencoder of DINO-Tok (arXiv:2511.20565).
 
-    The code of a place are the channels of a frozen network's last tap, as they are, and after them those of a branch
+    The code of a position is the channels of a frozen network's last tap, unchanged, and after them those of a branch
     that is trained with the decoder. Each part is chosen by its kind:
 
     - `frozen_encoder`: `vision_transformer`, of transformers, or `stand_in`, a small classifier of the recipe's own
@@ -30,9 +30,9 @@ class Representation(OnFrozenEncoder, MapTokenizer):
     - `texture_branch`: `residual` (SVG), `shallow` (DINO-Tok) or null (RAE; see pipeline/nn/texture_branch.py);
     - `pixel_decoder`: `vit` (RAE) or `conv` (SVG; see pipeline/nn/feature_decoder.py).
 
-    `statistics` says whose mean and std bring a code to unit scale: of each channel, or of each channel at each place,
-    as RAE's, which binds the tokenizer to one grid. A saved folder holds the frozen weights and needs nothing else.
-    The frozen network is a part of no phase's training, whichever part that trains.
+    `statistics` says whose mean and std bring a code to unit scale: those of each channel, or of each channel at each
+    position, as RAE's, which binds the tokenizer to one grid. A saved folder holds the frozen weights and needs nothing
+    else. The frozen network is a part of no phase's training, whichever part that trains.
     """
 
     _supports_gradient_checkpointing = True

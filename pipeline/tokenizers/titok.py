@@ -1,4 +1,4 @@
-"""The 1-D tokenizer: an image as a short sequence of tokens that belong to no place."""
+"""The 1-D tokenizer: an image as a short sequence of tokens, none of which belongs to a position."""
 
 from typing import Literal
 
@@ -18,11 +18,12 @@ from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_tokens, initialise
 from pipeline.saved_folders import load_tokenizer
-from pipeline.tokenizers.base import Rebuilt, Tokenizer, TrainingInputs
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.tokenizers.maskgit_vqgan import MaskgitVqgan
 
 
 class ProxyHead(EntryPoints):
-    """States [B, places, width] to logits over a codebook of pixels, and to the image that the logits mean.
+    """States [B, patches, width] to logits over a codebook of pixels, and to the image that these stand for.
 
     The image is the convolutional decoder's of the codebook's rows, weighted by the softmax of the logits.
     """
@@ -38,8 +39,8 @@ class ProxyHead(EntryPoints):
         self.decoder = Decoder(dim, widths, blocks)
 
     def paint(self, logits: Tensor) -> Tensor:
-        """Logits [B, places, vocab] to images [B, 3, S, S]."""
-        rows = logits.softmax(dim=-1) @ self.codebook  # [B, places, dim]
+        """Logits [B, patches, vocab] to images [B, 3, S, S]."""
+        rows = logits.softmax(dim=-1) @ self.codebook  # [B, patches, dim]
         return self.decoder(rows.transpose(1, 2).unflatten(2, (self.side, self.side)))
 
     def forward(self, h: Tensor) -> Tensor:
@@ -49,13 +50,13 @@ class ProxyHead(EntryPoints):
 class TiTok(ProjectsClassFeatures, Tokenizer):
     """Yu et al., arXiv:2406.07550: `tokens` learned tokens read the image beside its patches, and are the code.
 
-    Encoder and decoder are vision transformers of `width`, `depth` and `heads`, the decoder's alike where nothing else
-    is stated; so are its patches. `head` says how it makes pixels: "pixels" by a linear layer a patch, "proxy" by the
-    logits of another tokenizer's codes, the features `proxy_logits`, and a convolutional decoder of them. The sizes of
-    that codebook and decoder are those of the `maskgit_vqgan` that both can start from: its folder is `proxy_start`,
-    which is read when a tokenizer is built anew and forgotten afterwards.
+    Encoder and decoder are vision transformers of `width`, `depth` and `heads`, the decoder's the same unless given; so
+    are its patches. `head` says how it makes pixels: "pixels" by a linear layer a patch, "proxy" by the logits of
+    another tokenizer's codes, the features `proxy_logits`, and a convolutional decoder of them. The sizes of that
+    codebook and decoder are those of the `maskgit_vqgan` that both can start from: its folder is `proxy_start`, which
+    is read once, when a new tokenizer is built.
 
-    A phase with train=transformers moves all but pixel codebook and pixel decoder. `interleaved` is how released
+    A phase with train=transformers trains all but pixel codebook and pixel decoder. `interleaved` is how released
     two-stage weights read their latents, see `LatentEncoder`. Inside, pixels are [0, 1], as the released weights
     expect; outside they are [-1, 1], and nothing is clamped.
     """
@@ -121,7 +122,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         stride = 2 ** (levels - 1)
         if arguments.head == "proxy" and stride != decoder_patch_size:
             raise ValueError(
-                f"titok: the pixel decoder of {levels} levels makes {stride}x{stride} pixels a place;"
+                f"titok: the pixel decoder of {levels} levels makes {stride}x{stride} pixels per patch;"
                 f" set decoder_patch_size={stride}, or give proxy_multipliers another length"
             )
         if arguments.head != "proxy" and arguments.proxy_start is not None:
@@ -153,14 +154,14 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
         return self.output(self.states(z)) * 2 - 1
 
-    def rebuild(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> Rebuilt:
+    def reconstruct(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> TokenizerOutput:
         code, z, terms = self.encode_for_training(images, given)
         h = self.states(z)
         if self.config.head == "pixels":
-            return Rebuilt(self.output(h) * 2 - 1 if pixels else None, code, terms)
+            return TokenizerOutput(self.output(h) * 2 - 1 if pixels else None, code, terms)
         logits = self.output.logits(h)
         made = self.output.paint(logits) * 2 - 1 if pixels else None
-        return Rebuilt(made, code, terms, {"proxy_logits": logits})
+        return TokenizerOutput(made, code, terms, {"proxy_logits": logits})
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         side = name.partition(".")[0]
@@ -169,7 +170,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         return image_tokens(output, len(self.get_submodule(side).place_positions) - 1)
 
     def states(self, z: Tensor) -> Tensor:
-        """z [B, at most `tokens`, dim] at the bottleneck's own scale to what the head reads, [B, places, width].
+        """z [B, at most `tokens`, dim] at the bottleneck's own scale to what the head reads, [B, patches, width].
 
         Fewer are the first ones, for a tokenizer that has been trained with the perturbation `prefix_drop`.
         """
@@ -180,8 +181,9 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     def start_from(self, folder: str) -> None:
         """Take pixel codebook and decoder from the `maskgit_vqgan` in `folder`; ValueError where they do not fit."""
         other = load_tokenizer(folder, "proxy_start")
-        if not other.spec.vocab or not isinstance(getattr(other, "decoder", None), Decoder):
-            raise ValueError(f"proxy_start: {folder} holds a {type(other).__name__}; name one of a maskgit_vqgan")
+        if not isinstance(other, MaskgitVqgan) or not other.spec.vocab:
+            given = f"a {type(other).__name__}" + ("" if other.spec.vocab else " without a codebook")
+            raise ValueError(f"proxy_start: {folder} holds {given}; name the folder of a maskgit_vqgan with a codebook")
         rows = other.neck.lookup(torch.arange(other.spec.vocab))
         theirs = {"codebook": rows} | {f"decoder.{name}": value for name, value in other.decoder.state_dict().items()}
         own = {name: value for name, value in self.output.state_dict().items() if not name.startswith("logits.")}

@@ -14,7 +14,7 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
 from pipeline.nn.haar import haar, inverse_haar
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.tokenizers.base import MapTokenizer, Rebuilt, TrainingInputs
+from pipeline.tokenizers.base import MapTokenizer, TokenizerOutput, TrainingInputs
 
 BAND_CHANNELS = {"low": 3, "high": 9}
 
@@ -48,7 +48,7 @@ class TwoBand(Branched, MapTokenizer):
     The networks are those of latent diffusion: `width * multipliers[i]` channels at level i, where `high_multipliers`
     has one level less (those of `multipliers` without the last when None), `blocks` residual blocks a level, attention
     at the levels `attention` of the low branch and at the same sizes of the other. `z_channels` is the entry width of
-    both decoders where it differs from their share of the code.
+    both decoders where it differs from their channels of the code.
 
     A phase with train=low or train=high is a training of this branch alone: its losses and its critic compare what it
     was given with what it makes, and the code that they look at is 0 in the channels of the other, so that no gradient
@@ -153,22 +153,22 @@ class TwoBand(Branched, MapTokenizer):
         low, high = maps.split([self.dims[band] for band in BAND_CHANNELS], dim=1)
         return self.merge_bands(self.low.decode(low), self.high.decode(high))
 
-    def rebuild(
+    def reconstruct(
         self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED, branch: str | None = None
-    ) -> Rebuilt:
+    ) -> TokenizerOutput:
         """With a `branch`, `images` are its view of the images, and so is what comes back."""
         if branch is None:
-            return super().rebuild(images, given, transform)
+            return super().reconstruct(images, given, transform)
         net = getattr(self, branch)
         own = net.encode(images)  # [B, inputs, h, w]
         other = own.new_zeros(len(own), self.neck.inputs - own.shape[1], *own.shape[2:])
         maps = self.join_branches({band: own if band == branch else other for band in BAND_CHANNELS})
         code, z, terms = self.apply_bottleneck(maps.flatten(2).transpose(1, 2), given)
-        shown = self.split_branches(z)[branch].transpose(1, 2).unflatten(2, tuple(own.shape[2:]))
+        decoder_input = self.split_branches(z)[branch].transpose(1, 2).unflatten(2, tuple(own.shape[2:]))
         alone = [
             half if band == branch else torch.zeros_like(half) for band, half in self.split_branches(code.z).items()
         ]
-        return Rebuilt(net.decode(shown), Code(torch.cat(alone, dim=2)), terms)
+        return TokenizerOutput(net.decode(decoder_input), Code(torch.cat(alone, dim=2)), terms)
 
     def split_branches(self, z: Tensor) -> dict[str, Tensor]:
         """z [B, N, C] by branch."""

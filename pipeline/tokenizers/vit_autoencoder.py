@@ -1,4 +1,4 @@
-"""The autoencoder of two vision transformers, whose code has a token for every patch."""
+"""The autoencoder of two vision transformers, whose code has one token per patch."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -26,7 +26,7 @@ from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.patch_heads import Head, tokens_to_map
 from pipeline.nn.token_drop import draw_kept_positions, scatter_tokens
 from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
-from pipeline.tokenizers.base import MapTokenizer, Rebuilt, TrainingInputs
+from pipeline.tokenizers.base import MapTokenizer, TokenizerOutput, TrainingInputs
 
 
 class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
@@ -35,13 +35,13 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     ViTok (Hansen-Estruch et al., arXiv:2501.09755) is layer norm, SwiGLU and a transposed convolution; ViTok-v2 has
     `parallel` blocks with `layer_scale`, RMS norm and the bottleneck `layer_norm`; RecTok (Shi et al.,
     arXiv:2512.13421) RMS norm, rotary and learned positions, a 3x3 convolution at the end and `token_drop`. Encoder and
-    decoder have the same `width`, `depth` and `heads` where nothing else is stated, and the same switches, which are
+    decoder have the same `width`, `depth` and `heads` unless given, and the same switches, which are
     those of `pipeline.nn.grid_transformer`. Where no positions are learned, images and codes may be of other sizes.
 
-    With `token_drop` [low, high] a phase that trains the encoder shows it, at each step, a share of the patches less:
-    max(0, U(low, high)), one for the whole batch, of places that each image draws. The decoder, which is given all
-    places in their order, has a learned mask token at those; the feature `kept` [B, N] bool says which were seen, and
-    the code's z is 0 at the others, of which there are no ids. Without draws, in evaluation mode, in `encode` and where
+    With `token_drop` [low, high] a phase that trains the encoder drops, at each step, the fraction max(0, U(low, high))
+    of the patches, one for the whole batch, at positions that each image draws. The decoder reads all positions, those
+    dropped as a learned mask token; the feature `kept` [B, N] bool says which were not, and the code's z is 0 at the
+    dropped ones, which have no ids. Without draws, in evaluation mode, in `encode` and where
     the encoder is frozen, nothing is dropped.
 
     Pixels are [-1, 1] inside as outside, and nothing is clamped.
@@ -103,8 +103,8 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
             check_position(arguments.position, width, heads)
         if len(token_drop) != 2 or not token_drop[0] <= token_drop[1] < 1:
             raise ValueError(
-                f"vit_autoencoder: token_drop is {list(token_drop)}; state the least and the largest share of patches,"
-                " the larger one second and below 1"
+                f"vit_autoencoder: token_drop is {list(token_drop)}; state the least and the largest fraction of"
+                " patches, the larger one second and below 1"
             )
         neck = components.build("bottlenecks", arguments.bottleneck)
         return LatentSpec((image_size // patch_size,) * 2, neck.dim, neck.vocab, neck.codebooks)
@@ -125,21 +125,23 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     def decode_map(self, maps: Tensor) -> Tensor:
         return self.decoder(maps.flatten(2).transpose(1, 2), tuple(maps.shape[2:]))
 
-    def rebuild(self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED) -> Rebuilt:
+    def reconstruct(
+        self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED
+    ) -> TokenizerOutput:
         if not drops_tokens(self.config.token_drop):
-            return super().rebuild(images, given, transform)
+            return super().reconstruct(images, given, transform)
         grid = self.grid(images)
         visible = self.visible_positions(len(images), grid[0] * grid[1], given.draws, images.device)
         code, z, terms = self.apply_bottleneck(self.encoder(images, visible), given)
         clean, kept = scatter_tokens(code.z, visible, grid[0] * grid[1])
         z, _ = scatter_tokens(z, visible, grid[0] * grid[1])
-        return Rebuilt(self.decoder(z, grid, kept), Code(clean, code.ids), terms, {"kept": kept})
+        return TokenizerOutput(self.decoder(z, grid, kept), Code(clean, code.ids), terms, {"kept": kept})
 
-    def visible_positions(self, batch: int, places: int, draws: Draws | None, device: torch.device) -> Tensor:
+    def visible_positions(self, batch: int, positions: int, draws: Draws | None, device: torch.device) -> Tensor:
         """The positions [B, K], in order, whose patches the encoder reads at this step."""
         if draws is not None and self.training and self.encoder.projection.weight.requires_grad:
-            return draw_kept_positions(draws, places, *self.config.token_drop).to(device)
-        return torch.arange(places, device=device).expand(batch, -1)
+            return draw_kept_positions(draws, positions, *self.config.token_drop).to(device)
+        return torch.arange(positions, device=device).expand(batch, -1)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -150,17 +152,17 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
 
 
 def drops_tokens(token_drop: Sequence[float]) -> bool:
-    """Whether shares up to the second of these two ever leave out a patch."""
+    """Whether any patch is ever left out."""
     return token_drop[1] > 0
 
 
 def check_position(position: Position, width: int, heads: int) -> None:
-    """ValueError where these positions cannot be told in that width."""
+    """ValueError where that width cannot hold these positions."""
     check_heads("vit_autoencoder", width, heads)
     if "fixed" in position and width % 4:
         raise ValueError(f"vit_autoencoder: position={position} needs a width divisible by 4, not {width}")
-    share = 2 if position == "rotary_sequence" else 4
-    if "rotary" in position and width // heads % share:
+    multiple = 2 if position == "rotary_sequence" else 4
+    if "rotary" in position and width // heads % multiple:
         raise ValueError(
-            f"vit_autoencoder: position={position} needs width / heads divisible by {share}, not {width // heads}"
+            f"vit_autoencoder: position={position} needs width / heads divisible by {multiple}, not {width // heads}"
         )

@@ -13,7 +13,7 @@ from pipeline.latents.store import CodeBatch
 from pipeline.losses.base import Loss
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.recipes.schema import Phase
-from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training.adversarial_game import frozen_judge
 from pipeline.training.generation import Generation
 from pipeline.training.reconstruction import Reconstruction
@@ -73,7 +73,7 @@ class JointTraining(Reconstruction):
         yield from self.generation.turns(CodeBatch(code, condition=condition, features=features), draws, step)
         self.metrics |= self.generation.metrics
 
-    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
+    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> TokenizerOutput:
         rebuilt = super().rebuild(batch, draws, step)
         self.z = rebuilt.code.z
         return rebuilt

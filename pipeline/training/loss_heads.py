@@ -15,7 +15,7 @@ from pipeline.code import Code, Condition
 from pipeline.draws import Draws
 from pipeline.losses.base import Loss
 from pipeline.nn.module_outputs import outputs_of
-from pipeline.tokenizers.base import Perturb, Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Perturb, Tokenizer, TokenizerOutput
 from pipeline.whole_files import write_tensors
 
 FOLDER = "heads"
@@ -42,7 +42,7 @@ class TokenizerWithHeads(nn.Module):
         draws: Draws | None = None,
         perturb: Perturb | None = None,
         **arguments: Any,
-    ) -> Rebuilt:
+    ) -> TokenizerOutput:
         """As the tokenizer's, with `decoder_input` and `head_outputs` filled."""
         perturbed: list[Tensor] = []
 

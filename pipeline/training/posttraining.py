@@ -16,7 +16,7 @@ from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
 from pipeline.recipes.schema import Phase, PostTraining
-from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training import checkpoints
 from pipeline.training.pairs import Pairs
 from pipeline.training.reconstruction import Reconstruction
@@ -31,8 +31,8 @@ class DecoderPlayer(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def forward(self, code: Code, condition: Condition | None = None) -> Rebuilt:
-        return Rebuilt(self.tokenizer.decode(code, condition), code, {})
+    def forward(self, code: Code, condition: Condition | None = None) -> TokenizerOutput:
+        return TokenizerOutput(self.tokenizer.decode(code, condition), code, {})
 
 
 class DecoderTraining(Reconstruction):
@@ -50,7 +50,7 @@ class DecoderTraining(Reconstruction):
         super().__init__(tokenizer, phase, losses, critic)
         self.players["tokenizer"] = DecoderPlayer(tokenizer)
 
-    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> Rebuilt:
+    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> TokenizerOutput:
         return self.players["tokenizer"](batch.code, batch.condition)
 
 

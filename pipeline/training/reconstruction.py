@@ -20,7 +20,7 @@ from pipeline.nn.map_transform import UNCHANGED
 from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.recipes.building import plan_built_tokenizer
 from pipeline.recipes.schema import Phase
-from pipeline.tokenizers.base import Rebuilt, Tokenizer
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training.adversarial_game import AdversarialGame, gradient
 from pipeline.training.equivariance import draw_transforms
 from pipeline.training.loss_heads import attach_heads
@@ -97,7 +97,7 @@ class Reconstruction:
             self.metrics |= self.game.metrics
             yield "critic", terms
 
-    def rebuild(self, batch: Any, draws: StepDraws, step: int, **arguments: Any) -> Rebuilt:
+    def rebuild(self, batch: Any, draws: StepDraws, step: int, **arguments: Any) -> TokenizerOutput:
         """The tokenizer's pass that the losses read, with the `arguments` that this step needs besides."""
         arguments |= self.arguments
         for loss in self.losses.values():
@@ -107,7 +107,7 @@ class Reconstruction:
         return self.players["tokenizer"](batch.images, batch.condition, draws, **arguments)
 
     def tokenizer_terms(
-        self, images: Tensor, encoded: Tensor, rebuilt: Rebuilt, ramp: float, draws: StepDraws
+        self, images: Tensor, encoded: Tensor, rebuilt: TokenizerOutput, ramp: float, draws: StepDraws
     ) -> dict[str, Tensor]:
         """The weighted terms, with their true values, of `encoded` images and of target `images`.
 
@@ -138,7 +138,7 @@ class Reconstruction:
             terms[carrier] = with_gradient(terms[carrier], rebuilt.images, total)
         return terms
 
-    def pixel_terms(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def pixel_terms(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         terms = {}
         for loss in self.losses.values():
             if loss.of_pixels:

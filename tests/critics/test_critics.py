@@ -181,7 +181,7 @@ def test_augmentation_is_a_function_of_the_draws_and_of_each_image_alone():
     assert whole.shape == x.shape and torch.equal(whole, augment(x, draws(8)))
     assert torch.equal(augment(x[4:], StepDraws(0, 0, slice(4, 8), 8)), whole[4:])
     assert not torch.equal(augment(x, draws(8, step=1)), whole)
-    assert torch.equal(augment(x, draws(8), share=0.0), x)
+    assert torch.equal(augment(x, draws(8), probability=0.0), x)
     done = draws(400).uniform("augmentation", (DRAWS,))[:, 0] < 0.3
     changed = (augment(images(400), draws(400), 0.3, True, 0.0, 0.0) != images(400)).flatten(1).any(1)
     assert torch.equal(changed, done) and 0.2 < changed.float().mean() < 0.4

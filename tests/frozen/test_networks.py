@@ -13,7 +13,7 @@ from pipeline.frozen.networks import FrozenNetworks, declared_input
 from pipeline.images.reading import Images
 from pipeline.recipes.describing import describe
 from pipeline.recipes.schema import load
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.training.phase_parts import build_critic, build_losses
 
 FILES = {
@@ -110,7 +110,7 @@ def test_files_alone_add_a_loss_a_critic_and_what_they_are_given(new_files, tmp_
     phase = recipe.tokenizer.phases["main"]
     loss, critic = build_losses(networks, phase)["edges"], build_critic(networks, phase, seed=1)
     ramp = torch.linspace(-1, 1, 9).expand(1, 3, 9, 9)  # each pixel exceeds the one before by 0.25
-    edges = loss(ramp, Rebuilt(torch.zeros_like(ramp), Code(z=None, ids=None), {}))["edges"]
+    edges = loss(ramp, TokenizerOutput(torch.zeros_like(ramp), Code(z=None, ids=None), {}))["edges"]
     torch.testing.assert_close(edges, torch.tensor(3 * 0.25 * 2.0))
     assert not any(parameter.requires_grad for parameter in loss.extractor.parameters())
     assert critic(ramp).shape == (1, 1, 9, 8) and list(dict(critic.named_parameters())) == [

@@ -24,7 +24,7 @@ from pipeline.recipes.building import output_layout
 from pipeline.recipes.schema import Loop, Phase, load
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.tokenizers.latent_vit import LatentViT
 from pipeline.tokenizers.titok import TiTok
@@ -167,17 +167,17 @@ def test_a_head_is_linear_layers_or_blocks_before_them():
 
 
 def test_a_head_sees_the_code_clean_noised_or_as_the_decoder_is_shown_it():
-    z, shown = torch.randn(4, 64, DIM), torch.randn(4, 64, DIM)
+    z, perturbed = torch.randn(4, 64, DIM), torch.randn(4, 64, DIM)
     t, noise = torch.rand(4, 1, 1), torch.randn(4, 64, DIM)
     given = GivenDraws({"alignment.level": t, "alignment.noise": noise})
-    heads = {source: aligned("feature_cosine", source=source, head=SMALL_MLP).head for source in ("clean", "shown")}
+    heads = {source: aligned("feature_cosine", source=source, head=SMALL_MLP).head for source in ("clean", "perturbed")}
     heads["noised"] = aligned("feature_cosine", source="noised", shift_base=48, head=SMALL_MLP).head
     s = (64 * DIM / 48) ** 0.5
     u = s * t / (1 + (s - 1) * t)
-    expected = {"clean": z, "shown": shown, "noised": (1 - u) * z + u * noise}
+    expected = {"clean": z, "perturbed": perturbed, "noised": (1 - u) * z + u * noise}
     for source, head in heads.items():
-        assert torch.equal(head(z, shown, {}, given), head.net(expected[source])), source
-    assert torch.equal(heads["shown"](z, None, {}, given), heads["shown"].net(z))
+        assert torch.equal(head(z, perturbed, {}, given), head.net(expected[source])), source
+    assert torch.equal(heads["perturbed"](z, None, {}, given), heads["perturbed"].net(z))
     code = Code(z)
     both = GivenDraws({"perturbation.level": t, "perturbation.noise": noise})
     both.places, both.batch = slice(0, 4), 4
@@ -186,9 +186,9 @@ def test_a_head_sees_the_code_clean_noised_or_as_the_decoder_is_shown_it():
 
 def test_what_the_decoder_is_shown_of_kept_places_is_put_in_its_place():
     kept = torch.tensor([[True, False, True], [False, True, True]])
-    shown = torch.arange(1.0, 9).view(2, 2, 2)
-    full = at_positions(shown, torch.randn(2, 3, 2), {"kept": kept})
-    assert torch.equal(full[kept], shown.flatten(0, 1)) and full[~kept].abs().sum() == 0
+    perturbed = torch.arange(1.0, 9).view(2, 2, 2)
+    full = at_positions(perturbed, torch.randn(2, 3, 2), {"kept": kept})
+    assert torch.equal(full[kept], perturbed.flatten(0, 1)) and full[~kept].abs().sum() == 0
     assert at_positions(full, full, {}) is full
 
 
@@ -318,7 +318,7 @@ def test_patches_that_were_left_out_are_told_from_the_noised_ones_that_the_decod
     nodes = {"pixel": {"kind": "pixel"}, "alignment": {"kind": "feature_cosine"}}
     phase = Phase(Loop(1, {"tokenizer": 1e-3}), {"pixel": 1.0, "kl": 1e-3, "feature_cosine": 1.0}, nodes)
     phase.perturbation = {"kind": "interpolated", "shift_base": 48}
-    loss = aligned("feature_cosine", source="shown", head=BLOCK | {"mask": True})
+    loss = aligned("feature_cosine", source="perturbed", head=BLOCK | {"mask": True})
     task = Reconstruction(tokenizer, phase, {"pixel": Pixel(), "alignment": loss})
     task.players["tokenizer"].train()
     rebuilt = task.rebuild(ImageBatch(images()), draws(), 0)
@@ -417,7 +417,7 @@ def test_what_cannot_be_aligned_is_refused_in_one_line(tmp_path):
     check_recipe(load("digits", [*start, f"{losses}.at=decoder.mid_block"]))
     for settings, words in (
         ([f"{losses}.head.layer=2"], "head.layer: there is no such setting; did you mean 'layers'"),
-        ([f"{losses}.source=shown"], f"^{losses}.source is shown, but the phase has no perturbation"),
+        ([f"{losses}.source=perturbed"], f"^{losses}.source is perturbed, but the phase has no perturbation"),
         ([f"{losses}.block=2"], f"^{losses}.block is for a generator's losses"),
         ([f"{losses}.at=decoder.nothing"], f"^{losses}: at: this tokenizer has no module"),
         ([f"{losses}.shift=2"], f"^{losses}: shift and shift_base are of source: noised"),
@@ -434,4 +434,4 @@ def test_what_cannot_be_aligned_is_refused_in_one_line(tmp_path):
         check_recipe(load("digits_robust_ar", [f"posttrain.phase.balance.pixel={LAYER}"]))
     with pytest.raises(ValueError, match=r"tokens on a grid of \[32\] have none"):
         Alignment.validate(LatentSpec((32,), 4), Arguments({}))
-    assert loss_heads.FOLDER == "heads" and Rebuilt(None, Code(torch.zeros(1)), {}).head_outputs == {}
+    assert loss_heads.FOLDER == "heads" and TokenizerOutput(None, Code(torch.zeros(1)), {}).head_outputs == {}

@@ -14,7 +14,7 @@ from pipeline.losses.class_contrast import ClassContrast
 from pipeline.losses.pixel import Pixel
 from pipeline.recipes.schema import Loop, Phase
 from pipeline.teachers.classifier import Classifier
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.reconstruction import Reconstruction
 
@@ -46,7 +46,7 @@ def images(count: int = 4) -> Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
 
 
-def pass_of(tokenizer: ConvAutoencoder, loss: ClassContrast) -> Rebuilt:
+def pass_of(tokenizer: ConvAutoencoder, loss: ClassContrast) -> TokenizerOutput:
     return tokenizer(images(), None, StepDraws(0, 0, slice(0, 4), 4), **loss.forward_arguments(images()))
 
 
@@ -68,7 +68,7 @@ def test_it_is_the_symmetric_cross_entropy_of_all_pairs():
         logits = torch.tensor([[scale * float(a @ b) for b in t] for a in s])
         own = logits.diagonal()
         expected = ((logits.logsumexp(1) - own).mean() + (logits.logsumexp(0) - own).mean()) / 2
-        found = loss(images(5), Rebuilt(None, Code(z), {}, class_features=aims))
+        found = loss(images(5), TokenizerOutput(None, Code(z), {}, class_features=aims))
         torch.testing.assert_close(found["class_contrast"], expected)
         both = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
         torch.testing.assert_close(found["class_contrast"], both)
@@ -82,7 +82,7 @@ def test_codes_that_agree_with_their_teacher_cost_less():
     aims = F.normalize(torch.randn(6, 8), dim=1)
     loss = ClassContrast(classifier(), scale=20.0)
     values = [
-        loss(images(6), Rebuilt(None, Code(z[:, None]), {}, class_features=aims))["class_contrast"]
+        loss(images(6), TokenizerOutput(None, Code(z[:, None]), {}, class_features=aims))["class_contrast"]
         for z in (aims, aims.roll(1, dims=0))
     ]
     assert values[0] < 0.1 < values[1]
@@ -98,7 +98,7 @@ def test_the_shared_projection_learns_from_both_sides(neck):
     torch.testing.assert_close(rebuilt.class_features, by_hand[:, :4])  # of mean and log variance, the mean
 
     def gradient(z: Tensor, projected: Tensor) -> Tensor:
-        value = loss(images(), Rebuilt(None, Code(z), {}, class_features=projected))["class_contrast"]
+        value = loss(images(), TokenizerOutput(None, Code(z), {}, class_features=projected))["class_contrast"]
         return torch.autograd.grad(value, weight, retain_graph=True)[0]
 
     z, projected = rebuilt.code.z, rebuilt.class_features

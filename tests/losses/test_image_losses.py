@@ -18,7 +18,7 @@ from pipeline.metrics.ssim import ssim
 from pipeline.recipes.schema import load
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 def images(seed: int = 0, side: int = 16) -> Tensor:
@@ -27,7 +27,7 @@ def images(seed: int = 0, side: int = 16) -> Tensor:
 
 def value(loss: Loss, made: Tensor, aims: Tensor) -> Tensor:
     (name,) = loss.terms
-    return loss(aims, Rebuilt(made, Code(), {}))[name]
+    return loss(aims, TokenizerOutput(made, Code(), {}))[name]
 
 
 def tap(*indices: int) -> Tap:

@@ -16,12 +16,12 @@ from pipeline.losses.pixel import Pixel
 from pipeline.nn.feature_distance import perceptual_distance
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.lpips_vgg import LpipsVgg
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.vision import weights
 
 
-def rebuilt(images: Tensor) -> Rebuilt:
-    return Rebuilt(images, Code(), {})
+def rebuilt(images: Tensor) -> TokenizerOutput:
+    return TokenizerOutput(images, Code(), {})
 
 
 def classifier() -> Classifier:
@@ -61,8 +61,7 @@ class Maps(nn.Module):
 
     def __init__(self, map_weights: list[Tensor] | None = None):
         super().__init__()
-        if map_weights:
-            self.map_weights = map_weights
+        self.map_weights = map_weights
 
     def maps(self, images: Tensor) -> list[Tensor]:
         return [images, images[:, :, :1]]

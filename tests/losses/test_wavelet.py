@@ -7,11 +7,11 @@ from torch import Tensor
 from pipeline.code import Code
 from pipeline.losses.wavelet import Wavelet
 from pipeline.nn.haar import haar, inverse_haar
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 
 
 def terms(images: Tensor, made: Tensor, norm: str = "l1") -> dict[str, Tensor]:
-    return Wavelet(norm)(images, Rebuilt(made, Code(z=None), {}))
+    return Wavelet(norm)(images, TokenizerOutput(made, Code(z=None), {}))
 
 
 def test_the_inverse_gives_the_image_back_and_the_transform_the_bands():

@@ -48,8 +48,8 @@ def made(node: dict, count: int = 6, tokens: int = 20) -> tuple[Quantizer, Tenso
 @EVERY_QUANTISER
 def test_without_rate_share_or_strength_the_decoder_is_shown_the_code(node, neighbours):
     quantizer, h, code = made(node)
-    nothing = [{"share": 0.0}, {"rate": 0.0, "share": 1.0}]
-    for arguments in [{"strength": 5} | some for some in nothing] + [{"strength": 1, "share": 1.0}]:
+    nothing = [{"fraction": 0.0}, {"rate": 0.0, "fraction": 1.0}]
+    for arguments in [{"strength": 5} | some for some in nothing] + [{"strength": 1, "fraction": 1.0}]:
         perturb = CodebookNeighbours(neighbours=neighbours, **arguments)
         assert torch.equal(perturb(quantizer, h, code, draws(), 0), code.z)
 
@@ -58,7 +58,7 @@ def test_without_rate_share_or_strength_the_decoder_is_shown_the_code(node, neig
 @EVERY_QUANTISER
 def test_the_first_images_of_the_global_batch_change_and_the_gradient_is_the_clean_one(node, neighbours):
     quantizer, h, code = made(node)
-    perturb = CodebookNeighbours(4, share=0.5, neighbours=neighbours)
+    perturb = CodebookNeighbours(4, fraction=0.5, neighbours=neighbours)
     z = perturb(quantizer, h, code, draws(), 0)
     changed = (z != code.z).any(dim=-1).float().mean(dim=1)
     assert changed[:3].min() > 0.4 and changed[3:].max() == 0
@@ -141,7 +141,7 @@ def test_annealing_begins_where_it_starts_and_ends_where_it_ends():
 
 def test_gaussian_noise_is_one_uniform_level_an_image_times_normal_noise():
     z, given = torch.randn(400, 8, 4, requires_grad=True), draws(400)
-    shown = Gaussian(0.8, share=0.5)(None, z, Code(z), given, 0)
+    shown = Gaussian(0.8, fraction=0.5)(None, z, Code(z), given, 0)
     level = given.uniform("perturbation.level", (1, 1))
     torch.testing.assert_close((shown - z)[:200], (0.8 * level * given.normal("perturbation.noise", (8, 4)))[:200])
     assert torch.equal(shown[200:], z[200:])
@@ -188,10 +188,10 @@ def test_a_prefix_is_the_batch_s_or_the_image_s_own_and_the_rest_is_cut_or_zero(
 @pytest.mark.parametrize(
     "perturb, node",
     [
-        (CodebookNeighbours(6, share=0.7), UNIT),
-        (CodebookNeighbours(6, share=0.7, neighbours="codeword"), NODES["residual_bits"]),
-        (Gaussian(1.0, share=0.7), {"kind": "identity", "dim": 4}),
-        (Interpolated(shift=2.0, share=0.7), {"kind": "identity", "dim": 4}),
+        (CodebookNeighbours(6, fraction=0.7), UNIT),
+        (CodebookNeighbours(6, fraction=0.7, neighbours="codeword"), NODES["residual_bits"]),
+        (Gaussian(1.0, fraction=0.7), {"kind": "identity", "dim": 4}),
+        (Interpolated(shift=2.0, fraction=0.7), {"kind": "identity", "dim": 4}),
         (PrefixDrop(), {"kind": "identity", "dim": 4}),
         (PrefixDrop(scope="sample", action="mask"), {"kind": "identity", "dim": 4}),
     ],
@@ -229,7 +229,7 @@ def test_training_rebuilds_from_the_perturbed_code_and_nothing_else_sees_it():
     clean = turn(task(tokenizer, None, vq=1.0, commit=0.25), images)
     gradient = [p.grad.clone() for p in tokenizer.neck.parameters()]
     tokenizer.zero_grad()
-    perturbation = {"kind": "codebook_neighbours", "strength": 12, "share": 1.0}
+    perturbation = {"kind": "codebook_neighbours", "strength": 12, "fraction": 1.0}
     other = turn(task(tokenizer, perturbation, vq=1.0, commit=0.25), images)
     assert torch.equal(other["vq"], clean["vq"]) and torch.equal(other["commit"], clean["commit"])
     assert other["pixel"] != clean["pixel"]
@@ -281,7 +281,7 @@ def test_a_recipe_states_one_a_phase(node, discrete, one_d):
         ({"kind": "codebook_neighbours", "strength": 3}, False, False, "this tokenizer has none; take gaussian"),
         ({"kind": "codebook_neighbours", "strength": 30}, True, False, "strength 30 is more than the 24 codes"),
         ({"kind": "codebook_neighbours", "strength": 0}, True, False, "leaves no code"),
-        ({"kind": "codebook_neighbours", "strength": 3, "share": 2}, True, False, "share is 2; it is a share"),
+        ({"kind": "codebook_neighbours", "strength": 3, "fraction": 2}, True, False, "fraction is 2; give a fraction"),
         ({"kind": "codebook_neighbors", "strength": 3}, True, False, "did you mean 'codebook_neighbours'"),
         ({"kind": "gaussian", "scale": 0.8}, True, False, "gaussian noise is for continuous codes"),
         ({"kind": "gaussian", "scale": -1}, False, False, "scale -1 is below 0"),

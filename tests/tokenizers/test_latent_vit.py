@@ -281,7 +281,7 @@ def recipe_of(start: str, **model):
     node = {"kind": "latent_vit", "bottleneck": CODES, "encoder_start": start, "decoder_start": start} | SIZES | model
     loop = {"steps": 2, "batch": 4, "lr": {"tokenizer": 1e-2}, "warmup": 0, "ema": 0.5}
     weights = {"pixel": 1.0, "vq": 1.0, "commit": 0.25}
-    neighbours = {"kind": "codebook_neighbours", "strength": 3, "share": 0.5}
+    neighbours = {"kind": "codebook_neighbours", "strength": 3, "fraction": 0.5}
     phases = {
         "main": {"weights": weights, "perturbation": neighbours, "loop": loop},
         "decoder": {"train": "decoder", "weights": weights, "loop": loop},
@@ -369,7 +369,7 @@ def test_parts_hold_every_parameter_once():
         ({"heads": 5}, "a width of 24 is not divisible by 5 heads"),
         ({"decoder_width": 20}, "a width of 20 is not divisible by 3 heads"),
         ({"patch_size": 5}, "16 pixels do not divide by patch_size 5"),
-        ({"drop_path": 1.0}, "drop_path is 1; it is a share"),
+        ({"drop_path": 1.0}, "drop_path is 1; give a fraction"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):

@@ -22,7 +22,7 @@ from pipeline.nn.pyramid_decoder import ModulatedConv, PyramidDecoder, StyleMapp
 from pipeline.recipes.files import CONFIGS
 from pipeline.recipes.schema import Loop, Phase, load
 from pipeline.teachers.classifier import Classifier
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.pyramid import Pyramid
 from pipeline.training.reconstruction import Reconstruction
 
@@ -76,9 +76,9 @@ def test_the_loss_is_the_sum_over_scales_of_the_error_to_smaller_images():
     images = pictures()
     exact = [F.avg_pool2d(images, 8), F.avg_pool2d(images, 4)]
     loss = MultiscalePixel()
-    assert loss(images, Rebuilt(None, Code(), {}, {"scales": exact}))["multiscale_pixel"].item() < 1e-6
+    assert loss(images, TokenizerOutput(None, Code(), {}, {"scales": exact}))["multiscale_pixel"].item() < 1e-6
     wrong = [exact[0] + 0.5, exact[1] - 0.25]
-    found = loss(images, Rebuilt(None, Code(), {}, {"scales": wrong}))["multiscale_pixel"]
+    found = loss(images, TokenizerOutput(None, Code(), {}, {"scales": wrong}))["multiscale_pixel"]
     torch.testing.assert_close(found, torch.tensor(0.75), atol=1e-5, rtol=0)
     recipe = load("digits", ["tokenizer.phases.main.losses.scales={kind: multiscale_pixel}"])
     with pytest.raises(ValueError, match="losses.scales: .* reads scales, which this tokenizer does not"):

@@ -353,7 +353,7 @@ def test_features_are_told_from_what_the_decoder_is_shown_and_masks_stand_for_th
         ({"width": 18, "position": "fixed"}, "position=fixed needs a width divisible by 4, not 18"),
         ({"patch_size": 5}, "16 pixels do not divide by patch_size 5"),
         ({"feed_forward_ratio": 0.0}, "feed_forward_ratio is 0; 4 is usual"),
-        ({"token_drop": [0.4, -0.1]}, r"token_drop is \[0.4, -0.1\]; state the least and the largest share"),
+        ({"token_drop": [0.4, -0.1]}, r"token_drop is \[0.4, -0.1\]; state the least and the largest fraction"),
         ({"token_drop": [0.4, 1.0]}, "the larger one second and below 1"),
     ],
 )

@@ -19,7 +19,7 @@ from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.recipes.schema import Equivariance, Loop, Phase, load
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.equivariance import draw_transforms
 from pipeline.training.reconstruction import Reconstruction
@@ -118,7 +118,7 @@ class Watching(MultiscalePixel):
         super().__init__()
         self.of_code = of_code
 
-    def forward(self, given: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, given: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         self.seen = given
         return {"multiscale_pixel": rebuilt.images.sum() * 0}
 

@@ -15,7 +15,7 @@ from pipeline.losses.base import Loss
 from pipeline.losses.pixel import Pixel
 from pipeline.recipes.building import plan_built_tokenizer
 from pipeline.recipes.schema import Adversary, Loop, Phase
-from pipeline.tokenizers.base import Rebuilt
+from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.adversarial_game import frozen_judge
 from pipeline.training.reconstruction import Reconstruction
@@ -161,7 +161,7 @@ class CodeSize(Loss):
     of_pixels = False
     terms = ("code_size",)
 
-    def forward(self, images: Tensor, rebuilt: Rebuilt) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         return {"code_size": rebuilt.code.z.square().mean()}
 
 
