@@ -107,7 +107,7 @@ class Shallow(nn.Module):
             raise ValueError(f"a shallow texture_branch reads the first of two taps; there are {len(maps)}")
         (width, side), coarse = maps[0], maps[-1][1]
         if side % coarse:
-            raise ValueError(f"the shallow tap has {side} positions a side, which the code's {coarse} do not divide")
+            raise ValueError(f"the shallow tap has {side} positions per side, which the code's {coarse} do not divide")
         if arguments.blocks and (width * (side // coarse) ** 2) % heads:
             raise ValueError(f"{width * (side // coarse) ** 2} channels do not divide by {heads} heads")
         return arguments.channels

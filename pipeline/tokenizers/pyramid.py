@@ -118,13 +118,13 @@ def choose_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEn
 
 
 def check_sides(arguments: Arguments, maps: MapSizes) -> None:
-    """ValueError where taps do not fold to `side` positions a side, or levels do not lead from there to the image."""
+    """ValueError where taps do not fold to `side` positions per side, or levels do not lead from there to the image."""
     image_size, side, widths, spatial = (arguments[n] for n in ("image_size", "side", "widths", "spatial"))
     if side < 4 or side % 2:
         raise ValueError(f"side is {side}; the first level has half of it, so name an even number from 4 on")
     for _, tap_side in maps:
         if tap_side % side:
-            raise ValueError(f"a tap has {tap_side} positions a side, which do not fold to {side}; change side or taps")
+            raise ValueError(f"a tap has {tap_side} positions per side, which do not fold to {side}; change side or taps")
     if not widths or side * 2 ** (len(widths) - 2) != image_size:
         last = side * 2 ** (len(widths) - 2)
         raise ValueError(f"{len(widths)} widths lead from {side // 2} to {last:g} pixels a side, not to {image_size}")

@@ -19,7 +19,6 @@ from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_c
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_tokens, initialise
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
-from pipeline.tokenizers.maskgit_vqgan import MaskgitVqgan
 
 
 class ProxyHead(EntryPoints):
@@ -181,7 +180,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     def start_from(self, folder: str) -> None:
         """Take pixel codebook and decoder from the `maskgit_vqgan` in `folder`; ValueError where they do not fit."""
         other = load_tokenizer(folder, "proxy_start")
-        if not isinstance(other, MaskgitVqgan) or not other.spec.vocab:
+        if not isinstance(other, components.find("tokenizers", "maskgit_vqgan")) or not other.spec.vocab:
             given = f"a {type(other).__name__}" + ("" if other.spec.vocab else " without a codebook")
             raise ValueError(f"proxy_start: {folder} holds {given}; name the folder of a maskgit_vqgan with a codebook")
         rows = other.neck.lookup(torch.arange(other.spec.vocab))

@@ -181,7 +181,7 @@ def test_a_saved_folder_is_whole_in_a_fresh_process(tmp_path):
     "changes, words",
     [
         ({"side": 3}, "side is 3; the first level has half of it, so name an even number from 4 on"),
-        ({"side": 8, "widths": [8, 8, 8]}, "a tap has 4 places a side, which do not fold to 8"),
+        ({"side": 8, "widths": [8, 8, 8]}, "a tap has 4 positions per side, which do not fold to 8"),
         ({"widths": [8, 8, 8]}, "3 widths lead from 2 to 8 pixels a side, not to 16"),
         ({"spatial": []}, "spatial has 0 entries"),
         ({"spatial": [8, 8, 8, 8], "code_width": 8}, "code_width 8 does not divide by 16"),

@@ -269,7 +269,7 @@ KNOWN = HUB | {"model": {"model_type": "dinov2", "hidden_size": 16, "num_hidden_
         ({"frozen_encoder": HUB}, "state model_type of some/model under model"),
         ({"frozen_encoder": KNOWN | {"image_patch": 5}}, "16 pixels do not divide by image_patch, 5"),
         ({"frozen_encoder": {"kind": "vision_transformer"}}, "frozen_encoder.start is missing"),
-        ({"pixel_decoder": CONV | {"multipliers": [1, 2, 2, 2]}}, "a place of the code is 4 pixels; name fewer"),
+        ({"pixel_decoder": CONV | {"multipliers": [1, 2, 2, 2]}}, "a position of the code is 4 pixels; name fewer"),
         ({"pixel_decoder": VIT | {"heads": 3}}, "width of 16 does not divide by 4 and by 3 heads"),
         ({"pixel_decoder": VIT | {"stride": 3}}, "pixel_decoder.stride is determined by an earlier stage"),
         ({"texture_branch": SHALLOW}, "reads the first of two taps; there are 1"),

@@ -269,7 +269,7 @@ def test_a_generator_learns_on_a_row_of_tokens():
         ({"decoder_width": 20}, "width of 20 is not divisible by 3 heads"),
         ({"patch_size": 5}, "16 pixels do not divide by patch_size 5"),
         ({"decoder_patch_size": 3}, "do not divide by decoder_patch_size 3"),
-        ({"head": "proxy"}, "5 levels makes 16x16 pixels a place; set decoder_patch_size=16"),
+        ({"head": "proxy"}, "5 levels makes 16x16 pixels per patch; set decoder_patch_size=16"),
         ({"proxy_start": "folder"}, "proxy_start is for the pixel decoder of head=proxy"),
     ],
 )
@@ -299,7 +299,7 @@ def test_folders_that_cannot_be_a_start_or_a_proxy_are_refused(proxy, tmp_path):
         assert two_stage(proxy_start="none").last_layer.is_meta, "a check of a recipe reads no folder"
     arguments = {"bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "multipliers": [1, 2, 2], "blocks": 1}
     ConvAutoencoder(16, **arguments).save_pretrained(tmp_path / "continuous")
-    with pytest.raises(ValueError, match="name one of a maskgit_vqgan"):
+    with pytest.raises(ValueError, match="name the folder of a maskgit_vqgan"):
         two_stage(proxy_start=str(tmp_path / "continuous"))
     with pytest.raises(ValueError, match="one id a place of a map"):
         ProxyCodes(str(tmp_path / "continuous"))
