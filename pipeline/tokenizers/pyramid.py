@@ -124,7 +124,7 @@ def check_sides(arguments: Arguments, maps: MapSizes) -> None:
         raise ValueError(f"side is {side}; the first level has half of it, so name an even number from 4 on")
     for _, tap_side in maps:
         if tap_side % side:
-            raise ValueError(f"a tap has {tap_side} positions per side, which do not fold to {side}; change side or taps")
+            raise ValueError(f"a tap has {tap_side} positions per side, which do not fold to {side}; change one")
     if not widths or side * 2 ** (len(widths) - 2) != image_size:
         last = side * 2 ** (len(widths) - 2)
         raise ValueError(f"{len(widths)} widths lead from {side // 2} to {last:g} pixels a side, not to {image_size}")
