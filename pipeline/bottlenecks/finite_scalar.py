@@ -26,14 +26,14 @@ class FiniteScalar(Quantizer):
     def __init__(self, levels: list[int]):
         super().__init__()
         if not levels or min(levels) < 2:
-            raise ValueError(f"levels {levels} need one entry a channel, each 2 or more, for example [8,5,5,5]")
+            raise ValueError(f"levels {levels} need one entry per channel, each 2 or more, for example [8,5,5,5]")
         if math.prod(levels) >= 2**63:
             raise ValueError(f"levels {levels} give more than 2^63 codes, too many to number; give fewer channels")
         self.dim = self.inputs = len(levels)
         self.vocab = math.prod(levels)
-        places = [1, *accumulate(levels[:-1], lambda a, b: a * b)]
+        place_values = [1, *accumulate(levels[:-1], lambda a, b: a * b)]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("places", torch.tensor(places), persistent=False)  # what a step adds to the id
+        self.register_buffer("place_values", torch.tensor(place_values), persistent=False)  # what a step adds to the id
         self.register_buffer("halves", torch.tensor(levels) // 2 * 1.0, persistent=False)  # steps between -1 and 0
 
     def latents(self, h: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ class FiniteScalar(Quantizer):
     def nearest_code(self, z: Tensor) -> Tensor:
         """Ids [B, N] of the code vectors nearest to z [B, N, dim]."""
         digits = (torch.round(z * self.halves.float()) + self.halves).long()
-        return (torch.minimum(digits.clamp_min(0), self.levels - 1) * self.places).sum(dim=-1)
+        return (torch.minimum(digits.clamp_min(0), self.levels - 1) * self.place_values).sum(dim=-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        digits = ids[..., None] // self.places % self.levels
+        digits = ids[..., None] // self.place_values % self.levels
         return (digits - self.halves) / self.halves

@@ -62,7 +62,7 @@ class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
         return math.prod(config.grid) + count_token_rows(config.get("class_token", 0), config.dim), config.dim
 
     def null(self, condition: Condition) -> Condition:
-        """The unconditional condition of the same batch: the label that stands for no class."""
+        """The unconditional condition of the same batch: the null label."""
         return Condition(labels=torch.full_like(condition.labels, self.config.num_classes))
 
     def labels(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:

@@ -93,8 +93,8 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         Returns logits [B, N, codebooks, vocab]. A masked token's ids reach nothing but its own logits, each codebook's
         those of the codebooks after it (see TokenHead): nothing with one codebook, teacher forcing with more. With
         `choose`, which is for sampling, returns ids [B, N, codebooks] in place of logits, chosen codebook by codebook,
-        and what `ids` hold at masked positions does not matter. `dropout` is where training draws its dropout from.
-        Without a condition a network of classes answers for its null class. Ids [B, N] will do for one codebook.
+        and what `ids` hold at masked positions does not matter. `dropout` gives the masks of dropout in training.
+        Without a condition a network of classes predicts for its null class. Ids [B, N] will do for one codebook.
 
         Raises ValueError when an unconditional network is given labels, and when N is not the grid's.
         """
@@ -120,12 +120,12 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         return self.head(h, ids) if choose is None else self.head.choose(h, choose)
 
     def _block(self, i: int, h: Tensor, stored: Tensor | None, dropout: Draws | None) -> Tensor:
-        """Block `i` with its dropout, which a checkpointed pass draws again, the same, in place of keeping it."""
+        """Block `i` with its dropout, whose masks a checkpointed pass draws again instead of storing them."""
         block = self.blocks[i]
         return block(h, stored, block.masks(dropout, h.shape[1], f"blocks.{i}"))
 
     def _embed(self, ids: Tensor, condition: Condition | None) -> Tensor:
-        """The class token, then the code's, each at its place: [B, 1 + N, width]."""
+        """The class token, then the code's, with their positions: [B, 1 + N, width]."""
         tokens = math.prod(self.config.grid)
         if ids.shape[1:] != (tokens, self.config.codebooks):
             raise ValueError(

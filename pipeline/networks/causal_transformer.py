@@ -1,4 +1,4 @@
-"""The transformer that predicts ids one after another, as LlamaGen and RAR do; its switches tell them apart."""
+"""The transformer that predicts ids one after another, as LlamaGen and RAR do, by its switches."""
 
 import math
 from dataclasses import dataclass
@@ -173,7 +173,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
         Ids are in the order in which they are generated, and so are the logits: entry j is about ids[:, j], whatever
         its position. `order` [B, N] int64 is the position on the grid, counted row by row, of ids[:, j]; None is row by
-        row. Without a condition a network of classes answers for its null class. `dropout` is where its masks come
+        row. Without a condition a network of classes predicts for its null class. `dropout` is where its masks come
         from; None leaves everything. `memory` and `choose` are for `advance`.
 
         Raises ValueError when an unconditional network is given labels, and when N is not the grid's.
@@ -265,7 +265,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         dropout: Draws | None,
         caches: list[Cache] | None = None,
     ) -> Tensor:
-        """Block `i` with its dropout, which a checkpointed pass draws again, the same, in place of keeping it."""
+        """Block `i` with its dropout, whose masks a checkpointed pass draws again instead of storing them."""
         block, cache = self.blocks[i], None if caches is None else caches[i]
         return block(h, *c, rotary, block.masks(dropout, h.shape[1], f"blocks.{i}"), cache)
 

@@ -1,4 +1,4 @@
-"""The transformer on noisy codes that DiT, SiT and LightningDiT share; its switches tell them apart."""
+"""The transformer on noisy codes of DiT, SiT and LightningDiT, by its switches."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -97,8 +97,8 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         if self.class_token_layers is not None:
             predicted = self.class_token_layers.predict(h, c, self.head)
             h = h[:, 1:]
-        made = unpatchify(self.head(h, c), self.config.grid, self.config.patch_size)
-        prediction = join_token(made, predicted)
+        prediction = unpatchify(self.head(h, c), self.config.grid, self.config.patch_size)
+        prediction = join_token(prediction, predicted)
         return (prediction, self._patch_states(tapped)) if taps else prediction
 
     def tap_blocks(

@@ -37,7 +37,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     _no_split_modules = ["ModulatedBlock"]
     _repeated_blocks = ["ModulatedBlock"]
     _skip_layerwise_casting_patterns = ["embedding", "norm", "modulation"]
-    _keep_in_fp32_modules = ["frequencies"]  # rounded, high frequencies would tell another time
+    _keep_in_fp32_modules = ["frequencies"]  # rounding high frequencies would change the time
 
     @register_to_config
     def __init__(

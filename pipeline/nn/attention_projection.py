@@ -1,4 +1,4 @@
-"""A change of width in which positions of a map attend to each other, as VFM-VAE's bottleneck is made of."""
+"""A projection of maps with attention between their positions, as in VFM-VAE's bottleneck."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ class AttentionProjection(nn.Module):
     """Maps [B, inputs, h, w] to [B, outputs, h, w]: attention beside a linear skip, then a GeGLU of twice the width.
 
     h = skip(x) + attention(norm1(enter(x))), then h + down(gelu(a) b) with a and b linear in norm2(h). VFM-VAE,
-    arXiv:2510.18457. Inferred: where the norms stand, and that attention works at the width of the outputs.
+    arXiv:2510.18457. Inferred: the positions of the norms, and that attention works at the width of the outputs.
     """
 
     def __init__(self, inputs: int, outputs: int):

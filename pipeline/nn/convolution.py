@@ -182,7 +182,7 @@ class Encoder(Tower):
 
 
 class Decoder(Tower):
-    """Features [B, inputs, h, w] to images [B, channels, s h, s w]; as `Encoder`, with one more block a level."""
+    """Features [B, inputs, h, w] to images [B, channels, s h, s w]; as `Encoder`, with one more block per level."""
 
     def __init__(
         self,
@@ -254,5 +254,5 @@ def _starts(length: int, tile: int, unit: int) -> list[int]:
 
 def _ramp(length: int) -> Tensor:
     """Weights that rise over the first quarter, stay at one and fall over the last, never zero."""
-    place = torch.arange(1, length + 1, dtype=torch.float32)
-    return torch.minimum(place, place.flip(0)).mul(4 / length).clamp(max=1.0)
+    position = torch.arange(1, length + 1, dtype=torch.float32)
+    return torch.minimum(position, position.flip(0)).mul(4 / length).clamp(max=1.0)

@@ -25,10 +25,10 @@ class ConvolutionStages(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps [B, C, h, w], fine to coarse."""
-        found = [self.stem(images)]
+        maps = [self.stem(images)]
         for block in self.blocks:
-            found.append(block(found[-1]))
-        return found
+            maps.append(block(maps[-1]))
+        return maps
 
 
 def stage_channels(width: int, stages: int) -> list[int]:
@@ -37,7 +37,7 @@ def stage_channels(width: int, stages: int) -> list[int]:
 
 
 def stem_and_stages(size: int) -> dict[str, int]:
-    """Stride of the stem and number of stages that bring `size` pixels a side to about four."""
+    """Stride of the stem and number of stages that reduce a side of `size` pixels to about four."""
     if size < 8:
         raise ValueError(f"the classifier needs images of 8 pixels a side or more, not {size}; raise data.size")
     stride = max(1, size // 32)

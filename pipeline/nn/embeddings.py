@@ -56,7 +56,7 @@ class GaussianTimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Embedding):
-    """Labels [B] to [B, width]; the last row, number `num_classes`, stands for no class."""
+    """Labels [B] to [B, width]; the last row, number `num_classes`, is the null class."""
 
     def __init__(self, num_classes: int, width: int):
         super().__init__(num_classes + 1, width)

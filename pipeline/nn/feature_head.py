@@ -27,7 +27,7 @@ class HeadShape:
         if self.blocks and (self.width % self.heads or self.width % 4):
             raise ValueError(f"a head's blocks of width {self.width} do not divide by 4 and by {self.heads} heads")
         if self.mask and not self.blocks:
-            raise ValueError("a head without blocks sees each token alone, and cannot tell a masked one; set blocks")
+            raise ValueError("a head without blocks sees each token alone, and cannot predict a masked one; set blocks")
 
 
 class FeatureHead(nn.Module):

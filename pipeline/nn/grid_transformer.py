@@ -49,7 +49,7 @@ class PlainBlock(nn.Module):
 
 
 class GridTransformer(Tower):
-    """Plain blocks on tokens [B, N, width], each told its place on a grid; the last norm after them.
+    """Plain blocks on tokens [B, N, width], each with its position on a grid; the last norm after them.
 
     `position`: `rotary` in two axes; `rotary_sequence` in one, along the rows one after the other (ViTok's); `learned`
     or `fixed` (sine-cosine) vectors added at the input; or two of these. All but the learned ones are there for any

@@ -15,7 +15,7 @@ def entropy(ids: Tensor) -> float:
 def entropy_by_position(ids: Tensor) -> Tensor:
     """Entropy in bits over images of every id of a code, ids [B, N, codebooks] to [N, codebooks] float64."""
     _, positions, codebooks = ids.shape
-    rows = [[entropy(ids[:, place, book]) for book in range(codebooks)] for place in range(positions)]
+    rows = [[entropy(ids[:, position, book]) for book in range(codebooks)] for position in range(positions)]
     return torch.tensor(rows, dtype=torch.float64)
 
 

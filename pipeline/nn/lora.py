@@ -1,4 +1,4 @@
-"""Low-rank adaptation: matrices that stay as they are, each beside one of low rank that learns."""
+"""Low-rank adaptation: frozen matrices, each with a trained one of low rank added."""
 
 from typing import Literal
 
@@ -31,7 +31,7 @@ class LowRankLinear(nn.Linear):
 
 
 def adapt(module: nn.Module, layers: Adapted, rank: int, alpha: float) -> None:
-    """Put a `LowRankLinear` in the place of every linear layer of these `LAYERS` in `module`."""
+    """Replace every linear layer of these `LAYERS` in `module` by a `LowRankLinear`."""
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):
             if name in LAYERS[layers] and isinstance(layer, nn.Linear):
@@ -40,5 +40,5 @@ def adapt(module: nn.Module, layers: Adapted, rank: int, alpha: float) -> None:
 
 def adapters(module: nn.Module) -> list[nn.Parameter]:
     """The low-rank matrices in `module`."""
-    found = [part for part in module.modules() if isinstance(part, LowRankLinear)]
-    return [matrix for part in found for matrix in (part.lora_down, part.lora_up)]
+    layers = [layer for layer in module.modules() if isinstance(layer, LowRankLinear)]
+    return [matrix for layer in layers for matrix in (layer.lora_down, layer.lora_up)]

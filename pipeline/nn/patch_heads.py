@@ -1,4 +1,4 @@
-"""From a transformer's states to pixels: the heads that make a patch of an image of each state."""
+"""From a transformer's states to pixels: heads that decode each state to a patch."""
 
 import math
 from typing import Literal
@@ -63,7 +63,7 @@ class PixelShuffleHead(nn.Module):
 
 
 class TransposedHead(nn.Module):
-    """As `LinearHead`, of a transposed convolution whose stride is its kernel: one bias a colour, not one a pixel."""
+    """As `LinearHead`, of a transposed convolution whose stride is its kernel: a bias per colour, not per pixel."""
 
     def __init__(self, width: int, patch_size: int):
         super().__init__()

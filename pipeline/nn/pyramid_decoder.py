@@ -30,11 +30,11 @@ class ModulatedConv(nn.Conv2d):
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
         scales = self.scales(style)  # [B, inputs]
-        made = F.conv2d(maps * scales[:, :, None, None], self.weight)
+        outputs = F.conv2d(maps * scales[:, :, None, None], self.weight)
         if self.demodulate:
             squares = scales.float().square() @ self.weight[:, :, 0, 0].float().square().T  # [B, outputs]
-            made = made * (squares + EPSILON).rsqrt().to(made)[:, :, None, None]
-        return made + self.bias[:, None, None].to(made)
+            outputs = outputs * (squares + EPSILON).rsqrt().to(outputs)[:, :, None, None]
+        return outputs + self.bias[:, None, None].to(outputs)
 
 
 class ModulatedConvNeXt(nn.Module):
@@ -176,7 +176,7 @@ class PyramidDecoder(Tower):
             read = [] if up is None else [up]
             if i < len(self.spatial):
                 read.append(self.spatial[i](maps))
-            made = self.run(level, torch.cat(read, dim=1), style)
-            h = made if up is None else up + made
+            change = self.run(level, torch.cat(read, dim=1), style)
+            h = change if up is None else up + change
             images.append(self.colours[i](h, style))
         return images

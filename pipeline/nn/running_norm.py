@@ -7,7 +7,7 @@ from pipeline.nn.processes import sum_over_processes
 
 
 class RunningNorm(nn.Module):
-    """Tokens [B, N, C] to zero mean and unit variance a channel, over images and positions.
+    """Tokens [B, N, C] to zero mean and unit variance per channel, over images and positions.
 
     Ioffe and Szegedy, arXiv:1502.03167, without the affine map. In evaluation mode by the running statistics, a fixed
     map through which gradients pass. In training by those of the batch, all processes' together, which also move the

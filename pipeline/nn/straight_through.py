@@ -1,4 +1,4 @@
-"""Gradients across a step that has none: from a quantised vector to the vector it stands for."""
+"""Gradient estimators of quantisation: from a quantised vector to the latent before."""
 
 import torch
 import torch.nn.functional as F

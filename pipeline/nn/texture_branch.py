@@ -1,4 +1,4 @@
-"""Trained branches beside a frozen encoder: the texture that its features leave out, as further channels."""
+"""Trained branches beside a frozen encoder: the texture that its features lack, as further channels."""
 
 import torch
 import torch.nn.functional as F

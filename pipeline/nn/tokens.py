@@ -12,7 +12,7 @@ Choose = Callable[[Tensor, int], Tensor]  # logits [B, N, vocab] of a codebook's
 class TokenEmbedding(nn.Module):
     """Ids [B, N, codebooks] to [B, N, width]: the sum of one row per codebook.
 
-    With `mask`, row number `vocab` stands for an id that is not known.
+    With `mask`, row number `vocab` is that of a masked id.
     """
 
     def __init__(self, vocab: int, codebooks: int, width: int, mask: bool = False):
@@ -52,15 +52,15 @@ class TokenHead(nn.Module):
     def forward(self, h: Tensor, ids: Tensor) -> Tensor:
         """Logits [B, N, codebooks, vocab], each codebook's given the ids [B, N, codebooks] of those before it."""
         logits = [self.outputs[0](h)]
-        for k, told in enumerate(self.told):
-            h = told(h, ids[..., k])
+        for k, condition in enumerate(self.told):
+            h = condition(h, ids[..., k])
             logits.append(self.outputs[k + 1](h))
         return torch.stack(logits, dim=-2)
 
     def choose(self, h: Tensor, choose: Choose) -> Tensor:
         """Ids [B, N, codebooks], codebook by codebook as `choose(logits, number)` says."""
         chosen = [choose(self.outputs[0](h), 0)]
-        for k, told in enumerate(self.told):
-            h = told(h, chosen[k])
+        for k, condition in enumerate(self.told):
+            h = condition(h, chosen[k])
             chosen.append(choose(self.outputs[k + 1](h), k + 1))
         return torch.stack(chosen, dim=-1)

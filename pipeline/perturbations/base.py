@@ -38,15 +38,15 @@ class Perturbation(ABC):
 
     It reaches a tokenizer as the `perturb` of `forward`, which the training alone passes: `encode` and `decode` have no
     such argument. The code and the bottleneck's terms are those of the clean assignment; the losses compare the images
-    that the decoder makes from the perturbed z. Every random number is a function of seed, step and place in the global
-    batch.
+    that the decoder makes from the perturbed z. Every random number is a function of seed, step and position in the
+    global batch.
     """
 
     anneal: Annealing | None = None
 
     @abstractmethod
     def check(self, spec: LatentSpec, can: Capabilities) -> None:
-        """ValueError, without the place in the recipe, where it does not fit the tokenizer's codes."""
+        """ValueError, without the section of the recipe, where it does not fit the tokenizer's codes."""
 
     @abstractmethod
     def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:

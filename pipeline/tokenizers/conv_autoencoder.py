@@ -18,7 +18,7 @@ from pipeline.tokenizers.base import MapTokenizer
 class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
     """Rombach et al., arXiv:2112.10752: residual blocks, a 1x1 convolution on either side of the bottleneck.
 
-    `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks a level in the
+    `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks per level in the
     encoder and one more in the decoder, attention at the levels listed in `attention` and in the middle. The stride is
     patch_size * 2 ** (levels - 1): with patch_size 2, a quarter of the pixels in four times the channels enter the
     first convolution, which saves the costliest level. `z_channels` is the decoder's entry width where it differs from

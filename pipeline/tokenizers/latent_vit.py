@@ -77,13 +77,13 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
         self.spec = self.geometry(Arguments.from_config(self))
         patches = (image_size // patch_size) ** 2
         _, sizes = both_sizes(Arguments.from_config(self))
-        reading = Dinov2(patches, width, depth, heads, patch_size, drop_path)
-        painting = Dinov2(patches, *sizes, drop_path=drop_path)
-        self.encoder = Dinov2Encoder(reading, tokens, neck.inputs)
+        encoder = Dinov2(patches, width, depth, heads, patch_size, drop_path)
+        decoder = Dinov2(patches, *sizes, drop_path=drop_path)
+        self.encoder = Dinov2Encoder(encoder, tokens, neck.inputs)
         self.neck = neck
-        self.decoder = Dinov2Decoder(painting, tokens, neck.dim, patch_size)
+        self.decoder = Dinov2Decoder(decoder, tokens, neck.dim, patch_size)
         if torch.empty(0).device.type != "meta":
-            for vit, name in ((reading, "encoder_start"), (painting, "decoder_start")):
+            for vit, name in ((encoder, "encoder_start"), (decoder, "decoder_start")):
                 if self.config[name] is not None:
                     dinov2_weights.start_from(vit, self.config[name], name)
             self.register_to_config(encoder_start=None, decoder_start=None)  # a saved folder is whole without them
@@ -149,12 +149,12 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         """The weights that are frozen, or replaced by a low-rank change."""
-        found = []
+        frozen = []
         for vit, tuning in self.tunings():
             moving = [*lora.adapters(vit), *vit.norm.parameters()] if tuning == "lora" else []
             moves = {id(parameter) for parameter in (vit.parameters() if tuning == "full" else moving)}
-            found += [parameter for parameter in vit.parameters() if id(parameter) not in moves]
-        return found
+            frozen += [parameter for parameter in vit.parameters() if id(parameter) not in moves]
+        return frozen
 
     @property
     def last_layer(self) -> nn.Parameter:

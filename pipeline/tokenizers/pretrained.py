@@ -18,9 +18,9 @@ class Pretrained(MapTokenizer):
     """Any stock autoencoder of images whose latents are a map: AutoencoderKL, -DC, -Tiny, -RAE and their like.
 
     `path` is a folder or hub id, `subfolder` the component in it when it holds a pipeline. `dim` (latent channels) and
-    `stride` (pixels a latent) must be stated for a hub id, so that a recipe is checked without network; they are
-    verified on loading. The stored mean and std take the place of the stock scaling_factor, shift and latent
-    statistics. `stock` is what a saved folder keeps to be whole without the original; a recipe leaves it out.
+    `stride` (pixels per latent) must be stated for a hub id, so that a recipe is checked without network; they are
+    verified on loading. The stored mean and std replace the stock scaling_factor, shift and latent
+    statistics. `stock` is the config that a saved folder keeps of the original; a recipe leaves it out.
 
     Frozen and in evaluation mode; there are no terms of its own.
     """
@@ -63,7 +63,7 @@ class Pretrained(MapTokenizer):
         if dim and stride:
             return spec_of(image_size, dim, stride)
         raise ValueError(
-            f"{path} is no folder on this machine; for a hub id state dim (latent channels) and stride (pixels a"
+            f"{path} is no folder on this machine; for a hub id state dim (latent channels) and stride (pixels per"
             " latent) beside path, for example dim: 4 and stride: 8 for an SD-VAE"
         )
 
@@ -72,12 +72,12 @@ class Pretrained(MapTokenizer):
         config: dict[str, Any], image_size: int, path: str, dim: int | None, stride: int | None
     ) -> tuple[LatentSpec, bool]:
         """The spec that the autoencoder has, and whether it has a posterior; ValueError where the recipe differs."""
-        found = stock_autoencoder.probe(config, image_size)
-        actual = {"dim": found.dim, "stride": image_size // found.side}
+        latents = stock_autoencoder.probe(config, image_size)
+        actual = {"dim": latents.dim, "stride": image_size // latents.side}
         for name, stated in (("dim", dim), ("stride", stride)):
             if stated not in (None, actual[name]):
                 raise ValueError(f"the recipe states {name}={stated}, but that of {path} is {actual[name]}; correct it")
-        return LatentSpec((found.side, found.side), found.dim), found.posterior
+        return LatentSpec((latents.side, latents.side), latents.dim), latents.posterior
 
     def encode_map(self, images: Tensor) -> Tensor:
         maps, _ = stock_autoencoder.encode(self.autoencoder, images)

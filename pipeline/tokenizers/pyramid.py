@@ -100,8 +100,8 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         self, images: Tensor, given: TrainingInputs, transform: MapTransform = UNCHANGED
     ) -> TokenizerOutput:
         code, z, terms = self.encode_for_training(images, given)
-        *scales, made = self.render_scales(self.decoder_map(images, z, transform))
-        return TokenizerOutput(made, code, terms, {"scales": scales})
+        *scales, image = self.render_scales(self.decoder_map(images, z, transform))
+        return TokenizerOutput(image, code, terms, {"scales": scales})
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -127,9 +127,9 @@ def check_sides(arguments: Arguments, maps: MapSizes) -> None:
             raise ValueError(f"a tap has {tap_side} positions per side, which do not fold to {side}; change one")
     if not widths or side * 2 ** (len(widths) - 2) != image_size:
         last = side * 2 ** (len(widths) - 2)
-        raise ValueError(f"{len(widths)} widths lead from {side // 2} to {last:g} pixels a side, not to {image_size}")
+        raise ValueError(f"{len(widths)} widths lead from {side // 2} to {last:g} pixels per side, not to {image_size}")
     if not 1 <= len(spatial) <= len(widths):
-        raise ValueError(f"spatial has {len(spatial)} entries; name one or more, and at most one a level")
+        raise ValueError(f"spatial has {len(spatial)} entries; name one or more, and at most one per level")
     if arguments.code_width % (finest := 4 ** max(0, len(spatial) - 2)):
         raise ValueError(
             f"code_width {arguments.code_width} does not divide by {finest}, as the finest level in spatial needs"

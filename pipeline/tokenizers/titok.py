@@ -27,7 +27,7 @@ class ProxyHead(EntryPoints):
     The image is the convolutional decoder's of the codebook's rows, weighted by the softmax of the logits.
     """
 
-    entry_points = ("paint",)
+    entry_points = ("decode_logits",)
 
     def __init__(self, width: int, side: int, vocab: int, dim: int, widths: list[int], blocks: int):
         super().__init__()
@@ -37,20 +37,20 @@ class ProxyHead(EntryPoints):
         self.codebook = nn.Parameter(torch.randn(vocab, dim) / vocab)
         self.decoder = Decoder(dim, widths, blocks)
 
-    def paint(self, logits: Tensor) -> Tensor:
+    def decode_logits(self, logits: Tensor) -> Tensor:
         """Logits [B, patches, vocab] to images [B, 3, S, S]."""
         rows = logits.softmax(dim=-1) @ self.codebook  # [B, patches, dim]
         return self.decoder(rows.transpose(1, 2).unflatten(2, (self.side, self.side)))
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.paint(self.logits(h))
+        return self.decode_logits(self.logits(h))
 
 
 class TiTok(ProjectsClassFeatures, Tokenizer):
     """Yu et al., arXiv:2406.07550: `tokens` learned tokens read the image beside its patches, and are the code.
 
     Encoder and decoder are vision transformers of `width`, `depth` and `heads`, the decoder's the same unless given; so
-    are its patches. `head` says how it makes pixels: "pixels" by a linear layer a patch, "proxy" by the logits of
+    are its patches. `head` says how it makes pixels: "pixels" by a linear layer per patch, "proxy" by the logits of
     another tokenizer's codes, the features `proxy_logits`, and a convolutional decoder of them. The sizes of that
     codebook and decoder are those of the `maskgit_vqgan` that both can start from: its folder is `proxy_start`, which
     is read once, when a new tokenizer is built.
@@ -159,8 +159,8 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         if self.config.head == "pixels":
             return TokenizerOutput(self.output(h) * 2 - 1 if pixels else None, code, terms)
         logits = self.output.logits(h)
-        made = self.output.paint(logits) * 2 - 1 if pixels else None
-        return TokenizerOutput(made, code, terms, {"proxy_logits": logits})
+        images = self.output.decode_logits(logits) * 2 - 1 if pixels else None
+        return TokenizerOutput(images, code, terms, {"proxy_logits": logits})
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         side = name.partition(".")[0]

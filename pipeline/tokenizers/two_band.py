@@ -46,12 +46,12 @@ class TwoBand(Branched, MapTokenizer):
     brings the low image down again, takes it for LL, and inverts the transform.
 
     The networks are those of latent diffusion: `width * multipliers[i]` channels at level i, where `high_multipliers`
-    has one level less (those of `multipliers` without the last when None), `blocks` residual blocks a level, attention
-    at the levels `attention` of the low branch and at the same sizes of the other. `z_channels` is the entry width of
-    both decoders where it differs from their channels of the code.
+    has one level less (those of `multipliers` without the last when None), `blocks` residual blocks per level,
+    attention at the levels `attention` of the low branch and at the same sizes of the other. `z_channels` is the entry
+    width of both decoders where it differs from their channels of the code.
 
-    A phase with train=low or train=high is a training of this branch alone: its losses and its critic compare what it
-    was given with what it makes, and the code that they look at is 0 in the channels of the other, so that no gradient
+    A phase with train=low or train=high is a training of this branch alone: its losses and its critic compare its
+    input with its output, and the code that they look at is 0 in the channels of the other, so that no gradient
     of one is ever at the other. The term of the bottleneck is a mean over both. All other phases compare images.
     """
 
@@ -84,7 +84,7 @@ class TwoBand(Branched, MapTokenizer):
             {"low": width, "high": high_width or width},
             {"low": attention, "high": [a - 1 for a in attention]},
         )
-        made = {}
+        branches = {}
         for band, channels in BAND_CHANNELS.items():
             dim = self.dims[band]
             inputs = dim * (neck.inputs // neck.dim)
@@ -96,8 +96,8 @@ class TwoBand(Branched, MapTokenizer):
                 groups,
                 patch_size,
             )
-            made[band] = Branch(channels, inputs, dim, z_channels or dim, *trunk)
-        self.low, self.neck, self.high = made["low"], neck, made["high"]
+            branches[band] = Branch(channels, inputs, dim, z_channels or dim, *trunk)
+        self.low, self.neck, self.high = branches["low"], neck, branches["high"]
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:

@@ -72,7 +72,7 @@ def test_every_parameter_and_the_features_get_a_finite_gradient(name):
 
 
 @every
-def test_what_is_saved_and_loaded_goes_on_as_if_nothing_had_happened(name, tmp_path):
+def test_training_resumes_from_a_saved_state_unchanged(name, tmp_path):
     whole = build(NODES[name])
     for step in range(4):
         if step == 2:
@@ -274,7 +274,7 @@ def test_k_means_starts_from_the_batch_whatever_the_codebook_was(unit_norm):
     assert torch.equal(first.codebook, before)  # it starts once
 
 
-def test_dead_rows_are_placed_at_latents_of_the_batch_chosen_by_the_draws():
+def test_dead_rows_restart_at_latents_of_the_batch_chosen_by_the_draws():
     def restarted(step: int, batches: int = 4) -> VectorQuantize:
         quantizer = build(EUCLID, restart=0.2, decay=0.5)
         quantizer.codebook.data[8:] += 100  # far from everything
@@ -297,7 +297,7 @@ def test_dead_rows_are_placed_at_latents_of_the_batch_chosen_by_the_draws():
     assert not torch.equal(restarted(9).codebook, quantizer.codebook)
 
 
-def test_the_average_takes_over_rows_that_were_placed_anew():
+def test_the_average_copies_restarted_rows():
     quantizer = build(EUCLID, start="kmeans", restart=0.2, decay=0.5)
     average = Average(quantizer, decay=0.999)
     for step in range(1, 200):

@@ -117,7 +117,7 @@ def test_dropping_attention_weights_leaves_their_mean():
     torch.testing.assert_close(mean, layer(x), atol=0.02, rtol=0)
 
 
-def test_each_branch_drops_its_share():
+def test_each_branch_drops_its_fraction():
     block = LongSkipBlock(BlockShape(16, 2, 16, 0.3, 0.1), skip=False)
     masks = block.masks(draws(batch=64), 8, "blocks.0")
     shares = [1 - kept.float().mean().item() for kept in masks]
@@ -202,7 +202,7 @@ def state(body: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("body, heads, depth, classes", [("bert", 4, 2, 6), ("uvit", 2, 5, 5)])
-def test_every_argument_is_told_by_the_shapes(body, heads, depth, classes):
+def test_every_argument_follows_from_the_shapes(body, heads, depth, classes):
     weights = state(body)
     config = convert(weights, heads=heads)["network"].config
     assert (config.body, config.depth, config.heads, config.num_classes) == (body, depth, heads, classes)

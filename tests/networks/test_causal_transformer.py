@@ -128,7 +128,7 @@ def test_a_cache_is_allocated_once_and_read_as_far_as_it_is_filled():
 
 
 @torch.no_grad()
-def test_a_memory_goes_on_with_its_first_rows():
+def test_a_memory_continues_with_its_first_rows():
     for arguments in ({}, RAR):
         model = network(**arguments)
         ids, condition = request(model)

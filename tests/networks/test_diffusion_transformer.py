@@ -74,7 +74,7 @@ def test_rotary_positions_are_relative():
     assert torch.allclose(q.norm(dim=-1), q.norm(dim=-1)[:1].expand(35), atol=1e-5)
 
 
-def test_fixed_positions_tell_every_place_apart():
+def test_fixed_positions_differ_at_every_position():
     table = fixed_positions([3, 4], 16)
     assert (torch.cdist(table, table) + torch.eye(12) > 0.1).all()
     assert torch.equal(table[4, :8], table[0, :8]) and torch.equal(table[1, 8:], table[0, 8:])  # columns come first

@@ -35,7 +35,7 @@ def test_a_new_network_predicts_zero():
     assert not model(*request(model)).any()
 
 
-def test_the_head_is_told_by_token_what_the_trunk_saw_and_when():
+def test_the_head_is_modulated_per_token_by_the_trunk_and_the_time():
     model, seen = network(), {}
     z, time, condition = request(model)
     model.blocks[-1].register_forward_hook(lambda _, args, out: seen.update(trunk=out))

@@ -46,7 +46,7 @@ def made(node: dict, count: int = 6, tokens: int = 20) -> tuple[Quantizer, Tenso
 
 @BOTH
 @EVERY_QUANTISER
-def test_without_rate_share_or_strength_the_decoder_is_shown_the_code(node, neighbours):
+def test_without_rate_fraction_or_strength_the_decoder_reads_the_code(node, neighbours):
     quantizer, h, code = made(node)
     nothing = [{"fraction": 0.0}, {"rate": 0.0, "fraction": 1.0}]
     for arguments in [{"strength": 5} | some for some in nothing] + [{"strength": 1, "fraction": 1.0}]:
@@ -104,7 +104,7 @@ def test_near_binary_codes_differ_in_few_bits_each_bit_as_often_and_need_no_tabl
 
 
 @pytest.mark.parametrize("name", ["residual", "shared", "residual_grid", "residual_bits", "product", "nested"])
-def test_every_stream_goes_by_its_own_latents_and_its_own_draws(name):
+def test_every_codebook_is_redrawn_by_its_own_latents_and_draws(name):
     quantizer, h, code = made(NODES[name])
     assert isinstance(quantizer, Composite)
     with torch.no_grad():
@@ -220,7 +220,7 @@ def turn(of: Reconstruction, images: Tensor) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in terms.items()}
 
 
-def test_training_rebuilds_from_the_perturbed_code_and_nothing_else_sees_it():
+def test_training_decodes_the_perturbed_code_and_nothing_else_reads_it():
     torch.manual_seed(0)
     tokenizer = ConvAutoencoder(16, UNIT, **CONV)
     images = torch.rand(4, 3, 16, 16) * 2 - 1

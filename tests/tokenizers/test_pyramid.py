@@ -182,13 +182,13 @@ def test_a_saved_folder_is_whole_in_a_fresh_process(tmp_path):
     [
         ({"side": 3}, "side is 3; the first level has half of it, so name an even number from 4 on"),
         ({"side": 8, "widths": [8, 8, 8]}, "a tap has 4 positions per side, which do not fold to 8"),
-        ({"widths": [8, 8, 8]}, "3 widths lead from 2 to 8 pixels a side, not to 16"),
+        ({"widths": [8, 8, 8]}, "3 widths lead from 2 to 8 pixels per side, not to 16"),
         ({"spatial": []}, "spatial has 0 entries"),
         ({"spatial": [8, 8, 8, 8], "code_width": 8}, "code_width 8 does not divide by 16"),
         ({"frozen_encoder": {"kind": "stand_in", "taps": [3]}}, r"taps are \[3\]"),
     ],
 )
-def test_mistakes_are_told_in_one_line(changes, words):
+def test_mistakes_are_one_line(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
         Pyramid.geometry(Arguments.complete(Pyramid, {"image_size": 16} | SIZES | changes))
     assert "\n" not in str(caught.value) and str(caught.value).startswith("pyramid: ")

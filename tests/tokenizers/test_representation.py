@@ -244,7 +244,7 @@ def test_phases_and_encoder_share_one_stand_in(tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def test_statistics_of_each_place_bring_codes_to_unit_scale():
+def test_statistics_of_each_position_bring_codes_to_unit_scale():
     tokenizer, images = make(statistics="element"), pictures(32)
     assert tokenizer.mean.shape == tokenizer.std.shape == (16, 64)
     z = tokenizer.encode(images).z
@@ -276,7 +276,7 @@ KNOWN = HUB | {"model": {"model_type": "dinov2", "hidden_size": 16, "num_hidden_
         ({"texture_branch": RESIDUAL | {"drop": 1.0}}, "drop is 1; use a fraction from 0"),
     ],
 )
-def test_mistakes_are_told_in_one_line(changes, words):
+def test_mistakes_are_one_line(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
         geometry({"frozen_encoder": STAND_IN, "pixel_decoder": VIT} | changes)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("representation: ")

@@ -155,7 +155,9 @@ def test_sure_logits_paint_what_the_proxy_decodes(proxy):
     tokenizer, other = two_stage(proxy_start=proxy), make_proxy()
     ids = torch.randint(0, PROXY["vocab"], (3, 16))
     logits = 100.0 * torch.nn.functional.one_hot(ids, PROXY["vocab"])
-    torch.testing.assert_close(tokenizer.output.paint(logits) * 2 - 1, other.decode(Code(ids=ids)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        tokenizer.output.decode_logits(logits) * 2 - 1, other.decode(Code(ids=ids)), atol=1e-4, rtol=0
+    )
 
 
 @torch.no_grad()

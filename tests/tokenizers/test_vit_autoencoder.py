@@ -84,7 +84,7 @@ def test_any_head_position_and_bottleneck(changes):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", HEADS)
-def test_every_head_paints_each_patch_at_its_place(kind):
+def test_every_head_decodes_each_patch_at_its_position(kind):
     head = randomised(make_head(kind, 6, 4), 1)
     assert head.last_layer is not None and any(p is head.last_layer for p in head.parameters())
     h = torch.randn(2, 6, 6)
@@ -152,7 +152,7 @@ def test_blocks_are_what_they_say(norm):
 
 
 @torch.no_grad()
-def test_a_transformer_of_some_places_is_told_where_they_are():
+def test_a_transformer_on_some_positions_uses_their_embeddings():
     transformer = randomised(GridTransformer((4, 4), 24, 1, 3, "rotary_and_learned", "both"), 1)
     h, kept = torch.randn(1, 16, 24), torch.tensor([[2, 7, 11]])
     cosines, sines = rotary_tables((4, 4), 8)
@@ -163,7 +163,7 @@ def test_a_transformer_of_some_places_is_told_where_they_are():
     torch.testing.assert_close(transformer(h, (4, 4), every), transformer(h, (4, 4)))
 
 
-def test_dropped_places_come_back_in_order():
+def test_kept_tokens_return_to_their_positions():
     draws = StepDraws(0, 3, slice(0, 6), 6)
     kept = draw_kept_positions(draws, 20, 0.5, 0.5)
     assert kept.shape == (6, 10) and (kept.diff(dim=1) > 0).all() and len({tuple(row) for row in kept.tolist()}) > 1
@@ -172,7 +172,7 @@ def test_dropped_places_come_back_in_order():
     assert torch.equal(full[..., 0], numbers * present) and (present.sum(1) == 10).all()
 
 
-def test_the_share_that_is_dropped():
+def test_the_fraction_that_is_dropped():
     shares = [
         1 - draw_kept_positions(StepDraws(1, n, slice(0, 1), 1), 1000, -0.1, 0.4).shape[1] / 1000 for n in range(400)
     ]
@@ -183,7 +183,7 @@ def test_the_share_that_is_dropped():
 
 
 @torch.no_grad()
-def test_the_decoder_is_shown_the_code_where_patches_were_seen_and_the_mask_token_elsewhere():
+def test_the_decoder_reads_the_code_of_kept_patches_and_the_mask_token_elsewhere():
     tokenizer, images = randomised(vit(**DROP), 1).train(), pictures()
     entered = []
     tokenizer.decoder.transformer.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -233,7 +233,7 @@ def test_nothing_is_dropped_but_where_the_encoder_trains():
 
 
 @torch.no_grad()
-def test_what_is_dropped_is_a_function_of_step_and_place():
+def test_dropped_positions_are_a_function_of_step_and_image():
     tokenizer, images = randomised(vit(**DROP), 1).train(), pictures()
     made = tokenizer(images, draws=step())
     torch.testing.assert_close(tokenizer(images[2:], draws=step(first=2, count=2)).images, made.images[2:])
@@ -323,7 +323,7 @@ class Means(nn.Module):
         return [F.avg_pool2d(images, 4)]
 
 
-def test_features_are_told_from_what_the_decoder_is_shown_and_masks_stand_for_the_rest():
+def test_features_are_predicted_from_the_decoder_input_with_masks_for_the_rest():
     """RecTok's semantic decoder: the same noised codes, at all places."""
     shape = HeadShape(blocks=1, width=12, heads=3, layers=1, mask=True)
     loss = FeatureCosine(Tap(Means()), 4, [4, 4], source="shown", head=shape)
