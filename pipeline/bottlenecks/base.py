@@ -107,7 +107,7 @@ class Composite(Quantizer):
     def __init__(self, bottleneck: Node, codebooks: int, shared: bool = False):
         super().__init__()
         if codebooks < 1:
-            raise ValueError(f"codebooks is {codebooks}; set it to 2 or more")
+            raise ValueError(f"codebooks is {codebooks}; set codebooks to 2 or more")
         own = 1 if shared else codebooks
         self.parts = nn.ModuleList(components.build("bottlenecks", bottleneck) for _ in range(own))
         if not isinstance(self.parts[0], Quantizer):
