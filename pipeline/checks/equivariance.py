@@ -79,7 +79,7 @@ def check_scales(settings: Equivariance, tokenizer: Tokenizer) -> None:
         images = shrink(torch.zeros(1, 3, size, size, device="meta"))
         maps = shrink(torch.zeros(1, spec.dim, *spec.grid, device="meta"))
         try:
-            decoded = tokenizer.decoded(maps).shape
+            decoded = tokenizer.decode_map(maps).shape
             if settings.images:
                 tokenizer.features(images)
         except (RuntimeError, ValueError) as error:
