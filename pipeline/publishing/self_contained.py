@@ -194,7 +194,8 @@ def _external_imports(sources: dict[str, Source], names: dict[Binding, str]) -> 
 def _class_of(sources: dict[str, Source], module: str) -> Binding:
     """The component's class in its file: the one whose name is the file's, in CamelCase."""
     kind = module.rpartition(".")[2].replace("_", "")
-    return next((module, name) for name in module_bindings(sources[module].tree) if name.lower() == kind)
+    classes = (node.name for node in sources[module].tree.body if isinstance(node, ast.ClassDef))
+    return next((module, name) for name in classes if name.lower() == kind)
 
 
 def _body(source: Source, sources: dict[str, Source], names: dict[Binding, str], table: dict) -> str:
