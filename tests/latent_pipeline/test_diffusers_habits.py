@@ -210,7 +210,7 @@ def test_the_finished_folder_is_uploaded(pipe, hub, tmp_path, monkeypatch, how):
         index = json.loads((folder / "model_index.json").read_text())
         (folder / "model_index.json").write_text(json.dumps(index | {"finished": True}))
 
-    monkeypatch.setattr("pipeline.latent_pipeline.keep_code", finish)
+    monkeypatch.setattr("pipeline.latent_pipeline.copy_loaded_code", finish)
     if how == "push_to_hub":
         pipe.push_to_hub("someone/digits", commit_message="one")
     else:

@@ -35,7 +35,7 @@ MISTAKES = {
     "term without a weight": ("generator.objective.cosine=true", "generator.weights.cosine is missing"),
     "rate without a player": ("generator.loop.lr={net: 1e-3}", "generator.loop.lr.net"),
     "wrong sampler setting": ("sample.sampler={slover: heun}", "did you mean 'solver'"),
-    "no steps": ("sample.steps=0", "steps=0 makes no image"),
+    "no steps": ("sample.steps=0", "sample.steps is 0; give 1 or more"),
     "bad solver": ("sample.sampler.solver=rk4", "sample.sampler.solver: 'rk4' is not one of"),
     "guidance without classes": ("generator.condition=none", "sample.guidance"),
     "guidance without class drop": ("generator.network.class_drop=0.0", "class_drop"),
