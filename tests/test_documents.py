@@ -23,6 +23,7 @@ BLOCKS = [
 ]
 LINES = [line.split(" #")[0].strip() for _, kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 TYPED = sorted({re.search(r"run\.py (.*)", line)[1] for line in LINES if "run.py" in line})
+NEW = set(re.findall(r"^`([\w/.]+)`:$", TEXTS["docs/extending.md"], re.M))  # files that a reader of that page writes
 SNIPPETS = [(name, block) for name, kind, block in BLOCKS if kind == "python" and "from_pretrained" in block]
 
 
@@ -46,7 +47,7 @@ def test_make_targets_exist():
 @pytest.mark.parametrize("name", TEXTS)
 def test_files_and_links_exist(name: str):
     for path in set(re.findall(r"`((?:pipeline|stages|configs|benchmarks|tests|docs)/[\w/.]*)`", TEXTS[name])):
-        assert (ROOT / path).exists(), path
+        assert (ROOT / path).exists() or path in NEW, path
     for link in set(re.findall(r"\]\(([^)#:]+)\)", TEXTS[name])):
         assert (ROOT / name).parent.joinpath(link).exists(), link
 
@@ -57,7 +58,7 @@ def test_every_recipe_has_a_row_in_the_table():
 
 
 def test_recipes_that_a_page_shows_are_right(tmp_path: Path):
-    recipes = [block for _, kind, block in BLOCKS if kind == "yaml" and "name:" in block]
+    recipes = [block for name, kind, block in BLOCKS if kind == "yaml" and name != "docs/extending.md"]
     assert recipes
     for number, recipe in enumerate(recipes):
         (tmp_path / f"{number}.yaml").write_text(recipe)
