@@ -89,7 +89,8 @@ def read_solver_settings(record: type, problem: str, stated: Mapping[str, Any], 
     does not fit, and for a setting that the chosen solver does not have.
     """
     solvers, dot = solvers_of(problem), f"{where}." if where else ""
-    standard = next(kind for kind, solver in solvers.items() if solver is type(record().solver))
+    # by name: code that came with a folder and is loaded twice has two classes of each name
+    standard = next(k for k, solver in solvers.items() if solver.__name__ == type(record().solver).__name__)
     kind = stated.get("solver", standard)
     if kind not in solvers:
         raise SettingError(f"{dot}solver", f": {kind!r} is not one of {', '.join(solvers)}")
