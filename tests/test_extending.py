@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text()
 FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE, re.M | re.S))
-LINES = re.findall(r"^In `([\w/.]+)`, after `([^`]+)`:\n\n```python\n(.*?)```", PAGE, re.M | re.S)
+LINES = re.findall(r"^In `([\w/.]+)`, after `([^`]+)`:\n\n```\n(.*?)```", PAGE, re.M | re.S)
 QUICK = (
     *("tokenizer.phases.main.loop.steps=3", "tokenizer.phases.main.loop.batch=8", "generator.loop.steps=3"),
     *("generator.loop.batch=8", "sample.images=20", "sample.steps=3", "evaluate.images=40"),

@@ -298,10 +298,10 @@ def test_every_player_and_the_running_scale_have_their_average(tmp_path):
 
 
 def test_two_processes_train_all_players_as_one(tmp_path):
-    script = "import sys; sys.path[:0] = sys.argv[1:3]; import test_joint_training as t; t.fit_and_save(sys.argv[3])"
+    script = "import sys; sys.path[:0] = sys.argv[1:4]; import test_joint_training as t; t.fit_and_save(sys.argv[4])"
     (tmp_path / "start.py").write_text(script)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "start.py")]
-    arguments = [str(ROOT), str(ROOT / "tests"), str(tmp_path)]
+    arguments = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, *launcher, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True

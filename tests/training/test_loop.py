@@ -91,7 +91,7 @@ def test_two_processes_end_where_one_does(tmp_path):
 
 
 def test_interruption_is_an_exception_with_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.training.loop.anyone", lambda accelerator, here, step: step == 7)
+    monkeypatch.setattr("pipeline.training.loop.any_process", lambda accelerator, here, step: step == 7)
     with pytest.raises(Interrupted, match="step 7"):
         fit(tmp_path)
     assert [path.name for path in checkpoints.finished(tmp_path)] == ["step_00000007"]
