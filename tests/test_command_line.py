@@ -91,6 +91,7 @@ def test_a_command_prints_its_own_help(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # tests/test_extending.py adds one of each by the page that says how
 def test_a_stage_and_a_command_cost_a_file_and_a_line_each(tmp_path):
     for name in ("pipeline", "stages", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

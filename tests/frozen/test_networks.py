@@ -103,6 +103,7 @@ def new_files(tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / name.partition("/")[0])])
 
 
+@pytest.mark.slow  # tests/test_extending.py adds a loss and its frozen input by the page that says how
 def test_files_alone_add_a_loss_a_critic_and_what_they_are_given(new_files, tmp_path):
     recipe = load("digits", SETTINGS)
     check_recipe(recipe)

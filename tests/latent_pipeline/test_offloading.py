@@ -12,7 +12,7 @@ from torch.nn import MultiheadAttention
 
 from pipeline import LatentPipeline
 from pipeline.code import Code
-from pipeline.components import build
+from pipeline.components import build, find
 from pipeline.recipes.building import build_network
 
 stock = matrix.stock
@@ -21,7 +21,14 @@ TOKENIZERS = {
     for name, node in matrix.TOKENIZERS.items()
 }.values()
 MODELS = {node["kind"] + str(node.get("modulated")): name for name, node in matrix.NETWORKS.items()}.values()
-GENERATORS = [(network, objective) for network, objective in matrix.GENERATORS if network in MODELS]
+GENERATORS = [
+    (network, objective)
+    for network, objective in matrix.GENERATORS
+    if network in MODELS
+    and find("networks", matrix.NETWORKS[network]["kind"]).role == find("objectives", objective).role
+]
+SLOW = pytest.mark.slow
+SELDOM = ("blocks", "leaves")  # tokenizers are offloaded in these ways by the quick tests
 TORCHS_OWN = "torch's MultiheadAttention, in SigLIP's head, reads the weights of a layer that it does not call"
 
 
@@ -33,7 +40,7 @@ def tokenizer(request, stock):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("way", ["sequential", "blocks", "leaves"])
+@pytest.mark.parametrize("way", [pytest.param("sequential", marks=SLOW), pytest.param("blocks", marks=SLOW), "leaves"])
 def test_tokenizers_compute_the_same_offloaded(tokenizer, way, tmp_path):
     model, size = tokenizer
     if way != "blocks" and any(isinstance(m, MultiheadAttention) for m in model.modules()):
@@ -78,7 +85,7 @@ def images_of(pipe: LatentPipeline) -> Tensor:
     return pipe([0, 2], guidance_scale=2.0, generator=generators(1, 2), output_type="pt").images
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*sorted(WAYS.keys() - SELDOM), *(pytest.param(way, marks=SLOW) for way in SELDOM)])
 def test_pipelines_make_the_same_images_offloaded(pipe, way, tmp_path):
     expected = images_of(pipe)
     for name in ("network", "tokenizer"):
