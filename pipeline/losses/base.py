@@ -126,16 +126,8 @@ class Alignment(Loss):
         """
 
 
-class ClassFeatureLoss(Loss):
-    """A term that compares codes with a teacher's features of whole images, projected by the tokenizer.
-
-    `extractor` is frozen and stays in evaluation mode: `features(images)` [B, dim], `dim`, and a `name` ("dinov2_b",
-    "classifier"). A recipe chooses it by `teacher`, see `pipeline.frozen.class_features`. The tokenizer's projection is
-    in `rebuilt.class_features`.
-    """
-
-    extractor_kind = "class_features"
-    of_pixels = False
+class ExtractorLoss(Loss):
+    """A loss in the features of `extractor`, which is frozen and stays in evaluation mode."""
 
     def __init__(self, extractor: nn.Module):
         super().__init__()
@@ -143,13 +135,24 @@ class ClassFeatureLoss(Loss):
 
     @property
     def name(self) -> str:
-        """The teacher's."""
+        """The extractor's."""
         return self.extractor.name
 
-    def train(self, mode: bool = True) -> "ClassFeatureLoss":
+    def train(self, mode: bool = True) -> "ExtractorLoss":
         super().train(mode)
         self.extractor.eval()
         return self
+
+
+class ClassFeatureLoss(ExtractorLoss):
+    """A term that compares codes with a teacher's features of whole images, projected by the tokenizer.
+
+    `extractor` has `features(images)` [B, dim], `dim`, and a `name` ("dinov2_b", "classifier"). A recipe chooses it by
+    `teacher`, see `pipeline.frozen.class_features`. The tokenizer's projection is in `rebuilt.class_features`.
+    """
+
+    extractor_kind = "class_features"
+    of_pixels = False
 
     @classmethod
     def projected_width(cls, tokenizer: type[Tokenizer], arguments: Arguments) -> int:
