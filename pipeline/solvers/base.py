@@ -12,6 +12,7 @@ from pipeline.draws import Draws
 from pipeline.samplers.levels import Report, Velocity, ladder, unshifted
 from pipeline.samplers.noise_chain import NoiseChain
 from pipeline.samplers.paths import Path
+from pipeline.samplers.reverse_sde import DiffusionForm, LastStep
 from pipeline.validation import SettingError, suggestion
 
 
@@ -49,6 +50,20 @@ class FlowSolver(ABC):
     @abstractmethod
     def solve(self, flow: Flow, z: Tensor) -> Tensor:
         """From z [B, N, C] at `flow.start` to data in exactly `flow.steps` evaluations."""
+
+
+@dataclass(frozen=True)
+class StochasticFlowSolver(FlowSolver):
+    """Follows the reverse-time equation of a flow, which adds noise, and ends in a step without any."""
+
+    diffusion: DiffusionForm = "sigma"  # w(u), how much noise is put in and taken out again
+    diffusion_scale: float = 1.0
+    last_step: LastStep = "mean"
+    last_step_size: float = 0.04  # before the shift
+
+    @property
+    def singular_at_noise(self) -> bool:
+        return self.diffusion == "path"
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.samplers.reverse_sde import DiffusionForm, LastStep, Reverse, check_last_step, stochastic
-from pipeline.solvers.base import Flow, FlowSolver
+from pipeline.samplers.reverse_sde import Reverse, check_last_step, stochastic
+from pipeline.solvers.base import Flow, StochasticFlowSolver
 
 
 @dataclass(frozen=True)
-class Sde(FlowSolver):
+class Sde(StochasticFlowSolver):
     """First order, one evaluation per interval, and a last step without noise."""
-
-    diffusion: DiffusionForm = "sigma"  # w(u), how much noise is put in and taken out again
-    diffusion_scale: float = 1.0
-    last_step: LastStep = "mean"
-    last_step_size: float = 0.04  # before the shift
-
-    @property
-    def singular_at_noise(self) -> bool:
-        return self.diffusion == "path"
 
     def check(self, steps: int) -> None:
         check_last_step("sde", self.last_step, self.last_step_size, steps)
