@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.components import find
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
@@ -33,7 +34,8 @@ def uses(recipe: Recipe) -> Any:
         return (None,)
     folders = starting_weights.fingerprints([plain(recipe.posttrain), plain(recipe.sample.weak)])
     sampled = plain(sampling_record(recipe)), recipe.latents.precision
-    return recipe.posttrain, folders, sampled, recipe.data, recipe.seed, recipe.precision, recipe.weights
+    training = recipe.posttrain, dependent_on_accumulation(recipe, "posttrain")
+    return *training, folders, sampled, recipe.data, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

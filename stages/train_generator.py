@@ -6,6 +6,7 @@ The network is saved with the objective that samples it.
 from pathlib import Path
 from typing import Any
 
+from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.components import build
 from pipeline.frozen.feature_maps import stored_features
 from pipeline.frozen.networks import FrozenNetworks
@@ -31,7 +32,8 @@ WRITES = "generator"
 
 
 def uses(recipe: Recipe) -> Any:
-    inputs = (recipe.generator, starting_weights.fingerprints(plain(recipe.generator)), recipe.seed, recipe.precision)
+    training = recipe.generator, dependent_on_accumulation(recipe, "generator")
+    inputs = (*training, starting_weights.fingerprints(plain(recipe.generator)), recipe.seed, recipe.precision)
     return (*inputs, recipe.data, recipe.weights) if recipe.generator.losses else inputs
 
 

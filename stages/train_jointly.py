@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
 from pipeline.frozen.networks import FrozenNetworks
@@ -42,7 +43,8 @@ def uses(recipe: Recipe) -> Any:
     part = recipe.generator
     generator = part.network, part.objective, part.losses, part.weights, part.condition
     folders = starting_weights.fingerprints([plain(recipe.joint), plain(part.losses)])
-    return recipe.joint, generator, folders, recipe.latents, recipe.data, recipe.seed, recipe.precision, recipe.weights
+    training = recipe.joint, dependent_on_accumulation(recipe, "joint"), generator
+    return *training, folders, recipe.latents, recipe.data, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.nn.code_usage import make_code_usage
@@ -28,7 +29,8 @@ FROZEN = "frozen"  # in its folder: networks that are trained for losses and cri
 
 def uses(recipe: Recipe) -> Any:
     folders = starting_weights.fingerprints(plain(recipe.tokenizer))
-    return recipe.tokenizer, folders, recipe.data, recipe.seed, recipe.precision, recipe.weights
+    batches = dependent_on_accumulation(recipe, "tokenizer")
+    return recipe.tokenizer, batches, folders, recipe.data, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

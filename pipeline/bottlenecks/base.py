@@ -32,6 +32,14 @@ class Bottleneck(EntryPoints, ABC):
         """Names of the loss terms that `forward` returns, known without building."""
         return ()
 
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        """What it computes over all images of a batch together, and so, with `loop.accumulate`, of a micro-batch.
+
+        Everything else is a mean over images, which micro-batches leave as it is.
+        """
+        return ()
+
     @abstractmethod
     def forward(self, h: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         """The code at its own scale and the unweighted terms. Without draws it is deterministic (the mode)."""
@@ -122,6 +130,11 @@ class Composite(Quantizer):
     def terms(cls, arguments: Arguments) -> tuple[str, ...]:
         part, values = components.check("bottlenecks", arguments.bottleneck)
         return part.terms(values)
+
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        part, values = components.check("bottlenecks", arguments.bottleneck)
+        return part.batch_statistics(values)
 
     def parts_in_order(self) -> list[Quantizer]:
         """The parts in order, a shared one as often as it is called."""

@@ -45,6 +45,10 @@ class Binary(Quantizer):
     def terms(cls, arguments: Arguments) -> tuple[str, ...]:
         return ("commit",) if arguments.entropy_temperature is None else ("commit", "entropy")
 
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        return () if arguments.entropy_temperature is None else ("the entropy term",)
+
     def latents(self, h: Tensor) -> Tensor:
         return F.normalize(h, dim=-1) if self.spherical else h
 

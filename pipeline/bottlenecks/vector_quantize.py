@@ -83,6 +83,11 @@ class VectorQuantize(Quantizer):
         vq = ("vq",) if arguments.learn == "gradient" else ()
         return (*vq, "commit", *(() if arguments.entropy_temperature is None else ("entropy",)))
 
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        start = ("the k-means start",) if arguments.start == "kmeans" else ()
+        return start if arguments.entropy_temperature is None else (*start, "the entropy term")
+
     def latents(self, h: Tensor) -> Tensor:
         return F.normalize(h, dim=-1) if self.unit_norm else h
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.checks.posttraining import check_held_out
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import LatentSpec
@@ -48,6 +49,7 @@ def print_check(recipe: Recipe) -> None:
             f" evaluations each, at guidance {recipe.sample.guidance.scale:g}"
             + (f" away from {recipe.sample.weak}" if recipe.sample.weak else ""),
         ),
+        *[("batches", str(training)) for training in dependent_on_accumulation(recipe)],
         ("output", f"runs/{recipe.name}/"),
     ]
     for title, text in rows:

@@ -23,6 +23,11 @@ class Critic(ModelMixin, ConfigMixin):
         return 1
 
     @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        """What it computes over all images of a batch together, and so, with `loop.accumulate`, of a micro-batch."""
+        return ()
+
+    @classmethod
     def sizes_of(cls, extractor: nn.Module) -> dict[str, Any]:
         """Constructor arguments that the frozen network determines, of a critic that declares one."""
         return {}

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.nn.spectral import SpectralConv1d
 from pipeline.nn.unregistered import Unregistered
@@ -54,6 +55,11 @@ class FrozenFeatures(Critic):
     @property
     def name(self) -> str:
         return f"_{self.config.source}"
+
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        norms = ("the critic's batch norms",) if arguments.norm == "batch" else ()
+        return (*norms, "the directions of the critic's spectral norms")
 
     @classmethod
     def sizes_of(cls, extractor: Teacher) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class MultiscalePatch(Critic):
     def smallest(cls, arguments: Arguments) -> int:
         return (smallest_side(arguments.layers) - 1) * 2 ** (arguments.scales - 1) + 1  # halved sides are rounded up
 
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        return ("the critic's batch norms",) if arguments.norm == "batch" else ()
+
     def forward(self, images: Tensor, inner: bool = False) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
         """Logits [B, 1, h, w] of each scale, fine to coarse; with `inner` also the layers' outputs."""
         logits, outputs = [], []

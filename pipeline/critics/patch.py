@@ -29,6 +29,10 @@ class Patch(Critic):
     def smallest(cls, arguments: Arguments) -> int:
         return smallest_side(arguments.layers)
 
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        return ("the critic's batch norms",) if arguments.norm == "batch" else ()
+
     def forward(self, images: Tensor, inner: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits [B, 1, h, w], one per patch; with `inner` also the layers' outputs."""
         return activations(self.main, images) if inner else self.main(images)

@@ -48,6 +48,14 @@ class Loss(nn.Module, ABC):
         return cls.reads
 
     @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        """What it computes over all images of a batch together, and so, with `loop.accumulate`, of a micro-batch.
+
+        Everything else is a mean over images, which micro-batches leave as it is.
+        """
+        return ()
+
+    @classmethod
     def attachment_of(cls, arguments: Arguments) -> Attachment | None:
         """Where a loss with these arguments reads tokens; None where it reads none, or none of its own choice."""
         return None

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.components import Arguments
 from pipeline.losses.base import ClassFeatureLoss
 from pipeline.nn.processes import gather_rows
 from pipeline.tokenizers.base import TokenizerOutput
@@ -35,6 +36,10 @@ class ClassContrast(ClassFeatureLoss):
         if scale <= 0:
             raise ValueError(f"class_contrast: scale is {scale:g}; logits need one above 0, and 1 is as published")
         self.teacher, self.normalize, self.scale = teacher, normalize, scale
+
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        return ("the images that class_contrast tells apart",)
 
     def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         pairs = torch.stack([rebuilt.code.z.float().mean(dim=1), rebuilt.class_features.float()], dim=1)  # [B, 2, dim]

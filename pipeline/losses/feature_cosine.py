@@ -64,6 +64,11 @@ class FeatureCosine(Alignment):
         return ("kept",) if arguments.head.mask or arguments.positions == "dropped" else ()
 
     @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        dropped = ("the number of dropped positions in feature_cosine",) if arguments.positions == "dropped" else ()
+        return (*dropped, "the moments of codes in feature_cosine") if arguments.standardize else dropped
+
+    @classmethod
     def of_one_grid(cls, arguments: Arguments) -> bool:
         return arguments.head.blocks > 0  # whose positions are fixed
 

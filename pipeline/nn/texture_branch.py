@@ -58,6 +58,11 @@ class Residual(Tower):
             raise ValueError(f"drop is {drop:g}; use a fraction from 0 up to below 1")
         return arguments.channels
 
+    @classmethod
+    def batch_statistics(cls) -> tuple[str, ...]:
+        """What it computes over all images of a batch together, and so, with `loop.accumulate`, of a micro-batch."""
+        return ("the moments that the texture branch matches",)
+
     def forward(self, images: Tensor, maps: list[Tensor], draws: Draws | None = None) -> Tensor:
         """Images [B, 3, H, W] and the frozen encoder's maps to [B, channels, h, w]; with draws, some are dropped."""
         h = self.patch_embedding(images)
@@ -111,6 +116,11 @@ class Shallow(nn.Module):
         if arguments.blocks and (width * (side // coarse) ** 2) % heads:
             raise ValueError(f"{width * (side // coarse) ** 2} channels do not divide by {heads} heads")
         return arguments.channels
+
+    @classmethod
+    def batch_statistics(cls) -> tuple[str, ...]:
+        """As in `Residual`."""
+        return ()
 
     def forward(self, images: Tensor, maps: list[Tensor], draws: Draws | None = None) -> Tensor:
         """The frozen encoder's maps to [B, channels, h, w]."""

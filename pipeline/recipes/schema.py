@@ -33,7 +33,7 @@ class Loop:
     steps: int
     lr: dict[str, float]  # peak learning rate by player: tokenizer, critic, network
     batch: int = 64  # images per step, over all processes
-    accumulate: int = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step
+    accumulate: int = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step; `check` names what it changes
     warmup: int = 0  # steps from zero to the full rate
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after the warm-up
     final: float = 0.0  # fraction of the peak rate at which cosine and linear end

@@ -82,6 +82,14 @@ class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, Co
         return neck.terms(values)
 
     @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        """As that of bottlenecks; of the bottleneck stated."""
+        if "bottleneck" not in arguments:
+            return ()
+        neck, values = components.check("bottlenecks", arguments.bottleneck)
+        return neck.batch_statistics(values)
+
+    @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
         """What else a tokenizer with these constructor arguments can do, without building."""
         return Capabilities()

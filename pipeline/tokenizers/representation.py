@@ -85,6 +85,13 @@ class Representation(OnFrozenEncoder, MapTokenizer):
             raise ValueError(f"representation: {error}") from None
 
     @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        if arguments.texture_branch is None:
+            return super().batch_statistics(arguments)
+        branch, _ = choose_part(BRANCHES, arguments.texture_branch, "texture_branch")
+        return (*super().batch_statistics(arguments), *branch.batch_statistics())
+
+    @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
         return Capabilities(transforms=True, needs_stand_in=needs_stand_in(arguments.frozen_encoder))
 

@@ -75,9 +75,10 @@ class Training:
 def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Module]:
     """The averages of all players after `loop.steps`; a training that has a checkpoint in its folder resumes from it.
 
-    The result is a function of (task, data, loop, seed): any number of processes and of accumulated micro-batches
-    gives the same up to rounding, and a training that was killed and started again gives the same to the bit.
-    Raises Interrupted after SIGINT or SIGTERM, FloatingPointError after `loop.skip` consecutive non-finite steps.
+    The result is a function of (task, data, loop, seed): any number of processes gives the same up to rounding, so
+    does any number of accumulated micro-batches but for what `pipeline.checks.accumulation` names, and a training that
+    was killed and started again gives the same to the bit. Raises Interrupted after SIGINT or SIGTERM,
+    FloatingPointError after `loop.skip` consecutive non-finite steps.
     """
     loop, accelerator = run.loop, run.accelerator
     micro = MicroBatches(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
