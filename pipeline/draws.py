@@ -14,6 +14,7 @@ class Draws(ABC):
 
     batch: int | None = None  # images of the global batch, where the one at hand is a part of it
     step: int | None = None  # of training, 0 the first; None where nothing is trained
+    seeds: list[int] | None = None  # of the images, where each has its own
 
     @abstractmethod
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -69,6 +70,7 @@ class ImageDraws(Draws):
 
     def __init__(self, generators: list[Generator], device: torch.device | str = "cpu"):
         self.generators, self.device = generators, torch.device(device)
+        self.seeds = [generator.initial_seed() for generator in generators]
 
     @classmethod
     def from_seeds(cls, seeds: list[int], device: torch.device | str = "cpu") -> "ImageDraws":
@@ -94,6 +96,7 @@ class GivenDraws(Draws):
         self.given, self.otherwise = given, otherwise
         self.batch = otherwise.batch if otherwise is not None else None
         self.step = otherwise.step if otherwise is not None else None
+        self.seeds = otherwise.seeds if otherwise is not None else None
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._take(name, shape) if name in self.given else self._pass_on(name).normal(name, shape)

@@ -24,6 +24,7 @@ from pipeline.call_arguments import (
 from pipeline.code import Code, Condition
 from pipeline.components import conform, structure
 from pipeline.draws import Draws
+from pipeline.nn.finite import NotFinite, check_finite
 from pipeline.samplers.callbacks import (
     Interrupted,
     LiveGuidance,
@@ -229,7 +230,8 @@ class LatentPipeline(DiffusionPipeline):
         [B, H, W, 3] or `pt` [B, 3, H, W] in [0, 1], or `latent` (codes at unit scale, [B, N, C], or ids). The callback
         is called as callback(pipe, step, noise level, {"latents": ...}) and may return {"latents": ...} to continue
         from. `settings`: guidance_channels, -_schedule, -_power, -_rescale, and the objective's own settings. What is
-        not given is as `defaults` says. Raises ValueError with one line for what does not fit.
+        not given is as `defaults` says. Raises ValueError with one line for what does not fit, and NotFinite, a
+        FloatingPointError, which names the image and its seed, where a code or an image is not finite.
         """
         labels, condition = self.check_inputs(class_labels, num_images, num_images_per_label, output_type), None
         if labels is not None:
@@ -241,7 +243,10 @@ class LatentPipeline(DiffusionPipeline):
         draws = draws_of_call(count, generator, latents, spec, self._execution_device)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance.scale, steps, False
         request, names = self.request(condition, draws, steps, guidance), callback_on_step_end_tensor_inputs
-        images = self._output(self._sample(request, sampler, callback_on_step_end, names), output_type)
+        try:
+            images = self._output(self._sample(request, sampler, callback_on_step_end, names), output_type)
+        except NotFinite as error:
+            raise error.of_images(seeds=draws.seeds) from None
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -268,10 +273,15 @@ class LatentPipeline(DiffusionPipeline):
         return draws_of_call(count, generator, latents, spec, self._execution_device).normal("start", spec.shape)
 
     def decode(self, code: Code) -> Tensor:
-        """Images [B, 3, H, W], nominally in [-1, 1], float32; one at a time when slicing is enabled."""
+        """Images [B, 3, H, W], nominally in [-1, 1], float32; one at a time when slicing is enabled.
+
+        Raises NotFinite where the decoder makes numbers that are not finite.
+        """
         code = Code(z=None if code.z is None else code.z.to(self.tokenizer.dtype), ids=code.ids)
         rows = [code[i : i + 1] for i in range(len(code))] if self._slicing else [code]
-        return torch.cat([self.tokenizer.decode(row) for row in rows]).float()
+        images = torch.cat([self.tokenizer.decode(row) for row in rows]).float()
+        check_finite(images, "the decoded image")
+        return images
 
     def enable_slicing(self) -> None:
         """Decode images one by one, in less memory."""
@@ -342,6 +352,8 @@ class LatentPipeline(DiffusionPipeline):
             except Interrupted as interruption:
                 return unfinished_code(interruption.state, request.spec)
             bar.update(request.steps - bar.n)
+        if code.z is not None:
+            check_finite(code.z, "the sampled code")
         return code
 
     def _output(self, code: Code, output_type: str) -> Any:

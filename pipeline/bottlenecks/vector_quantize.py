@@ -126,7 +126,7 @@ class VectorQuantize(Quantizer):
         uniform = draws.uniform("assignment", tuple(latents.shape[1:2])).to(points).flatten()
         parts = zip(points.split(tokens_at_once(self.vocab)), uniform.split(tokens_at_once(self.vocab)))
         ids = torch.cat([self.sampling(-distances(part, rows), at) for part, at in parts])
-        return ids.clamp_max(self.vocab - 1).unflatten(0, latents.shape[:2])  # past the end where latents are nan
+        return ids.unflatten(0, latents.shape[:2])
 
     @torch.no_grad()
     def nearest(self, h: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import Draws
+from pipeline.nn.finite import check_finite
 from pipeline.nn.tokens import Choose
-from pipeline.samplers.choice import Choice
+from pipeline.samplers.choice import LOGITS, Choice
 from pipeline.samplers.guidance import both_halves, guided_logits
 from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
 
@@ -113,6 +114,7 @@ class TokenSampler:
         def choose(logits: Tensor, codebook: int) -> Tensor:
             logits = logits.float()
             logits = guided_logits(logits, scale) if halves == 2 else logits
+            check_finite(logits, LOGITS)
             return self.choice(logits, uniform[:, None, codebook]).repeat(halves, 1)
 
         return choose

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LOGITS = "the network's output for a token"  # in messages about logits that are not finite
+SMALLEST = torch.finfo(torch.float32).tiny  # a temperature below it has no reciprocal: the likeliest id is taken
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -27,10 +30,15 @@ class Choice:
             raise ValueError(f"top_p {self.top_p:g} is not a share above 0 and up to 1; 1 leaves all ids in")
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Ids [...] of logits [..., vocab], each by inverting the distribution at `uniform` [...] in [0, 1)."""
-        if self.temperature == 0 or self.top_k == 1:
+        """Ids [...] of logits [..., vocab], each by inverting the distribution at `uniform` [...] in [0, 1).
+
+        They are ids of the codebook whatever the logits are; a sampling refuses logits that are not finite.
+        """
+        if self.temperature < SMALLEST or self.top_k == 1:
             return logits.argmax(dim=-1)
-        logits = logits.float() if self.temperature == 1 else logits.float() / self.temperature
+        logits = logits.float()
+        if self.temperature != 1:  # the largest becomes 0, which no temperature makes infinite
+            logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
         if not self.top_k and self.top_p == 1:
             return invert(logits.softmax(dim=-1), uniform)
         logits, ids = logits.topk(self.top_k or logits.shape[-1], dim=-1)  # from the likeliest down
@@ -46,4 +54,5 @@ def invert(shares: Tensor, uniform: Tensor) -> Tensor:
     ends = shares.cumsum(dim=-1)
     place = uniform[..., None] * ends[..., -1:]
     last = torch.searchsorted(ends, ends[..., -1:].contiguous())  # where rounding took `place` up to the sum
-    return torch.minimum(torch.searchsorted(ends, place, right=True), last)[..., 0]
+    index = torch.minimum(torch.searchsorted(ends, place, right=True), last)[..., 0]
+    return index.clamp_max(shares.shape[-1] - 1)  # past the end where shares are nan

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.code import LatentSpec
-from pipeline.samplers.choice import Choice
+from pipeline.nn.finite import check_finite
+from pipeline.samplers.choice import LOGITS, Choice
 from pipeline.samplers.guidance import guided_logits
 
 Schedule = Literal["arccos", "cosine", "linear"]
@@ -135,7 +136,9 @@ class Chooser:
 
     def __call__(self, logits: Tensor, number: int) -> Tensor:
         logits = logits.float()
-        logits = (logits if self.scale == 1 else guided_logits(logits, self.scale)) / self.divisor
+        logits = logits if self.scale == 1 else guided_logits(logits, self.scale)
+        check_finite(logits, LOGITS)
+        logits = logits / self.divisor
         ids = self.choice(logits, self.uniform[..., number])
         scores = logits if self.confidence == "logit" else logits.log_softmax(dim=-1)
         self.sureness += scores.gather(-1, ids[..., None])[..., 0]

@@ -18,6 +18,7 @@ from pipeline.draws import mix
 from pipeline.images.files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
+from pipeline.nn.finite import NotFinite
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.precision import Precision, autocast
@@ -185,8 +186,11 @@ def _make(pipe: LatentPipeline, plan: Plan, mine: list[range], out: Path, accele
         for batch in mine:
             labels = None if plan.labels is None else [plan.labels[i] for i in batch]
             generators = [Generator().manual_seed(plan.seeds[i]) for i in batch]
-            with autocast(accelerator.device, plan.precision):
-                images = pipe(labels, num_images=len(batch), generator=generators).images
+            try:
+                with autocast(accelerator.device, plan.precision):
+                    images = pipe(labels, num_images=len(batch), generator=generators).images
+            except NotFinite as error:
+                raise error.of_images(numbers=batch) from None
             for i, image in zip(batch, images):
                 if image_file(out, i).exists():
                     continue

@@ -1,6 +1,7 @@
 """The training loop. There is one."""
 
 import contextlib
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from pipeline.training.ema import Average
 from pipeline.training.journal import Journal
 from pipeline.training.order import MicroBatches, TrainingData, batches
 from pipeline.validation import at
+
+log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
@@ -78,7 +81,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     The result is a function of (task, data, loop, seed): any number of processes gives the same up to rounding, so
     does any number of accumulated micro-batches but for what `pipeline.checks.accumulation` names, and a training that
     was killed and started again gives the same to the bit. Raises Interrupted after SIGINT or SIGTERM,
-    FloatingPointError after `loop.skip` consecutive non-finite steps.
+    FloatingPointError after `loop.skip` consecutive non-finite steps, or where the last ones were.
     """
     loop, accelerator = run.loop, run.accelerator
     micro = MicroBatches(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
@@ -101,6 +104,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
             if stopped and not last:
                 raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command resumes from it")
     journal.close()
+    check_ending(training)
     accelerator.free_memory()
     accelerator._custom_objects.clear()
     return progress.modules()
@@ -192,6 +196,28 @@ def finish_step(training: Training, finite: bool) -> None:
             average.update(run.accelerator.unwrap_model(training.task.players[name]), progress.step)
     values = {f"{name}/lr": learning_rate(loop, peak, progress.step - 1) for name, peak in loop.lr.items()}
     training.journal.step(progress.step, progress.step == loop.steps, **values, skipped=progress.skipped)
+
+
+def check_ending(training: Training) -> None:
+    """FloatingPointError where a finished training ended in failed steps, or in averages that are not finite.
+
+    A single last step that was skipped is reported; two or more say that the training had gone wrong.
+    """
+    progress, steps = training.progress, training.run.loop.steps
+    if progress.skipped > 1:
+        raise FloatingPointError(
+            f"the last {progress.skipped} of {steps} steps had gradients that are not finite, so that what they left is"
+            " not kept; lower the rate, or train in fp32 or bf16"
+        )
+    if progress.skipped:
+        log.warning("the last of %d steps was skipped: its gradients were not finite", steps)
+    for name, average in progress.averages.items():
+        for key, value in average.module.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise FloatingPointError(
+                    f"the average of the {name} is not finite ({key}), and is not kept; lower the rate, or train in"
+                    " fp32 or bf16"
+                )
 
 
 def learning_rate(loop: Loop, peak: float, step: int) -> float:

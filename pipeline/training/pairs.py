@@ -20,6 +20,7 @@ from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.encoding import as_stored, fill
 from pipeline.latents.store import FORMAT, MANIFEST, LatentStore, key_of, load_shard, shard_file
+from pipeline.nn.finite import check_finite
 from pipeline.recipes.schema import PostTraining, Recipe
 from pipeline.runs.precision import autocast
 from pipeline.sampling.many_images import counted, sampling_record
@@ -143,7 +144,10 @@ def regenerate(
     """The code as the pipeline's generator makes it anew at the settings that the pipeline samples with."""
     request = pipe.request(condition if pipe.num_classes else None, draws)
     settings = pipe.objective.read_settings(pipe.defaults.sampler)
-    return pipe.objective.regenerate(request, code, preserve, settings)
+    made = pipe.objective.regenerate(request, code, preserve, settings)
+    if made.z is not None:
+        check_finite(made.z, "the code that the generator made anew")
+    return made
 
 
 def rows_of_pairs(posttrain: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:

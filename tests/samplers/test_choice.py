@@ -194,3 +194,20 @@ def test_dropout_keeps_the_mean_and_is_nothing_without_a_mask():
     assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(found.mean() - 1) < 0.02
     assert apply_dropout(x, None, 0.25) is x
+
+
+@pytest.mark.parametrize("choice", [Choice(), Choice(0.5), Choice(top_k=3), Choice(top_p=0.9), Choice(0.0)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_ids_are_of_the_codebook_whatever_the_logits(choice, bad):
+    logits = torch.randn(40, 4)
+    logits[::2, 1], logits[1::4] = bad, bad
+    ids = choice(logits, torch.linspace(0, 1, 40))
+    assert ((ids >= 0) & (ids < 4)).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-39, 2e-38, 1e-30, 1e-6])
+def test_a_temperature_near_zero_takes_the_likeliest_id(temperature):
+    logits = torch.tensor([[1.0, 2.0, 3.0, 0.0], [-1e4, 1e4, 0.0, 9e3]])
+    for choice in (Choice(temperature), Choice(temperature, top_k=3), Choice(temperature, top_p=0.9)):
+        choice.validate(4)
+        assert torch.equal(choice(logits.repeat(25, 1), torch.linspace(0, 0.999, 50)), torch.tensor([2, 1]).repeat(25))

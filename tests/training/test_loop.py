@@ -104,6 +104,21 @@ def test_a_non_finite_step_is_left_out_and_too_many_stop_the_run(tmp_path):
         fit(tmp_path / "b", Denoise(poison=tuple(range(2, 12))), skip=3)
 
 
+def test_a_training_that_ends_in_failed_steps_is_not_kept(tmp_path, caplog):
+    players = fit(tmp_path / "one", Denoise(poison=(11,)))
+    assert weights(players).isfinite().all() and "the last of 12 steps was skipped" in caplog.text
+    for _ in range(2):  # the second time from the checkpoint of the last step
+        with pytest.raises(FloatingPointError, match="the last 3 of 12 steps"):
+            fit(tmp_path / "three", Denoise(poison=(2, 9, 10, 11)))
+
+
+def test_an_average_that_is_not_finite_is_not_kept(tmp_path):
+    task = Denoise()
+    task.players["maker"].register_buffer("seen", torch.tensor(torch.nan))
+    with pytest.raises(FloatingPointError, match=r"the average of the maker is not finite \(seen\)"):
+        fit(tmp_path, task)
+
+
 def test_the_last_checkpoints_are_kept(tmp_path):
     fit(tmp_path, steps=8, save_every=2, keep=2)
     assert [path.name for path in checkpoints.finished(tmp_path)] == ["step_00000006", "step_00000008"]
