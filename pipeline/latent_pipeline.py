@@ -25,6 +25,7 @@ from pipeline.code import Code, Condition
 from pipeline.components import conform, structure
 from pipeline.draws import Draws
 from pipeline.nn.finite import NotFinite, check_finite
+from pipeline.nn.memory_saving import DecodingSwitches
 from pipeline.samplers.callbacks import (
     Interrupted,
     LiveGuidance,
@@ -48,7 +49,7 @@ from pipeline.whole_files import ordinary_modes
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
-class LatentPipeline(DiffusionPipeline):
+class LatentPipeline(DecodingSwitches, DiffusionPipeline):
     """A tokenizer, a network and the objective that samples the network: from labels and generators to images.
 
     `tokenizer` is a component of `pipeline.tokenizers`, `network` of `pipeline.networks`, `objective` of
@@ -78,7 +79,7 @@ class LatentPipeline(DiffusionPipeline):
         self.register_to_config(id2label=names, sampling=dict(sampling or {}))
         self.defaults = structure(Defaults, self.config.sampling, "sampling")
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-        self._slicing, self._interrupt = False, False
+        self._interrupt = False
         self._guidance_scale, self._num_timesteps = self.defaults.guidance.scale, self.steps
         for part in (tokenizer, network, weak):
             if part is not None:
@@ -278,34 +279,10 @@ class LatentPipeline(DiffusionPipeline):
         Raises NotFinite where the decoder makes numbers that are not finite.
         """
         code = Code(z=None if code.z is None else code.z.to(self.tokenizer.dtype), ids=code.ids)
-        rows = [code[i : i + 1] for i in range(len(code))] if self._slicing else [code]
+        rows = [code[i : i + 1] for i in range(len(code))] if self.use_slicing else [code]
         images = torch.cat([self.tokenizer.decode(row) for row in rows]).float()
         check_finite(images, "the decoded image")
         return images
-
-    def enable_slicing(self) -> None:
-        """Decode images one by one, in less memory."""
-        self._slicing = True
-
-    def disable_slicing(self) -> None:
-        """Decode all images of a call at once."""
-        self._slicing = False
-
-    def enable_vae_slicing(self) -> None:
-        """As `enable_slicing`, under the name that diffusers' older pipelines have."""
-        self.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """As `disable_slicing`."""
-        self.disable_slicing()
-
-    def enable_vae_tiling(self) -> None:
-        """Decode large images by tiles; ValueError when the tokenizer is not convolutional."""
-        self.tokenizer.enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        """Decode whole images."""
-        self.tokenizer.disable_tiling()
 
     def set_attention_backend(self, backend: str) -> None:
         """The attention kernel of the network, by diffusers' names (native, flash, xformers, ...)."""

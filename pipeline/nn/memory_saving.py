@@ -53,3 +53,33 @@ class MemorySaving:
     ) -> Tensor:
         """`function(maps)`, tile by tile while tiling is enabled; see `tiled`."""
         return run_tiled(function, maps, tile, unit) if self.use_tiling else function(maps)
+
+
+class DecodingSwitches:
+    """diffusers' switches of pipelines, for one whose `tokenizer` decodes."""
+
+    use_slicing: bool = False
+
+    def enable_slicing(self) -> None:
+        """Decode images one by one, in less memory."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Decode all images of a call at once."""
+        self.use_slicing = False
+
+    def enable_vae_slicing(self) -> None:
+        """As `enable_slicing`, under the name that diffusers' older pipelines have."""
+        self.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """As `disable_slicing`."""
+        self.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large images by tiles; ValueError when the tokenizer is not convolutional."""
+        self.tokenizer.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decode whole images."""
+        self.tokenizer.disable_tiling()
