@@ -11,7 +11,9 @@ from pipeline.program import command_line, launch_line
 from pipeline.validation import suggestion
 
 if TYPE_CHECKING:
+    from pipeline.images.facts import UsedImages
     from pipeline.recipes.schema import Recipe
+    from pipeline.runs.workspace import Workspace
 
 SETTINGS = "[key=value ...]"
 ALL = "Runs every stage that is missing or out of date"
@@ -135,37 +137,48 @@ def help_of_stage(stage: stages.Stage) -> str:
 def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[str, ...]) -> None:
     """Run the chosen stages that are missing or out of date; a single stage needs those before it to be current."""
     from pipeline.checks.recipe import check_recipe
+    from pipeline.images.facts import UsedImages
     from pipeline.recipes.files import origin
     from pipeline.recipes.schema import settings
     from pipeline.runs.machine import start
     from pipeline.runs.workspace import fingerprint
 
     check_recipe(recipe)
-    work = start(recipe)
+    work, table = start(recipe), stages.table()
+    images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
     work.claim(origin(name), settings(recipe))
     say = print if work.accelerator.is_main_process else (lambda *_: None)
     because: dict[str, str] = {}
-    for number, stage_name in enumerate(stages.ORDER):
-        stage = stages.load(stage_name)
-        because[stage.WRITES] = fingerprint(stage.uses(recipe), [because[read] for read in stage.READS])
-        if stage_name not in chosen:
+    for number, stage in enumerate(table):
+        module, final = stages.load(stage.name), work.root / stage.writes
+        made_of = images.of(stage.images)
+        because[stage.writes] = fingerprint(module.uses(recipe), made_of, [because[read] for read in stage.reads])
+        if stage.name not in chosen:
             continue
-        if work.current(stage.WRITES, because[stage.WRITES]):
-            say(f"{stage_name}: {work.root / stage.WRITES} is up to date")
+        if work.current(stage.writes, because[stage.writes]):
+            say(f"{stage.name}: {final} is up to date")
             continue
-        for read in stage.READS:
+        for read in stage.reads:
             if not work.current(read, because[read]):
-                raise ValueError(f"{work.root / read} is missing or out of date; run: {command_line('all', name)}")
-        say(f"{stage_name} -> {work.root / stage.WRITES}")
+                why = reason(images, work, read)
+                raise ValueError(f"{work.root / read} is missing or out of date{why}; run: {command_line('all', name)}")
+        images.check_unchanged(stage.images)
+        say(f"{stage.name} -> {final}{reason(images, work, stage.writes)}")
         started = time.monotonic()
-        about = {"stage": stage_name, "reads": stage.READS, "seed": recipe.seed}
-        with work.publish(stage.WRITES, because[stage.WRITES], **about) as out:
-            stage.run(recipe, work, out)
-        say(f"{stage_name}: done in {time.monotonic() - started:.1f} s, {work.root / stage.WRITES}")
+        about = {"stage": stage.name, "reads": stage.reads, "seed": recipe.seed, "images": made_of}
+        with work.publish(stage.writes, because[stage.writes], **about) as out:
+            module.run(recipe, work, out)
+        say(f"{stage.name}: done in {time.monotonic() - started:.1f} s, {final}")
         if chosen != stages.ORDER:
             say(f"next: {command_line(following(number), name, *overrides)}")
     if chosen == stages.ORDER:
         say(f"the report: {work.root / 'report' / 'index.html'}\nthe pipeline: {work.root / 'pipeline'}")
+
+
+def reason(images: "UsedImages", work: "Workspace", artefact: str) -> str:
+    """` (the training images have changed ...)` where an artefact was made of others, else nothing."""
+    change = images.change_since(work.history([artefact]).values())
+    return f" ({change})" if change else ""
 
 
 def following(number: int) -> str:

@@ -1,8 +1,8 @@
 """The stages, in order: the only list of them.
 
-A stage is a module: its docstring says what it does, READS and WRITES name artefacts, `uses` says which part of a
-recipe its result depends on, and `run` does it. What the help prints is read off the source, since importing a stage
-imports torch and all that it needs.
+A stage is a module: its docstring says what it does, READS and WRITES name artefacts, IMAGES the splits that its result
+depends on beside these, `uses` says which part of a recipe it depends on, and `run` does it. What the help prints is
+read off the source, since importing a stage imports torch and all that it needs.
 """
 
 import ast
@@ -31,6 +31,7 @@ class Stage:
     purpose: str  # the module's docstring, whose first line is a sentence
     reads: tuple[str, ...]  # artefacts of earlier stages
     writes: str  # the artefact that it makes
+    images: tuple[str, ...]  # splits that it looks at, beside what it reads; both where the module does not say
 
     @property
     def command(self) -> str:
@@ -54,7 +55,8 @@ def describe(name: str) -> Stage:
         if isinstance(target, ast.Name)
     }
     reads, writes = (ast.literal_eval(assigned[constant]) for constant in ("READS", "WRITES"))
-    return Stage(name, ast.get_docstring(tree), reads, writes)
+    images = ast.literal_eval(assigned["IMAGES"]) if "IMAGES" in assigned else ("train", "held_out")
+    return Stage(name, ast.get_docstring(tree), reads, writes, images)
 
 
 def table() -> list[Stage]:

@@ -25,6 +25,7 @@ from pipeline.whole_files import new_folder
 
 READS = ("joint",)
 WRITES = "latents"
+IMAGES = ("train",)
 
 
 def uses(recipe: Recipe) -> Any:

@@ -12,6 +12,7 @@ from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.store import LatentStore
+from pipeline.measuring.reference import fingerprint_reference
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
 from pipeline.measuring.tokenizer import TokenizerMeasuring, suited_metrics
 from pipeline.metrics.base import ImageSet, Measurement, TokenizerInputs, TokenizerMetric, report_metrics
@@ -26,12 +27,13 @@ from pipeline.sampling.many_images import assemble
 
 READS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")
 WRITES = "report"
+IMAGES = ("train", "held_out")
 CODES = 50_000  # stored codes at most that their use is counted on
 BETWEEN = 4  # rows of interpolations, each of a class
 
 
 def uses(recipe: Recipe) -> Any:
-    return recipe.evaluate, recipe.data, recipe.seed, recipe.weights
+    return recipe.evaluate, fingerprint_reference(recipe), recipe.data, recipe.seed, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

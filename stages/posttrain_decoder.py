@@ -27,6 +27,7 @@ from pipeline.whole_files import write_json
 
 READS = ("joint", "latents", "generator")
 WRITES = "decoder"
+IMAGES = ()  # those that the codes it reads are of, and no others
 
 
 def uses(recipe: Recipe) -> Any:
@@ -51,6 +52,7 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
     """The folder of the post-trained tokenizer; pairs, log and cost stay in `out` beside what is made of it."""
     part, accelerator, folder = recipe.posttrain, work.accelerator, out / "posttraining"
     images, store = Images(recipe.data, "train"), LatentStore(work.artefact("latents"))
+    store.check_images(images)
     generator, weak = work.artefact("generator"), starting_weights.fingerprints(plain(recipe.sample.weak))
     pipe, networks = assemble(recipe, tokenizer, generator), weak | {"generator": fingerprint_files(generator)}
     make_pairs(recipe, pipe, store, out / "pairs", accelerator, networks, work.root / WRITES / "pairs")

@@ -21,6 +21,7 @@ from pipeline.whole_files import new_file, write_json, write_text
 
 READS = ("decoder", "generator", "report")
 WRITES = "pipeline"
+IMAGES = ()
 SHOWN_CLASSES, SHOWN_EACH = 8, 2  # in the card's grid
 
 

@@ -10,6 +10,7 @@ from pipeline.training.starting_weights import fingerprints
 
 READS = ("decoder", "generator")
 WRITES = "samples"
+IMAGES = ()
 
 
 def uses(recipe: Recipe) -> Any:

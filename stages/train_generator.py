@@ -29,6 +29,7 @@ from pipeline.whole_files import write_json
 
 READS = ("latents", "joint")
 WRITES = "generator"
+IMAGES = ()  # those that the codes it reads are of, and no others
 
 
 def uses(recipe: Recipe) -> Any:

@@ -35,6 +35,7 @@ from pipeline.training.phase_parts import (
 
 READS = ("tokenizer",)
 WRITES = "joint"
+IMAGES = ("train",)
 
 
 def uses(recipe: Recipe) -> Any:

@@ -24,6 +24,7 @@ from pipeline.whole_files import new_folder
 
 READS = ()
 WRITES = "tokenizer"
+IMAGES = ("train",)
 FROZEN = "frozen"  # in its folder: networks that are trained for losses and critics, once for all phases
 
 

@@ -10,12 +10,14 @@ from accelerate import Accelerator
 from pipeline.components import structure
 from pipeline.features.passes import evenly_spaced
 from pipeline.images import grids
+from pipeline.images.facts import SPLITS, UsedImages
 from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
 from pipeline.measuring.card import CardMeasuring
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
 from pipeline.nn.throughput import device_name
+from pipeline.program import command_line
 from pipeline.recipes.files import merge, parse
 from pipeline.recipes.schema import load
 from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page
@@ -48,7 +50,8 @@ def card(words: list[str]) -> None:
     out = Path(settings.out) if settings.out else target.folder / "card"
     if out.exists() and any(out.iterdir()) and not (out / CARD).exists():
         raise ValueError(f"{out} exists and is not a card; set another out=FOLDER")
-    work, because = Workspace(out.parent, accelerator), fingerprint(settings, sha256_of_tokenizer(target.tokenizer))
+    work, images = Workspace(out.parent, accelerator), images_of_card(target, settings, accelerator)
+    because = fingerprint(settings, images, sha256_of_tokenizer(target.tokenizer))
     if work.current(out.name, because):
         return print(f"card: {out} is up to date")
     with work.publish(out.name, because, seed=settings.seed) as draft:
@@ -67,6 +70,15 @@ def card_settings(target: CardTarget, overrides: list[str]) -> CardSettings:
     settings = structure(CardSettings, values)
     check_metrics(settings.metrics, metric_kinds(TokenizerMetric), "metrics")
     return settings
+
+
+def images_of_card(target: CardTarget, settings: CardSettings, accelerator: Accelerator) -> dict[str, dict[str, Any]]:
+    """The images of both splits; ValueError where they are those of the target's run, and have changed since."""
+    notes = Workspace(target.folder, accelerator).history(("tokenizer", "latents", "report")).values()
+    images = UsedImages(settings.data, ())
+    if target.settings.get("data") == asdict(settings.data) and (change := images.change_since(notes)):
+        raise ValueError(f"{change} since {target.folder} was made; type: {command_line('all', 'RECIPE')}")
+    return images.of(SPLITS)
 
 
 def find_target(target: str) -> CardTarget:

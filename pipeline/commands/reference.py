@@ -57,6 +57,7 @@ def reference(words: list[str]) -> None:
     if accelerator.is_main_process:
         described = {name: of for feature in features for name, of in feature.statistics().items()}
         about = {"images": f"{len(images)} of {given}, {images.split}", "fingerprint": images.fingerprint()}
+        about |= {"source": images.data.source, "split": images.split}
         about |= {"size": images.data.size, "prepared": images.data.resize, "features": described}
         write_statistics(out, moments, about | computation())
         print(f"{out}: statistics of {len(images)} images, {', '.join(moments)}; set evaluate.reference={out}")

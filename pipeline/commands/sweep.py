@@ -11,9 +11,12 @@ from typing import Any
 from pipeline.call_arguments import Defaults
 from pipeline.checks.sampling import check_sampling
 from pipeline.components import structure
+from pipeline.images.facts import SPLITS, UsedImages
 from pipeline.images.files import image_file
 from pipeline.images.reading import Images
+from pipeline.measuring.reference import fingerprint_reference
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
+from pipeline.program import command_line
 from pipeline.recipes.files import merge, parse
 from pipeline.recipes.schema import ONLY_SPEED, Recipe, Sampling, load
 from pipeline.reporting.run_page import refresh_report
@@ -60,7 +63,8 @@ def sweep(words: list[str]) -> None:
     settings, recipe = structure(SweepSettings, values), load(str(folder / OWNER))
     work = Workspace(folder, accelerate(recipe.precision))
     made_of = {name: json.loads((work.artefact(name) / NOTE).read_text()).get("hash") for name in MADE_OF}
-    points = combine(recipe, settings, made_of)
+    images = images_of_run(recipe, work)
+    points = combine(recipe, settings, made_of | {"images": images, "reference": fingerprint_reference(recipe)})
     because = fingerprint([point.key for point in points])
     say = print if work.accelerator.is_main_process else (lambda *_: None)
     if work.current("sweep", because):
@@ -72,7 +76,16 @@ def sweep(words: list[str]) -> None:
     say(f"sweep: {folder / 'sweep' / 'index.html'}")
 
 
-def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, str]) -> list[SweepPoint]:
+def images_of_run(recipe: Recipe, work: Workspace) -> dict[str, dict[str, Any]]:
+    """The images of both splits; ValueError where they are not those that the run was made of."""
+    notes = work.history(MADE_OF).values()
+    images = UsedImages(recipe.data, notes)
+    if change := images.change_since(notes):
+        raise ValueError(f"{change} since {work.root} was made; type: {command_line('all', 'RECIPE')}")
+    return images.of(SPLITS)
+
+
+def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, Any]) -> list[SweepPoint]:
     """Every combination of values, in the order given; ValueError where there is none."""
     tried = {("guidance", name): values for name, values in ({"scale": SCALES} | settings.guidance).items() if values}
     tried |= {("steps",): settings.steps} if settings.steps else {}

@@ -3,13 +3,14 @@
 import os
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, Literal
 
 from PIL import Image
 
 from pipeline.draws import mix
+from pipeline.listing import image_formats, why_no_file
 
 Split = Literal["train", "held_out"]
 
@@ -20,6 +21,10 @@ DAMAGED += (ZeroDivisionError, AttributeError, struct.error, Image.Decompression
 
 class BrokenImage(ValueError):
     """A record that cannot be decoded; the message names the file and the reason."""
+
+
+class MissingImages(ValueError):
+    """The images are not on this machine; every other fault of a source is another ValueError."""
 
 
 @dataclass
@@ -48,13 +53,29 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of what the records are (names, sizes, times of change, or content)."""
+        """A hash of what the records are: another one where an image is added, removed or changed."""
+
+    def class_counts(self) -> list[int]:
+        """How many records each class has, [classes]; empty without classes. A source that can, answers undecoded."""
+        counts = [0] * len(self.class_names)
+        for index in range(len(self) if self.class_names else 0):
+            counts[self.read(index).label] += 1
+        return counts
+
+    def broken(self) -> list[str]:
+        """The messages of records that `read` will refuse, as far as they are known without decoding."""
+        return []
 
 
 def decode(file: str | os.PathLike | IO[bytes], name: str) -> Image.Image:
-    """The first frame of an image file, decoded to its last byte; BrokenImage, naming it, where that fails."""
+    """The first frame of an image file, decoded to its last byte; BrokenImage, naming it, where that fails.
+
+    What is no regular file, such as a pipe, is not opened.
+    """
+    if isinstance(file, (str, os.PathLike)) and (why := why_no_file(file)):
+        raise BrokenImage(f"{name}: {why}")
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=image_formats()) as image:
             image.load()
             return image
     except DAMAGED as error:
@@ -66,17 +87,22 @@ def _reason(error: Exception) -> str:
     return "not an image Pillow can read" if "cannot identify" in text else text or type(error).__name__
 
 
-def set_aside(names: Iterable[str], fraction: float) -> list[bool]:
+def set_aside(names: Iterable[str], fraction: float, labels: Sequence[int] = ()) -> list[bool]:
     """Which of `names` are held out: those whose hash falls into the fraction, so that it stays when others join.
 
-    A collection of two or more gives each side at least one where a fraction is asked for. Raises ValueError unless
-    0 <= fraction < 1.
+    A collection of two or more gives each side at least one where a fraction is asked for, and every one of `labels`
+    keeps one for training. Raises ValueError unless 0 <= fraction < 1.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"data.source.held_out is {fraction:g}; give a fraction of the images, at least 0 and below 1")
     places = [mix("held out", name) / 2**63 for name in names]
-    held_out = [place < fraction for place in places]
-    if len(places) > 1 and fraction > 0 and len(set(held_out)) == 1:
-        lone = places.index(max(places) if held_out[0] else min(places))
+    largest: dict[int, int] = {}  # by label, the name that stays in training whatever the fraction
+    for number, label in enumerate(labels):
+        largest[label] = max(largest.get(label, number), number, key=places.__getitem__)
+    staying = set(largest.values())
+    held_out = [place < fraction and number not in staying for number, place in enumerate(places)]
+    movable = [number for number in range(len(places)) if number not in staying]
+    if len(places) > 1 and fraction > 0 and movable and len(set(held_out)) == 1:
+        lone = (max if held_out[0] else min)(movable, key=places.__getitem__)
         held_out[lone] = not held_out[lone]
     return held_out

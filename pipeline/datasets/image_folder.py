@@ -1,96 +1,127 @@
 """Images in folders on this machine; a folder's name is the class of what lies in it."""
 
 import hashlib
-import os
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePath
 
-from pipeline.datasets.base import Record, Source, Split, decode, set_aside
+from pipeline.content import hash_files
+from pipeline.datasets.base import MissingImages, Record, Source, Split, decode, set_aside
+from pipeline.listing import PASSED_OVER, Lister, Listing, readable_name, why_no_file
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-HELD_OUT = ("val", "valid", "validation", "test", "held_out")
+TRAIN = ("train", "training")
+HELD_OUT = ("val", "valid", "validation", "dev", "eval", "test", "held_out")  # the first that is there is taken
 
 
 class ImageFolder(Source):
     """`path/<class>/**/image`, or images alone (then without labels), or either of them below `train/` and `val/`.
 
-    Class i is the i-th folder name in sorted order. `train/` beside one of val, valid, validation, test or held_out
-    states the split; else the fraction `held_out` is set aside by a hash of each file's name, so that a file keeps its
-    side when others are added. Hidden files and other extensions are passed over; links are followed.
-    Raises ValueError where there are no images, or where labelled and unlabelled ones are mixed.
+    An image is what Pillow reads, by its content or its ending. Class i is the i-th folder name in sorted order; a
+    class folder without images is refused, since it would shift the labels. `train/` or `training/` beside one of val,
+    valid, validation, dev, eval, test or held_out, in any case, states the split; else the fraction `held_out` is set
+    aside by a hash of each file's name, so that a file keeps its side when others are added; each class keeps one for
+    training. Hidden files and folders are passed over; links are followed, each file and folder once.
+    Raises ValueError where there are no images, or where labelled and unlabelled ones are mixed; MissingImages where
+    there is no such folder.
     """
 
     def __init__(self, path: str, held_out: float = 0.1, split: Split = "train"):
         root = Path(path).expanduser()
         if not root.is_dir():
-            raise ValueError(f"data.source.path: there is no folder {str(root)!r}; state where your images are")
-        train, other = _stated_split(root)
-        paths = _images(train)
-        if not paths:
-            raise ValueError(f"data.source.path: no images below {str(train)!r} ({', '.join(EXTENSIONS)})")
-        self.class_names = _classes(paths, train)
+            raise MissingImages(
+                f"data.source.path: there is no folder {readable_name(root)!r}; state where your images are"
+            )
+        self.folder, other = _stated_split(root)
+        lister = Lister()
+        listing = lister.list_images(self.folder)
+        if not listing.files:
+            raise ValueError(f"data.source.path: no images below {readable_name(self.folder)!r} that Pillow can read")
+        folders = _class_folders(listing, self.folder)
+        self.class_names = [readable_name(name) for name in folders]
+        if other is not None and split == "held_out":
+            self.folder, listing = other, lister.list_images(other)
+            if not listing.files:
+                raise ValueError(f"data.source.path: no images below {readable_name(other)!r} that train has not too")
+        self.names, self.labels = listing.files, _labels(listing.files, folders, self.folder)
+        self._broken = listing.broken
         if other is None:
-            aside = set_aside(map(str, paths), held_out)
-            self.folder, self.files = train, [f for f, a in zip(paths, aside) if a == (split == "held_out")]
-        elif split == "train":
-            self.folder, self.files = train, paths
-        else:
-            self.folder, self.files = other, _images(other)
-        self.labels = _labels(self.files, self.class_names, self.folder)
+            aside = set_aside(self.names, held_out, self.labels)
+            mine = [i for i, a in enumerate(aside) if a == (split == "held_out")]
+            self.names, self.labels = [self.names[i] for i in mine], [self.labels[i] for i in mine if self.labels]
+
+    @property
+    def files(self) -> list[PurePath]:
+        """The images, relative to `folder`."""
+        return [PurePath(name) for name in self.names]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def read(self, index: int) -> Record:
-        file = self.folder / self.files[index]
+        file = self.folder / self.names[index]
         label = self.labels[index] if self.class_names else None
-        return Record(decode(file, str(file)), label, name=str(file))
+        return Record(decode(file, readable_name(file)), label, name=readable_name(file))
 
     def fingerprint(self) -> str:
-        """Of the class names and of every file's name, size and time of change."""
-        digest = hashlib.sha256(repr(self.class_names).encode())
-        for name in self.files:
-            state = os.stat(self.folder / name)
-            digest.update(repr((str(name), state.st_size, state.st_mtime_ns)).encode())
-        return digest.hexdigest()[:16]
+        """Of the class names and of the files; `pipeline.content.hash_files` says what it sees of them."""
+        files = hash_files(self.folder, self.names)
+        return hashlib.sha256(repr((self.class_names, files)).encode()).hexdigest()[:16]
+
+    def class_counts(self) -> list[int]:
+        counts = Counter(self.labels)
+        return [counts[label] for label in range(len(self.class_names))]
+
+    def broken(self) -> list[str]:
+        mine = [self.folder / name for name in self.names if name in self._broken]
+        return [f"{readable_name(file)}: {why_no_file(file)}" for file in mine]
 
 
 def _stated_split(root: Path) -> tuple[Path, Path | None]:
-    """The folder of training images and, where there is one, of held-out ones."""
-    train = root / "train"
-    if not train.is_dir():
+    """The folder of training images and, where there is one, of held-out ones; ValueError where there are two."""
+    there = [entry for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
+    there = [entry for entry in there if entry.name.lower() not in PASSED_OVER]
+    train = [entry for entry in there if entry.name.lower() in TRAIN]
+    others = sorted(
+        (entry for entry in there if entry.name.lower() in HELD_OUT),
+        key=lambda entry: HELD_OUT.index(entry.name.lower()),
+    )
+    if not train:
         return root, None
-    others = [root / name for name in HELD_OUT if (root / name).is_dir()]
-    if others:
-        return train, others[0]
-    alone = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")] == ["train"]
-    return (train if alone else root), None  # beside cars and ships, train is a class
+    if not others:
+        return (train[0] if len(there) == 1 else root), None  # beside cars and ships, train is a class
+    for alike in (train, [entry for entry in others if entry.name.lower() == others[0].name.lower()]):
+        if len(alike) > 1:
+            names = " and ".join(sorted(repr(readable_name(entry)) for entry in alike))
+            raise ValueError(f"data.source.path: {names} are both there for one split; leave one of them")
+    return train[0], others[0]
 
 
-def _images(folder: Path) -> list[Path]:
-    """Image files below `folder`, relative to it, in sorted order."""
-    paths = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        kept = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS)
-        paths += [Path(place, name).relative_to(folder) for name in kept]
-    return sorted(paths)
-
-
-def _classes(paths: list[Path], folder: Path) -> list[str]:
-    names = sorted({file.parts[0] for file in paths if len(file.parts) > 1})
-    loose = [file for file in paths if len(file.parts) == 1]
+def _class_folders(listing: Listing, folder: Path) -> list[str]:
+    """The names of the class folders, in sorted order."""
+    names = sorted({file.partition("/")[0] for file in listing.files if "/" in file})
+    loose = [file for file in listing.files if "/" not in file]
     if names and loose:
         raise ValueError(
-            f"data.source.path: {str(folder / loose[0])!r} lies beside the class folder {names[0]!r}; move every image "
-            "into a class folder, or none"
+            f"data.source.path: {readable_name(folder / loose[0])!r} lies beside the class folder"
+            f" {readable_name(names[0])!r}; move every image into a class folder, or none"
         )
+    if names and listing.without:
+        empty = ", ".join(repr(readable_name(folder / name)) for name in listing.without[:5])
+        raise ValueError(
+            f"data.source.path: there is no image in {empty}, which would be no class; put images there, delete it, or"
+            " hide it by a dot before its name"
+        )
+    if len({readable_name(name) for name in names}) < len(names):
+        raise ValueError(f"data.source.path: two class folders of {readable_name(folder)!r} have the same name as text")
     return names
 
 
-def _labels(files: list[Path], class_names: list[str], folder: Path) -> list[int]:
-    if not class_names:
+def _labels(files: list[str], class_folders: list[str], folder: Path) -> list[int]:
+    if not class_folders:
         return []
-    number = {name: i for i, name in enumerate(class_names)}
-    if strangers := sorted({file.parts[0] for file in files} - number.keys()):
-        raise ValueError(f"data.source.path: {str(folder / strangers[0])!r} is not in a class folder that train has")
-    return [number[file.parts[0]] for file in files]
+    number = {name: i for i, name in enumerate(class_folders)}
+    if strangers := sorted({file.partition("/")[0] for file in files} - number.keys()):
+        raise ValueError(
+            f"data.source.path: {readable_name(folder / strangers[0])!r} is not in a class folder that train has; add"
+            " it there, or take it out here"
+        )
+    return [number[file.partition("/")[0]] for file in files]

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.datasets.base import MissingImages
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Gaussian, Moments
+from pipeline.images.reading import Images
+from pipeline.recipes.schema import Data
 from pipeline.whole_files import write_arrays
 
 SPLITS = ("train", "held_out")
@@ -34,6 +37,34 @@ def check_reference(given: str, kinds: tuple[str, ...]) -> None:
             f"evaluate.reference: {given} holds no images, and no statistics of {', '.join(lacking)}; take these out of"
             " evaluate.features, or make statistics of them by: python run.py reference RECIPE OUT.npz"
         )
+    check_images_of(path)
+
+
+def check_images_of(path: Path) -> None:
+    """ValueError where the images that a file's statistics are of have changed since, as far as they are here.
+
+    Files of other programs do not say of which images they are.
+    """
+    if PROTOCOL not in array_names(path):
+        return
+    about = read_protocol(path)
+    if "source" not in about:  # written before files said where their images are
+        return
+    try:
+        images = Images(Data(source=about["source"], size=about["size"], resize=about["prepared"]), about["split"])
+    except MissingImages:
+        return
+    if images.fingerprint() != about["fingerprint"]:
+        raise ValueError(
+            f"evaluate.reference: the images of {about['images']} have changed since {path} was made; make it again by:"
+            " python run.py reference"
+        )
+
+
+def read_protocol(path: Path) -> dict[str, Any]:
+    """What an archive of `write_statistics` says of its statistics."""
+    with np.load(path) as archive:
+        return json.loads(str(archive[PROTOCOL]))
 
 
 def read_statistics(path: Path, features: list[FeatureExtractor]) -> dict[str, Gaussian | Moments]:
@@ -44,7 +75,7 @@ def read_statistics(path: Path, features: list[FeatureExtractor]) -> dict[str, G
     """
     held, moments = array_names(path), {}
     with np.load(path) as archive:
-        written = json.loads(str(archive[PROTOCOL]))["features"] if PROTOCOL in held else {}
+        written = read_protocol(path)["features"] if PROTOCOL in held else {}
         for name, described in ((n, d) for feature in features for n, d in feature.statistics().items()):
             mean, covariance = statistics_names(name)
             if not {mean, covariance} <= held:
@@ -72,8 +103,7 @@ def file_title(path: Path) -> str:
     """What a protocol calls the statistics in a file: with the images they are of, where the file states them."""
     if PROTOCOL not in array_names(path):
         return f"the statistics in {path.name}, which does not say of which images, by which weights and resize"
-    with np.load(path) as archive:
-        return f"the statistics in {path.name}, of {json.loads(str(archive[PROTOCOL]))['images']}"
+    return f"the statistics in {path.name}, of {read_protocol(path)['images']}"
 
 
 def array_names(path: Path) -> set[str]:

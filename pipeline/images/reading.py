@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -62,6 +63,8 @@ class Images:
         self.broken: list[str] = []
         self._kept: dict[int, Row] = {}
         self._next: dict[int, int] = {}
+        for message in self.source.broken():  # known before the first step, so refused before it
+            self._leave_out(message)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -121,9 +124,13 @@ class Images:
             pixels = batch.images if pixels is None else torch.where(mine, batch.images, pixels)
         return ImageBatch(pixels, batch.condition)
 
-    def fingerprint(self) -> str:
-        """A hash of what `plain` returns: the source's records and how they are made ready."""
+    @cached_property
+    def _fingerprint(self) -> str:
         return f"{mix(self.source.fingerprint(), self.split, self.data.size, self.data.resize):016x}"
+
+    def fingerprint(self) -> str:
+        """A hash of what `plain` returns: the source's records, when first asked for, and how they are made ready."""
+        return self._fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}}  # a worker process decodes what it reads

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import uniform_by_seed
+from pipeline.images.reading import Images
 from pipeline.whole_files import write_json, write_tensors
 
 FORMAT = 2
@@ -89,6 +90,11 @@ class LatentStore:
         if flip and not self.manifest["flip"]:
             raise ValueError("no flips are stored; set latents.flip=true and encode again")
         return self._read(indices, torch.full_like(indices, int(flip)))
+
+    def check_images(self, images: Images) -> None:
+        """ValueError where the codes are not of these images as they are now."""
+        if self.manifest["data"]["fingerprint"] != images.fingerprint():
+            raise ValueError(f"the codes in {self.folder} are not of the recipe's images; encode them again")
 
     def verify(self) -> None:
         """Read every shard whole; ValueError naming the first that is not what was written."""

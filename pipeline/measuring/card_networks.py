@@ -45,12 +45,11 @@ class CardNetworks:
     def load(
         cls, settings: CardSettings, train: Images, judge_folder: Path | None, device: torch.device, out: Path
     ) -> "CardNetworks":
-        """The judge is the one in `judge_folder`, else it is trained here and saved in `out`."""
+        """The judge is that in `judge_folder` where it is of these images, else it is trained; it is saved in `out`."""
         size, seed = settings.data.size, settings.seed
-        if judge_folder is None:
-            fit_judge(train, size, seed, device, out)
+        fit_judge(train, size, seed, device, out, earlier=judge_folder)
         extractors = FeatureExtractors.load(
-            judge_folder or out, settings.features, settings.resize, settings.weights, size, seed, device
+            out, settings.features, settings.resize, settings.weights, size, seed, device
         )
         if settings.vision is None:
             own = extractors.judge_features

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline.content import hash_files
 from pipeline.features.moments import Gaussian, Moments
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage, evenly_spaced
@@ -62,6 +63,17 @@ def load_reference(recipe: Recipe, extractors: FeatureExtractors, accelerator: A
 
     statistics = gather_statistics(accelerator, len(measured), measure, kept, missing)
     return Reference(source.title, stored | statistics.moments, statistics.rows, titles)
+
+
+def fingerprint_reference(recipe: Recipe) -> str | None:
+    """A hash of what a given reference holds; None for a split, whose images the recipe has anyway."""
+    given = recipe.evaluate.reference
+    if given in SPLITS:
+        return None
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return images_of_folder(path, recipe.data.size).fingerprint()
+    return hash_files(path.parent, [path.name])
 
 
 def images_of_folder(path: Path, size: int) -> Images:

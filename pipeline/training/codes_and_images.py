@@ -15,8 +15,7 @@ class CodesAndImages:
     """
 
     def __init__(self, store: LatentStore, images: Images):
-        if store.manifest["data"]["fingerprint"] != images.fingerprint():
-            raise ValueError(f"the codes in {store.folder} are not of the recipe's images; encode them again")
+        store.check_images(images)
         self.store, self.images = store, images
 
     def __len__(self) -> int:

@@ -50,10 +50,16 @@ class Pairs:
 
     The image is the very view that the stored code is of: where crops are stored, the centre of the first factor's.
     In `batch` a share `recipe.posttrain.rehearsal` of the images have the code that `codes` holds of them instead.
+    Raises ValueError where the pairs are not of these codes, or the codes not of these images.
     """
 
     def __init__(self, folder: Path, codes: LatentStore, images: Images, recipe: Recipe, first: int, count: int):
         self.store, self.codes, self.images, self.first, self.count = LatentStore(folder), codes, images, first, count
+        codes.check_images(images)
+        if self.store.manifest["codes"] != key_of(codes.manifest):
+            raise ValueError(
+                f"the pairs in {folder} are not of the codes in {codes.folder}; delete them to make new ones"
+            )
         self.rehearsal = recipe.posttrain.rehearsal
         self.rows, _ = rows_of_pairs(recipe.posttrain, self.store.manifest["images"], recipe.seed)
         self.crops = recipe.latents.crops[:1]
