@@ -126,11 +126,11 @@ def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:
 def logs(recipe: Recipe, work: Workspace) -> dict[str, Path]:
     """The training logs there are, by what was trained, in order."""
     tokenizer = work.artefact("tokenizer")
-    found = {f"tokenizer {phase}": tokenizer / "phases" / phase / "metrics.jsonl" for phase in recipe.tokenizer.phases}
-    found["joint"] = work.artefact("joint") / "metrics.jsonl"
-    found["generator"] = work.artefact("generator") / "metrics.jsonl"
-    found["decoder"] = work.artefact("decoder") / "posttraining" / "metrics.jsonl"
-    return {title: path for title, path in found.items() if path.exists()}
+    logs = {f"tokenizer {phase}": tokenizer / "phases" / phase / "metrics.jsonl" for phase in recipe.tokenizer.phases}
+    logs["joint"] = work.artefact("joint") / "metrics.jsonl"
+    logs["generator"] = work.artefact("generator") / "metrics.jsonl"
+    logs["decoder"] = work.artefact("decoder") / "posttraining" / "metrics.jsonl"
+    return {title: path for title, path in logs.items() if path.exists()}
 
 
 def describe(recipe: Recipe, train: Images, held_out: Images) -> str:

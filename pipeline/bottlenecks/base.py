@@ -94,12 +94,12 @@ class Quantizer(Bottleneck):
         if self.vocab > ENUMERABLE:
             raise ValueError(f"the nearest of {self.vocab} codes cannot be looked for; take {ENUMERABLE} or fewer")
         rank = draw_ranks(ids, rate, count, draws)
-        moved, found = rank > 0, ids.clone()
+        moved, redrawn = rank > 0, ids.clone()
         points = (self.lookup(ids) if latents is None else latents).float()[moved]
         rows = self.lookup(torch.arange(self.vocab, device=ids.device)).float()
         columns = (column.split(tokens_at_once(self.vocab)) for column in (points, ids[moved], rank[moved]))
-        found[moved] = torch.cat([nearest_of_rank(*part, rows, count) for part in zip(*columns)])
-        return found
+        redrawn[moved] = torch.cat([nearest_of_rank(*part, rows, count) for part in zip(*columns)])
+        return redrawn
 
     def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
         """`value` with the gradient that this quantiser gives to `latents`."""
@@ -116,11 +116,11 @@ class Composite(Quantizer):
         super().__init__()
         if codebooks < 1:
             raise ValueError(f"codebooks is {codebooks}; set codebooks to 2 or more")
-        own = 1 if shared else codebooks
-        self.parts = nn.ModuleList(components.build("bottlenecks", bottleneck) for _ in range(own))
+        distinct = 1 if shared else codebooks
+        self.parts = nn.ModuleList(components.build("bottlenecks", bottleneck) for _ in range(distinct))
         if not isinstance(self.parts[0], Quantizer):
             raise ValueError(f"only quantisers can be put together; {bottleneck['kind']} has no ids")
-        self.repeats = codebooks // own
+        self.repeats = codebooks // distinct
         for module in self.parts.modules():
             if isinstance(module, Quantizer):
                 module.calls = module.calls * self.repeats
@@ -150,21 +150,21 @@ class Composite(Quantizer):
     def redraw_ids(
         self, ids: Tensor, rate: float | Tensor, count: int, draws: Draws, latents: Tensor | None = None
     ) -> Tensor:
-        own = self.split_ids(ids)
-        points = [None] * len(own) if latents is None else self.latents_of_parts(latents, own)
-        parts = enumerate(zip(self.parts_in_order(), own, points))
-        found = [part.redraw_ids(old, rate, count, self.draws_of(k, draws), at) for k, (part, old, at) in parts]
-        return plain_ids(torch.cat([stack_ids(new) for new in found], dim=-1))
+        ids_of_parts = self.split_ids(ids)
+        points = [None] * len(ids_of_parts) if latents is None else self.latents_of_parts(latents, ids_of_parts)
+        parts = enumerate(zip(self.parts_in_order(), ids_of_parts, points))
+        redrawn = [part.redraw_ids(old, rate, count, self.draws_of(k, draws), at) for k, (part, old, at) in parts]
+        return plain_ids(torch.cat([stack_ids(new) for new in redrawn], dim=-1))
 
-    def join_codes(self, found: list[tuple[Code, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def join_codes(self, outputs: list[tuple[Code, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
         """The parts' ids in a row, and their terms' means."""
-        ids = torch.cat([stack_ids(code.ids) for code, _ in found], dim=-1)
-        terms = {name: torch.stack([terms[name] for _, terms in found]).mean() for name in found[0][1]}
+        ids = torch.cat([stack_ids(code.ids) for code, _ in outputs], dim=-1)
+        terms = {name: torch.stack([terms[name] for _, terms in outputs]).mean() for name in outputs[0][1]}
         return plain_ids(ids), terms
 
     def split_ids(self, ids: Tensor) -> list[Tensor]:
         """Every part's ids of those of the whole, the inverse of `join_codes`."""
-        return [plain_ids(own) for own in stack_ids(ids).chunk(len(self.parts_in_order()), dim=-1)]
+        return [plain_ids(ids_of_part) for ids_of_part in stack_ids(ids).chunk(len(self.parts_in_order()), dim=-1)]
 
 
 def draw_ranks(ids: Tensor, rate: float | Tensor, count: int, draws: Draws) -> Tensor:
@@ -174,10 +174,10 @@ def draw_ranks(ids: Tensor, rate: float | Tensor, count: int, draws: Draws) -> T
     return torch.where(anew, drawn.clamp_max(count - 1), 0)
 
 
-def nearest_of_rank(points: Tensor, own: Tensor, rank: Tensor, rows: Tensor, count: int) -> Tensor:
+def nearest_of_rank(points: Tensor, ids: Tensor, rank: Tensor, rows: Tensor, count: int) -> Tensor:
     """The id [T] that is number `rank` [T], below `count`, among `rows` [K, C] by distance from points [T, C].
 
-    Number 0 is `own` [T], however far away it is.
+    Number 0 is that of `ids` [T], however far away it is.
     """
-    apart = distances(points, rows).scatter_(1, own[:, None], -math.inf)
+    apart = distances(points, rows).scatter_(1, ids[:, None], -math.inf)
     return apart.topk(count, dim=1, largest=False).indices.gather(1, rank[:, None])[:, 0]

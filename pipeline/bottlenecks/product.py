@@ -22,13 +22,17 @@ class Product(Composite):
         self.dim = sum(part.dim for part in self.parts)
 
     def latents(self, h: Tensor) -> Tensor:
-        return torch.cat([part.latents(own) for part, own in zip(self.parts, h.chunk(len(self.parts), -1))], dim=-1)
+        return torch.cat(
+            [part.latents(inputs) for part, inputs in zip(self.parts, h.chunk(len(self.parts), -1))], dim=-1
+        )
 
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         groups = latents.chunk(len(self.parts), dim=-1)
-        found = [part.quantize(own, self.draws_of(k, draws)) for k, (part, own) in enumerate(zip(self.parts, groups))]
-        ids, terms = self.join_codes(found)
-        return Code(z=torch.cat([code.z for code, _ in found], dim=-1), ids=ids), terms
+        outputs = [
+            part.quantize(inputs, self.draws_of(k, draws)) for k, (part, inputs) in enumerate(zip(self.parts, groups))
+        ]
+        ids, terms = self.join_codes(outputs)
+        return Code(z=torch.cat([code.z for code, _ in outputs], dim=-1), ids=ids), terms
 
     def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
         return list(latents.chunk(len(self.parts), dim=-1))
@@ -38,4 +42,4 @@ class Product(Composite):
         return torch.cat([part.pass_gradient(*pair) for part, pair in zip(self.parts, pairs)], dim=-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return torch.cat([part.lookup(own) for part, own in zip(self.parts, self.split_ids(ids))], dim=-1)
+        return torch.cat([part.lookup(ids) for part, ids in zip(self.parts, self.split_ids(ids))], dim=-1)

@@ -26,25 +26,25 @@ class Residual(Composite):
         return self.parts[0].latents(h)
 
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
-        rest, total, found = latents, 0.0, []
+        rest, total, outputs = latents, 0.0, []
         for k, part in enumerate(self.parts_in_order()):
             code, terms = part.quantize(rest / self.scale**k, self.draws_of(k, draws))
-            found.append((code, terms))
+            outputs.append((code, terms))
             step = self.scale**k * code.z.detach()
             rest, total = rest - step, total + step
-        ids, terms = self.join_codes(found)
+        ids, terms = self.join_codes(outputs)
         return Code(z=self.pass_gradient(total, latents), ids=ids), terms
 
     def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
-        found = []
-        for k, (part, own) in enumerate(zip(self.parts_in_order(), ids)):
-            found.append(latents / self.scale**k)
-            latents = latents - self.scale**k * part.lookup(own)
-        return found
+        inputs = []
+        for k, (part, ids_of_part) in enumerate(zip(self.parts_in_order(), ids)):
+            inputs.append(latents / self.scale**k)
+            latents = latents - self.scale**k * part.lookup(ids_of_part)
+        return inputs
 
     def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
         return self.parts[0].pass_gradient(value, latents)
 
     def lookup(self, ids: Tensor) -> Tensor:
         parts = zip(self.parts_in_order(), self.split_ids(ids))
-        return sum(self.scale**k * part.lookup(own) for k, (part, own) in enumerate(parts))
+        return sum(self.scale**k * part.lookup(ids_of_part) for k, (part, ids_of_part) in enumerate(parts))

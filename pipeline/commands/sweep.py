@@ -92,8 +92,8 @@ def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, Any]) ->
     tried |= {("sampler", name): values for name, values in settings.sampler.items()}
     if not tried or not all(tried.values()):
         raise ValueError("a sweep needs values to try; set guidance=[1,1.5,2], steps=[10,25] or sampler.NAME=[...]")
-    own = {"images": settings.images, "batch": settings.batch}
-    base = replace(recipe.sample, **{name: value for name, value in own.items() if value is not None})
+    changes = {"images": settings.images, "batch": settings.batch}
+    base = replace(recipe.sample, **{name: value for name, value in changes.items() if value is not None})
     points = []
     for combination in product(*tried.values()):
         values = {".".join(path).removesuffix(".scale"): value for path, value in zip(tried, combination)}

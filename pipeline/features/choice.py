@@ -27,18 +27,18 @@ KINDS = ("classifier", "pixels", *WEIGHTS)
 SIZES = {"dinov2": 224}  # pixels a side that published distances are on; the other models have their own
 
 
-def check_features(kinds: Sequence[str], stated: Mapping[str, str]) -> None:
+def check_features(kinds: Sequence[str], weights: Mapping[str, str]) -> None:
     """ValueError when `evaluate.features` names what is not there, or what has no weights on this machine."""
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"evaluate.features: there are no features {kind!r}{suggestion(kind, list(KINDS))}")
-        if kind in WEIGHTS and (found := locate(weights_name(kind, stated), stated)) and found.is_dir():
-            read_kind(found, kind)
+        if kind in WEIGHTS and (path := locate(weights_name(kind, weights), weights)) and path.is_dir():
+            read_kind(path, kind)
 
 
 def build_features(
     kinds: Sequence[str],
-    stated: Mapping[str, str],
+    weights: Mapping[str, str],
     resize: str,
     device: torch.device,
     classifier: ClassifierFeatures | None = None,
@@ -48,25 +48,25 @@ def build_features(
     `resize` is Inception's rule, `classifier` what this kind comes to. Raises ValueError where weights are missing, are
     others than they should be, or cannot be fetched from the hub.
     """
-    check_features(kinds, stated)
-    own = {"classifier": classifier, "pixels": PixelFeatures()}
-    return [own[kind] if kind in own else _published(kind, stated, resize, device) for kind in kinds]
+    check_features(kinds, weights)
+    always_here = {"classifier": classifier, "pixels": PixelFeatures()}
+    return [always_here[kind] if kind in always_here else _published(kind, weights, resize, device) for kind in kinds]
 
 
-def weights_name(kind: str, stated: Mapping[str, str]) -> str:
+def weights_name(kind: str, weights: Mapping[str, str]) -> str:
     """The name in pipeline.vision.weights of those that a kind takes; ValueError where none are on this machine."""
     for name in WEIGHTS[kind]:
-        if locate(name, stated) or hub_id(name, stated):
+        if locate(name, weights) or hub_id(name, weights):
             return name
     raise ValueError(
         f"evaluate.features names {kind}, whose weights are not on this machine; {remedy(WEIGHTS[kind][0])}"
     )
 
 
-def _published(kind: str, stated: Mapping[str, str], resize: str, device: torch.device) -> FeatureExtractor:
-    name = weights_name(kind, stated)
-    found = require(name, stated)
+def _published(kind: str, weights: Mapping[str, str], resize: str, device: torch.device) -> FeatureExtractor:
+    name = weights_name(kind, weights)
+    path = require(name, weights)
     if kind == "inception":
-        return InceptionFeatures(Inception.load(found).to(device), digest(found), resize)
-    network = VisionModel.load(found, kind, SIZES.get(kind)).to(device)
-    return VisionFeatures(kind, network, digest(KNOWN[name].file(found)))
+        return InceptionFeatures(Inception.load(path).to(device), digest(path), resize)
+    network = VisionModel.load(path, kind, SIZES.get(kind)).to(device)
+    return VisionFeatures(kind, network, digest(KNOWN[name].file(path)))

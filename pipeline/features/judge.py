@@ -54,7 +54,7 @@ def judge_features(judge: Classifier, folder: Path) -> ClassifierFeatures:
 
 
 def perceptual_backbone(
-    own: ClassifierFeatures, weights: Mapping[str, str], size: int
+    judge: ClassifierFeatures, weights: Mapping[str, str], size: int
 ) -> tuple[Backbone, dict[str, Any]]:
     """The backbone of the perceptual distance and its protocol: LPIPS-VGG where this machine has it, else the judge.
 
@@ -62,6 +62,6 @@ def perceptual_backbone(
     """
     files = [locate(name, weights) for name in LpipsVgg.FILES]
     if not all(files) or size < 16:
-        return own.network, own.describe() | {"what": "feature maps of the judge, all channels alike"}
-    backbone = LpipsVgg.load(*files).to(own.network.device)
+        return judge.network, judge.describe() | {"what": "feature maps of the judge, all channels alike"}
+    backbone = LpipsVgg.load(*files).to(judge.network.device)
     return backbone, {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}

@@ -41,11 +41,11 @@ class FeatureExtractors:
         """`judge_folder` holds the judge that was trained with `seed`; `features` and `resize` are those of
         `evaluate`, `weights` those of the recipe; images have `size` pixels per side."""
         judge = load_judge(judge_folder, device)
-        own = judge_features(judge, judge_folder)
-        backbone, perceptual = perceptual_backbone(own, weights, size)
-        described = {"judge": own.describe() | {"seed": judge_seed(seed)}, "perceptual": perceptual}
-        built = build_features(features, weights, resize, device, own)
-        return cls(judge, own, built, backbone, described, device)
+        features_of_judge = judge_features(judge, judge_folder)
+        backbone, perceptual = perceptual_backbone(features_of_judge, weights, size)
+        described = {"judge": features_of_judge.describe() | {"seed": judge_seed(seed)}, "perceptual": perceptual}
+        built = build_features(features, weights, resize, device, features_of_judge)
+        return cls(judge, features_of_judge, built, backbone, described, device)
 
     @torch.no_grad()
     def extract_all(self, images: Tensor) -> PerImage:

@@ -41,10 +41,10 @@ class FrozenInput(ABC):
     @property
     def teacher(self) -> str:
         """The network that the recipe comes to: what it states, with `auto` resolved."""
-        given, stated = self.arguments.get("teacher", "auto"), self.recipe.weights
-        if given != "auto":
-            return given
-        return self.auto if locate(self.auto, stated) or hub_id(self.auto, stated) else STAND_IN
+        teacher, weights = self.arguments.get("teacher", "auto"), self.recipe.weights
+        if teacher != "auto":
+            return teacher
+        return self.auto if locate(self.auto, weights) or hub_id(self.auto, weights) else STAND_IN
 
     def check(self) -> None:
         """ValueError where the network cannot be had or does not fit; reads the config of the weights, not the weights.

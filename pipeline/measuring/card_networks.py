@@ -52,8 +52,8 @@ class CardNetworks:
             out, settings.features, settings.resize, settings.weights, size, seed, device
         )
         if settings.vision is None:
-            own = extractors.judge_features
-            return cls(extractors, own.extract, own.describe())
+            judge_features = extractors.judge_features
+            return cls(extractors, judge_features.extract, judge_features.describe())
         folder = Path(settings.vision).resolve()
         model = VisionModel.load(folder).to(device)
         described = {

@@ -32,7 +32,7 @@ def entropy_gap(latents: Tensor, logits: Callable[[Tensor], Tensor], codes: int)
         return -(p * log_p).sum(), p.sum(dim=0)
 
     parts = latents.split(tokens_at_once(codes))
-    found = [checkpoint(part, rows, use_reentrant=False) if len(parts) > 1 else part(rows) for rows in parts]
-    each = sum(entropy for entropy, _ in found) / len(latents)
-    mean = global_mean(sum(p for _, p in found) / len(latents))  # [codes]
+    sums = [checkpoint(part, rows, use_reentrant=False) if len(parts) > 1 else part(rows) for rows in parts]
+    each = sum(entropy for entropy, _ in sums) / len(latents)
+    mean = global_mean(sum(p for _, p in sums) / len(latents))  # [codes]
     return each + (mean * torch.log(mean + 1e-5)).sum()

@@ -91,11 +91,11 @@ class GridTransformer(Tower):
 
         Raises ValueError for a grid of which no positions have been learned.
         """
-        own = tuple(grid) == self.grid
-        if self.positions is not None and not own:
+        trained = tuple(grid) == self.grid
+        if self.positions is not None and not trained:
             sides = ["x".join(map(str, sides)) for sides in (self.grid, grid)]
             raise ValueError(f"positions are learned on a grid of {sides[0]}, not {sides[1]}; set position=rotary")
-        tables = {"fixed": self.fixed, "cosines": self.cosines, "sines": self.sines} if own else self.tables(grid)
+        tables = {"fixed": self.fixed, "cosines": self.cosines, "sines": self.sines} if trained else self.tables(grid)
         for vectors in (self.positions, tables["fixed"]):
             if vectors is not None:
                 h = h + vectors.to(h)

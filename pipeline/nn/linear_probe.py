@@ -34,9 +34,9 @@ def probe_attribute(train: Tensor, has: Tensor, test: Tensor, test_has: Tensor) 
 
     if not have_both(has, test_has):
         raise ValueError("a probe needs images that have the attribute and images that do not; evaluate more images")
-    found = _fit(train, has).predict(test.numpy())
+    predicted = _fit(train, has).predict(test.numpy())
     actual = test_has.numpy()
-    return float(f1_score(actual, found, zero_division=0)), float((found == actual).mean())
+    return float(f1_score(actual, predicted, zero_division=0)), float((predicted == actual).mean())
 
 
 def have_both(*has: Tensor) -> bool:

@@ -46,7 +46,7 @@ class MemorySaving:
         if not self.use_slicing or len(batch) == 1:
             return function(batch, condition)
         conditions = [None if condition is None else condition[i : i + 1] for i in range(len(batch))]
-        return torch.cat([function(row, own) for row, own in zip(batch.split(1), conditions)])
+        return torch.cat([function(row, condition_of_row) for row, condition_of_row in zip(batch.split(1), conditions)])
 
     def by_tile(
         self, function: Callable[[Tensor], Tensor], maps: Tensor, tile: tuple[int, int], unit: int = 1

@@ -60,20 +60,20 @@ class Objective(SchedulerMixin, ConfigMixin):
         """Network evaluations where nobody states a number."""
         return 50
 
-    def steps_for(self, spec: LatentSpec, stated: int | None) -> int:
+    def steps_for(self, spec: LatentSpec, steps: int | None) -> int:
         """Network evaluations of a sampling: the number stated, if there is one."""
-        return self.default_steps(spec) if stated is None else stated
+        return self.default_steps(spec) if steps is None else steps
 
     def setting_names(self) -> list[str]:
         """Names of the sampler's settings."""
         solvers = solvers_of(self.solves).values() if self.solves else []
         return list(dict.fromkeys(field.name for record in (self.settings, *solvers) for field in fields(record)))
 
-    def read_settings(self, stated: Mapping[str, Any], where: str = "") -> Any:
+    def read_settings(self, settings: Mapping[str, Any], where: str = "") -> Any:
         """The record of plain values, as recipes and callers state them; ValueError naming one that does not fit."""
         if self.solves:
-            return read_solver_settings(self.settings, self.solves, stated, where)
-        return structure(self.settings, stated, where)
+            return read_solver_settings(self.settings, self.solves, settings, where)
+        return structure(self.settings, settings, where)
 
     def check_sampler(self, steps: int, spec: LatentSpec, settings: Any) -> None:
         """ValueError where these sampler settings, or this number of steps, do not fit the objective and the codes."""

@@ -37,10 +37,10 @@ def normalised(tokenizer: ConvAutoencoder, mean: Tensor, std: Tensor) -> ConvAut
 
 def read_statistics(path: str) -> tuple[Tensor, Tensor]:
     """Mean and std of a file of latent statistics: {mean, std} of VA-VAE, {latents_bias, latents_scale} of REPA-E."""
-    found = read(path)
-    if {"mean", "std"} <= set(found):
-        return found["mean"], found["std"]
-    return need(found, "latents_bias", "latent statistics"), 1 / need(found, "latents_scale", "latent statistics")
+    tensors = read(path)
+    if {"mean", "std"} <= set(tensors):
+        return tensors["mean"], tensors["std"]
+    return need(tensors, "latents_bias", "latent statistics"), 1 / need(tensors, "latents_scale", "latent statistics")
 
 
 def shapes(state: Mapping[str, Tensor], what: str) -> dict[str, object]:
@@ -67,24 +67,24 @@ def shapes(state: Mapping[str, Tensor], what: str) -> dict[str, object]:
 
 def names(levels: int) -> dict[str, str]:
     """Regular expressions of LDM's keys and what they become; its decoder counts levels from full resolution."""
-    found = {r"((?:encoder|decoder)\.conv_(?:in|out)|(?:post_)?quant_conv)\.(.*)": r"\1.\2"}
-    found[r"(encoder|decoder)\.norm_out\.(.*)"] = r"\1.conv_norm_out.\2"
-    found[r"encoder\.down\.(\d+)\.downsample\.conv\.(.*)"] = r"encoder.down_blocks.\1.downsamplers.0.conv.\2"
+    renames = {r"((?:encoder|decoder)\.conv_(?:in|out)|(?:post_)?quant_conv)\.(.*)": r"\1.\2"}
+    renames[r"(encoder|decoder)\.norm_out\.(.*)"] = r"\1.conv_norm_out.\2"
+    renames[r"encoder\.down\.(\d+)\.downsample\.conv\.(.*)"] = r"encoder.down_blocks.\1.downsamplers.0.conv.\2"
     places = {r"encoder\.down\.(\d+)": r"encoder.down_blocks.\1"}
     for i in range(levels):
         ours = f"decoder.up_blocks.{levels - 1 - i}"
         places[rf"decoder\.up\.({i})"] = ours
-        found[rf"decoder\.up\.{i}\.upsample\.conv\.(.*)"] = rf"{ours}.upsamplers.0.conv.\1"
+        renames[rf"decoder\.up\.{i}\.upsample\.conv\.(.*)"] = rf"{ours}.upsamplers.0.conv.\1"
     for theirs, ours in BLOCK.items():
         for place, mine in places.items():
-            found[rf"{place}\.block\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.resnets.\2.{ours}.\3"
+            renames[rf"{place}\.block\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.resnets.\2.{ours}.\3"
         for j in (1, 2):
-            found[rf"(encoder|decoder)\.mid\.block_{j}\.{theirs}\.(.*)"] = rf"\1.mid_block.resnets.{j - 1}.{ours}.\2"
+            renames[rf"(encoder|decoder)\.mid\.block_{j}\.{theirs}\.(.*)"] = rf"\1.mid_block.resnets.{j - 1}.{ours}.\2"
     for theirs, ours in ATTENTION.items():
         for place, mine in places.items():
-            found[rf"{place}\.attn\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.attentions.\2.{ours}.\3"
-        found[rf"(encoder|decoder)\.mid\.attn_1\.{theirs}\.(.*)"] = rf"\1.mid_block.attentions.0.{ours}.\2"
-    return found
+            renames[rf"{place}\.attn\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.attentions.\2.{ours}.\3"
+        renames[rf"(encoder|decoder)\.mid\.attn_1\.{theirs}\.(.*)"] = rf"\1.mid_block.attentions.0.{ours}.\2"
+    return renames
 
 
 def flat(key: str, value: Tensor) -> Tensor:

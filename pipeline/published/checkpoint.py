@@ -71,12 +71,12 @@ def rename(state: Mapping[str, Tensor], names: Mapping[str, str], dropped: Itera
 
 def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """`model` with exactly these weights, in evaluation mode; ValueError names missing, left-over or misshapen ones."""
-    own = model.state_dict()
-    if missing := [key for key in own if key not in state]:
+    needed = model.state_dict()
+    if missing := [key for key in needed if key not in state]:
         raise ValueError(f"{len(missing)} weights are missing from the checkpoint: {_first(missing)}")
-    if extra := [key for key in state if key not in own]:
+    if extra := [key for key in state if key not in needed]:
         raise ValueError(f"the checkpoint has {len(extra)} weights that the model lacks: {_first(extra)}")
-    for key, value in own.items():
+    for key, value in needed.items():
         if value.shape != state[key].shape:
             raise ValueError(
                 f"{key} is {list(state[key].shape)} in the checkpoint and {list(value.shape)} in the model"

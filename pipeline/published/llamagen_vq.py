@@ -45,7 +45,7 @@ def shapes(state: Mapping[str, Tensor], unit_norm: bool) -> dict[str, object]:
 
 def names() -> dict[str, str]:
     """Regular expressions of LlamaGen's keys and what they become; its decoder counts levels from the lowest."""
-    found = {
+    renames = {
         r"quantize\.embedding\.weight": "neck.codebook",
         r"((?:encoder|decoder)\.conv_(?:in|out)|(?:post_)?quant_conv)\.(.*)": r"\1.\2",
         r"(encoder|decoder)\.norm_out\.(.*)": r"\1.conv_norm_out.\2",
@@ -55,11 +55,11 @@ def names() -> dict[str, str]:
     levels = {r"encoder\.conv_blocks": "encoder.down_blocks", r"decoder\.conv_blocks": "decoder.up_blocks"}
     for theirs, ours in BLOCK.items():
         for blocks, mine in levels.items():
-            found[rf"{blocks}\.(\d+)\.res\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.\1.resnets.\2.{ours}.\3"
+            renames[rf"{blocks}\.(\d+)\.res\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.\1.resnets.\2.{ours}.\3"
         for place, j in ((0, 0), (2, 1)):
-            found[rf"(encoder|decoder)\.mid\.{place}\.{theirs}\.(.*)"] = rf"\1.mid_block.resnets.{j}.{ours}.\2"
+            renames[rf"(encoder|decoder)\.mid\.{place}\.{theirs}\.(.*)"] = rf"\1.mid_block.resnets.{j}.{ours}.\2"
     for theirs, ours in ATTENTION.items():
         for blocks, mine in levels.items():
-            found[rf"{blocks}\.(\d+)\.attn\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.\1.attentions.\2.{ours}.\3"
-        found[rf"(encoder|decoder)\.mid\.1\.{theirs}\.(.*)"] = rf"\1.mid_block.attentions.0.{ours}.\2"
-    return found
+            renames[rf"{blocks}\.(\d+)\.attn\.(\d+)\.{theirs}\.(.*)"] = rf"{mine}.\1.attentions.\2.{ours}.\3"
+        renames[rf"(encoder|decoder)\.mid\.1\.{theirs}\.(.*)"] = rf"\1.mid_block.attentions.0.{ours}.\2"
+    return renames

@@ -42,18 +42,18 @@ def names(levels: int, blocks: int) -> dict[str, str]:
 
 def decoder_names(theirs: str, ours: str, levels: int, blocks: int) -> dict[str, str]:
     """The same of a decoder alone, from the prefix `theirs` to the prefix `ours`."""
-    found = half(theirs, ours, {i: levels - 1 - i for i in range(levels)})
+    renames = half(theirs, ours, {i: levels - 1 - i for i in range(levels)})
     for i in range(1, levels):
         resample = f"{ours}.levels.{levels - 1 - i}.{blocks}.conv"  # it follows the residual blocks
-        found[rf"{theirs}\.up\.{i}\.upsample_conv\.(weight|bias)"] = rf"{resample}.\1"
-    return found
+        renames[rf"{theirs}\.up\.{i}\.upsample_conv\.(weight|bias)"] = rf"{resample}.\1"
+    return renames
 
 
 def half(theirs: str, ours: str, places: Mapping[int, int]) -> dict[str, str]:
     """What encoder and decoder share; level i of theirs is level places[i] of ours."""
-    found = {rf"{theirs}\.(conv_in|norm_out|conv_out)\.(weight|bias)": rf"{ours}.\1.\2"}
+    renames = {rf"{theirs}\.(conv_in|norm_out|conv_out)\.(weight|bias)": rf"{ours}.\1.\2"}
     rows = [(rf"{theirs}\.(?:down|up)\.{i}\.block", f"{ours}.levels.{place}") for i, place in places.items()]
     for theirs_at, ours_at in [*rows, (rf"{theirs}\.mid", f"{ours}.middle")]:
-        found[rf"{theirs_at}\.(\d+)\.(norm1|norm2|conv1|conv2)\.(weight|bias)"] = rf"{ours_at}.\1.\2.\3"
-        found[rf"{theirs_at}\.(\d+)\.nin_shortcut\.weight"] = rf"{ours_at}.\1.shortcut.weight"
-    return found
+        renames[rf"{theirs_at}\.(\d+)\.(norm1|norm2|conv1|conv2)\.(weight|bias)"] = rf"{ours_at}.\1.\2.\3"
+        renames[rf"{theirs_at}\.(\d+)\.nin_shortcut\.weight"] = rf"{ours_at}.\1.shortcut.weight"
+    return renames

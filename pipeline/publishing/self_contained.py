@@ -127,7 +127,7 @@ def _in_order(modules: list[str], done: dict[str, Source] | None = None) -> dict
 
 def _our_imports(source: Source) -> dict[str, Binding]:
     """What each name imported from our modules stands for; (module, "") is a module itself."""
-    found: dict[str, Binding] = {}
+    imports: dict[str, Binding] = {}
     for node in ast.walk(source.tree):
         if isinstance(node, ast.ImportFrom) and _is_ours(node):
             for alias in node.names:
@@ -135,10 +135,10 @@ def _our_imports(source: Source) -> dict[str, Binding]:
                 is_module = importlib.util.find_spec(node.module).submodule_search_locations and (
                     importlib.util.find_spec(inner) is not None
                 )
-                found[alias.asname or alias.name] = (inner, "") if is_module else (node.module, alias.name)
+                imports[alias.asname or alias.name] = (inner, "") if is_module else (node.module, alias.name)
         elif isinstance(node, ast.Import) and any(a.name.split(".")[0] == ROOT for a in node.names):
             raise ValueError(f"{source.module}, line {node.lineno}: write `from pipeline... import name` to be packed")
-    return found
+    return imports
 
 
 def _is_ours(node: ast.ImportFrom) -> bool:

@@ -63,8 +63,8 @@ def sections_of(cls: type, above: str = "") -> Iterator[tuple[str, type]]:
 
 def matches(name: str, path: str) -> bool:
     """Whether a name such as `tokenizer.phases.main.loop` is at `tokenizer.phases.NAME.loop`."""
-    stated, parts = name.split("."), path.split(".")
-    return len(stated) == len(parts) and all(part in (ANY, one) for one, part in zip(stated, parts))
+    asked, parts = name.split("."), path.split(".")
+    return len(asked) == len(parts) and all(part in (ANY, one) for one, part in zip(asked, parts))
 
 
 def overview(sections: dict[str, type]) -> str:
@@ -118,8 +118,9 @@ def component(slot: str, kind: str) -> str:
         lines += ["", f"{record.__name__}: {inspect.getdoc(record)}", "", *fields_of(record)]
     for name, choices in getattr(cls, "choices", {}).items():
         for choice, of in choices.items():
-            stated = arguments_of(of.__init__, lambda parameter: parameter.name not in DERIVED_ARGUMENTS) or [NOTHING]
-            lines += ["", f"{name}.kind={choice}: {inspect.getdoc(of)}", "", *stated]
+            stated = lambda parameter: parameter.name not in DERIVED_ARGUMENTS  # noqa: E731
+            arguments = arguments_of(of.__init__, stated) or [NOTHING]
+            lines += ["", f"{name}.kind={choice}: {inspect.getdoc(of)}", "", *arguments]
     if slot == "objectives":
         lines += sampler_of(cls)
     if slot == "metrics":
@@ -142,8 +143,8 @@ def sampler_of(objective: type) -> list[str]:
 def arguments_of(function: Callable, shown: Callable[[inspect.Parameter], bool]) -> list[str]:
     """The arguments that are `shown`, with their types, defaults and comments."""
     source = inspect.unwrap(function)
-    stated = ast.parse(textwrap.dedent(inspect.getsource(source))).body[0].args
-    types = {a.arg: ast.unparse(a.annotation) for a in stated.args + stated.kwonlyargs if a.annotation}
+    declared = ast.parse(textwrap.dedent(inspect.getsource(source))).body[0].args
+    types = {a.arg: ast.unparse(a.annotation) for a in declared.args + declared.kwonlyargs if a.annotation}
     hints, comments, lines = get_type_hints(source), comments_of(source), []
     for name, parameter in inspect.signature(source).parameters.items():
         if name in types and shown(parameter):
@@ -181,10 +182,10 @@ def format_value(value: Any) -> str:
 
 def comments_of(thing: Any) -> dict[str, str]:
     """By the name that a line of its source begins with, the comment that the line ends with."""
-    found = {}
+    comments = {}
     for line in inspect.getsource(thing).splitlines():
         code, mark, comment = line.partition("  # ")
         name, colon, _ = code.strip().partition(":")
         if mark and colon and name.isidentifier() and not comment.startswith("noqa"):
-            found.setdefault(name, comment.strip())
-    return found
+            comments.setdefault(name, comment.strip())
+    return comments

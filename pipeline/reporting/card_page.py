@@ -99,13 +99,13 @@ def draw_card(curves: dict[str, Any], log: Path, out: Path) -> list[Picture]:
         "How learnable": prior_losses(log, curves),
     }
     amplified = f"Held-out images, their reconstructions, and the absolute difference times {AMPLIFIED}."
-    found = [Picture("Reconstructions", amplified, out / "reconstructions.png", pixelated=True)]
+    pictures = [Picture("Reconstructions", amplified, out / "reconstructions.png", pixelated=True)]
     for title, plot in plots.items():
         if plot is not None:
             path = out / file_name(title)
             draw_plot(plot, path)
-            found.append(Picture(title, CAPTIONS[title], path, plot=True))
-    return found
+            pictures.append(Picture(title, CAPTIONS[title], path, plot=True))
+    return pictures
 
 
 def file_name(title: str) -> str:

@@ -113,7 +113,7 @@ def draw(out: Path, names: list[str], lines: dict[str, ComparedNumber], aim: Com
     titles = {"training_time": "Quality and training time"} | dict.fromkeys(
         RECONSTRUCTION, "Reconstruction and generation"
     )
-    found = []
+    pictures = []
     for key, title in titles.items():
         line = lines.get(key)
         if line is None:
@@ -128,8 +128,8 @@ def draw(out: Path, names: list[str], lines: dict[str, ComparedNumber], aim: Com
         draw_plot(Plot(axis(line), axis(aim), [series], needs_log_axis(points[0]), needs_log_axis(points[1])), path)
         caption = f"{aim.title} ({aim.better} is better) by {line.title} ({line.better} is better), runs by number."
         caption += f" {WARNING_OF_RINGS}" if any(hollow) else ""
-        found.append(Picture(title, caption, path, plot=True))
-    return found
+        pictures.append(Picture(title, caption, path, plot=True))
+    return pictures
 
 
 def axis(line: ComparedNumber) -> str:

@@ -103,14 +103,14 @@ def best_points(points: list[dict[str, Any]], key: str) -> set[int]:
 
 def common_entries(protocols: list[dict[str, Any]]) -> dict[str, Any]:
     """The entries that all protocols have alike; of nested ones, those of theirs."""
-    found = {}
+    common = {}
     for key, entry in protocols[0].items():
         others = [protocol.get(key) for protocol in protocols]
         if all(isinstance(other, dict) for other in others):
-            found[key] = common_entries(others)
+            common[key] = common_entries(others)
         elif all(other == entry for other in others):
-            found[key] = entry
-    return found
+            common[key] = entry
+    return common
 
 
 def table(points: list[dict[str, Any]]) -> str:

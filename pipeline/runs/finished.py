@@ -15,9 +15,9 @@ CARD = "card.json"  # in card/
 def run_folder(name: str) -> Path | None:
     """The folder of a run given as a path, as a name in runs/ or as a recipe; None where there is none."""
     recipe = CONFIGS / f"{name}.yaml"
-    stated = [Path(name)] if Path(name).suffix not in (".yaml", ".yml") else []
+    folders = [Path(name)] if Path(name).suffix not in (".yaml", ".yml") else []
     of_recipe = [RUNS / load(name).name] if recipe.is_file() or Path(name).is_file() else []
-    return next((path for path in [*stated, RUNS / name, *of_recipe] if (path / OWNER).is_file()), None)
+    return next((path for path in [*folders, RUNS / name, *of_recipe] if (path / OWNER).is_file()), None)
 
 
 def tokenizer_of(run: Path) -> Path:

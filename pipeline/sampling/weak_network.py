@@ -22,19 +22,19 @@ def milestone(generator: Path, step: int) -> Path:
 
 def network_folder(folder: Path) -> Path:
     """The network in a generator's, a pipeline's or its own folder; ValueError where there is none."""
-    for found in (folder / "network", folder):
-        if (found / "config.json").is_file():
-            return found
+    for candidate in (folder / "network", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
     raise ValueError(f"sample.weak.folder: {folder} holds no network; name a run's generator/ or a pipeline's folder")
 
 
 def check_weak_folder(folder: Path, objective: Objective) -> None:
     """ValueError unless the folder holds a network, whose objective, where it is told, predicts the same."""
     network_folder(folder)
-    stated = folder / "objective" / "scheduler_config.json"
-    if not stated.is_file():
+    config_file = folder / "objective" / "scheduler_config.json"
+    if not config_file.is_file():
         return
-    other = json.loads(stated.read_text())
+    other = json.loads(config_file.read_text())
     if other["_class_name"] != type(objective).__name__:
         raise ValueError(
             f"sample.weak.folder: {folder} was trained by {other['_class_name']}, and predicts another thing"
@@ -49,12 +49,12 @@ def check_weak_folder(folder: Path, objective: Objective) -> None:
 
 def load_weak(folder: Path) -> Network:
     """The network of `network_folder`."""
-    found = network_folder(folder)
-    name = json.loads((found / "config.json").read_text())["_class_name"]
+    folder_of_network = network_folder(folder)
+    name = json.loads((folder_of_network / "config.json").read_text())["_class_name"]
     classes = {cls.__name__: cls for cls in (find("networks", kind) for kind in kinds("networks"))}
     if name not in classes:
         raise ValueError(f"sample.weak.folder: {folder} holds a {name}, which is none of our networks")
-    return load_component(classes[name], found).eval()
+    return load_component(classes[name], folder_of_network).eval()
 
 
 def check_same_codes(weak: Path, generator: Path) -> None:
@@ -62,8 +62,8 @@ def check_same_codes(weak: Path, generator: Path) -> None:
     theirs, ours = (folder.parent / "latents" / "tokenizer" for folder in (weak, generator))
     if not (theirs.is_dir() and ours.is_dir()):
         return
-    tensors, own = stored_tensors(theirs), stored_tensors(ours)
-    if tensors.keys() != own.keys() or not all(alike(tensors[name], own[name]) for name in own):
+    tensors, needed = stored_tensors(theirs), stored_tensors(ours)
+    if tensors.keys() != needed.keys() or not all(alike(tensors[name], needed[name]) for name in needed):
         raise ValueError(
             f"sample.weak.folder: {weak} learned the codes of another tokenizer; train it with"
             f" tokenizer.start={generator.parent / 'tokenizer'} and tokenizer.phases=null"

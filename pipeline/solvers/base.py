@@ -97,7 +97,7 @@ def solvers_of(problem: str) -> dict[str, type]:
     return {kind: solver for kind, solver in solvers.items() if solver.solves == problem}
 
 
-def read_solver_settings(record: type, problem: str, stated: Mapping[str, Any], where: str) -> Any:
+def read_solver_settings(record: type, problem: str, settings: Mapping[str, Any], where: str) -> Any:
     """A record whose field `solver` is one of the problem's, from flat values: the record's own and the solver's.
 
     Settings of other solvers may be given as long as they have their defaults. Raises SettingError for a value that
@@ -106,19 +106,19 @@ def read_solver_settings(record: type, problem: str, stated: Mapping[str, Any], 
     solvers, dot = solvers_of(problem), f"{where}." if where else ""
     # by name: code that came with a folder and is loaded twice has two classes of each name
     standard = next(k for k, solver in solvers.items() if solver.__name__ == type(record().solver).__name__)
-    kind = stated.get("solver", standard)
+    kind = settings.get("solver", standard)
     if kind not in solvers:
         raise SettingError(f"{dot}solver", f": {kind!r} is not one of {', '.join(solvers)}")
-    own, inner = [field.name for field in fields(record)], {field.name for field in fields(solvers[kind])}
-    for name, value in stated.items():
+    of_record, inner = [field.name for field in fields(record)], {field.name for field in fields(solvers[kind])}
+    for name, value in settings.items():
         having = {other: solver for other, solver in solvers.items() if name in names_of(solver)}
-        if name not in own and not having:
-            known = [*own, *(field for solver in solvers.values() for field in names_of(solver))]
+        if name not in of_record and not having:
+            known = [*of_record, *(field for solver in solvers.values() for field in names_of(solver))]
             raise SettingError(f"{dot}{name}", f": there is no such setting{suggestion(name, known)}")
-        if name not in own and name not in inner:
+        if name not in of_record and name not in inner:
             check_unused(f"{dot}{name}", structure(next(iter(having.values())), {name: value}, where), name, having)
-    solver = structure(solvers[kind], {name: value for name, value in stated.items() if name in inner}, where)
-    rest = {name: value for name, value in stated.items() if name in own and name != "solver"}
+    solver = structure(solvers[kind], {name: value for name, value in settings.items() if name in inner}, where)
+    rest = {name: value for name, value in settings.items() if name in of_record and name != "solver"}
     return replace(structure(record, rest, where), solver=solver)
 
 

@@ -75,8 +75,8 @@ class VisionModel(Backbone):
         family = FAMILIES.get(kind, GENERAL)
         model = load_model(folder, family)
         file = folder / "preprocessor_config.json"
-        stated = json.loads(file.read_text()) if file.is_file() else {}
-        mean, std = (stated.get(name, usual) for name, usual in zip(("image_mean", "image_std"), family.colours))
+        preprocessor = json.loads(file.read_text()) if file.is_file() else {}
+        mean, std = (preprocessor.get(name, usual) for name, usual in zip(("image_mean", "image_std"), family.colours))
         if not affine:
             remove_scale_and_shift(last_norm(model, kind))
         return cls(kind, model, mean, std, size, layers, readout).requires_grad_(False).eval()

@@ -244,4 +244,4 @@ class MapTokenizer(Tokenizer):
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
         """Images from a code at unit scale; `grid` as in `render`."""
         z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
-        return self.by_image(lambda row, own: self.render(row, own, grid), z, condition)
+        return self.by_image(lambda row, condition_of_row: self.render(row, condition_of_row, grid), z, condition)

@@ -74,9 +74,11 @@ class Pretrained(MapTokenizer):
         """The spec that the autoencoder has, and whether it has a posterior; ValueError where the recipe differs."""
         latents = stock_autoencoder.probe(config, image_size)
         actual = {"dim": latents.dim, "stride": image_size // latents.side}
-        for name, stated in (("dim", dim), ("stride", stride)):
-            if stated not in (None, actual[name]):
-                raise ValueError(f"the recipe states {name}={stated}, but that of {path} is {actual[name]}; correct it")
+        for name, expected in (("dim", dim), ("stride", stride)):
+            if expected not in (None, actual[name]):
+                raise ValueError(
+                    f"the recipe states {name}={expected}, but that of {path} is {actual[name]}; correct it"
+                )
         return LatentSpec((latents.side, latents.side), latents.dim), latents.posterior
 
     def encode_map(self, images: Tensor) -> Tensor:

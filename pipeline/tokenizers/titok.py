@@ -185,8 +185,8 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
             raise ValueError(f"proxy_start: {folder} holds {given}; name the folder of a maskgit_vqgan with a codebook")
         rows = other.neck.lookup(torch.arange(other.spec.vocab))
         theirs = {"codebook": rows} | {f"decoder.{name}": value for name, value in other.decoder.state_dict().items()}
-        own = {name: value for name, value in self.output.state_dict().items() if not name.startswith("logits.")}
-        shapes = [{name: list(value.shape) for name, value in state.items()} for state in (theirs, own)]
+        ours = {name: value for name, value in self.output.state_dict().items() if not name.startswith("logits.")}
+        shapes = [{name: list(value.shape) for name, value in state.items()} for state in (theirs, ours)]
         if shapes[0] != shapes[1]:
             name = next(n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
             raise ValueError(

@@ -160,11 +160,11 @@ class TwoBand(Branched, MapTokenizer):
         if branch is None:
             return super().reconstruct(images, given, transform)
         net = getattr(self, branch)
-        own = net.encode(images)  # [B, inputs, h, w]
-        other = own.new_zeros(len(own), self.neck.inputs - own.shape[1], *own.shape[2:])
-        maps = self.join_branches({band: own if band == branch else other for band in BAND_CHANNELS})
+        maps = net.encode(images)  # [B, inputs, h, w]
+        other = maps.new_zeros(len(maps), self.neck.inputs - maps.shape[1], *maps.shape[2:])
+        maps = self.join_branches({band: maps if band == branch else other for band in BAND_CHANNELS})
         code, z, terms = self.apply_bottleneck(maps.flatten(2).transpose(1, 2), given)
-        decoder_input = self.split_branches(z)[branch].transpose(1, 2).unflatten(2, tuple(own.shape[2:]))
+        decoder_input = self.split_branches(z)[branch].transpose(1, 2).unflatten(2, tuple(maps.shape[2:]))
         alone = [
             half if band == branch else torch.zeros_like(half) for band, half in self.split_branches(code.z).items()
         ]

@@ -150,10 +150,10 @@ def regenerate(
     """The code as the pipeline's generator makes it anew at the settings that the pipeline samples with."""
     request = pipe.request(condition if pipe.num_classes else None, draws)
     settings = pipe.objective.read_settings(pipe.defaults.sampler)
-    made = pipe.objective.regenerate(request, code, preserve, settings)
-    if made.z is not None:
-        check_finite(made.z, "the code that the generator made anew")
-    return made
+    regenerated = pipe.objective.regenerate(request, code, preserve, settings)
+    if regenerated.z is not None:
+        check_finite(regenerated.z, "the code that the generator made anew")
+    return regenerated
 
 
 def rows_of_pairs(posttrain: PostTraining, images: int, seed: int) -> tuple[Tensor, Tensor]:

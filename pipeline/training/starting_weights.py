@@ -37,11 +37,11 @@ def load_start(model: Model, folder: str | None, where: str) -> Model:
     return model
 
 
-def differ(own: Any, stored: Any) -> bool:
+def differ(config: Any, stored: Any) -> bool:
     """Whether two values of an argument differ; of nested nodes, where both state one."""
-    if isinstance(own, dict) and isinstance(stored, dict):
-        return any(differ(own[name], stored[name]) for name in set(own) & set(stored))
-    return own != stored
+    if isinstance(config, dict) and isinstance(stored, dict):
+        return any(differ(config[name], stored[name]) for name in set(config) & set(stored))
+    return config != stored
 
 
 def fingerprints(part: Any) -> dict[str, str]:

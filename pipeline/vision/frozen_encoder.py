@@ -187,17 +187,17 @@ def check_taps(taps: list[int], count: int) -> list[int]:
     return [tap % count for tap in taps]
 
 
-def known_config(start: str, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the config of `start` without network; ValueError where a folder's differs from `stated`."""
+def known_config(start: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the config of `start` without network; ValueError where a folder's differs from `arguments`."""
     folder = None if start in (RANDOM, SAVED) else locate_model(start, {}, "start")
-    return dict(stated) if folder is None else merge_configs(config_of_whole(folder), stated, start)
+    return dict(arguments) if folder is None else merge_configs(config_of_whole(folder), arguments, start)
 
 
-def merge_configs(config: dict[str, Any], stated: Mapping[str, Any], start: str) -> dict[str, Any]:
+def merge_configs(config: dict[str, Any], arguments: Mapping[str, Any], start: str) -> dict[str, Any]:
     """Both configs as one; ValueError where they differ in a setting."""
-    if name := difference(config, stated):
-        raise ValueError(f"{start} has {name} {config[name]}, the recipe {stated[name]}; correct it under model")
-    return dict(stated) | config
+    if name := difference(config, arguments):
+        raise ValueError(f"{start} has {name} {config[name]}, the recipe {arguments[name]}; correct it under model")
+    return dict(arguments) | config
 
 
 def config_of_whole(folder: Path) -> dict[str, Any]:

@@ -113,22 +113,22 @@ KNOWN = {
 }
 
 
-def locate(name: str, stated: Mapping[str, str]) -> Path | None:
+def locate(name: str, weights: Mapping[str, str]) -> Path | None:
     """The file, or the folder, of a known name, or None.
 
     That is the recipe's `weights.<name>`, else what $TESSERA_WEIGHTS holds, else the hub's cache; nothing is fetched. A
     recipe may name a model of the hub for a folder. Raises ValueError for an unknown name, and for a stated path that
     is not there.
     """
-    for given in (name, *stated):
+    for given in (name, *weights):
         if given not in KNOWN:
             raise ValueError(f"weights.{given}: there are no weights of this name; there are: {', '.join(KNOWN)}")
     known = KNOWN[name]
-    if given := hub_id(name, stated):
+    if given := hub_id(name, weights):
         path = replace(known, hub_id=given).cached()
         return path if path is not None and known.is_at(path) else None
-    if name in stated:
-        path = Path(stated[name]).expanduser()
+    if name in weights:
+        path = Path(weights[name]).expanduser()
         if not known.is_at(path):
             what = f"folder {path} with {' and '.join(OF_A_FOLDER)}" if isinstance(known, Folder) else f"file {path}"
             raise ValueError(f"weights.{name}: there is no {what}; {remedy(name)}")
@@ -136,25 +136,25 @@ def locate(name: str, stated: Mapping[str, str]) -> Path | None:
     return next((path for path in candidates(name) if known.is_at(path)), None)
 
 
-def hub_id(name: str, stated: Mapping[str, str]) -> str | None:
+def hub_id(name: str, weights: Mapping[str, str]) -> str | None:
     """The model of the hub that the recipe states for a folder, None where it states none or a path."""
-    given = stated.get(name, "")
+    given = weights.get(name, "")
     if isinstance(KNOWN[name], Folder) and HUB_ID.fullmatch(given) and not Path(given).expanduser().exists():
         return given
     return None
 
 
-def expect(name: str, stated: Mapping[str, str]) -> Path | None:
+def expect(name: str, weights: Mapping[str, str]) -> Path | None:
     """As `locate`, but what is missing is a ValueError; None only for a model of the hub, which `require` fetches."""
-    path = locate(name, stated)
-    if path is None and hub_id(name, stated) is None:
+    path = locate(name, weights)
+    if path is None and hub_id(name, weights) is None:
         raise ValueError(f"the weights {name} are not on this machine; {remedy(name)}")
     return path
 
 
-def require(name: str, stated: Mapping[str, str]) -> Path:
+def require(name: str, weights: Mapping[str, str]) -> Path:
     """As `expect`, with what is to be fetched; ValueError for a file whose content is not the published one too."""
-    path = expect(name, stated) or fetch(hub_id(name, stated), f"weights.{name}", KNOWN[name])
+    path = expect(name, weights) or fetch(hub_id(name, weights), f"weights.{name}", KNOWN[name])
     if isinstance(KNOWN[name], File):
         verify(name, path)
     return path
@@ -175,18 +175,18 @@ def fetch(given: str, where: str, known: Folder) -> Path:
     return folder
 
 
-def locate_model(given: str, stated: Mapping[str, str], where: str) -> Path | None:
+def locate_model(given: str, weights: Mapping[str, str], where: str) -> Path | None:
     """The folder of the vision model that `given` names: known weights, a folder here, or a model of the hub.
 
     That of known weights is looked for wherever they may be. None only for a model of the hub which is not here yet.
     ValueError, naming the place `where` in the recipe, for anything else.
     """
     if isinstance(KNOWN.get(given), Folder):
-        return expect(given, stated)
+        return expect(given, weights)
     if (path := Path(given).expanduser()).is_dir():
         return path
     for name, known in KNOWN.items():
-        if isinstance(known, Folder) and known.hub_id == given and (path := locate(name, stated)):
+        if isinstance(known, Folder) and known.hub_id == given and (path := locate(name, weights)):
             return path
     if not HUB_ID.fullmatch(given):
         known = ", ".join(name for name, one in KNOWN.items() if isinstance(one, Folder))
@@ -195,11 +195,11 @@ def locate_model(given: str, stated: Mapping[str, str], where: str) -> Path | No
     return path if path is not None and Folder(given, given, "").is_at(path) else None
 
 
-def require_model(given: str, stated: Mapping[str, str], where: str) -> Path:
+def require_model(given: str, weights: Mapping[str, str], where: str) -> Path:
     """As `locate_model`, with what is to be fetched."""
     if isinstance(KNOWN.get(given), Folder):
-        return require(given, stated)
-    return locate_model(given, stated, where) or fetch(given, where, Folder(given, given, ""))
+        return require(given, weights)
+    return locate_model(given, weights, where) or fetch(given, where, Folder(given, given, ""))
 
 
 def verify(name: str, path: Path) -> None:
