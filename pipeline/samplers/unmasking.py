@@ -137,7 +137,7 @@ class Chooser:
     def __call__(self, logits: Tensor, number: int) -> Tensor:
         logits = logits.float()
         logits = logits if self.scale == 1 else guided_logits(logits, self.scale)
-        check_finite(logits, LOGITS)
+        check_finite(logits.amax(dim=-1), LOGITS)  # an id may have no chance, at minus infinity
         logits = logits / self.divisor
         ids = self.choice(logits, self.uniform[..., number])
         scores = logits if self.confidence == "logit" else logits.log_softmax(dim=-1)
