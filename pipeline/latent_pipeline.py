@@ -44,7 +44,7 @@ from pipeline.saved_folders import (
     refuse_missing_keys,
 )
 from pipeline.validation import SettingError, suggestion
-from pipeline.whole_files import ordinary_modes
+from pipeline.whole_files import ordinary_modes_of_new
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 
@@ -121,16 +121,13 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
 
         With `push_to_hub=True` the finished folder is uploaded.
         """
-        super().save_pretrained(str(save_directory), *args, **kwargs)
-        self._finish(Path(save_directory))
+        with ordinary_modes_of_new(Path(save_directory)):
+            super().save_pretrained(str(save_directory), *args, **kwargs)
+            copy_loaded_code(self, Path(save_directory))
 
     def _upload_folder(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
-        self._finish(Path(working_dir))  # diffusers uploads before its `save_pretrained` returns
+        copy_loaded_code(self, Path(working_dir))  # diffusers uploads before its `save_pretrained` returns
         return super()._upload_folder(working_dir, *args, **kwargs)
-
-    def _finish(self, folder: Path) -> None:
-        copy_loaded_code(self, folder)
-        ordinary_modes(folder)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._optional_components or value is None:

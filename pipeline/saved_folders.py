@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import inspect
-import json
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from pipeline.components import build, classes_of
-from pipeline.whole_files import write_json
+from pipeline.whole_files import read_json, write_json
 
 INDEX = "model_index.json"
 PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded: loading is safe
@@ -42,7 +41,7 @@ def fetch(source: str | Path, options: dict[str, Any]) -> Path:
 
 def import_components(folder: Path) -> None:
     """Import what model_index.json names below `pipeline.`, and nothing else; diffusers looks for it when loading."""
-    index = json.loads((folder / INDEX).read_text())
+    index = read_json(folder / INDEX)
     for entry in index.values():
         module = entry[0] if isinstance(entry, list) and entry else None
         if not isinstance(module, str) or not module.startswith("pipeline."):
@@ -105,7 +104,7 @@ def load_tokenizer_or_stock(folder: Path, image_size: int) -> nn.Module:
 
 def class_name(folder: Path) -> str | None:
     """The class of the component that a folder holds, as its config names it."""
-    return json.loads((folder / "config.json").read_text()).get("_class_name")
+    return read_json(folder / "config.json").get("_class_name")
 
 
 def stored_keys(folder: Path, variant: str | None) -> set[str]:
@@ -124,7 +123,7 @@ def copy_loaded_code(pipe: DiffusionPipeline, folder: Path) -> None:
     """Copy the code that `pipe` was loaded with into its new `folder`, where diffusers does not put it."""
     if not type(pipe).__module__.startswith(REMOTE):
         return
-    index = json.loads((folder / INDEX).read_text())
+    index = read_json(folder / INDEX)
     index["_class_name"] = [_copy_code(type(pipe), folder), type(pipe).__name__]
     for part, module in pipe.components.items():
         if module is not None and type(module).__module__.startswith(REMOTE):

@@ -1,6 +1,5 @@
 """Measures samples, reconstructions and codes beside real images, and writes the report."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipeline.runs.precision import autocast
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
+from pipeline.whole_files import write_json
 
 READS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")
 WRITES = "report"
@@ -54,7 +54,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if not work.accelerator.is_main_process:
         return
     flat = {key: {"group": name} | number.as_dict() for name, group in groups.items() for key, number in group.items()}
-    (out / "metrics.json").write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
+    write_json(out / "metrics.json", flat, allow_nan=False)
     figures = draw(recipe, work, out, held_out, pipe)
     notes = work.history(READS)
     save_report(out, recipe.name, describe(recipe, train, held_out), figures, notes, settings(recipe))

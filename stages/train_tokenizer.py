@@ -3,7 +3,6 @@
 Each phase continues from the average weights of the one before.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses
 from pipeline.training.reconstruction import Reconstruction
-from pipeline.whole_files import new_folder
+from pipeline.whole_files import new_folder, remove_folder
 
 READS = ()
 WRITES = "tokenizer"
@@ -47,7 +46,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if work.accelerator.is_main_process:
         tokenizer.save_pretrained(out)
         for copy in out.glob("phases/*/tokenizer"):
-            shutil.rmtree(copy)  # the last is `out` itself; were the stage to be stopped here, checkpoints remain
+            remove_folder(copy)  # the last is `out` itself; were the stage to be stopped here, checkpoints remain
 
 
 def train_phase(networks: FrozenNetworks, folder: Path, tokenizer: Tokenizer, phase: Phase, number: int) -> Tokenizer:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipeline import whole_files
@@ -76,3 +77,60 @@ with new_file(Path(sys.argv[1])) as draft:
     assert not (tmp_path / "file").exists()
     whole_files.write_text(tmp_path / "file", "whole")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_the_bytes_of_a_tensor_file_repeat_and_hold_its_metadata(tmp_path):
+    metadata = {name: name * 3 for name in ("sha256", "manifest", "größe", 'quote"')}
+    contents = set()
+    for _ in range(8):  # safetensors alone writes the names in another order each time
+        whole_files.write_tensors(tmp_path / "a.safetensors", {"w": torch.arange(3.0)}, metadata)
+        contents.add((tmp_path / "a.safetensors").read_bytes())
+    assert len(contents) == 1
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert file.metadata() == metadata and torch.equal(file.get_tensor("w"), torch.arange(3.0))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe{}", b"nothing"])
+def test_a_json_file_that_is_damaged_is_named(content, tmp_path):
+    (tmp_path / "note.json").write_bytes(content)
+    with pytest.raises(ValueError, match="note.json is damaged: it is not JSON"):
+        whole_files.read_json(tmp_path / "note.json")
+
+
+def test_a_removal_that_is_killed_leaves_nothing_under_the_name(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from pipeline.whole_files import remove_folder
+sys.addaudithook(lambda event, _: os._exit(9) if event == "os.rmdir" else None)
+remove_folder(Path(sys.argv[1]))
+"""
+    (tmp_path / "copy" / "inner").mkdir(parents=True)
+    (tmp_path / "copy" / "weights").touch()
+    command = [sys.executable, "-c", code, str(tmp_path / "copy")]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 9
+    assert [path.name for path in tmp_path.iterdir()] == [".copy-old"]
+    (tmp_path / "copy").mkdir()
+    whole_files.remove_folder(tmp_path / "copy")
+    assert not list(tmp_path.iterdir()), "what the killed one left goes with the next"
+
+
+def test_modes_of_what_was_there_and_what_links_lead_to_are_left_alone(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir(0o700)
+    (outside / "secret").touch(0o600)
+    (folder / "inner").mkdir(parents=True)
+    (folder / "key").touch(0o600)
+    (folder / "tool").touch(0o755)
+    (folder / "link").symlink_to(outside / "secret")
+    (folder / "inner" / "link").symlink_to(outside)
+    with whole_files.ordinary_modes_of_new(folder):
+        (folder / "key").unlink()
+        (folder / "key").touch(0o644)
+        (folder / "new").touch(0o600)
+        (folder / "inner" / "new").mkdir(0o700)
+    modes = {path.name: path.lstat().st_mode & 0o777 for path in [*folder.iterdir(), *outside.iterdir(), outside]}
+    mask = whole_files._mask()
+    assert modes["key"] == 0o600 and modes["secret"] == 0o600 and modes["outside"] == 0o700
+    assert modes["tool"] == 0o755 & ~mask and modes["new"] == 0o666 & ~mask
+    assert (folder / "inner" / "new").stat().st_mode & 0o777 == 0o777 & ~mask

@@ -1,6 +1,5 @@
 """The command `card`: all that is measured of a tokenizer alone, of a run's or of an imported folder."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pipeline.runs.machine import accelerate
 from pipeline.runs.workspace import OWNER, Workspace, fingerprint
 from pipeline.saved_folders import load_tokenizer_or_stock
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.whole_files import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def make_card(target: CardTarget, settings: CardSettings, accelerator: Accelerat
     flat = {key: {"group": group} | number for group, part in numbers.items() for key, number in part.items()}
     curves = measuring.curves(inputs)
     content = {"about": about, "numbers": flat, "curves": curves}
-    (out / CARD).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    (out / "card.md").write_text(card_markdown(about, numbers))
+    write_json(out / CARD, content, allow_nan=False)
+    write_text(out / "card.md", card_markdown(about, numbers))
     save_reconstructions(measuring, held_out, out / "reconstructions.png")
     figures = draw_card(curves, out / "prior" / "metrics.jsonl", out)
     write_card_page(out / "index.html", about, numbers, figures)

@@ -26,6 +26,7 @@ from pipeline.runs.machine import accelerate
 from pipeline.runs.workspace import NOTE, OWNER, Workspace, fingerprint
 from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images, sampling_record
+from pipeline.whole_files import copy_folder, read_json, write_json
 
 MADE_OF = ("generator", "decoder")
 SCALES = [1.0, 1.25, 1.5, 2.0, 3.0]  # of the guidance, where none are stated
@@ -62,7 +63,7 @@ def sweep(words: list[str]) -> None:
         values = merge(values, parse(override))
     settings, recipe = structure(SweepSettings, values), load(str(folder / OWNER))
     work = Workspace(folder, accelerate(recipe.precision))
-    made_of = {name: json.loads((work.artefact(name) / NOTE).read_text()).get("hash") for name in MADE_OF}
+    made_of = {name: read_json(work.artefact(name) / NOTE).get("hash") for name in MADE_OF}
     images = images_of_run(recipe, work)
     points = combine(recipe, settings, made_of | {"images": images, "reference": fingerprint_reference(recipe)})
     because = fingerprint([point.key for point in points])
@@ -140,11 +141,9 @@ def make_sweep(recipe: Recipe, points: list[SweepPoint], work: Workspace, made_o
         measure(point, measuring, real, samples, folder_of(out, point))
     if work.accelerator.is_main_process:
         shutil.rmtree(out / "samples", ignore_errors=True)
-        measured = [
-            {"values": point.values} | json.loads((folder_of(out, point) / NUMBERS).read_text()) for point in points
-        ]
+        measured = [{"values": point.values} | read_json(folder_of(out, point) / NUMBERS) for point in points]
         content = {"name": recipe.name, "made_of": made_of, "points": measured}
-        (out / SWEEP).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_json(out / SWEEP, content, allow_nan=False)
         write_sweep(out, content, [folder_of(out, point) for point in points])
 
 
@@ -158,8 +157,7 @@ def adopt(run: Path, point: SweepPoint, out: Path) -> None:
     for earlier in (run / "sweep", *sorted(run.glob(".sweep-*"))):
         theirs = folder_of(earlier, point)
         if earlier != out and (theirs / NUMBERS).exists() and not (mine / NUMBERS).exists():
-            shutil.rmtree(mine, ignore_errors=True)
-            shutil.copytree(theirs, mine)
+            copy_folder(theirs, mine)
 
 
 def measure(point: SweepPoint, measuring: SampleMeasuring, real: RealImages, samples: Path, folder: Path) -> None:
@@ -173,6 +171,6 @@ def measure(point: SweepPoint, measuring: SampleMeasuring, real: RealImages, sam
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(min(SHOWN, len(pixels))):
             shutil.copy(image_file(samples, i), image_file(folder, i))
-        (folder / NUMBERS).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_json(folder / NUMBERS, content, allow_nan=False)
         shutil.rmtree(samples)
     measuring.accelerator.wait_for_everyone()

@@ -1,6 +1,5 @@
 """The judge: a classifier of the training images, which a report and a card of the same data and seed train alike."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.nn.feature_distance import Backbone
 from pipeline.teachers.classifier import Classifier, fit
 from pipeline.teachers.lpips_vgg import LpipsVgg
 from pipeline.vision.weights import digest, locate
+from pipeline.whole_files import read_json, write_json
 
 NOTE = "judge.json"  # the images and the seed of its training
 VALUES = 2**28  # numbers in the images that train it, at most: 1 GiB
@@ -29,13 +29,13 @@ def fit_judge(
     The judge in the folder `earlier` is copied where it was trained on the same images with the same seed.
     """
     cause = {"images": train.fingerprint(), "size": size, "seed": judge_seed(seed), "torch": torch.__version__}
-    if earlier is not None and (earlier / NOTE).is_file() and json.loads((earlier / NOTE).read_text()) == cause:
+    if earlier is not None and (earlier / NOTE).is_file() and read_json(earlier / NOTE) == cause:
         shutil.copytree(earlier, folder, dirs_exist_ok=True)
         return
     batch = train.plain(evenly_spaced(None, len(train), min(len(train), VALUES // (3 * size * size))))
     labels = batch.condition.labels if batch.condition else None
     fit(batch.images.to(device), labels, train.num_classes, seed=judge_seed(seed)).save_pretrained(folder)
-    (folder / NOTE).write_text(json.dumps(cause, indent=2) + "\n")
+    write_json(folder / NOTE, cause)
 
 
 def judge_seed(seed: int) -> int:

@@ -20,6 +20,7 @@ from pipeline.recipes.schema import Latents
 from pipeline.runs.precision import DTYPES, autocast
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.whole_files import read_json
 
 Grid = Sequence[int]  # height and width
 
@@ -178,7 +179,7 @@ def describe_tap(tap: Tap, grid: Grid) -> dict[str, Any]:
 
 def refuse_stale(folder: Path, manifest: dict[str, Any]) -> None:
     """ValueError naming the first difference between a folder's manifest and the one that would be written."""
-    there = _flat(json.loads((folder / MANIFEST).read_text()))
+    there = _flat(read_json(folder / MANIFEST))
     wanted = _flat(manifest)
     for name in [*wanted, *there]:
         if there.get(name) != wanted.get(name):

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import uniform_by_seed
 from pipeline.images.reading import Images
-from pipeline.whole_files import write_json, write_tensors
+from pipeline.whole_files import read_json, write_json, write_tensors
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -52,7 +52,7 @@ class LatentStore:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).exists():
             raise ValueError(f"{self.folder} holds no codes: there is no {MANIFEST}")
-        self.manifest = json.loads((self.folder / MANIFEST).read_text())
+        self.manifest = read_json(self.folder / MANIFEST)
         if self.manifest["format"] != FORMAT:
             raise ValueError(f"{self.folder} is of format {self.manifest['format']}, this version reads {FORMAT}")
         self.counts: list[int] = self.manifest["shards"]

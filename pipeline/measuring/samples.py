@@ -1,6 +1,5 @@
 """Samples beside real images: the rows of both, and the numbers of a report and of a sweep."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.measuring.reference import Reference, load_reference
 from pipeline.metrics.base import Comparison, Measurement, SampleInputs, SampleMetric, count, report_metrics
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace
+from pipeline.whole_files import read_json
 
 CIRCUMSTANCES = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
 Rows = Callable[[Tensor, Tensor], PerImage]  # images [B, 3, H, W] and their numbers [B] to rows
@@ -185,5 +185,5 @@ def load_samples(folder: Path) -> tuple[np.ndarray, np.ndarray | None, dict[str,
     pixels = open_archive(folder / "samples.npz")
     with np.load(folder / "samples.npz") as archive:
         labels = archive.get("arr_1")
-    record = json.loads((folder / "samples.json").read_text())
+    record = read_json(folder / "samples.json")
     return pixels, None if labels is None or (labels < 0).any() else labels, record

@@ -4,7 +4,6 @@ import ast
 import hashlib
 import importlib.util
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from pipeline.components import NESTED, SLOTS, kinds
 from pipeline.publishing.name_scopes import module_bindings, references
 from pipeline.saved_folders import INDEX
 from pipeline.solvers.base import solvers_of
-from pipeline.whole_files import write_json, write_text
+from pipeline.whole_files import read_json, write_json, write_text
 
 ROOT = "pipeline"
 PIPELINE = "pipeline.latent_pipeline"
@@ -44,7 +43,7 @@ def write_self_contained(pipeline: Path, out: Path) -> None:
     Layout: one file beside model_index.json, one in each component's folder; names carry a hash of their content,
     since diffusers copies the code of all pipelines into one folder.
     """
-    index = json.loads((pipeline / INDEX).read_text())
+    index = read_json(pipeline / INDEX)
     out.mkdir(parents=True, exist_ok=True)
     index["_class_name"] = [_write_module(PIPELINE, index["_class_name"], {}, out), index["_class_name"]]
     for part, entry in index.items():
@@ -92,7 +91,7 @@ def _link(source: str, target: str) -> None:
 
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def _nested(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from pipeline.reporting.page import (
     section,
 )
 from pipeline.reporting.plots import Plot, Series, draw_plot
+from pipeline.whole_files import write_text
 
 CAPTIONS = {  # of a figure, by the group of numbers that it goes with
     "Frequencies": "Power spectra of held-out images and of the residuals of their reconstructions.",
@@ -46,7 +47,7 @@ def write_card_page(out: Path, about: dict[str, Any], numbers: Groups, figures: 
         section("Tokenizer", entry_html(facts) + settings),
         "<footer>All numbers in full, with their protocols, are in card.json beside this page.</footer>",
     ]
-    out.write_text(document(f"{about['name']}, tokenizer card", body), encoding="utf-8")
+    write_text(out, document(f"{about['name']}, tokenizer card", body))
 
 
 def card_section(card: dict[str, Any], folder: Path, leave_out: Iterable[str]) -> str:

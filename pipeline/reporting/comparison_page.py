@@ -1,6 +1,5 @@
 """A comparison of runs as a page, as Markdown and as JSON."""
 
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from pipeline.measuring.comparison import ComparedNumber, FinishedRun
 from pipeline.reporting.number_text import format_number
 from pipeline.reporting.page import ARROWS, Picture, capitalise, document, number_html, picture, section
 from pipeline.reporting.plots import Plot, Series, draw_plot
+from pipeline.whole_files import write_json, write_text
 
 RECONSTRUCTION = ("psnr", "rfd_classifier", "rfd_rotation", "rfd_pixels")  # drawn against generation, where there
 WARNING = "Values with a letter were measured differently from those without: they cannot be compared."
@@ -20,8 +20,8 @@ def write_comparison(
 ) -> None:
     """index.html, comparison.md, comparison.json and the figures, in the folder `out`."""
     names, by_key = [run.name for run in runs], {line.key: line for line in lines}
-    (out / "comparison.json").write_text(json.dumps(comparison_json(runs, lines, aim, ranks), indent=2) + "\n")
-    (out / "comparison.md").write_text(markdown(names, lines, aim, ranks))
+    write_json(out / "comparison.json", comparison_json(runs, lines, aim, ranks))
+    write_text(out / "comparison.md", markdown(names, lines, aim, ranks))
     pictures = draw(out, names, by_key, aim)
     body = [
         f"<header><p class=kicker>Tessera comparison</p><h1>{len(runs)} runs</h1>"
@@ -37,7 +37,7 @@ def write_comparison(
         ),
         f"<footer>{WARNING} All of this is in comparison.json, each protocol in full in the runs' own files.</footer>",
     ]
-    out.joinpath("index.html").write_text(document(f"{len(runs)} runs", body), encoding="utf-8")
+    write_text(out / "index.html", document(f"{len(runs)} runs", body))
 
 
 def group_letters(line: ComparedNumber) -> dict[int, str]:

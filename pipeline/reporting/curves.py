@@ -1,8 +1,9 @@
 """Training logs as small panels, one a term."""
 
-import json
 import math
 from pathlib import Path
+
+from pipeline.training.journal import logged_lines
 
 COLUMNS = 3
 SMOOTH = 200  # logged lines beyond which a running mean is drawn over the values
@@ -12,8 +13,7 @@ NOT_TERMS = ("step",)
 def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values by name of a metrics.jsonl; a name need not be on every line."""
     series: dict[str, tuple[list[int], list[float]]] = {}
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
+    for values in logged_lines(path):
         for name, value in values.items():
             if name not in NOT_TERMS:
                 steps, numbers = series.setdefault(name, ([], []))

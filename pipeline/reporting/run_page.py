@@ -1,6 +1,5 @@
 """A run's report as one page, written from the files in the run's folder, and again when a sweep or a card is added."""
 
-import json
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -10,7 +9,7 @@ from pipeline.reporting.card_page import card_section
 from pipeline.reporting.page import Picture, document, headline_tiles, numbers_section, section
 from pipeline.reporting.sweep_page import SWEEP, sweep_section
 from pipeline.runs.finished import CARD, sha256_of_tokenizer
-from pipeline.whole_files import write_text
+from pipeline.whole_files import read_json, write_json, write_text
 
 PAGE, NUMBERS, REPORT = "page.json", "metrics.json", "index.html"
 
@@ -27,7 +26,7 @@ def save_report(
     made_from.json of every artefact, or None."""
     listed = [asdict(picture) | {"path": picture.path.name} for picture in pictures]
     content = {"name": name, "summary": summary, "pictures": listed, "notes": notes, "settings": settings}
-    (folder / PAGE).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder / PAGE, content)
 
 
 def refresh_report(run: Path) -> None:
@@ -38,7 +37,7 @@ def refresh_report(run: Path) -> None:
 
 def render_report(run: Path, folder: Path) -> None:
     """Write index.html of the report in `folder`, with the sweep and the card of `run` where they are of the same."""
-    content, flat = (json.loads((folder / name).read_text()) for name in (PAGE, NUMBERS))
+    content, flat = (read_json(folder / name) for name in (PAGE, NUMBERS))
     pictures = [Picture(**picture | {"path": folder / picture["path"]}) for picture in content["pictures"]]
     numbers: dict[str, dict[str, Any]] = {}
     for key, number in flat.items():
@@ -71,7 +70,7 @@ def sweep_of(run: Path, notes: dict[str, dict[str, Any] | None]) -> str:
     folder = run / "sweep"
     if not (folder / SWEEP).is_file():
         return ""
-    sweep = json.loads((folder / SWEEP).read_text())
+    sweep = read_json(folder / SWEEP)
     if any((notes.get(name) or {}).get("hash") != made for name, made in sweep["made_of"].items()):
         return ""
     return section("Guidance sweep", sweep_section(sweep, folder))
@@ -82,7 +81,7 @@ def card_of(run: Path, numbers: dict[str, dict[str, Any]]) -> str:
     file = run / "card" / CARD
     if not file.is_file():
         return ""
-    card = json.loads(file.read_text())
+    card = read_json(file)
     if card["about"]["sha256"] != sha256_of_tokenizer(run / "decoder"):
         return ""
     return section("Tokenizer card", card_section(card, file.parent, leave_out=numbers))

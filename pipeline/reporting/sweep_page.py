@@ -22,6 +22,7 @@ from pipeline.reporting.page import (
     section,
 )
 from pipeline.reporting.plots import Plot, Series, draw_plot
+from pipeline.whole_files import write_text
 
 SWEEP = "sweep.json"
 SHOWN = 12  # images of every point
@@ -47,13 +48,13 @@ def write_sweep(out: Path, sweep: dict[str, Any], folders: list[Path]) -> None:
     across = grids.columns(rows[0].shape[1])
     grids.grid([row[:across] for row in rows], row_names(sweep["points"])).save(out / "grid.png")
     draw_figures(sweep["points"], out)
-    (out / "sweep.md").write_text(markdown(sweep))
+    write_text(out / "sweep.md", markdown(sweep))
     body = [
         f"<header><p class=kicker>Tessera sweep</p><h1>{escape(sweep['name'])}</h1></header>",
         section("Samples by setting", sweep_section(sweep, out)),
         f"<footer>All numbers in full, with their protocols, are in {SWEEP} beside this page.</footer>",
     ]
-    (out / "index.html").write_text(document(f"{sweep['name']}, sweep", body), encoding="utf-8")
+    write_text(out / "index.html", document(f"{sweep['name']}, sweep", body))
 
 
 def sweep_section(sweep: dict[str, Any], folder: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipeline.program import command_line
-from pipeline.whole_files import replace_folder, write_json, write_text
+from pipeline.whole_files import read_json, replace_folder, write_json, write_text
 
 NOTE = "made_from.json"
 OWNER = "recipe.yaml"
@@ -46,7 +46,7 @@ class Workspace:
         for name in names:
             file = self.root / name / NOTE
             if name not in notes and file.exists():
-                note = json.loads(file.read_text())
+                note = read_json(file)
                 notes |= self.history(note.get("reads", []))  # what lies beside the line, such as a card, reads none
                 notes[name] = note
         return notes
@@ -72,7 +72,7 @@ class Workspace:
         if self.accelerator.is_main_process and (draft / NOTE).exists():
             replace_folder(draft, self.root / name)  # complete, but stopped before it had its name
         self.accelerator.wait_for_everyone()
-        return note.exists() and json.loads(note.read_text())["hash"] == because
+        return note.exists() and read_json(note)["hash"] == because
 
     @contextlib.contextmanager
     def publish(self, name: str, because: str, **provenance: Any) -> Iterator[Path]:

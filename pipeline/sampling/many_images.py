@@ -25,7 +25,7 @@ from pipeline.runs.precision import Precision, autocast
 from pipeline.runs.workspace import surroundings
 from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
 from pipeline.saved_folders import fetch, fingerprint_files, load_component
-from pipeline.whole_files import new_file, write_json
+from pipeline.whole_files import new_file, read_json, write_json
 
 PROTOCOL = "samples.json"
 
@@ -129,7 +129,7 @@ def sampling_record(recipe: Recipe) -> dict[str, Any]:
 
 def assemble(recipe: Recipe, decoder: Path, generator: Path) -> LatentPipeline:
     """The pipeline of a finished run's decoder/ and generator/ folders, with the recipe's sampling as its defaults."""
-    names = json.loads((generator / "class_names.json").read_text())
+    names = read_json(generator / "class_names.json")
     return LatentPipeline(
         load_component(find("tokenizers", recipe.tokenizer.model["kind"]), decoder),
         load_component(find("networks", recipe.generator.network["kind"]), generator / "network"),
@@ -230,7 +230,7 @@ def _claim(out: Path, asked: dict[str, Any], accelerator: Accelerator) -> None:
     """Go on in a folder of the same request or begin an empty one; ValueError when it holds something else."""
     note, asked = out / PROTOCOL, json.loads(json.dumps(asked))
     if note.exists():
-        there = json.loads(note.read_text())
+        there = read_json(note)
         if differing := [name for name in asked if there.get(name) != asked[name]]:
             name = differing[0]
             raise ValueError(f"{out} holds images with {name}={there.get(name)}; delete it or state another out=FOLDER")

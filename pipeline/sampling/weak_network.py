@@ -1,6 +1,5 @@
 """The weak network of AutoGuidance: where it lies, and which ones fit a stronger network."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from pipeline.components import find, kinds
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.saved_folders import load_component
+from pipeline.whole_files import read_json
 
 MEANINGS = ("prediction", "path", "variance", "num_train_timesteps", "beta_start", "beta_end")  # of what it predicts
 
@@ -34,7 +34,7 @@ def check_weak_folder(folder: Path, objective: Objective) -> None:
     config_file = folder / "objective" / "scheduler_config.json"
     if not config_file.is_file():
         return
-    other = json.loads(config_file.read_text())
+    other = read_json(config_file)
     if other["_class_name"] != type(objective).__name__:
         raise ValueError(
             f"sample.weak.folder: {folder} was trained by {other['_class_name']}, and predicts another thing"
@@ -50,7 +50,7 @@ def check_weak_folder(folder: Path, objective: Objective) -> None:
 def load_weak(folder: Path) -> Network:
     """The network of `network_folder`."""
     folder_of_network = network_folder(folder)
-    name = json.loads((folder_of_network / "config.json").read_text())["_class_name"]
+    name = read_json(folder_of_network / "config.json")["_class_name"]
     classes = {cls.__name__: cls for cls in (find("networks", kind) for kind in kinds("networks"))}
     if name not in classes:
         raise ValueError(f"sample.weak.folder: {folder} holds a {name}, which is none of our networks")

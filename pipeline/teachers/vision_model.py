@@ -1,6 +1,5 @@
 """A published vision model, by transformers, as a source of features and of tokens."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from pipeline.vision.backbone import (
     name_of,
     read_kind,
 )
+from pipeline.whole_files import read_json
 
 Size = int | Literal["grid"] | None
 PATCH = 16  # pixels of an image that become a patch where the size is "grid"
@@ -75,7 +75,7 @@ class VisionModel(Backbone):
         family = FAMILIES.get(kind, GENERAL)
         model = load_model(folder, family)
         file = folder / "preprocessor_config.json"
-        preprocessor = json.loads(file.read_text()) if file.is_file() else {}
+        preprocessor = read_json(file) if file.is_file() else {}
         mean, std = (preprocessor.get(name, usual) for name, usual in zip(("image_mean", "image_std"), family.colours))
         if not affine:
             remove_scale_and_shift(last_norm(model, kind))

@@ -1,66 +1,182 @@
-"""Checkpoints of a training under way: written whole, the last few kept, never published."""
+"""Checkpoints of a training under way: written whole, the last few kept, never published.
 
+All is in safetensors and JSON, so that reading a checkpoint runs nothing, whoever wrote it.
+"""
+
+import json
+import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from pipeline.checksums import check_content, recorded_in, write_checksums
 from pipeline.training.ema import Average
-from pipeline.whole_files import replace_folder
+from pipeline.whole_files import read_json, remove_folder, replace_folder, write_json, write_tensors
 
 FOLDER = "checkpoints"
+PROGRESS = "progress.json"
 
 
 class Progress:
-    """All that a resumed training needs besides the players and optimisers, which accelerate saves."""
+    """All that a resumed training needs besides the players."""
 
     def __init__(self, averages: dict[str, Average]):
         self.step, self.skipped, self.averages = 0, 0, averages
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}  # by player
 
     def modules(self) -> dict[str, nn.Module]:
         """The average of every player."""
         return {name: average.module for name, average in self.averages.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        averages = {name: average.module.state_dict() for name, average in self.averages.items()}
-        return {"step": self.step, "skipped": self.skipped, "averages": averages}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.skipped = state["step"], state["skipped"]
-        for name, weights in state["averages"].items():
-            self.averages[name].module.load_state_dict(weights)
 
 
 def save(accelerator: Accelerator, folder: Path, progress: Progress, players: dict[str, nn.Module], keep: int) -> None:
     """Write `step_00000500/` under another name, rename it once complete, and remove all but the last `keep`."""
     assert_equal_ranks(accelerator, players)
     draft = folder / FOLDER / f"draft_{progress.step:08d}"
-    accelerator.save_state(str(draft), safe_serialization=True)
+    if accelerator.is_main_process:
+        draft.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    write_random_states(draft / f"random_{accelerator.process_index}.safetensors")
+    if accelerator.is_main_process:
+        write_state(draft, accelerator, progress, players)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        final = folder / FOLDER / f"step_{progress.step:08d}"
-        replace_folder(draft, final)
+        write_checksums(draft)
+        replace_folder(draft, folder / FOLDER / f"step_{progress.step:08d}")
         for old in finished(folder)[:-keep]:
-            shutil.rmtree(old)
+            remove_folder(old)
     accelerator.wait_for_everyone()
 
 
-def restore(accelerator: Accelerator, folder: Path) -> None:
-    """Load the newest checkpoint in `folder`, if there is one, into all that accelerate was given."""
+def restore(accelerator: Accelerator, folder: Path, progress: Progress, players: dict[str, nn.Module]) -> None:
+    """Load the newest whole checkpoint in `folder`, if there is one, into the players and `progress`.
+
+    One that is damaged is named in a line, and the one before is taken. Raises ValueError where none is whole.
+    """
     if accelerator.is_main_process:
-        for draft in (folder / FOLDER).glob("draft_*"):
+        for draft in [*(folder / FOLDER).glob("draft_*"), *(folder / FOLDER).glob(".*")]:
             shutil.rmtree(draft)
     accelerator.wait_for_everyone()
-    if complete := finished(folder):
-        accelerator.load_state(str(complete[-1]))
+    if (checkpoint := newest_whole(accelerator, folder)) is None:
+        return
+    for name, player in players.items():
+        accelerator.unwrap_model(player).load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
+        average = load_file(checkpoint / f"{name}.average.safetensors")
+        progress.averages[name].module.load_state_dict(average)
+    state = read_json(checkpoint / PROGRESS)
+    progress.step, progress.skipped = state["step"], state["skipped"]
+    for name, optimizer in progress.optimizers.items():
+        tensors = load_file(checkpoint / f"{name}.optimizer.safetensors")
+        optimizer.load_state_dict(as_optimizer_state(optimizer, state["optimizers"][name], tensors))
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    own = checkpoint / f"random_{accelerator.process_index}.safetensors"
+    if own.exists():  # there are more processes now where it does not
+        restore_random_states(own)
+
+
+def newest_whole(accelerator: Accelerator, folder: Path) -> Path | None:
+    """The newest checkpoint that is as it was written, the same in all processes; None where there is none at all."""
+    there, whole = finished(folder), -1
+    if accelerator.is_main_process:
+        whole = next((number for number in reversed(range(len(there))) if is_whole(there[number])), -1)
+    if accelerator.num_processes > 1:
+        part = whole if accelerator.is_main_process else 0
+        whole = int(accelerator.reduce(torch.tensor(part, device=accelerator.device), "sum"))
+    if there and whole < 0:
+        raise ValueError(f"no checkpoint in {folder / FOLDER} is whole; delete that folder to train from the beginning")
+    return there[whole] if there else None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is as it was written; what is wrong with it is printed where it is not."""
+    try:
+        if PROGRESS not in recorded_in(checkpoint):
+            raise ValueError(f"{checkpoint} is damaged, or of another version")
+        check_content(checkpoint, "the training continues from an earlier checkpoint, where there is one")
+    except ValueError as error:
+        print(f"{checkpoint.name} is left out: {error}")
+        return False
+    return True
 
 
 def finished(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted((folder / FOLDER).glob("step_*"))
+
+
+def write_state(draft: Path, accelerator: Accelerator, progress: Progress, players: Mapping[str, nn.Module]) -> None:
+    """What all processes have alike: players, averages, optimisers, progress."""
+    groups = {}
+    for name, player in players.items():
+        write_tensors(draft / f"{name}.safetensors", separate(accelerator.unwrap_model(player).state_dict()))
+        average = progress.averages[name].module.state_dict()
+        write_tensors(draft / f"{name}.average.safetensors", separate(average))
+        state = progress.optimizers[name].state_dict()
+        moments = {f"{index}.{key}": value for index, own in state["state"].items() for key, value in own.items()}
+        write_tensors(draft / f"{name}.optimizer.safetensors", separate(moments))
+        groups[name] = state["param_groups"]
+    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+    values = {"step": progress.step, "skipped": progress.skipped, "optimizers": groups, "scaler": scaler}
+    write_json(draft / PROGRESS, values, indent=None)
+
+
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: contiguous, and none in the memory of another."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return result
+
+
+def as_optimizer_state(
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The state that an optimiser loads; every moment lies in memory as its parameter does."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:  # a fused update reads both in the order of memory
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
+        state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": groups}
+
+
+def write_random_states(file: Path) -> None:
+    """The states of this process's global random generators."""
+    version, words, gauss = random.getstate()
+    kind, numbers, *rest = np.random.get_state()
+    tensors = {"python": torch.tensor(words), "numpy": torch.from_numpy(numbers.astype(np.int64))}
+    tensors |= {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    write_tensors(file, tensors, {"rest": json.dumps([version, gauss, kind, *rest])})
+
+
+def restore_random_states(file: Path) -> None:
+    with safe_open(file, framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        version, gauss, kind, *rest = json.loads(stored.metadata()["rest"])
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(tensors["torch"])
+    states = [tensors[name] for name in sorted(tensors, key=len) if name.startswith("cuda.")]
+    if states and len(states) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states)
 
 
 def assert_equal_ranks(accelerator: Accelerator, players: dict[str, nn.Module]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -52,5 +53,21 @@ class Journal:
     def _cut(self, first: int) -> None:
         """Drop lines later than the checkpoint that the training resumes from."""
         if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= first]
+            lines = [json.dumps(line) for line in logged_lines(self.path) if line["step"] <= first]
             write_text(self.path, "".join(line + "\n" for line in lines))
+
+
+def logged_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log, without a half one at its end, which a full disk or a power cut leaves.
+
+    ValueError names a line before it that is damaged.
+    """
+    lines, values = path.read_bytes().splitlines(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path} is damaged in line {number}; delete that line") from None
+    return values

@@ -71,7 +71,6 @@ class Training:
     run: TrainingRun
     micro_batches: MicroBatches
     progress: Progress
-    optimizers: dict[str, Any]  # by player
     journal: Journal
 
 
@@ -86,10 +85,10 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     loop, accelerator = run.loop, run.accelerator
     micro = MicroBatches(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
     progress = Progress({name: Average(player, loop.ema) for name, player in task.players.items()})
-    optimizers = prepare(task, loop, progress, accelerator)
-    checkpoints.restore(accelerator, run.folder)
+    progress.optimizers = prepare(task, loop, progress, accelerator)
+    checkpoints.restore(accelerator, run.folder, progress, task.players)
     journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
-    training = Training(task, run, micro, progress, optimizers, journal)
+    training = Training(task, run, micro, progress, journal)
     source = batches(data, micro, run.seed, progress.step, run.workers)
     with stop_requests() as requests:
         while progress.step < loop.steps:
@@ -106,7 +105,6 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     journal.close()
     check_ending(training)
     accelerator.free_memory()
-    accelerator._custom_objects.clear()
     return progress.modules()
 
 
@@ -129,7 +127,6 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
             compile_in_place(player)
     ready = accelerator.prepare(*task.players.values(), *optimizers)
     task.players.update(zip(names, ready))
-    accelerator.register_for_checkpointing(progress)
     return dict(zip(names, ready[len(names) :]))
 
 
@@ -167,7 +164,7 @@ def train_step(training: Training, source: Iterator[Any]) -> None:
 
 def update_player(training: Training, name: str) -> bool:
     """Clip the gradient and step the optimiser; a non-finite gradient changes nothing. Whether it was finite."""
-    loop, accelerator, optimizer = training.run.loop, training.run.accelerator, training.optimizers[name]
+    loop, accelerator, optimizer = training.run.loop, training.run.accelerator, training.progress.optimizers[name]
     accelerator.unscale_gradients(optimizer)
     updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(updated, loop.clip or math.inf)

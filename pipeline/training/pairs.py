@@ -24,7 +24,7 @@ from pipeline.nn.finite import check_finite
 from pipeline.recipes.schema import PostTraining, Recipe
 from pipeline.runs.precision import autocast
 from pipeline.sampling.many_images import counted, sampling_record
-from pipeline.whole_files import copy_folder
+from pipeline.whole_files import copy_folder, read_json
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def make_pairs(
 def has_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
     """Whether a folder holds pairs that were made with this manifest."""
     there = folder / MANIFEST
-    return there.is_file() and json.loads(there.read_text()) == json.loads(json.dumps(manifest))
+    return there.is_file() and read_json(there) == json.loads(json.dumps(manifest))
 
 
 def pair_maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -23,6 +23,7 @@ from pipeline.recipes.building import (
 from pipeline.recipes.schema import Phase, Recipe
 from pipeline.saved_folders import load_component
 from pipeline.teachers.base import Tap
+from pipeline.whole_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def carry_over(critic: Critic, folder: Path | None) -> tuple[Critic, bool]:
     if folder is None or not folder.is_dir():
         log.warning("the tokenizer was trained without a critic, or came without it: a fresh one is trained")
         return critic, False
-    stored, given = json.loads((folder / "config.json").read_text()), json.loads(critic.to_json_string())
+    stored, given = read_json(folder / "config.json"), json.loads(critic.to_json_string())
     if stored | {"_diffusers_version": None} != given | {"_diffusers_version": None}:
         log.warning("the tokenizer's critic in %s is of another make than this one's: a fresh one is trained", folder)
         return critic, False

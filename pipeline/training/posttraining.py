@@ -1,6 +1,5 @@
 """The task of post-training a decoder on codes that the generator made, and the rule by which it stops."""
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipeline.training import checkpoints
 from pipeline.training.pairs import Pairs
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.validation import at
-from pipeline.whole_files import new_folder, write_json
+from pipeline.whole_files import new_folder, read_json, write_json
 
 
 class DecoderPlayer(nn.Module):
@@ -79,7 +78,7 @@ class EarlyStop:
         self._file = folder / "checks.json"
         self.checks: list[HeldOutError] = []
         if self._file.exists() and self.best_folder.exists():
-            self.checks = [HeldOutError(**check) for check in json.loads(self._file.read_text())]
+            self.checks = [HeldOutError(**check) for check in read_json(self._file)]
         self._since = time.monotonic()
 
     @property

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from diffusers import ModelMixin
 
 from pipeline.saved_folders import INDEX, fingerprint_files, load_component
+from pipeline.whole_files import read_json
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -21,7 +22,7 @@ def load_start(model: Model, folder: str | None, where: str) -> Model:
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise ValueError(f"{where}: {folder} holds no config.json; name the folder of a saved {type(model).__name__}")
-    stored = json.loads((path / "config.json").read_text())
+    stored = read_json(path / "config.json")
     if stored["_class_name"] != type(model).__name__:
         raise ValueError(f"{where}: {folder} holds a {stored['_class_name']}, the recipe a {type(model).__name__}")
     given = json.loads(model.to_json_string())

@@ -1,7 +1,6 @@
 """The one wrapper of transformers' vision models: their configs, their weights, and what they make of images."""
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.vision.weights import OF_A_FOLDER
+from pipeline.whole_files import read_json
 
 CONFIG = OF_A_FOLDER[0]
 HALF = "_vision_model"  # how `model_type` of an image half ends
@@ -117,7 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config of a vision model, or of the image half of a larger one; ValueError where there is none."""
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no {CONFIG}; name the folder of one of transformers' vision models")
-    whole = json.loads((folder / CONFIG).read_text())
+    whole = read_json(folder / CONFIG)
     if "vision_config" not in whole:
         return whole
     return {"model_type": f"{whole['model_type']}{HALF}"} | whole["vision_config"]
