@@ -1,14 +1,20 @@
-"""Checksums of a folder's files: written when the folder is complete, compared when a file is first read."""
+"""Checksums of a folder's files: written when the folder is complete, compared when a file is first read.
+
+Pages, which are read by people alone and may be edited, are not recorded.
+"""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pipeline.whole_files import entries, read_json, write_json
 
-CHECKSUMS = "checksums.json"  # {"model.safetensors": {"bytes": 1234, "sha256": "..."}, ...}, by path below its folder
+CHECKSUMS = "checksums.json"  # {"model.safetensors": {"bytes": 1234, "sha256": "..."}, ...}, by path in the folder
+SIGNATURE = "sha256_of_this"  # in a JSON file: of all else in it
+PAGES = (".md", ".html")
 THREADS = 8  # that read and hash at the same time
 _read: dict[tuple[str, int, int, int], str] = {}  # sha256 by path, size, time of change and inode
 
@@ -16,12 +22,13 @@ _read: dict[tuple[str, int, int, int], str] = {}  # sha256 by path, size, time o
 def write_checksums(folder: Path, files: Iterable[Path] | None = None, kept: dict[str, Any] | None = None) -> None:
     """Record size and sha256 of `files`, by default of all in `folder`, beside the entries `kept` of others."""
     chosen = [path for path in (entries(folder) if files is None else files) if path.is_file()]
-    chosen = sorted(path for path in chosen if path.name != CHECKSUMS)
+    chosen = sorted(path for path in chosen if path.name != CHECKSUMS and path.suffix not in PAGES)
     with ThreadPoolExecutor(THREADS) as pool:
         sums = list(pool.map(sha256, chosen))
     sizes = [path.stat().st_size for path in chosen]
-    new = {name_in(folder, path): {"bytes": b, "sha256": s} for path, b, s in zip(chosen, sizes, sums)}
-    write_json(folder / CHECKSUMS, dict(sorted(((kept or {}) | new).items())), indent=0)
+    names = [path.relative_to(folder).as_posix() for path in chosen]
+    new = {name: {"bytes": size, "sha256": found} for name, size, found in zip(names, sizes, sums)}
+    write_signed(folder / CHECKSUMS, dict(sorted(((kept or {}) | new).items())), indent=0)
 
 
 def check_sizes(folder: Path, remedy: str) -> None:
@@ -29,41 +36,56 @@ def check_sizes(folder: Path, remedy: str) -> None:
 
     `remedy` says what to do, after the name of the file and what is wrong with it.
     """
-    for name, recorded in recorded_in(folder).items():
+    compare_sizes(folder, recorded_in(folder), remedy)
+
+
+def compare_sizes(folder: Path, record: dict[str, dict[str, Any]], remedy: str) -> None:
+    for name, recorded in record.items():
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{path} is missing; {remedy}")
         if (size := path.stat().st_size) != recorded["bytes"]:
             raise ValueError(
-                f"{path} is damaged: it has {size} bytes and was written with {recorded['bytes']}; {remedy}"
+                f"{path} is damaged: it has {size} bytes, and was written with {recorded['bytes']}; {remedy}"
             )
 
 
-def check_content(folder: Path, remedy: str, below: Path | None = None) -> None:
-    """As `check_sizes`, also of the content; of the files `below` alone where that is given, if they are there.
+def check_content(folder: Path, remedy: str, chosen: Callable[[str], bool] | None = None) -> None:
+    """As `check_sizes`, also of the content; with `chosen`, of those files alone that it takes and that are there.
 
     What was read once in this process and has not been changed since is not read again.
     """
-    inside = "" if below is None or below == folder else f"{name_in(folder, below)}/"
-    record = {name: known for name, known in recorded_in(folder).items() if name.startswith(inside)}
-    there = {name: known for name, known in record.items() if below is None or (folder / name).is_file()}
-    if below is None:
-        check_sizes(folder, remedy)
+    record = recorded_in(folder)
+    if chosen is not None:
+        record = {name: known for name, known in record.items() if chosen(name) and (folder / name).is_file()}
+    compare_sizes(folder, record, remedy)
     with ThreadPoolExecutor(THREADS) as pool:
-        sums = pool.map(sha256, [folder / name for name in there])
-        for (name, known), found in zip(there.items(), sums):
+        sums = pool.map(sha256, [folder / name for name in record])
+        for (name, known), found in zip(record.items(), sums):
             if found != known["sha256"]:
                 raise ValueError(f"{folder / name} is damaged: it is not what was written; {remedy}")
 
 
 def recorded_in(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 by path below `folder`; nothing without a record. ValueError where the record is damaged."""
-    file = folder / CHECKSUMS
-    record = read_json(file) if file.is_file() else {}
-    known = record.values() if isinstance(record, dict) else [None]
-    if not all(isinstance(entry, dict) and set(entry) == {"bytes", "sha256"} for entry in known):
-        raise ValueError(f"{file} is damaged: it is no record of sizes and sha256")
-    return record
+    return read_signed(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else {}
+
+
+def write_signed(path: Path, values: dict[str, Any], indent: int = 2) -> None:
+    """`values` as JSON, with the sha256 of what they say."""
+    write_json(path, values | {SIGNATURE: signature(values)}, indent=indent)
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """What `write_signed` wrote; ValueError that names the file where it says something else now."""
+    values = read_json(path)
+    if not isinstance(values, dict) or values.pop(SIGNATURE, None) != signature(values):
+        raise ValueError(f"{path} is damaged: it is not what was written")
+    return values
+
+
+def signature(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -77,7 +99,3 @@ def sha256(path: Path) -> str:
                 digest.update(block)
         _read[key] = digest.hexdigest()
     return _read[key]
-
-
-def name_in(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix()

@@ -37,14 +37,15 @@ from pipeline.samplers.callbacks import (
 from pipeline.samplers.guidance import Guidance, check_pair
 from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.saved_folders import (
-    copy_loaded_code,
+    check_components,
     fetch,
+    finish_saving,
     import_components,
     refuse_empty,
     refuse_missing_keys,
 )
 from pipeline.validation import SettingError, suggestion
-from pipeline.whole_files import ordinary_modes_of_new
+from pipeline.whole_files import states_in
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 
@@ -79,7 +80,7 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         self.register_to_config(id2label=names, sampling=dict(sampling or {}))
         self.defaults = structure(Defaults, self.config.sampling, "sampling")
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-        self._interrupt = False
+        self._interrupt, self._before_saving = False, {}
         self._guidance_scale, self._num_timesteps = self.defaults.guidance.scale, self.steps
         for part in (tokenizer, network, weak):
             if part is not None:
@@ -94,9 +95,10 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         """The pipeline of a folder or hub id; keyword arguments as diffusers' (torch_dtype, variant, revision, ...).
 
         Imports what model_index.json names below `pipeline.` and nothing else. Raises ValueError with one line when
-        the folder is no pipeline, or when weights are missing from it.
+        the folder is no pipeline, when weights are missing from it, or when a file is not what was saved.
         """
         folder = fetch(pretrained_model_name_or_path, kwargs)
+        check_components(folder)
         import_components(folder)
         pipe = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
         for part in {"tokenizer", "network", *(["weak"] if pipe.weak is not None else [])} - set(kwargs):
@@ -121,12 +123,13 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
 
         With `push_to_hub=True` the finished folder is uploaded.
         """
-        with ordinary_modes_of_new(Path(save_directory)):
-            super().save_pretrained(str(save_directory), *args, **kwargs)
-            copy_loaded_code(self, Path(save_directory))
+        self._before_saving = states_in(Path(save_directory))
+        super().save_pretrained(str(save_directory), *args, **kwargs)
+        finish_saving(self, Path(save_directory), self._before_saving)
 
     def _upload_folder(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
-        copy_loaded_code(self, Path(working_dir))  # diffusers uploads before its `save_pretrained` returns
+        # diffusers uploads before its `save_pretrained` returns
+        finish_saving(self, Path(working_dir), self._before_saving)
         return super()._upload_folder(working_dir, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:

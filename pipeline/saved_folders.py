@@ -3,9 +3,11 @@
 import hashlib
 import importlib
 import inspect
+import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
 
+from pipeline.checksums import CHECKSUMS, check_content, recorded_in, write_checksums
 from pipeline.components import build, classes_of
-from pipeline.whole_files import read_json, write_json
+from pipeline.whole_files import read_json, set_modes_of_new, states_in, write_json
 
 INDEX = "model_index.json"
 PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded: loading is safe
@@ -117,6 +120,32 @@ def stored_keys(folder: Path, variant: str | None) -> set[str]:
             with safe_open(file, framework="pt") as tensors:
                 keys.update(tensors.keys())
     return keys
+
+
+def finish_saving(pipe: DiffusionPipeline, folder: Path, before: Mapping[Path, os.stat_result]) -> None:
+    """Complete the `folder` that diffusers has saved `pipe` in; `before` are its files as they were.
+
+    The code that came with the pipeline is copied, what is new gets ordinary modes, and what was written is recorded
+    with its size and sha256.
+    """
+    copy_loaded_code(pipe, folder)
+    set_modes_of_new(folder, before)
+    written = [path for path, state in states_in(folder).items() if not same_file(state, before.get(path))]
+    own = [folder / INDEX, *(folder / name for name in read_json(folder / INDEX) if (folder / name).is_dir())]
+    chosen = [path for path in written if any(path.is_relative_to(part) for part in own)]
+    write_checksums(folder, chosen, recorded_in(folder))
+
+
+def same_file(state: os.stat_result, before: os.stat_result | None) -> bool:
+    """Whether a file was not written since `before`."""
+    kept = ("st_ino", "st_size", "st_mtime_ns")
+    return before is not None and all(getattr(state, name) == getattr(before, name) for name in kept)
+
+
+def check_components(folder: Path) -> None:
+    """ValueError naming a file of a pipeline's folder that is not what was saved: its index, or one of a component."""
+    remedy = "get the folder again; if you changed it on purpose, delete " + str(folder / CHECKSUMS)
+    check_content(folder, remedy, lambda name: name == INDEX or name.count("/") == 1)
 
 
 def copy_loaded_code(pipe: DiffusionPipeline, folder: Path) -> None:

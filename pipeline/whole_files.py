@@ -126,19 +126,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-@contextmanager
-def ordinary_modes_of_new(folder: Path) -> Iterator[None]:
-    """Give what is new in `folder` when the block ends the modes of open() and mkdir(), and the rest what it had.
+def states_in(folder: Path) -> dict[Path, os.stat_result]:
+    """The state of everything below `folder`, to be compared with later."""
+    return {path: path.stat() for path in entries(folder)}
+
+
+def set_modes_of_new(folder: Path, before: Mapping[Path, os.stat_result]) -> None:
+    """Give what is new in `folder` since `before` the modes of open() and mkdir(), and the rest those it had.
 
     Links are left alone, and so is what they lead to.
     """
-    before = {path: stat.S_IMODE(path.stat().st_mode) for path in entries(folder)}
-    yield
-    for path in entries(folder):
+    for path, state in states_in(folder).items():
         if path not in before:
             _make_ordinary(path)
-        elif stat.S_IMODE(path.stat().st_mode) != before[path]:
-            path.chmod(before[path])
+        elif state.st_mode != before[path].st_mode:
+            path.chmod(stat.S_IMODE(before[path].st_mode))
 
 
 def entries(folder: Path) -> Iterator[Path]:

@@ -282,7 +282,7 @@ def test_files_are_readable_by_others(pipe, tmp_path):
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "open").rglob("*") if path.is_file()]
-    assert len(files) == 6 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
+    assert len(files) == 7 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
 
 
 def test_only_modules_of_ours_are_imported(saved, tmp_path):
@@ -290,6 +290,7 @@ def test_only_modules_of_ours_are_imported(saved, tmp_path):
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     pipe = LatentPipeline.from_pretrained(saved)
     pipe.save_pretrained(folder)
+    (folder / "checksums.json").unlink()
     index = json.loads((folder / "model_index.json").read_text())
     sys.path.insert(0, str(tmp_path))
     try:
@@ -309,6 +310,7 @@ def test_missing_weights_are_refused(saved, tmp_path, part, lost):
     file = tmp_path / "cut" / part / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     del weights[lost]
+    (tmp_path / "cut" / "checksums.json").unlink()
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="incomplete|lacks") as error:
         LatentPipeline.from_pretrained(tmp_path / "cut")

@@ -124,11 +124,12 @@ def test_modes_of_what_was_there_and_what_links_lead_to_are_left_alone(tmp_path)
     (folder / "tool").touch(0o755)
     (folder / "link").symlink_to(outside / "secret")
     (folder / "inner" / "link").symlink_to(outside)
-    with whole_files.ordinary_modes_of_new(folder):
-        (folder / "key").unlink()
-        (folder / "key").touch(0o644)
-        (folder / "new").touch(0o600)
-        (folder / "inner" / "new").mkdir(0o700)
+    before = whole_files.states_in(folder)
+    (folder / "key").unlink()
+    (folder / "key").touch(0o644)
+    (folder / "new").touch(0o600)
+    (folder / "inner" / "new").mkdir(0o700)
+    whole_files.set_modes_of_new(folder, before)
     modes = {path.name: path.lstat().st_mode & 0o777 for path in [*folder.iterdir(), *outside.iterdir(), outside]}
     mask = whole_files._mask()
     assert modes["key"] == 0o600 and modes["secret"] == 0o600 and modes["outside"] == 0o700

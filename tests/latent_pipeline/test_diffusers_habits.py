@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from pipeline import LatentPipeline
 from pipeline.components import build
 from pipeline.samplers.callbacks import unfinished_code
+from pipeline.saved_folders import finish_saving
 
 VQ = {
     "bottleneck": {"kind": "vector_quantize", "dim": 4, "vocab": 8},
@@ -206,11 +207,12 @@ def hub(monkeypatch) -> list[dict]:
 
 @pytest.mark.parametrize("how", ["save_pretrained", "push_to_hub"])
 def test_the_finished_folder_is_uploaded(pipe, hub, tmp_path, monkeypatch, how):
-    def finish(pipe: LatentPipeline, folder: Path) -> None:
+    def finish(pipe: LatentPipeline, folder: Path, before: dict) -> None:
+        finish_saving(pipe, folder, before)
         index = json.loads((folder / "model_index.json").read_text())
         (folder / "model_index.json").write_text(json.dumps(index | {"finished": True}))
 
-    monkeypatch.setattr("pipeline.latent_pipeline.copy_loaded_code", finish)
+    monkeypatch.setattr("pipeline.latent_pipeline.finish_saving", finish)
     if how == "push_to_hub":
         pipe.push_to_hub("someone/digits", commit_message="one")
     else:
