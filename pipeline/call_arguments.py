@@ -1,5 +1,7 @@
 """What a caller asks of a pipeline, made plain: labels, counts, guidance, sampler settings and the starting noise."""
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,12 +11,13 @@ from diffusers import DiffusionPipeline
 from torch import Generator, Tensor
 
 from pipeline.code import LatentSpec
-from pipeline.components import conform, structure
+from pipeline.components import conform, plain_value, structure
 from pipeline.draws import Draws, GivenDraws, ImageDraws
 from pipeline.samplers.guidance import Guidance
-from pipeline.validation import suggestion
+from pipeline.validation import check_at_least, suggestion
 
-ClassLabels = int | str | list[int | str] | Tensor | None
+ClassLabels = int | str | Sequence[int | str] | Tensor | None
+NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -30,33 +33,40 @@ class Defaults:
 def find_labels(
     asked: ClassLabels, num_images: int | None, id2label: dict[int, str], num_classes: int
 ) -> list[int] | None:
-    """Labels of the classes asked for by number or name, one an image; None for an unconditional network."""
+    """Labels of the classes asked for by number or name, one an image; None for an unconditional network.
+
+    Numbers of numpy and torch, arrays and ranges of them are taken, too. ValueError for what is no label or name.
+    """
     if not num_classes:
         if asked is not None:
             raise ValueError("this generator is unconditional; leave class_labels out and set num_images")
         return None
     if asked is None:
         raise ValueError(f"this generator needs class_labels: 0 to {num_classes - 1}, or names of id2label")
-    asked = asked.tolist() if hasattr(asked, "tolist") else asked
+    asked = plain_value(asked)
     if not isinstance(asked, (list, tuple)):
-        asked = [asked] * (1 if num_images is None else num_images)
+        asked = [asked] * (1 if num_images is None else check_count("num_images", num_images))
     if not asked or num_images not in (None, len(asked)):
         raise ValueError(f"there are {len(asked)} class_labels for num_images={num_images}; give one an image")
-    return [find_label(one, id2label, num_classes) for one in asked]
+    return [find_label(plain_value(one), id2label, num_classes) for one in asked]
 
 
 def find_label(asked: int | str, id2label: dict[int, str], num_classes: int) -> int:
-    """The label of a class asked for by number or by name; synonyms in a name are set apart by commas.
+    """The label of a class asked for by number or by name.
 
-    Raises ValueError for a label out of range, an unknown name, and a name that several classes have.
+    A text is looked for as the whole name of a class, then as one of the synonyms in a name, which commas set apart,
+    then as the beginning of one class's name alone, then as a number. Forms of Unicode do not matter. Raises ValueError
+    for a label out of range, an unknown name, and a name that several classes have.
     """
     if isinstance(asked, str):
-        named = [n for n, name in id2label.items() if asked == name or asked in map(str.strip, name.split(","))]
-        if len(named) > 1:
-            raise ValueError(f"several classes are called {asked!r}: {', '.join(map(str, named))}; give the number")
-        if not named:
+        named = classes_called(asked, id2label)
+        if len(named) == 1:
+            return named[0]
+        if not NUMBER.fullmatch(asked.strip()):
+            if named:
+                raise ValueError(f"several classes are called {asked!r}: {', '.join(map(str, named))}; give the number")
             raise ValueError(f"there is no class called {asked!r}{suggestion(asked, list(id2label.values()))}")
-        return named[0]
+        asked = int(asked)
     if isinstance(asked, bool) or not isinstance(asked, int):
         raise ValueError(f"class_labels: {asked!r} is neither a label nor a class name")
     if not 0 <= asked < num_classes:
@@ -64,11 +74,33 @@ def find_label(asked: int | str, id2label: dict[int, str], num_classes: int) -> 
     return asked
 
 
+def classes_called(asked: str, id2label: Mapping[int, str]) -> list[int]:
+    """The classes of this whole name, else of this synonym, else those whose name begins so."""
+    asked, names = one_form(asked), {label: one_form(name) for label, name in id2label.items()}
+    rules = (
+        lambda name: name == asked,
+        lambda name: asked in map(str.strip, name.split(",")),
+        lambda name: bool(asked) and name.startswith(asked),
+    )
+    found = ([label for label, name in names.items() if rule(name)] for rule in rules)
+    return next(filter(None, found), [])
+
+
+def one_form(text: str) -> str:
+    """Composed characters where there are such: file systems write the same name in several forms."""
+    return unicodedata.normalize("NFC", text)
+
+
+def check_count(name: str, value: int) -> int:
+    """A whole number of 1 or more; ValueError for anything else."""
+    value = conform(value, int, name)
+    check_at_least(name, value, 1)
+    return value
+
+
 def repeat_labels(labels: list[int] | None, each: int) -> list[int] | None:
     """Every label `each` times in a row: [3, 7] twice is [3, 3, 7, 7]."""
-    each = conform(each, int, "num_images_per_label")
-    if each < 1:
-        raise ValueError(f"num_images_per_label is {each}; ask for at least 1")
+    each = check_count("num_images_per_label", each)
     if labels is None and each != 1:
         raise ValueError("this generator is unconditional; set num_images in place of num_images_per_label")
     return None if labels is None else [label for label in labels for _ in range(each)]
@@ -85,9 +117,7 @@ def count_images(
         return len(labels)
     if num_images is None:
         num_images = len(generator) if isinstance(generator, (list, tuple)) else 1 if latents is None else len(latents)
-    if num_images < 1:
-        raise ValueError(f"num_images {num_images} is not a number of images; ask for at least 1")
-    return num_images
+    return check_count("num_images", num_images)
 
 
 def resolve_guidance(default: Guidance, given: Mapping[str, Any]) -> Guidance:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_o
 if TYPE_CHECKING:
     from diffusers import ConfigMixin
 
-from pipeline.validation import PLACE, SettingError, suggestion
+from pipeline.validation import PLACE, SettingError, at, suggestion
+from pipeline.written import holds_written, opened, typed
 
 Node = dict[str, Any]  # {kind: <file name>, **constructor arguments}
 
@@ -156,6 +157,47 @@ def conform_argument(name: str, value: Any, hint: Any, where: str) -> Any:
     return {"kind": value["kind"], **values}
 
 
+def read_nodes(slot: str, value: Any, hint: Any) -> Any:
+    """What a recipe's field of the type `hint` names of a slot: a node, or nodes by name; the texts in it typed.
+
+    Text of a command line becomes what the constructor of the node's kind takes, before anything else is checked.
+    """
+    if get_origin(hint) is not dict or hint == Node:
+        return read_node(slot, value)
+    value = opened(value)
+    if not isinstance(value, Mapping):
+        return value
+    return {name: read_node(slot, node) if holds_written(opened(node)) else node for name, node in value.items()}
+
+
+def read_node(slot: str, node: Any) -> Any:
+    """A node with the texts in it as its constructor takes them; what is no node, as it is."""
+    node = opened(node)
+    if not isinstance(node, Mapping) or not holds_written(node):
+        return node
+    kind = typed(node.get("kind"), str)
+    return read_arguments(find(slot, kind) if kind in kinds(slot) else None, node)
+
+
+def read_arguments(cls: type | None, node: Mapping[str, Any]) -> dict[str, Any]:
+    """As `read_node`, for a node of the class `cls`, or of an unknown one."""
+    hints = get_type_hints(cls.__init__) if cls else {}
+    read: dict[str, Any] = {}
+    for name, value in node.items():
+        hint = str if name == "kind" else hints.get(name, Any)
+        inner = opened(value)
+        with at(name):
+            if not isinstance(inner, Mapping):
+                read[name] = typed(value, hint)
+            elif name in NESTED and takes_mapping(hint):
+                read[name] = read_node(NESTED[name], inner)
+            elif of := getattr(cls, "choices", {}).get(name):
+                read[name] = read_arguments(of.get(typed(inner.get("kind"), str)), inner)
+            else:
+                read[name] = typed(value, hint)
+    return read
+
+
 def takes_mapping(hint: Any) -> bool:
     """Whether an argument of this type may be a mapping."""
     return dict in (hint, get_origin(hint)) or any(takes_mapping(inner) for inner in get_args(hint))
@@ -185,10 +227,14 @@ def find_at(slot: str, kind: str, where: str) -> type:
 def conform(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`, or ValueError naming the place; recursive over dataclasses, lists and mappings.
 
-    An entry of a mapping to one type, of names that a recipe gives itself, is left out where its value is None.
+    Texts of a command line are read as the type says; numbers of numpy and torch are taken as Python's.
     """
+    if holds_written(value):
+        with at(where):
+            value = typed(value, hint)
     if hint is Any:
         return value
+    value = plain_value(value)
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _one_of(value, inner, where)
@@ -207,9 +253,19 @@ def conform(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise SettingError(where, f": {value!r} is not a mapping")
         of = inner[1] if inner else Any
-        kept = {k: v for k, v in value.items() if v is not None or of is Any}
-        return {str(k): conform(v, of, f"{where}.{k}") for k, v in kept.items()}
+        for name in value:
+            if value[name] is None and of is not Any and type(None) not in get_args(of):
+                space = f", with a space: {str(name).replace(':', ': ', 1)}" if ":" in str(name) else ""
+                raise SettingError(f"{where}.{name}", f" is empty, and there is none to leave out; give a value{space}")
+        return {str(k): conform(v, of, f"{where}.{k}") for k, v in value.items()}
     return _scalar(value, hint, where)
+
+
+def plain_value(value: Any) -> Any:
+    """Scalars and arrays of numpy and torch, and ranges, as Python's numbers and lists; anything else as it is."""
+    if isinstance(value, range):
+        return list(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 class ShortForm:
@@ -233,7 +289,14 @@ def structure(cls: type, values: Any, where: str = "") -> Any:
     for f in fields(cls):
         if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise SettingError(f"{dot}{f.name}", f" is missing; state it in the recipe or as {PLACE}=VALUE")
-    return cls(**{name: conform(value, hints[name], f"{dot}{name}") for name, value in values.items()})
+    slots = {f.name: f.metadata["slot"] for f in fields(cls) if "slot" in f.metadata}
+    typed_values = {}
+    for name, value in values.items():
+        if name in slots and holds_written(value):
+            with at(f"{dot}{name}"):
+                value = read_nodes(slots[name], value, hints[name])
+        typed_values[name] = conform(value, hints[name], f"{dot}{name}")
+    return cls(**typed_values)
 
 
 def _one_of(value: Any, hints: tuple, where: str) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 
 from pipeline.checksums import CHECKSUMS, check_content, recorded_in, write_checksums
 from pipeline.components import build, classes_of
+from pipeline.local_paths import given_path, may_be_hub_id
 from pipeline.whole_files import read_json, set_modes_of_new, states_in, write_json
 
 INDEX = "model_index.json"
@@ -31,9 +32,9 @@ def fetch(source: str | Path, options: dict[str, Any]) -> Path:
 
     Raises ValueError with one line when it is not there, or is no pipeline's folder.
     """
-    folder = Path(source)
+    folder = given_path(source)
     if not folder.is_dir():
-        if len(str(source).split("/")) != 2 or str(source).startswith((".", "/")):
+        if not may_be_hub_id(source):
             raise ValueError(f"{source} is neither a folder nor a hub id (owner/name)")
         chosen = {name: options[name] for name in HUB_OPTIONS if name in options}
         folder = Path(snapshot_download(str(source), ignore_patterns=PICKLES, **chosen))
@@ -85,7 +86,7 @@ def load_tokenizer(folder: str, where: str) -> nn.Module:
 
     Raises ValueError, naming the argument `where` it was given, when the folder holds none or lacks weights.
     """
-    path = Path(folder).expanduser()
+    path = given_path(folder)
     if not (path / "config.json").is_file():
         raise ValueError(
             f"{where}: {folder} holds no config.json; name the folder of a trained tokenizer, or of an imported one"

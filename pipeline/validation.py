@@ -1,10 +1,15 @@
 """Errors that name the setting at fault, and one wording for every rule that values follow."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 PLACE = "<place>"  # in the message of a SettingError: the whole name of its setting, known once that is
+
+SEPARATORS = '/\\:*?"<>|'  # on one system or another
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}  # of Windows
+LONGEST = 200  # bytes: file systems allow 255, and drafts of a folder have longer names
 
 
 class SettingError(ValueError):
@@ -56,6 +61,26 @@ def check_names(given: Iterable[str], needed: Iterable[str], what: str) -> None:
     for name in needed:
         if name not in given:
             raise SettingError(name, f" is missing: every {what} needs a value; set {PLACE}=VALUE")
+
+
+def check_folder_name(place: str, name: str) -> None:
+    """SettingError unless `name` is one folder's name on every system, and none that is hidden or means another one."""
+    if not name.strip():
+        wrong = "is empty"
+    elif any(unicodedata.category(character)[0] == "C" for character in name):
+        wrong = "holds a character that cannot be printed"
+    elif found := [character for character in name if character in SEPARATORS]:
+        wrong = f"holds {found[0]!r}"
+    elif name[0] in ".- " or name[-1] in ". ":
+        wrong = "begins or ends with a dot, a dash or a space"
+    elif len(name.encode()) > LONGEST:
+        wrong = f"is longer than {LONGEST} bytes"
+    elif name.split(".")[0].lower() in RESERVED:
+        wrong = "is reserved on some systems"
+    else:
+        return
+    shown = name if len(name) <= 40 else f"{name[:40]}..."
+    raise SettingError(place, f": {shown!r} {wrong}, so it is no folder's name; give letters, digits, - and _")
 
 
 def check_fraction(name: str, value: float, *, zero: bool = True, one: bool = True) -> None:

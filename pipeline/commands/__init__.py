@@ -77,6 +77,7 @@ COMMANDS = (
         "RUN RUN ...",
         "puts runs side by side, in numbers and figures: out=DIR by=fd_pixels",
         "pipeline.commands.compare:compare",
+        "pipeline.commands.compare:ComparisonSettings",
     ),
     Command(
         "reference",

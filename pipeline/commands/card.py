@@ -17,7 +17,7 @@ from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
 from pipeline.nn.throughput import device_name
 from pipeline.program import command_line
-from pipeline.recipes.files import merge, parse
+from pipeline.recipes.files import merge, parse_settings
 from pipeline.recipes.schema import load
 from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page
 from pipeline.reporting.run_page import refresh_report
@@ -62,9 +62,7 @@ def card(words: list[str]) -> None:
 
 def card_settings(target: CardTarget, overrides: list[str]) -> CardSettings:
     """The settings of the target's run with `key=value` overrides; ValueError where one is not right."""
-    values = target.settings
-    for override in overrides:
-        values = merge(values, parse(override))
+    values = merge(target.settings, parse_settings(overrides))
     if "data" not in values:
         raise ValueError(f"{target.folder} does not say of which images; set data.source.kind=... and data.size=...")
     settings = structure(CardSettings, values)

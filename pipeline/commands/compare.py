@@ -1,23 +1,29 @@
 """The command `compare`: finished runs side by side, in numbers and figures."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.components import structure
 from pipeline.measuring.comparison import choose_aim, compare_numbers, correlations, read_runs
-from pipeline.recipes.files import parse
+from pipeline.recipes.files import is_setting, parse_settings
 from pipeline.reporting.comparison_page import write_comparison
 
-OUT = Path("comparison")
+
+@dataclass
+class ComparisonSettings:
+    """What `run.py compare` takes beside the runs."""
+
+    out: str = "comparison"  # folder
+    by: str | None = None  # the number that others are correlated with; null: the distance that most runs have
 
 
 def compare(words: list[str]) -> None:
     """`run.py compare RUN RUN ... out=DIR by=KEY`; prints where the comparison is."""
-    settings = {key: value for text in words if "=" in text for key, value in parse(text).items()}
-    if unknown := sorted(set(settings) - {"out", "by"}):
-        raise ValueError(f"compare has no setting {unknown[0]!r}; there are: out, by")
-    runs = read_runs([text for text in words if "=" not in text])
+    settings = structure(ComparisonSettings, parse_settings(filter(is_setting, words)))
+    runs = read_runs([word for word in words if not is_setting(word)])
     numbers = compare_numbers(runs)
-    aim = numbers[choose_aim(numbers, settings.get("by"))]
-    out = Path(settings.get("out", OUT))
+    aim = numbers[choose_aim(numbers, settings.by)]
+    out = Path(settings.out)
     if out.exists() and any(out.iterdir()) and not (out / "comparison.json").exists():
         raise ValueError(f"{out} exists and is not a comparison; set another out=FOLDER")
     out.mkdir(parents=True, exist_ok=True)

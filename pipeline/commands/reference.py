@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +16,11 @@ from pipeline.features.moments import Moments
 from pipeline.features.passes import PerImage
 from pipeline.features.statistics_file import SPLITS, write_statistics
 from pipeline.images.reading import Images
+from pipeline.local_paths import given_path
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.reference import images_of_folder
-from pipeline.recipes.files import is_recipe, merge, parse
+from pipeline.recipes.files import is_recipe, parse_settings
 from pipeline.recipes.schema import load
 from pipeline.runs.machine import accelerate
 
@@ -48,7 +49,7 @@ def reference(words: list[str]) -> None:
     """`run.py reference DATA OUT.npz key=value ...`: statistics of all images of a folder, or of a recipe's split."""
     if len(words) < 2 or not words[1].endswith(".npz"):
         raise ValueError("reference needs DATA (a recipe or a folder of images) and OUT.npz; a folder also size=256")
-    given, out, settings = words[0], Path(words[1]).expanduser(), words[2:]
+    given, out, settings = words[0], given_path(words[1]), words[2:]
     accelerator = accelerate("fp32")
     measured = images_of_recipe(given, settings) if is_recipe(given) else images_in_folder(given, settings)
     images = measured.images
@@ -88,10 +89,7 @@ def images_of_recipe(given: str, settings: list[str]) -> MeasuredImages:
 
 def images_in_folder(given: str, settings: list[str]) -> MeasuredImages:
     """All images of a folder, and the features that the command line names."""
-    values: dict[str, Any] = {}
-    for setting in settings:
-        values = merge(values, parse(setting))
-    folder = structure(FolderSettings, values)
+    folder = structure(FolderSettings, parse_settings(settings))
     if "classifier" in folder.features:
         raise ValueError("features: the classifier is trained by every run for itself; name others")
     images = images_of_folder(Path(given), folder.size)

@@ -1,9 +1,7 @@
 """`sample FOLDER|HUB_ID`: images from a published pipeline."""
 
-from typing import Any
-
 from pipeline.components import structure
-from pipeline.recipes.files import merge, parse
+from pipeline.recipes.files import parse_settings
 from pipeline.runs.machine import accelerate
 from pipeline.sampling.many_images import PROTOCOL, FolderSettings, sample_folder
 
@@ -14,9 +12,7 @@ def sample(words: list[str]) -> None:
     The same command again continues where it stopped.
     """
     source, *overrides = words
-    settings: dict[str, Any] = {}
-    for override in overrides:
-        settings = merge(settings, parse(override))
+    settings = parse_settings(overrides)
     accelerator = accelerate(structure(FolderSettings, settings).precision)
     out = sample_folder(source, settings, accelerator)
     if accelerator.is_main_process:

@@ -17,7 +17,7 @@ from pipeline.images.reading import Images
 from pipeline.measuring.reference import fingerprint_reference
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
 from pipeline.program import command_line
-from pipeline.recipes.files import merge, parse
+from pipeline.recipes.files import parse_settings
 from pipeline.recipes.schema import ONLY_SPEED, Recipe, Sampling, load
 from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
@@ -58,10 +58,7 @@ def sweep(words: list[str]) -> None:
     target, *overrides = words
     if (folder := run_folder(target)) is None:
         raise ValueError(f"{target} is no run; name its folder, which holds {OWNER}, its name in runs/, or its recipe")
-    values: dict[str, Any] = {}
-    for override in overrides:
-        values = merge(values, parse(override))
-    settings, recipe = structure(SweepSettings, values), load(str(folder / OWNER))
+    settings, recipe = structure(SweepSettings, parse_settings(overrides)), load(str(folder / OWNER))
     work = Workspace(folder, accelerate(recipe.precision))
     made_of = {name: read_json(work.artefact(name) / NOTE).get("hash") for name in MADE_OF}
     images = images_of_run(recipe, work)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.datasets.base import BrokenImage, Record, Source, Split, decode, set_aside
+from pipeline.local_paths import given_path, may_be_hub_id
 
 if TYPE_CHECKING:
     import datasets
@@ -98,7 +99,7 @@ class _Collection:
         self.path, self.take, self.streaming = path, take, streaming
         self.image, self.stated = stated["image"][0], stated
         self.columns = [column for columns in stated.values() for column in columns if column]
-        folder = Path(path).expanduser()
+        folder = given_path(path)
         self.saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
         if self.saved:
             states = sorted(folder.rglob("state.json"))
@@ -121,7 +122,7 @@ class _Collection:
         from datasets import DatasetDict, load_from_disk
 
         if self.saved:
-            rows = load_from_disk(str(Path(self.path).expanduser()))
+            rows = load_from_disk(str(given_path(self.path)))
             if isinstance(rows, DatasetDict):
                 if split not in rows:
                     raise ValueError(f"there is no such split; there are {', '.join(rows)}")
@@ -141,6 +142,8 @@ class _Collection:
         try:
             if reader:
                 return load_dataset_builder(reader, data_files=str(folder))
+            if not folder.is_dir() and "/" in self.path and not may_be_hub_id(self.path):
+                raise ValueError("there is no such file or folder")
             return load_dataset_builder(str(folder) if folder.is_dir() else self.path, config, revision=revision)
         except (OSError, ValueError) as error:
             raise ValueError(f"data.source.path: {self.path!r} cannot be read: {_line(error)}") from error

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from pipeline.content import hash_files
 from pipeline.datasets.base import MissingImages, Record, Source, Split, decode, set_aside
 from pipeline.listing import PASSED_OVER, Lister, Listing, readable_name, why_no_file
+from pipeline.local_paths import given_path
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "valid", "validation", "dev", "eval", "test", "held_out")  # the first that is there is taken
@@ -25,7 +26,7 @@ class ImageFolder(Source):
     """
 
     def __init__(self, path: str, held_out: float = 0.1, split: Split = "train"):
-        root = Path(path).expanduser()
+        root = given_path(path)
         if not root.is_dir():
             raise MissingImages(
                 f"data.source.path: there is no folder {readable_name(root)!r}; state where your images are"

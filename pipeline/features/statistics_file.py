@@ -12,6 +12,7 @@ from pipeline.datasets.base import MissingImages
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Gaussian, Moments
 from pipeline.images.reading import Images
+from pipeline.local_paths import given_path
 from pipeline.recipes.schema import Data
 from pipeline.whole_files import write_arrays
 
@@ -23,7 +24,7 @@ AGREE = ("weights_sha256", "width", "resize")  # what features have in common th
 
 def check_reference(given: str, kinds: tuple[str, ...]) -> None:
     """ValueError where `evaluate.reference` is not there, or has neither images nor statistics of these features."""
-    path = Path(given).expanduser()
+    path = given_path(given)
     if given in SPLITS or path.is_dir():
         return
     if not path.is_file():

@@ -16,6 +16,7 @@ from pipeline.features.statistics_file import SPLITS, array_names, file_title, r
 from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
+from pipeline.local_paths import given_path
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.recipes.schema import Data, Recipe
 
@@ -47,7 +48,7 @@ def load_reference(recipe: Recipe, extractors: FeatureExtractors, accelerator: A
     published one.
     """
     given, source = recipe.evaluate.reference, _source(recipe)
-    path, stored, titles = Path(given).expanduser(), {}, {}
+    path, stored, titles = given_path(given), {}, {}
     if given not in SPLITS and path.is_file() and (source is None or recipe.evaluate.resize == "tensorflow1"):
         stored = read_statistics(path, extractors.features)
         titles = dict.fromkeys(stored, file_title(path))
@@ -70,7 +71,7 @@ def fingerprint_reference(recipe: Recipe) -> str | None:
     given = recipe.evaluate.reference
     if given in SPLITS:
         return None
-    path = Path(given).expanduser()
+    path = given_path(given)
     if path.is_dir():
         return images_of_folder(path, recipe.data.size).fingerprint()
     return hash_files(path.parent, [path.name])
@@ -85,7 +86,7 @@ def images_of_folder(path: Path, size: int) -> Images:
 def _source(recipe: Recipe) -> ImageSource | None:
     """The images of the reference; None where it holds statistics alone."""
     given = recipe.evaluate.reference
-    path = Path(given).expanduser()
+    path = given_path(given)
     if given not in SPLITS and not path.is_dir():
         if "arr_0" not in array_names(path):
             return None

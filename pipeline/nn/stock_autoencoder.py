@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
+
+from pipeline.local_paths import given_path, may_be_hub_id
 
 UNIT_RANGE = ("AutoencoderRAE",)  # classes whose pixels are [0, 1]; all others take [-1, 1]
 
@@ -24,11 +25,13 @@ class LatentShape:
 
 
 def is_folder(path: str) -> bool:
-    return Path(path).expanduser().is_dir()
+    return given_path(path).is_dir()
 
 
 def read_config(path: str, subfolder: str | None) -> dict[str, Any]:
     """The config.json of a folder or hub id, with `_class_name`; ValueError with one line when it cannot be had."""
+    if not is_folder(path) and not may_be_hub_id(path):
+        raise ValueError(f"{path} is neither a folder nor a hub id (owner/name)")
     try:
         return dict(diffusers.AutoencoderKL.load_config(resolve_path(path), subfolder=subfolder))  # reads any class's
     except OSError as error:
@@ -39,11 +42,11 @@ def read_config(path: str, subfolder: str | None) -> dict[str, Any]:
 
 def resolve_path(path: str) -> str:
     """A folder with ~ resolved; a hub id as it is."""
-    return str(Path(path).expanduser()) if is_folder(path) else path
+    return str(given_path(path)) if is_folder(path) else path
 
 
 def is_pipeline(path: str) -> bool:
-    return (Path(path).expanduser() / "model_index.json").is_file()
+    return (given_path(path) / "model_index.json").is_file()
 
 
 def find_class(config: dict[str, Any]) -> type[ModelMixin]:

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from pipeline.components import conform
 from pipeline.program import command_line
-from pipeline.recipes.files import parse
+from pipeline.recipes.files import parse_settings
 from pipeline.validation import suggestion
 
 # What an importer can be given by KEY=VALUE, where the weights cannot tell it.
@@ -71,7 +71,7 @@ def converted(name: str, state: Mapping[str, Any], overrides: list[str]) -> dict
 def parse_options(name: str, convert: Callable[..., Any], overrides: list[str]) -> dict[str, Any]:
     """KEY=VALUE options as arguments of `convert`; ValueError for one that this format does not have."""
     hints, known = get_type_hints(convert), list(options_of(convert))
-    values = {option: value for override in overrides for option, value in parse(override).items()}
+    values = parse_settings(overrides)
     for option in values:
         if option not in known:
             raise ValueError(f"import {name}: there is no option {option!r}{suggestion(option, known)}")

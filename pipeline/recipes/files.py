@@ -1,36 +1,34 @@
 """Recipes as files: finding them, what they include, and changes of single values stated on the command line."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline.validation import suggestion
+from pipeline.written import Written, opened
 
 PACKAGE = Path(__file__).parents[1]
 # In a checkout configs/ lies beside the package; a wheel holds it inside.
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+SUFFIXES = (".yaml", ".yml")
 
 
 def locate(name: str) -> Path:
     """The file of a recipe given as a path or as a name in configs/."""
     for path in (Path(name), CONFIGS / f"{name}.yaml"):
-        if path.is_file():
+        if _is_file(path):
             return path
     raise ValueError(f"there is no recipe {name!r}{suggestion(name, names())}")
 
 
 def is_recipe(name: str) -> bool:
     """Whether `name` is meant as a recipe: a YAML file, or a name in configs/; a pipeline's folder or hub id is not."""
-    return (
-        name.endswith((".yaml", ".yml"))
-        or (CONFIGS / f"{name}.yaml").is_file()
-        or not (Path(name).is_dir() or "/" in name)
-    )
+    return name.endswith(SUFFIXES) or _is_file(CONFIGS / f"{name}.yaml") or not (Path(name).is_dir() or "/" in name)
 
 
 def origin(name: str) -> str:
@@ -55,32 +53,60 @@ def headline(path: Path) -> str:
     return re.split(r"(?<=[.])\s", comment, maxsplit=1)[0]
 
 
-def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file as a mapping, with what it includes merged beneath it."""
+def read(path: Path, known: Sequence[str] = (), above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe file as a mapping, with what it includes merged beneath it.
+
+    ValueError with one line, which quotes nothing of the file, where it is no recipe: an included one has some of the
+    settings `known`, where these are given.
+    """
     path = path.resolve()
     if path in above:
         raise ValueError(f"{path.name} includes itself by way of {' -> '.join(p.name for p in (*above, path))}")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: {first_line(error)}") from None
-    except Exception as error:  # the YAML reader's own classes share no public base
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{path} holds no settings; a recipe is a mapping")
+    values = _read_settings(path)
+    if above and known and not set(values) & {*known, "include"}:
+        raise ValueError(f"{above[-1].name} includes {path}, which is no recipe: it has none of a recipe's settings")
     merged: dict[str, Any] = {}
     included = values.pop("include", None) or []
     for entry in [included] if isinstance(included, str) else included:
-        merged = merge(merged, read(_included(entry, path), (*above, path)))
+        merged = merge(merged, read(_included(entry, path), known, (*above, path)))
     return merge(merged, expand(values))
 
 
-def _included(entry: str, path: Path) -> Path:
-    for candidate in (path.parent / entry, path.parent / f"{entry}.yaml", CONFIGS / f"{entry}.yaml"):
-        if candidate.is_file():
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ValueError(f"{path} cannot be read as a recipe{f': {reason}' if reason else ''}") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{path} is not YAML{where}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no settings; a recipe is a mapping")
+    if place := _interpolated(values):
+        raise ValueError(f"{path}: {place} refers to another value by ${{...}}, which recipes do not; write the value")
+    return values
+
+
+def _interpolated(value: Any, place: str = "") -> str | None:
+    """The first place that a `${...}` is written in, or None."""
+    if isinstance(value, str):
+        return (place or "a value") if "${" in value else None
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_interpolated(entry, f"{place}.{name}" if place else str(name)) for name, entry in entries)
+    return next(filter(None, found), None)
+
+
+def _included(entry: Any, path: Path) -> Path:
+    if not isinstance(entry, str):
+        raise ValueError(f"{path.name} includes something that is no text; name recipes, as include: [data/digits]")
+    stated = [path.parent / entry] if entry.endswith(SUFFIXES) else []
+    for candidate in (*stated, path.parent / f"{entry}.yaml", CONFIGS / f"{entry}.yaml"):
+        if _is_file(candidate):
             return candidate
+    if _is_file(path.parent / entry):
+        raise ValueError(f"{path.name} includes {entry!r}, which is no recipe: a recipe's file ends in .yaml")
     raise ValueError(f"{path.name} includes {entry!r}, which is neither beside it nor in configs/")
 
 
@@ -91,38 +117,79 @@ def expand(values: Any) -> Any:
     """Short forms as the sections they stand for, so that either can be given over the other."""
     if not isinstance(values, Mapping):
         return values
-    bare = {key for key, value in values.items() if key in SHORT_FORMS and not isinstance(value, (Mapping, NoneType))}
-    return {key: {SHORT_FORMS[key]: value} if key in bare else expand(value) for key, value in values.items()}
+    opened_values = {key: opened(value) if key in SHORT_FORMS else value for key, value in values.items()}
+    bare = {k for k, v in opened_values.items() if k in SHORT_FORMS and not isinstance(v, Mapping) and not _is_null(v)}
+    return {key: {SHORT_FORMS[key]: value} if key in bare else expand(value) for key, value in opened_values.items()}
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, key by key; a node of another kind replaces the whole node."""
-    if "kind" in below and "kind" in above and below["kind"] != above["kind"]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any], by_kind: bool = True) -> dict[str, Any]:
+    """`above` over `below`, key by key; `by_kind`: a node of another kind replaces the whole node.
+
+    A null over an entry that is there is one that `removes` it.
+    """
+    if by_kind and "kind" in below and "kind" in above and _text(below["kind"]) != _text(above["kind"]):
         return dict(above)
     result = dict(below)
     for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merge(result[key], value) if both else value
+        there = result.get(key)
+        if isinstance(value, Mapping):
+            there = opened(there)
+        elif isinstance(there, Mapping):
+            value = opened(value)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            result[key] = merge(there, value, by_kind)
+        elif _is_null(value) and key in below:
+            result[key] = Written(value.text if isinstance(value, Written) else "", removes=True)
+        else:
+            result[key] = value
     return result
 
 
-def parse(override: str) -> dict[str, Any]:
-    """`a.b=value` as a nested mapping; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    if override.startswith("-") or not equals:
-        raise ValueError(f"{override!r} is not a setting; write key=value, for example generator.loop.steps=2000")
+def parse_settings(words: Iterable[str]) -> dict[str, Any]:
+    """Settings `a.b=value` as one nested mapping, to be merged over others or given a structure.
+
+    The values are texts still: the type of a setting decides what they are. In which order the settings are given does
+    not matter, but for one that is given twice. ValueError for what is no setting.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        values = merge(values, _parse(word), by_kind=False)
+    return values
+
+
+def is_setting(word: str) -> bool:
+    """Whether a word of the command line is meant as key=value."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and all(part.isidentifier() for part in key.split("."))
+
+
+def _parse(word: str) -> dict[str, Any]:
+    key, equals, text = word.partition("=")
+    if word.startswith("-") or not equals:
+        raise ValueError(f"{word!r} is not a setting; write key=value, for example generator.loop.steps=2000")
     if not text:
         raise ValueError(f"{key} has no value; write {key}=null if none is meant")
-    if not all(part.isidentifier() for part in key.split(".")):
+    if not is_setting(word):
         raise ValueError(f"{key!r} is not a key; give a whole list as key=[1,2,2]")
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)["value"]
-    except Exception as error:
-        raise ValueError(f"{key}: {text!r} cannot be read: {first_line(error)}") from None
+    if "${" in text:
+        raise ValueError(f"{key}: {text!r} refers to another value by ${{...}}, which settings do not; write the value")
+    value: Any = Written(text)
     for part in reversed(key.split(".")):
         value = {part: value}
     return expand(value)
 
 
-def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _text(value: Any) -> Any:
+    return value.text if isinstance(value, Written) else value
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or isinstance(value, Written) and value.is_null
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long; holds a NUL
+        return False

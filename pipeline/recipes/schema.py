@@ -1,23 +1,29 @@
 """The typed schema of a recipe, and loading one."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
 from pipeline.components import Node, structure
-from pipeline.recipes.files import locate, merge, parse, read
+from pipeline.recipes.files import locate, merge, parse_settings, read
 from pipeline.samplers.guidance import Guidance
+from pipeline.validation import check_folder_name
 
 ONLY_SPEED = {"only_speed": True}  # a setting that changes how fast a result is computed, not the result
+
+
+def slot(name: str) -> dict[str, str]:
+    """The metadata of a field that names components of this slot, by which texts of a command line find their type."""
+    return {"slot": name}
 
 
 @dataclass
 class Data:
     """Which images, and how they are prepared: RGB [3, size, size] in [-1, 1]."""
 
-    source: Node  # slot datasets
+    source: Node = field(metadata=slot("datasets"))  # slot datasets
     size: int  # pixels per side, after cropping to a square
     crop: Literal["center", "random"] = "center"  # of training images; all others are cropped at the center
     resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"  # filter
@@ -66,8 +72,8 @@ class Augmentation:
 class Adversary:
     """A critic that is trained with the tokenizer, and the loss term `adversarial` that it gives."""
 
-    critic: Node  # slot critics
-    loss: str | Node = "hinge"  # slot adversarial: a kind, or a node of one with its arguments
+    critic: Node = field(metadata=slot("critics"))  # slot critics
+    loss: str | Node = field(default="hinge", metadata=slot("adversarial"))  # a kind, or a node with its arguments
     start: int = 0  # first step at which the term is used and the critic is trained
     warmup: int = 0  # steps after `start` over which the term's weight rises linearly
     adaptive: bool = True  # scale the weight by the ratio of gradients at the decoder's last layer, as VQGAN does
@@ -107,12 +113,12 @@ class Phase:
 
     loop: Loop
     weights: dict[str, float]  # loss term -> weight
-    losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}})  # slot losses
+    losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}}, metadata=slot("losses"))
     train: str = "all"  # or encoder, decoder, or another of the tokenizer's parts
     only: tuple[str, ...] = ()  # modules of that part by name, for example [decoder.levels.3]; empty: all
     balance: dict[str, str] = field(default_factory=dict)  # term -> parameter where gradients are compared with pixels'
     adversary: Adversary | None = None
-    perturbation: Node | None = None  # slot perturbations: noise on the code that the decoder reads
+    perturbation: Node | None = field(default=None, metadata=slot("perturbations"))  # noise on the decoder's input
     equivariance: Equivariance | None = None
     least_usage: float = field(default=0.5, metadata=ONLY_SPEED)  # fraction of codes in use, below which the log warns
 
@@ -121,7 +127,7 @@ class Phase:
 class TokenizerTraining:
     """The tokenizer, and the phases of its training."""
 
-    model: Node  # slot tokenizers
+    model: Node = field(metadata=slot("tokenizers"))  # slot tokenizers
     start: str | None = None  # folder of a tokenizer with the initial weights of the first phase
     phases: dict[str, Phase] = field(default_factory=dict)  # in order; empty: used as it is
 
@@ -167,11 +173,11 @@ class Latents:
 class GeneratorTraining:
     """The network that generates codes, its objective, and its training."""
 
-    network: Node  # slot networks
-    objective: Node  # slot objectives
+    network: Node = field(metadata=slot("networks"))  # slot networks
+    objective: Node = field(metadata=slot("objectives"))  # slot objectives
     weights: dict[str, float]  # loss term -> weight
     loop: Loop
-    losses: dict[str, Node] = field(default_factory=dict)  # slot losses, those on the hidden states after a block
+    losses: dict[str, Node] = field(default_factory=dict, metadata=slot("losses"))  # of the hidden states
     start: str | None = None  # folder of a network with the initial weights, or joint: that of joint training
     condition: Literal["class", "none"] = "class"  # what the network is conditioned on
     milestones: tuple[int, ...] = ()  # steps after which the average weights are saved, for sample.weak
@@ -270,6 +276,11 @@ class Recipe:
     publish: Publication = field(default_factory=Publication)
     weights: dict[str, str] = field(default_factory=dict)  # published weights: name -> file or folder
 
+    def __post_init__(self) -> None:
+        check_folder_name("name", self.name)
+        for phase in self.tokenizer.phases:
+            check_folder_name(f"tokenizer.phases.{phase}", phase)
+
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe `name` (a file, or a name in configs/) with `key=value` overrides applied, typed and complete.
@@ -280,10 +291,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises ValueError with one line that says what to change where a name or a type is wrong; all other rules are
     checked by `pipeline.checks.recipe`.
     """
-    values = read(locate(name))
-    for override in overrides:
-        values = merge(values, parse(override))
-    return structure(Recipe, values)
+    values = read(locate(name), [f.name for f in fields(Recipe)])
+    return structure(Recipe, merge(values, parse_settings(overrides)))
 
 
 def settings(recipe: Recipe) -> str:

@@ -25,6 +25,7 @@ from pipeline.runs.precision import Precision, autocast
 from pipeline.runs.workspace import surroundings
 from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
 from pipeline.saved_folders import fetch, fingerprint_files, load_component
+from pipeline.validation import SettingError, check_at_least
 from pipeline.whole_files import new_file, read_json, write_json
 
 PROTOCOL = "samples.json"
@@ -46,6 +47,18 @@ class FolderSettings:
     variant: str | None = None  # of the weights
     batch: int = 16
     out: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps", "batch"):
+            if getattr(self, name) is not None:
+                check_at_least(name, getattr(self, name), 1)
+        if self.seeds is not None and not self.seeds:
+            raise SettingError("seeds", " is empty; give one an image, or leave it out")
+        if self.labels == []:
+            raise SettingError("labels", " is empty; give classes by number or name, balanced or random")
+        for seed in (self.seed, *(self.seeds or ())):
+            if not 0 <= seed < 2**63:
+                raise SettingError("seed", f" is {seed}; give 0 or more, below 2**63")
 
 
 @dataclass
@@ -76,7 +89,8 @@ def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerato
     guidance = resolve_guidance(pipe.defaults.guidance, given)
     sampler = pipe.defaults.sampler | asked.sampler
     pipe.objective.read_settings(sampler)
-    pipe.defaults = replace(pipe.defaults, steps=asked.steps or pipe.defaults.steps, guidance=guidance, sampler=sampler)
+    steps = pipe.defaults.steps if asked.steps is None else asked.steps
+    pipe.defaults = replace(pipe.defaults, steps=steps, guidance=guidance, sampler=sampler)
     plan = plan_folder(asked, pipe)
     plan.protocol |= {"source": str(source), "variant": asked.variant, "files": fingerprint_files(folder)}
     out = Path(asked.out or Path("samples") / "-".join(Path(source).resolve().parts[-2:]))
@@ -89,8 +103,10 @@ def plan_folder(asked: FolderSettings, pipe: LatentPipeline) -> Plan:
     """The labels and seeds that the command line asks for."""
     listed = asked.labels not in ("balanced", "random")
     names = asked.labels if isinstance(asked.labels, list) else [asked.labels]
-    images = asked.images or len(asked.seeds or (names if listed else range(16)))
-    seeds = asked.seeds or [asked.seed + i for i in range(images)]
+    images = asked.images
+    if images is None:
+        images = len(asked.seeds) if asked.seeds is not None else len(names) if listed else 16
+    seeds = asked.seeds if asked.seeds is not None else [asked.seed + i for i in range(images)]
     if len(seeds) != images:
         raise ValueError(f"there are {len(seeds)} seeds for {images} images; give one an image, or seed=FIRST")
     if listed:
@@ -98,7 +114,8 @@ def plan_folder(asked: FolderSettings, pipe: LatentPipeline) -> Plan:
         labels = [named[i % len(named)] for i in range(images)]
     else:
         labels = choose_labels(asked.labels, seeds, pipe.num_classes)
-    rule = {"labels": labels if listed else asked.labels, "seeds": asked.seeds or f"{asked.seed} + i"}
+    said = f"{asked.seed} + i" if asked.seeds is None else asked.seeds
+    rule = {"labels": labels if listed else asked.labels, "seeds": said}
     return Plan(labels, seeds, asked.batch, asked.precision, rule)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +10,11 @@ import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from pipeline.local_paths import given_path, may_be_hub_id
 from pipeline.validation import SettingError
 
 OF_A_FOLDER = ("config.json", "model.safetensors")  # the files of a model
 OPTIONAL = "preprocessor_config.json"  # how the model's images are normalised, where that is not as usual
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def locate(name: str, weights: Mapping[str, str]) -> Path | None:
         path = replace(known, hub_id=given).cached()
         return path if path is not None and known.is_at(path) else None
     if name in weights:
-        path = Path(weights[name]).expanduser()
+        path = given_path(weights[name])
         if not known.is_at(path):
             what = f"folder {path} with {' and '.join(OF_A_FOLDER)}" if isinstance(known, Folder) else f"file {path}"
             raise ValueError(f"weights.{name}: there is no {what}; {remedy(name)}")
@@ -139,7 +138,7 @@ def locate(name: str, weights: Mapping[str, str]) -> Path | None:
 def hub_id(name: str, weights: Mapping[str, str]) -> str | None:
     """The model of the hub that the recipe states for a folder, None where it states none or a path."""
     given = weights.get(name, "")
-    if isinstance(KNOWN[name], Folder) and HUB_ID.fullmatch(given) and not Path(given).expanduser().exists():
+    if isinstance(KNOWN[name], Folder) and may_be_hub_id(given):
         return given
     return None
 
@@ -183,12 +182,12 @@ def locate_model(given: str, weights: Mapping[str, str], where: str) -> Path | N
     """
     if isinstance(KNOWN.get(given), Folder):
         return expect(given, weights)
-    if (path := Path(given).expanduser()).is_dir():
+    if (path := given_path(given)).is_dir():
         return path
     for name, known in KNOWN.items():
         if isinstance(known, Folder) and known.hub_id == given and (path := locate(name, weights)):
             return path
-    if not HUB_ID.fullmatch(given):
+    if not may_be_hub_id(given):
         known = ", ".join(name for name, one in KNOWN.items() if isinstance(one, Folder))
         raise SettingError(where, f": {given!r} is no folder here, no model of the hub, and none of {known}")
     path = Folder(given, given, "").cached()
@@ -212,7 +211,7 @@ def verify(name: str, path: Path) -> None:
 def candidates(name: str) -> list[Path]:
     """Where weights that no recipe states are looked for, in order."""
     known, folder = KNOWN[name], os.environ.get("TESSERA_WEIGHTS")
-    paths = [Path(folder).expanduser() / known.name if folder else None, known.cached()]
+    paths = [given_path(folder) / known.name if folder else None, known.cached()]
     return [path for path in paths if path is not None]
 
 
