@@ -1,28 +1,37 @@
-"""Hugging Face datasets: by id, or parquet files, webdataset tars, Arrow files and saved datasets on this machine."""
+"""Hugging Face datasets: by id, or parquet, webdataset tars, Arrow files and saved datasets on this machine."""
 
 import hashlib
 import io
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.datasets.base import BrokenImage, Record, Source, Split, decode, set_aside
+from pipeline.content import hash_files
+from pipeline.data_files import file_inside, find_data_files
+from pipeline.datasets.base import BrokenImage, MissingImages, Record, Source, Split, decode, set_aside
 from pipeline.local_paths import given_path, may_be_hub_id
 
 if TYPE_CHECKING:
     import datasets
 
 READERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}  # of single files and of patterns
+log = logging.getLogger(__name__)
 
 
 class Hub(Source):
     """`path` is an id, a folder (its files tell the format), a file or a pattern such as `shards/*.tar`.
 
-    Columns are named as the data names them (a webdataset's are its suffixes: image=jpg label=cls caption=txt).
-    Without `held_out_split` a fraction `held_out` of the training rows is set aside by number. A stream is pulled
-    through once and its rows are kept, encoded as they came, in the cache of `datasets`, so that order and resume are
-    as exact as without; `take` bounds the rows of a split. `attributes` are columns of yes and no, as CelebA has them:
-    true, or a number above 0, is yes. Raises ValueError naming the columns when one is missing.
+    Columns are named as the data names them (a webdataset's are its suffixes: image=jpg label=cls caption=txt). Labels
+    are texts, whole numbers or true and false; a class is a value that an image of the training split has, so that
+    numbers with gaps make no class without images. An image is its bytes; one that is a path is read below the folder
+    `files` alone, and without it refused, since data from elsewhere could name any file of this machine.
+    Without `held_out_split` a fraction `held_out` of the training rows is set aside by number; each class keeps one for
+    training. A stream is pulled through once and its rows are kept, encoded as they came, in the cache of `datasets`,
+    so that order and resume are as exact as without; `take` bounds the rows of a split. `attributes` are columns of yes
+    and no, as CelebA has them: true, or a number above 0, is yes. Raises ValueError naming the column or the row at
+    fault, MissingImages where the data is not here.
     """
 
     def __init__(
@@ -39,22 +48,29 @@ class Hub(Source):
         take: int | None = None,
         streaming: bool = False,
         attributes: list[str] | None = None,
+        files: str | None = None,
         split: Split = "train",
     ):
         self.path, self.image, self.label, self.caption = path, image, label, caption
         self.attribute_names = list(attributes or ())
         columns = {"image": [image], "label": [label], "caption": [caption], "attributes": self.attribute_names}
-        collection = _Collection(path, config, revision, take, streaming, columns)
+        collection = _Collection(path, config, revision, take, streaming, columns, files)
         train = collection.rows(train_split)
-        self.class_names = _class_names(train, label) if label else []
-        self.rows = collection.rows(held_out_split) if held_out_split and split == "held_out" else train
+        values = _label_values(train, label, path) if label else []
+        classes = _Classes(train.features[label], values, path) if label else None
+        self.class_names = classes.names if classes else []
+        self.rows, self.roots = train, collection.roots
+        if held_out_split and split == "held_out":
+            self.rows = collection.rows(held_out_split)
+            values = _label_values(self.rows, label, path) if label else []
+        labels = classes.numbers(values) if classes else []
         self.places = list(range(len(self.rows)))
         if not held_out_split:
-            aside = set_aside(map(str, self.places), held_out)
+            aside = set_aside(map(str, self.places), held_out, labels)
             self.places = [row for row, a in enumerate(aside) if a == (split == "held_out")]
-        self.numbers = {name: number for number, name in enumerate(self.class_names)}
+        self.labels = [labels[place] for place in self.places] if classes else []
         parts = (collection.identity, take, image, label, caption, train_split, held_out_split, held_out, split)
-        parts += (tuple(self.attribute_names),) if self.attribute_names else ()
+        parts += (tuple(self.attribute_names), tuple(self.class_names), collection.named_files(self.rows))
         self._fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -66,22 +82,50 @@ class Hub(Source):
         if not stored or (stored["bytes"] is None and not stored["path"]):
             raise BrokenImage(f"{name}: there is no image")
         name = f"{name} ({stored['path']})" if stored["path"] else name
-        image = decode(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]), name)
-        label = self._number(row[self.label], name) if self.label else None
+        encoded = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else _named_file(stored, self.roots, name)
+        label = self.labels[index] if self.label else None
         attributes = tuple(_yes(row[column], f"{name}: {column}") for column in self.attribute_names)
-        return Record(image, label, row[self.caption] if self.caption else None, name, attributes)
+        return Record(decode(encoded, name), label, row[self.caption] if self.caption else None, name, attributes)
 
     def fingerprint(self) -> str:
-        """Of the files or the revision read, and of which rows and columns are taken."""
+        """Of the content of the files, or of the revision, that are read, and of which rows and columns are taken."""
         return self._fingerprint
 
-    def _number(self, label: str | int | None, name: str) -> int:
-        number = self.numbers.get(label, -1) if isinstance(label, str) else label
-        if number is None or not 0 <= number < len(self.class_names):
-            raise ValueError(
-                f"{name}: {label!r} is not one of the {len(self.class_names)} classes of the training split"
-            )
-        return number
+    def class_counts(self) -> list[int]:
+        counts = [0] * len(self.class_names)
+        for label in self.labels:
+            counts[label] += 1
+        return counts
+
+
+class _Classes:
+    """The classes of a label column: its names, or the values that its images have, in order."""
+
+    def __init__(self, feature: Any, values: Sequence[Any], path: str):
+        there, self.path = sorted(set(values)), path
+        names = getattr(feature, "names", None)
+        if names:
+            if strange := [value for value in there if not 0 <= value < len(names)]:
+                where = f"row {values.index(strange[0])} of {path}"
+                raise ValueError(
+                    f"data.source.label: {where} has the label {strange[0]}, none of the {len(names)} classes; leave"
+                    " such rows out, or set label=null"
+                )
+            if absent := [name for number, name in enumerate(names) if number not in set(there)]:
+                shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+                log.warning("%s: %d classes have no image and are left out: %s", path, len(absent), shown)
+        self.names = [names[value] if names else _class_name(value) for value in there]
+        self._of_value = {value: number for number, value in enumerate(there)}
+
+    def numbers(self, values: Sequence[Any]) -> list[int]:
+        """The classes of rows with these labels; ValueError naming one that no training image has."""
+        for row, value in enumerate(values):
+            if value not in self._of_value:
+                raise ValueError(
+                    f"data.source.label: row {row} of the held-out split of {self.path} has the label {value!r}, which"
+                    " no image of the training split has; leave such rows out"
+                )
+        return [self._of_value[value] for value in values]
 
 
 class _Collection:
@@ -95,18 +139,40 @@ class _Collection:
         take: int | None,
         streaming: bool,
         stated: dict[str, list[str | None]],
+        files: str | None,
     ):
         self.path, self.take, self.streaming = path, take, streaming
         self.image, self.stated = stated["image"][0], stated
         self.columns = [column for columns in stated.values() for column in columns if column]
+        self.local, self.files = find_data_files(path), files
         folder = given_path(path)
         self.saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
         if self.saved:
-            states = sorted(folder.rglob("state.json"))
-            self.identity = hashlib.sha256(b"".join(state.read_bytes() for state in states)).hexdigest()
+            self.identity = self.local.content
         else:
-            self.builder = self._builder(folder, config, revision)
-            self.identity = f"{self.builder.config_id} {self.builder.hash}"  # hashes of the files, or the commit
+            self.builder = self._builder(config, revision)
+            remote = f"{self.builder.config_id} {self.builder.hash}"  # of the commit
+            self.identity = self.local.content if self.local else remote
+        self.roots = self._roots()
+
+    def _roots(self) -> list[Path]:
+        """The folders below which a path in the image column is read: that of the recipe, or those of its reader."""
+        import datasets
+        from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        if self.files is not None:
+            return [given_path(self.files)]
+        if self.saved or not isinstance(self.builder, FolderBasedBuilder):
+            return []  # the data itself names the files
+        return [self.local.folder] if self.local else [Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+
+    def named_files(self, rows: "datasets.Dataset") -> str | None:
+        """A hash of the files that an image column names below `data.source.files`; None where it holds the bytes."""
+        paths = _paths_alone(rows, self.image)
+        for row, path in paths:
+            _named_file({"path": path}, self.roots, f"row {row} of {self.path}")
+        return hash_files(self.roots[0], [path for _, path in paths]) if paths and self.files else None
 
     def rows(self, split: str) -> "datasets.Dataset":
         from datasets.exceptions import DatasetsError
@@ -116,7 +182,10 @@ class _Collection:
         except (OSError, ValueError, KeyError, DatasetsError) as error:
             if str(error).startswith("data.source"):
                 raise
-            raise ValueError(f"data.source: split {split!r} of {self.path}: {_line(error)}") from error
+            cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
+            if str(cause).startswith("data.source"):
+                raise ValueError(str(cause)) from error
+            raise ValueError(f"data.source: split {split!r} of {self.path}: {_line(cause)}") from error
 
     def _rows(self, split: str) -> "datasets.Dataset":
         from datasets import DatasetDict, load_from_disk
@@ -135,18 +204,26 @@ class _Collection:
             rows = self._wanted(self.builder.as_dataset(split=split))
         return rows if self.take is None else rows.select(range(min(self.take, len(rows))))
 
-    def _builder(self, folder: Path, config: str | None, revision: str | None) -> "datasets.DatasetBuilder":
-        from datasets import load_dataset_builder
+    def _builder(self, config: str | None, revision: str | None) -> "datasets.DatasetBuilder":
+        import datasets
 
-        reader = READERS.get(folder.suffix)
         try:
-            if reader:
-                return load_dataset_builder(reader, data_files=str(folder))
-            if not folder.is_dir() and "/" in self.path and not may_be_hub_id(self.path):
+            if self.local is None and "/" in self.path and not may_be_hub_id(self.path):
                 raise ValueError("there is no such file or folder")
-            return load_dataset_builder(str(folder) if folder.is_dir() else self.path, config, revision=revision)
+            if self.local is None:
+                return datasets.load_dataset_builder(self.path, config, revision=revision)
+            # what is prepared of a file lies under its content: `datasets` looks at the time of change alone
+            cache = Path(datasets.config.HF_DATASETS_CACHE) / "by_content" / self.local.content
+            load = partial(datasets.load_dataset_builder, cache_dir=str(cache))
+            if self.local.path.is_dir():
+                return load(str(self.local.plain_folder(cache / "files")), config)
+            reader = READERS.get(self.local.path.suffix.lower())
+            if reader is None:
+                raise ValueError(f"single files and patterns end in {', '.join(READERS)}; name the folder of others")
+            return load(reader, data_files=self.local.pattern())
         except (OSError, ValueError) as error:
-            raise ValueError(f"data.source.path: {self.path!r} cannot be read: {_line(error)}") from error
+            kind = ValueError if self.local else MissingImages
+            raise kind(f"data.source.path: {self.path!r} cannot be read: {_line(error)}") from error
 
     def _wanted(self, rows: Any) -> Any:
         """Only the named columns, images encoded; ValueError naming what there is when one is missing."""
@@ -159,7 +236,9 @@ class _Collection:
                 what = f"data.source.{key}: {self.path} has no column {missing[0]!r}"
                 raise ValueError(f"{what}; set {key}{none} to one of: {', '.join(there)}")
         image = rows.features[self.image]
-        if not isinstance(image, Image) and getattr(image, "dtype", "") not in ("binary", "large_binary", "string"):
+        encoded = getattr(image, "dtype", "") in ("binary", "large_binary", "string", "large_string")
+        struct = isinstance(image, dict) and "bytes" in image and set(image) <= {"bytes", "path"}
+        if not isinstance(image, Image) and not encoded and not struct:
             raise ValueError(f"data.source.image: column {self.image!r} of {self.path} holds no images but {image}")
         return rows.select_columns(self.columns).cast_column(self.image, Image(decode=False))
 
@@ -174,33 +253,72 @@ class _Collection:
         if self.take is not None:
             stream = stream.take(self.take)
         key = hashlib.sha256(repr((self.path, self.identity, split, self.take, self.columns)).encode()).hexdigest()[:16]
-        source = {"stream": stream, "image": self.image}
+        source = {"stream": stream, "image": self.image, "roots": [str(root) for root in self.roots], "path": self.path}
         return Dataset.from_generator(_pull, features=stream.features, gen_kwargs=source, fingerprint=key)
 
 
-def _pull(stream: "datasets.IterableDataset", image: str) -> Iterator[dict[str, Any]]:
+def _pull(stream: "datasets.IterableDataset", image: str, roots: list[str], path: str) -> Iterator[dict[str, Any]]:
     """Rows with their images' bytes at hand."""
     import fsspec
 
-    for row in stream:
+    for number, row in enumerate(stream):
         stored = row[image]
         if stored and stored["bytes"] is None and stored["path"]:
-            with fsspec.open(stored["path"], "rb") as file:
+            remote = roots and "://" in stored["path"]  # named by the reader of a folder on the hub
+            own = [Path(root) for root in roots]
+            named = stored["path"] if remote else _named_file(stored, own, f"row {number} of {path}")
+            with fsspec.open(str(named), "rb") as file:
                 row = row | {image: stored | {"bytes": file.read()}}
         yield row
 
 
-def _class_names(rows: "datasets.Dataset", label: str) -> list[str]:
-    """A ClassLabel's own names, else the texts in sorted order, else the numbers up to the largest."""
+def _paths_alone(rows: "datasets.Dataset", image: str) -> list[tuple[int, str]]:
+    """Rows whose image is a path without bytes, and the path."""
+    import pyarrow.compute as compute
+
+    column = rows.select_columns([image]).with_format("arrow")
+    if not len(rows):
+        return []
+    found, first = [], 0
+    for chunk in column[:].column(image).chunks:
+        if chunk.field("bytes").null_count:
+            alone = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())
+            for place in compute.indices_nonzero(alone).to_pylist():
+                found.append((first + place, chunk.field("path")[place].as_py()))
+        first += len(chunk)
+    return found
+
+
+def _named_file(stored: dict[str, Any], roots: list[Path], name: str) -> Path:
+    """The file that an image column names; ValueError where it may not be read."""
+    if (file := file_inside(stored["path"], roots)) is None:
+        raise ValueError(
+            f"data.source.image: {name} names the file {stored['path']!r} in place of an image; such files are read"
+            " below a folder that you state alone: set data.source.files=FOLDER"
+        )
+    return file
+
+
+def _label_values(rows: "datasets.Dataset", label: str, path: str) -> list[Any]:
+    """The labels of all rows; ValueError for a column of another type, and naming the first row without one."""
     feature = rows.features[label]
-    if getattr(feature, "names", None):
-        return list(feature.names)
-    values = [value for value in rows.unique(label) if value is not None]
-    if all(isinstance(value, str) for value in values):
-        return sorted(values)
-    if all(isinstance(value, int) for value in values):
-        return [str(number) for number in range(max(values, default=-1) + 1)]
-    raise ValueError(f"data.source.label: column {label!r} holds {feature.dtype}, neither whole numbers nor texts")
+    dtype = getattr(feature, "dtype", "")
+    if not isinstance(dtype, str) or not dtype.startswith(("int", "uint", "bool", "string", "large_string", "null")):
+        raise ValueError(
+            f"data.source.label: column {label!r} of {path} holds {feature}; a label is a text, a whole number, or true"
+            " or false: name another column, or set label=null"
+        )
+    values = rows.select_columns([label]).with_format("arrow")[:].column(label).to_pylist() if len(rows) else []
+    if None in values:
+        raise ValueError(
+            f"data.source.label: row {values.index(None)} of {path} has no label; leave such rows out, or set"
+            " label=null"
+        )
+    return values
+
+
+def _class_name(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _yes(value: bool | int | None, what: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 from pipeline.datasets.base import MissingImages
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Gaussian, Moments
+from pipeline.images.archives import read_array
 from pipeline.images.reading import Images
 from pipeline.local_paths import given_path
 from pipeline.recipes.schema import Data
@@ -64,8 +65,7 @@ def check_images_of(path: Path) -> None:
 
 def read_protocol(path: Path) -> dict[str, Any]:
     """What an archive of `write_statistics` says of its statistics."""
-    with np.load(path) as archive:
-        return json.loads(str(archive[PROTOCOL]))
+    return json.loads(str(read_array(path, PROTOCOL)))
 
 
 def read_statistics(path: Path, features: list[FeatureExtractor]) -> dict[str, Gaussian | Moments]:
@@ -75,19 +75,18 @@ def read_statistics(path: Path, features: list[FeatureExtractor]) -> dict[str, G
     them, other weights or another resize.
     """
     held, moments = array_names(path), {}
-    with np.load(path) as archive:
-        written = read_protocol(path)["features"] if PROTOCOL in held else {}
-        for name, described in ((n, d) for feature in features for n, d in feature.statistics().items()):
-            mean, covariance = statistics_names(name)
-            if not {mean, covariance} <= held:
-                continue
-            moments[name] = Gaussian(*(torch.from_numpy(archive[key].astype(np.float64)) for key in (mean, covariance)))
-            theirs = written.get(name, {"width": len(moments[name].mean)})
-            if unlike := [key for key in AGREE if key in theirs and theirs[key] != described[key]]:
-                raise ValueError(
-                    f"{path}: its statistics of {name} have {unlike[0]} {theirs[unlike[0]]!r}, the features here"
-                    f" {described[unlike[0]]!r}; make them again by: python run.py reference"
-                )
+    written = read_protocol(path)["features"] if PROTOCOL in held else {}
+    for name, described in ((n, d) for feature in features for n, d in feature.statistics().items()):
+        keys = statistics_names(name)
+        if not set(keys) <= held:
+            continue
+        moments[name] = Gaussian(*(torch.from_numpy(read_array(path, key).astype(np.float64)) for key in keys))
+        theirs = written.get(name, {"width": len(moments[name].mean)})
+        if unlike := [key for key in AGREE if key in theirs and theirs[key] != described[key]]:
+            raise ValueError(
+                f"{path}: its statistics of {name} have {unlike[0]} {theirs[unlike[0]]!r}, the features here"
+                f" {described[unlike[0]]!r}; make them again by: python run.py reference"
+            )
     return moments
 
 

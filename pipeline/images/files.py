@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.images.archives import map_array
 from pipeline.images.grids import make_grid
 from pipeline.whole_files import new_file
 
@@ -33,29 +34,12 @@ def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
 def open_archive(path: Path) -> np.ndarray:
     """arr_0 [N, H, W, 3] of an archive: mapped into memory where it is not compressed, else read whole.
 
-    Raises ValueError where the archive has no arr_0 of 8-bit RGB images.
+    Raises ValueError where the archive has no arr_0 of 8-bit RGB images, or one that its file cannot hold.
     """
-    with zipfile.ZipFile(path) as archive:
-        if "arr_0.npy" not in archive.namelist():
-            raise ValueError(f"{path} holds no arr_0; images are an array of this name, uint8 [N, H, W, 3]")
-        entry = archive.getinfo("arr_0.npy")
-    pixels = _mapped(path, entry) if entry.compress_type == zipfile.ZIP_STORED else np.load(path)["arr_0"]
+    pixels = map_array(path, "arr_0")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise ValueError(f"{path}: arr_0 is {pixels.dtype} {list(pixels.shape)}; images are uint8 [N, H, W, 3]")
     return pixels
-
-
-def _mapped(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
-    """An uncompressed array of an archive, mapped into memory, read only."""
-    with path.open("rb") as file:
-        file.seek(entry.header_offset + 26)
-        name, extra = np.frombuffer(file.read(4), "<u2").tolist()  # their lengths in the header that stands before it
-        file.seek(entry.header_offset + 30 + name + extra)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read(file)
-        order = "F" if by_columns else "C"
-        return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=order)
 
 
 def write_grid(out: Path, num_classes: int, images: int) -> None:

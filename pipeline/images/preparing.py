@@ -10,15 +10,20 @@ SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as 8-bit RGB, upright by its EXIF orientation, what is transparent over white.
 
-    16-bit grey (and Pillow's I, which holds it) is divided by 257. Floats have no stated white: up to 1 they are taken
+    16-bit grey (and Pillow's I, which holds it) is divided by 257; a level or colour of 16 bits that stands for what is
+    transparent is found in them. Floats have no stated white: up to 1 they are taken
     as [0, 1], else as [0, 255]. Colour profiles are not applied. Raises ValueError for values outside of these.
     """
     image = ImageOps.exif_transpose(image)
+    key = image.info.get("transparency")
     if image.mode in SIXTEEN_BIT:
-        image = _grey(np.asarray(image).astype(np.float64) / 257, "16 bits")
+        levels = np.asarray(image).astype(np.float64)
+        image = _grey(np.where(levels == key, 65535, levels) / 257, "16 bits")  # the key over white
     elif image.mode == "F":
         values = np.asarray(image).astype(np.float64)
         image = _grey(values * 255 if values.max() <= 1 else values, "[0, 1] or [0, 255]")
+    elif isinstance(key, tuple) and max(key) > 255:  # Pillow keeps the upper 8 bits of colours of 16
+        image.info["transparency"] = tuple(level >> 8 for level in key)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         if image.mode in ("La", "RGBa"):  # premultiplied
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])

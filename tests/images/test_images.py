@@ -1,6 +1,9 @@
 """Pictures of every mode come out as upright RGB, and what is random about a row is a function of its seed."""
 
+import io
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -233,3 +236,27 @@ def test_the_fingerprint_is_of_what_plain_returns(tmp_path):
     assert digits(flip=True, workers=3).fingerprint() == first
     assert len({first, digits(size=8).fingerprint(), digits("held_out").fingerprint()}) == 3
     assert digits(resize="nearest").fingerprint() != first
+
+
+def png_of_16_bits(colour_type, values, key):
+    """A PNG of 16-bit values [H, W] or [H, W, 3] of which `key` is transparent; Pillow writes none of RGB."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)),
+        (b"tRNS", key.astype(">u2").tobytes()),
+    )
+    body = b"".join(chunk(*part) for part in (*parts, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")))
+    return Image.open(io.BytesIO(b"\x89PNG\r\n\x1a\n" + body))
+
+
+def test_16_bit_levels_and_colours_that_stand_for_transparent_lie_over_white():
+    levels = np.array([[0, 30000, 30257, 65535]], np.uint16)
+    assert np.array_equal(pixels(png_of_16_bits(0, levels, levels[:1, 1])), grey([[0, 255, 118, 255]]))
+    colours = np.array([[[0, 0, 0], [30000, 1000, 2000], [65535, 0, 300]]], np.uint16)
+    seen = pixels(png_of_16_bits(2, colours, colours[0, 1]))
+    assert np.array_equal(seen, [[[0, 0, 0], [255, 255, 255], [255, 0, 1]]])
