@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.losses.base import Loss
+from pipeline.losses.base import ExtractorLoss
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import TokenizerOutput
 
 
-class ProxyCodes(Loss):
+class ProxyCodes(ExtractorLoss):
     """`proxy_codes`: cross-entropy of the logits `proxy_logits` [B, P, vocab] to the proxy's ids, a mean over places.
 
     Yu et al., arXiv:2406.07550, section 3.3: learning these before pixels keeps a small codebook from collapsing.
@@ -22,23 +22,17 @@ class ProxyCodes(Loss):
     reads = ("proxy_logits",)
 
     def __init__(self, path: str):
-        super().__init__()
-        self.proxy = load_tokenizer(path, "proxy_codes.path")
-        spec = self.proxy.spec
+        super().__init__(load_tokenizer(path, "proxy_codes.path"))
+        spec = self.extractor.spec
         if not spec.vocab or spec.codebooks != 1 or len(spec.grid) != 2:
             raise ValueError(f"proxy_codes.path: {path} does not give one id a place of a map; take one that does")
-
-    def train(self, mode: bool = True) -> "ProxyCodes":
-        super().train(mode)
-        self.proxy.eval()
-        return self
 
     def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         logits = rebuilt.features["proxy_logits"]
         with torch.no_grad():
-            ids = self.proxy.encode(images).ids
-        if (*ids.shape, self.proxy.spec.vocab) != logits.shape:
-            vocab, places = self.proxy.spec.vocab, ids.shape[1]
+            ids = self.extractor.encode(images).ids
+        if (*ids.shape, self.extractor.spec.vocab) != logits.shape:
+            vocab, places = self.extractor.spec.vocab, ids.shape[1]
             raise ValueError(
                 f"the proxy gives {places} ids of {vocab}, the tokenizer predicts {logits.shape[1]} of"
                 f" {logits.shape[2]}; set its proxy_vocab and decoder_patch_size to the proxy's"

@@ -55,6 +55,7 @@ class TwoBand(Branched, MapTokenizer):
     of one is ever at the other. The term of the bottleneck is a mean over both. All other phases compare images.
     """
 
+    use_tiling = False
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
 
@@ -141,6 +142,14 @@ class TwoBand(Branched, MapTokenizer):
         return inverse_haar(2 * torch.cat([resize_bicubic(low, high.shape[2:])[:, None], detail], dim=1))
 
     def encode_map(self, images: Tensor) -> Tensor:
+        tile = tuple(side * self.stride for side in self.spec.grid)
+        return self.by_tile(self.encode_bands, images, tile, self.stride)
+
+    def decode_map(self, maps: Tensor) -> Tensor:
+        return self.by_tile(self.decode_bands, maps, self.spec.grid)
+
+    def encode_bands(self, images: Tensor) -> Tensor:
+        """Images to what the bottleneck reads, both bands as maps [B, inputs, h, w]."""
         return self.join_branches({band: getattr(self, band).encode(self.view(images, band)) for band in BAND_CHANNELS})
 
     def join_branches(self, halves: dict[str, Tensor]) -> Tensor:
@@ -149,7 +158,8 @@ class TwoBand(Branched, MapTokenizer):
         parts = [halves[band].chunk(groups, dim=1) for band in BAND_CHANNELS]
         return torch.cat([part for pair in zip(*parts) for part in pair], dim=1)
 
-    def decode_map(self, maps: Tensor) -> Tensor:
+    def decode_bands(self, maps: Tensor) -> Tensor:
+        """z as maps [B, C, h, w] to images."""
         low, high = maps.split([self.dims[band] for band in BAND_CHANNELS], dim=1)
         return self.merge_bands(self.low.decode(low), self.high.decode(high))
 

@@ -255,8 +255,15 @@ def test_tokenizers_encode_and_decode_by_slices_and_say_when_there_are_no_tiles(
 
 
 @torch.no_grad()
-def test_the_maskgit_autoencoder_has_tiles():
-    node = {"kind": "maskgit_vqgan", "bottleneck": {"kind": "vector_quantize", "dim": 4, "vocab": 8}}
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"kind": "maskgit_vqgan", "bottleneck": {"kind": "vector_quantize", "dim": 4, "vocab": 8}},
+        {"kind": "two_band", "bottleneck": {"kind": "gaussian", "dim": 4}, "groups": 4},
+    ],
+    ids=lambda node: node["kind"],
+)
+def test_convolutional_autoencoders_have_tiles(node):
     model = build("tokenizers", {**node, "width": 8, "multipliers": [1, 1], "blocks": 1}, image_size=16).eval()
     images = torch.randn(1, 3, 32, 48)
     whole = model(images).images

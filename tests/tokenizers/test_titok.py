@@ -163,7 +163,7 @@ def test_sure_logits_paint_what_the_proxy_decodes(proxy):
 @torch.no_grad()
 def test_the_proxy_loss_is_the_cross_entropy_to_the_proxy_s_ids(proxy):
     loss, images = ProxyCodes(proxy).train(), pictures(2)
-    assert not loss.proxy.training and not any(p.requires_grad for p in loss.parameters())
+    assert not loss.extractor.training and not any(p.requires_grad for p in loss.parameters())
     ids = make_proxy().encode(images).ids
     assert len(ids.unique()) > 1
     rebuilt = two_stage()(images, pixels=False)
