@@ -40,6 +40,7 @@ from pipeline.saved_folders import (
     check_components,
     fetch,
     finish_saving,
+    forget_paths,
     import_components,
     refuse_empty,
     refuse_missing_keys,
@@ -121,8 +122,10 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Write the pipeline's folder, as diffusers does, with ordinary file modes; code that came with it stays.
 
+        Nothing in it tells where the pipeline and its parts lay on this machine.
         With `push_to_hub=True` the finished folder is uploaded.
         """
+        forget_paths(self)
         self._before_saving = states_in(Path(save_directory))
         super().save_pretrained(str(save_directory), *args, **kwargs)
         finish_saving(self, Path(save_directory), self._before_saving)

@@ -1,7 +1,7 @@
 """Paths that people give: what lies on this machine, what may lie on the hub, and text without where things lay."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,20 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: entry if name == "id2label" else without_paths(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_paths(entry) for entry in value]
+        return (tuple if isinstance(value, tuple) else list)(map(without_paths, value))
     return _without_path(value) if isinstance(value, str) else value
+
+
+def command_typed(words: Sequence[str]) -> str:
+    """The words of a command line without where things lie: of a setting with a path in it, the name alone."""
+    return " ".join(map(_without_setting, words))
+
+
+def _without_setting(word: str) -> str:
+    name, equals, value = word.partition("=")
+    if equals and any(mark in value for mark in "/\\~"):
+        return f"{name}=..."
+    return Path(word).name if any(mark in word for mark in "/\\~") else word
 
 
 def _without_path(text: str) -> str:
@@ -65,5 +77,5 @@ def _without_path(text: str) -> str:
         return text
     outside = text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(text) or is_there(path)
     if len(path.parts) > 1 and outside and is_there(given_path(text)):
-        return path.resolve().name if path.name in ("", "..") else path.name
+        return "home" if path.resolve() == Path.home() else path.resolve().name
     return DIRECTORY.sub("", text)

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
 
 from pipeline.checksums import CHECKSUMS, check_content, recorded_in, write_checksums
 from pipeline.components import build, classes_of
-from pipeline.local_paths import given_path, may_be_hub_id
+from pipeline.local_paths import given_path, may_be_hub_id, without_paths
 from pipeline.whole_files import read_json, set_modes_of_new, states_in, write_json
 
 INDEX = "model_index.json"
@@ -121,6 +121,14 @@ def stored_keys(folder: Path, variant: str | None) -> set[str]:
             with safe_open(file, framework="pt") as tensors:
                 keys.update(tensors.keys())
     return keys
+
+
+def forget_paths(pipe: DiffusionPipeline) -> None:
+    """Take out of the configs of `pipe` and its components where things lay on this machine, before they are saved."""
+    for part in (pipe, *(part for part in pipe.components.values() if isinstance(part, ConfigMixin))):
+        config = dict(part.config)
+        if changed := {name: value for name, value in without_paths(config).items() if value != config[name]}:
+            part.register_to_config(**changed)
 
 
 def finish_saving(pipe: DiffusionPipeline, folder: Path, before: Mapping[Path, os.stat_result]) -> None:

@@ -1,15 +1,17 @@
-"""Writes the diffusers folder that other people load."""
+"""Writes the diffusers folder that other people load, in which nothing tells where its maker's files lie."""
 
 import inspect
-import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from pipeline.components import structure
 from pipeline.images.grids import make_grid
 from pipeline.latent_pipeline import LatentPipeline
+from pipeline.local_paths import without_paths
 from pipeline.publishing.model_card import Facts, model_card
 from pipeline.publishing.self_contained import write_self_contained
 from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
@@ -17,7 +19,7 @@ from pipeline.publishing.stock_transformer import stock_transformer
 from pipeline.recipes.schema import Recipe, settings
 from pipeline.runs.workspace import OWNER, Workspace
 from pipeline.sampling.many_images import assemble
-from pipeline.whole_files import new_file, write_json, write_text
+from pipeline.whole_files import new_file, read_json, write_json, write_text
 
 READS = ("decoder", "generator", "report")
 WRITES = "pipeline"
@@ -34,17 +36,18 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         return
     pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator"))
     pipe.save_pretrained(out)
+    pipe.defaults = replace(pipe.defaults, weak=without_paths(pipe.defaults.weak))
     saved = load_again(pipe, out, work.accelerator.device)
     write_grid(saved, out / "samples")
-    write_text(out / OWNER, settings(recipe))
     notes = write_extras(recipe, pipe.to("cpu"), out)
-    provenance = work.history(READS)
+    public = structure(Recipe, without_paths(asdict(recipe)))
+    write_text(out / OWNER, settings(public))
+    provenance = without_paths(work.history(READS))
     write_json(out / "provenance.json", provenance)
-    measured = (work.artefact("report") / "metrics.json").read_text()
-    write_text(out / "eval" / "metrics.json", measured)
-    numbers = json.loads(measured)
+    numbers = without_paths(read_json(work.artefact("report") / "metrics.json"))
+    write_json(out / "eval" / "metrics.json", numbers)
     facts = Facts((work.root / WRITES).as_posix(), numbers, provenance, notes)
-    write_text(out / "README.md", model_card(recipe, pipe, facts))
+    write_text(out / "README.md", model_card(public, pipe, facts))
 
 
 def load_again(pipe: LatentPipeline, folder: Path, device: torch.device) -> LatentPipeline:

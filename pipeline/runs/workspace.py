@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pipeline.local_paths import command_typed
 from pipeline.program import command_line
 from pipeline.whole_files import read_json, replace_folder, write_json, write_text
 
@@ -125,7 +126,7 @@ def plain(part: Any) -> Any:
 def surroundings(accelerator: Accelerator) -> dict[str, Any]:
     """Where and with what a result was made."""
     return {
-        "command": " ".join(sys.argv),
+        "command": command_typed(sys.argv),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,

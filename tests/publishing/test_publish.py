@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,3 +307,47 @@ def test_names_that_two_modules_use_are_told_apart(tmp_path, monkeypatch):
     second = namespace["SecondPart"]()
     assert second.double() == [2 + 5 + 3, 100, 10, 5, 2, 8, 11] and second.where() == ["a", "b"]
     assert "First." in packed and "from pipeline" not in packed
+
+
+def test_nothing_published_tells_where_the_makers_files_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["/home/jane.doe/run.py", "all", "/home/jane.doe/r.yaml", "seed=1", "a.b={c: ~jane.doe/x y}"]
+    monkeypatch.setattr(sys, "argv", words)
+    (tmp_path / "jane.doe" / "new imgs").mkdir(parents=True)
+    source = {"kind": "image_folder", "path": "jane.doe/new imgs"}
+    weak = {"folder": "/home/jane.doe/weak"}
+    recipe = make_recipe(
+        data={"source": source, "size": 16},
+        evaluate={"reference": "/home/jane.doe/statistics.npz"},
+        publish={"self_contained": True, "stock": True},
+        weights={"vgg16": "~jane.doe/vgg16.pth"},
+    )
+    work = make_run(tmp_path / "runs" / "tiny")
+    note = json.loads((work.root / "generator" / "made_from.json").read_text())
+    (work.root / "generator" / "made_from.json").write_text(json.dumps(note | {"command": "/home/jane.doe/run.py all"}))
+    numbers = json.loads((work.root / "report" / "metrics.json").read_text())
+    numbers["fd_pixels"]["protocol"]["references"] = "20 of /home/jane.doe/imgs, train"
+    (work.root / "report" / "metrics.json").write_text(json.dumps(numbers))
+    assemble = stage.assemble
+
+    def assemble_with_weak(*arguments):
+        pipe = assemble(*arguments)
+        pipe.network.register_to_config(_name_or_path="/home/jane.doe/network")
+        pipe.weak = make_network()
+        pipe.register_to_config(sampling={**pipe.config.sampling, "weak": weak["folder"]})
+        pipe.defaults = replace(pipe.defaults, weak=weak["folder"])
+        return pipe
+
+    monkeypatch.setattr(stage, "assemble", assemble_with_weak)
+    with work.publish("pipeline", "1") as out:
+        stage.run(recipe, work, out)
+    folder = work.root / "pipeline"
+    telling = [path.name for path in folder.rglob("*") if path.is_file() and b"jane" in path.read_bytes()]
+    assert not telling
+    made = json.loads((folder / "made_from.json").read_text())["command"]
+    assert made == "run.py all r.yaml seed=1 a.b=..."
+    saved = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert saved["data"]["source"]["path"] == "new imgs" and saved["weights"] == {"vgg16": "vgg16.pth"}
+    text = (folder / "README.md").read_text()
+    assert "trained on new imgs" in text and "parameters (weak)" in text
+    assert LatentPipeline.from_pretrained(folder).defaults.weak == "weak"
