@@ -1,5 +1,6 @@
 """This project computes what the published implementations compute: one item a stored output of every case."""
 
+import math
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
@@ -59,7 +60,7 @@ def test_output(folder: Path, name: str):
             pytest.skip(f"{name}: {reason}")
     ours = computed(folder)
     assert name in ours, f"{kind.__name__} neither computes {name} nor lists it in NOT_OURS"
-    compare(ours[name], stored(folder)[name], tolerance(case, kind, name))
+    compare(ours[name], stored(folder)[name], tolerance(case, kind, name), own_scale(case, name))
 
 
 @cache
@@ -84,13 +85,23 @@ def tolerance(case: Case, kind, name: str) -> float:
     return case.meta["tolerance"]["value"]
 
 
-def compare(ours: Tensor, theirs: Tensor, allowed: float) -> None:
-    """max|a - b| <= allowed * max(1, max|b|), which no NaN meets; whole numbers and exact outputs must be equal."""
+def own_scale(case: Case, name: str) -> float:
+    """What max|a - b| / max|b| may be besides, of the small outputs that the case names; infinite for any other."""
+    stated = case.meta["tolerance"].get("own_scale", {})
+    return stated["value"] if f"output.{name}" in stated.get("outputs", []) else math.inf
+
+
+def compare(ours: Tensor, theirs: Tensor, allowed: float, of_largest: float = math.inf) -> None:
+    """max|a - b| <= allowed * max(1, max|b|), which no NaN meets, and <= of_largest * max|b|; whole numbers and exact
+    outputs must be equal."""
     assert ours.shape == theirs.shape, f"{list(ours.shape)} instead of {list(theirs.shape)}"
     if allowed == 0 or not theirs.is_floating_point():
         assert ours.is_floating_point() == theirs.is_floating_point(), f"{ours.dtype} instead of {theirs.dtype}"
         assert torch.equal(ours.to(theirs.dtype), theirs), "not equal"
         return
     difference = (ours.double() - theirs.double()).abs().max().item()
-    limit = allowed * max(1.0, theirs.abs().max().item())
+    largest = theirs.abs().max().item()
+    limit = allowed * max(1.0, largest)
+    if largest and of_largest < math.inf:
+        limit = min(limit, of_largest * largest)
     assert difference <= limit, f"differs by {difference:.3g}, allowed {limit:.3g}"

@@ -1,5 +1,7 @@
 """A code that tells its image from the others of a batch as a frozen network's class feature does."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,9 +16,10 @@ class ClassContrast(ClassFeatureLoss):
     """`class_contrast`: symmetric InfoNCE between codes and a teacher's class features, a mean over the global batch.
 
     The semantic regularisation of RobusTok (Qiu et al., arXiv:2509.12474, there with weight 0.1), with the loss of CLIP
-    (Radford et al., arXiv:2103.00020, figure 3). Of image i, s_i is the mean over tokens of the code z, as it is before
-    any perturbation, and t_i the teacher's class feature after the tokenizer's own layer from the encoder's width to
-    the code's, which so learns from both. With logits a_ij = scale s_i . t_j the term is half the mean of
+    (Radford et al., arXiv:2103.00020, figure 3). Of image i, s_i is the mean over tokens of z and t_i the teacher's
+    class feature after the tokenizer's own layer from the encoder's width to the code's, which so learns from both. z
+    is the code before any perturbation, as in the paper; with `source: perturbed` it is what the decoder reads, as in
+    the released code (qiuk2/RobusTok, c4c6760). With logits a_ij = scale s_i . t_j the term is half the mean of
     -log softmax_j(a)_ii plus half that of -log softmax_i(a)_ii. As published, s and t are of any length and the scale
     is 1; with `normalize` their length is one. With accumulation the i and j are those of a micro-batch.
 
@@ -31,18 +34,21 @@ class ClassContrast(ClassFeatureLoss):
         teacher: str = "auto",
         normalize: bool = False,
         scale: float = 1.0,
+        source: Literal["clean", "perturbed"] = "clean",
     ):
         super().__init__(extractor)
         if scale <= 0:
             raise ValueError(f"class_contrast: scale is {scale:g}; logits need one above 0, and 1 is as published")
-        self.teacher, self.normalize, self.scale = teacher, normalize, scale
+        self.teacher, self.normalize, self.scale, self.source = teacher, normalize, scale, source
 
     @classmethod
     def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
         return ("the images that class_contrast tells apart",)
 
     def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
-        pairs = torch.stack([rebuilt.code.z.float().mean(dim=1), rebuilt.class_features.float()], dim=1)  # [B, 2, dim]
+        perturbed = self.source == "perturbed" and rebuilt.decoder_input is not None
+        z = rebuilt.decoder_input if perturbed else rebuilt.code.z
+        pairs = torch.stack([z.float().mean(dim=1), rebuilt.class_features.float()], dim=1)  # [B, 2, dim]
         if self.normalize:
             pairs = F.normalize(pairs, dim=-1)
         codes, features = gather_rows(pairs).unbind(1)

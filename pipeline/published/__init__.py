@@ -22,6 +22,7 @@ OPTIONS = {
     "stats": "file of the published mean and std (or variance) of the latents",
     "start": "folder or hub id of the frozen encoder",
     "head_depth": "how many of the last blocks belong to the wide head",
+    "drop_path": "probability that an image skips a branch of the last block while it is trained further",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -149,7 +149,15 @@ class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, Co
 
         `arguments` are for `reconstruct`.
         """
-        return self.reconstruct(images, TrainingInputs(condition, draws, perturb), **arguments)
+        perturbed: list[Tensor] = []
+
+        def perturb_and_record(neck: Bottleneck, h: Tensor, code: Code) -> Tensor:
+            perturbed.append(perturb(neck, h, code))
+            return perturbed[-1]
+
+        given = TrainingInputs(condition, draws, None if perturb is None else perturb_and_record)
+        rebuilt = self.reconstruct(images, given, **arguments)
+        return replace(rebuilt, decoder_input=perturbed[0]) if perturbed else rebuilt
 
     def reconstruct(self, images: Tensor, given: TrainingInputs) -> TokenizerOutput:
         """The pass of `forward`; overridden where it differs, or takes further arguments."""

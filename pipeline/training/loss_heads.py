@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.bottlenecks.base import Bottleneck
-from pipeline.code import Code, Condition
+from pipeline.code import Condition
 from pipeline.draws import Draws
 from pipeline.losses.base import Loss
 from pipeline.nn.module_outputs import outputs_of
@@ -43,19 +42,11 @@ class TokenizerWithHeads(nn.Module):
         perturb: Perturb | None = None,
         **arguments: Any,
     ) -> TokenizerOutput:
-        """As the tokenizer's, with `decoder_input` and `head_outputs` filled."""
-        perturbed: list[Tensor] = []
-
-        def perturb_and_record(neck: Bottleneck, h: Tensor, code: Code) -> Tensor:
-            perturbed.append(perturb(neck, h, code))
-            return perturbed[-1]
-
-        if perturb is not None:
-            arguments["perturb"] = perturb_and_record
+        """As the tokenizer's, with `head_outputs` filled, and `decoder_input` at all positions."""
         with outputs_of(self.model, self.modules_of.values()) as outputs:
-            rebuilt = self.model(images, condition, draws, **arguments)
-        z = rebuilt.code.z
-        rebuilt = replace(rebuilt, decoder_input=at_positions(perturbed[0], z, rebuilt.features) if perturbed else None)
+            rebuilt = self.model(images, condition, draws, perturb, **arguments)
+        z, read = rebuilt.code.z, rebuilt.decoder_input
+        rebuilt = replace(rebuilt, decoder_input=None if read is None else at_positions(read, z, rebuilt.features))
         tokens = {term: self.model.position_tokens(name, outputs[name]) for term, name in self.modules_of.items()}
         heads = {term: self.heads[term](one) for term, one in tokens.items()}
         for term, head in self.heads.items():

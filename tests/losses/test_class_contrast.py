@@ -168,3 +168,18 @@ def test_two_processes_train_as_one(tmp_path):
         ours, theirs = half.players["tokenizer"].module, alone.players["tokenizer"]
         for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4, msg=f"{neck}: {name}")
+
+
+def test_it_reads_the_code_before_a_perturbation_or_after():
+    z, changed, aims = torch.randn(5, 3, 4), torch.randn(5, 3, 4), torch.randn(5, 4)
+    rebuilt = TokenizerOutput(None, Code(z), {}, class_features=aims, decoder_input=changed)
+    clean, perturbed = ClassContrast(classifier()), ClassContrast(classifier(), source="perturbed")
+    alone = ClassContrast(classifier())(images(5), TokenizerOutput(None, Code(changed), {}, class_features=aims))
+    assert torch.equal(perturbed(images(5), rebuilt)["class_contrast"], alone["class_contrast"])
+    assert not torch.equal(clean(images(5), rebuilt)["class_contrast"], alone["class_contrast"])
+
+    tokenizer = tokenizer_of()
+    draws = StepDraws(0, 0, slice(0, 4), 4)
+    rebuilt = tokenizer(images(), None, draws, lambda neck, h, code: code.z + 1)
+    assert torch.equal(rebuilt.decoder_input, rebuilt.code.z + 1)
+    assert tokenizer(images(), None, draws).decoder_input is None
