@@ -5,13 +5,16 @@ import inspect
 import pkgutil
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import MISSING, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from pipeline.ranges import type_hints
+from pipeline.validation import PLACE, SettingError, at, check_finite_number, suggestion
 
 if TYPE_CHECKING:
     from diffusers import ConfigMixin
 
-from pipeline.validation import PLACE, SettingError, at, suggestion
 from pipeline.written import holds_written, opened, typed
 
 Node = dict[str, Any]  # {kind: <file name>, **constructor arguments}
@@ -136,7 +139,7 @@ def conform_node(slot: str, node: Node, derived: tuple[str, ...], where: str) ->
 def conform_arguments(cls: type, node: Node, derived: tuple[str, ...], where: str) -> dict[str, Any]:
     """The arguments that a node states for the constructor of `cls`, typed; ValueError as in `check`."""
     arguments = {name: value for name, value in node.items() if name != "kind"}
-    hints = get_type_hints(cls.__init__)
+    hints = type_hints(cls.__init__)
     if refused := sorted(set(derived) & set(arguments)):
         raise SettingError(f"{where}.{refused[0]}", " is determined by an earlier stage; take it out of the recipe")
     free = {name: parameter for name, parameter in constructor_parameters(cls).items() if name not in derived}
@@ -181,7 +184,7 @@ def read_node(slot: str, node: Any) -> Any:
 
 def read_arguments(cls: type | None, node: Mapping[str, Any]) -> dict[str, Any]:
     """As `read_node`, for a node of the class `cls`, or of an unknown one."""
-    hints = get_type_hints(cls.__init__) if cls else {}
+    hints = type_hints(cls.__init__) if cls else {}
     read: dict[str, Any] = {}
     for name, value in node.items():
         hint = str if name == "kind" else hints.get(name, Any)
@@ -228,14 +231,21 @@ def conform(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`, or ValueError naming the place; recursive over dataclasses, lists and mappings.
 
     Texts of a command line are read as the type says; numbers of numpy and torch are taken as Python's.
+    No number is nan, infinite or outside of the range that the type states (`pipeline.ranges`).
     """
     if holds_written(value):
         with at(where):
             value = typed(value, hint)
     if hint is Any:
+        check_numbers(value, where)
         return value
     value = plain_value(value)
     origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        value = conform(value, inner[0], where)
+        for rule in inner[1:]:
+            rule.check(where, value)
+        return value
     if origin in (Union, types.UnionType):
         return _one_of(value, inner, where)
     if origin is Literal:
@@ -280,7 +290,7 @@ def structure(cls: type, values: Any, where: str = "") -> Any:
         values = {cls.short: values}
     if not isinstance(values, Mapping):
         raise SettingError(where, f": {values!r} is not a mapping of {', '.join(f.name for f in fields(cls))}")
-    hints = get_type_hints(cls)
+    hints = type_hints(cls)
     known = [f.name for f in fields(cls)]
     dot = f"{where}." if where else ""
     for name in values:
@@ -296,7 +306,8 @@ def structure(cls: type, values: Any, where: str = "") -> Any:
             with at(f"{dot}{name}"):
                 value = read_nodes(slots[name], value, hints[name])
         typed_values[name] = conform(value, hints[name], f"{dot}{name}")
-    return cls(**typed_values)
+    with at(where) if where else nullcontext():
+        return cls(**typed_values)
 
 
 def _one_of(value: Any, hints: tuple, where: str) -> Any:
@@ -307,9 +318,9 @@ def _one_of(value: Any, hints: tuple, where: str) -> Any:
         if hint is not type(None):
             try:
                 return conform(value, hint, where)
-            except ValueError as error:
+            except SettingError as error:
                 errors.append(error)
-    raise errors[0]
+    raise max(errors, key=lambda error: len(error.place))  # that of the type which fits as far as an inner value
 
 
 def _sequence(value: Any, origin: type, inner: tuple, where: str) -> Any:
@@ -322,7 +333,21 @@ def _sequence(value: Any, origin: type, inner: tuple, where: str) -> Any:
     return origin(conform(v, h, f"{where}[{i}]") for i, (v, h) in enumerate(zip(value, of)))
 
 
+def check_numbers(value: Any, where: str) -> None:
+    """SettingError for nan and infinity in a value of any type."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            check_numbers(entry, f"{where}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for place, entry in enumerate(value):
+            check_numbers(entry, f"{where}[{place}]")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        check_finite_number(where, value)
+
+
 def _scalar(value: Any, hint: type, where: str) -> Any:
+    if hint in (int, float):
+        check_numbers(value, where)
     if isinstance(value, float) and hint is int and value.is_integer():
         return int(value)  # 1e3 is a float in YAML
     if isinstance(value, int) and not isinstance(value, bool) and hint is float:

@@ -1,9 +1,13 @@
 """Errors that name the setting at fault, and one wording for every rule that values follow."""
 
 import difflib
+import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 PLACE = "<place>"  # in the message of a SettingError: the whole name of its setting, known once that is
 
@@ -63,6 +67,69 @@ def check_names(given: Iterable[str], needed: Iterable[str], what: str) -> None:
             raise SettingError(name, f" is missing: every {what} needs a value; set {PLACE}=VALUE")
 
 
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have; the ends belong to it unless they are open. nan and inf never do."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __str__(self) -> str:
+        """What is allowed, as messages and listings say it: `1 or more`, `a fraction, 0 or more and below 1`."""
+        if math.isinf(self.low) and math.isinf(self.high):
+            return "a finite number"
+        if math.isinf(self.high):
+            return f"a number above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        kind = "a fraction, " if (self.low, self.high) == (0, 1) else "a number "
+        if not self.open_low and not self.open_high:
+            return f"{kind}from {self.low:g} to {self.high:g}"
+        low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        return f"{kind}{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def check(self, name: str, value: float) -> None:
+        """SettingError unless `value` is a number of this range."""
+        check_number(name, value)
+        if value not in self:
+            raise SettingError(name, f" is {value:g}; give {self}")
+        check_finite_number(name, value)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many entries a list may have."""
+
+    least: int
+
+    def __str__(self) -> str:
+        return f"{self.least} {'entry' if self.least == 1 else 'entries'} or more"
+
+    def check(self, name: str, value: Sized) -> None:
+        """SettingError unless `value` has so many entries."""
+        if len(value) < self.least:
+            raise SettingError(name, f" has {len(value) or 'no'} entries; give {self}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """SettingError for what is no number, and for a whole one of more than 63 bits."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise SettingError(name, f": {value!r} is not a number")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise SettingError(name, " has more than 18 digits; give a smaller number")
+
+
+def check_finite_number(name: str, value: float) -> None:
+    """SettingError for nan, inf, and what `check_number` refuses."""
+    check_number(name, value)
+    if not math.isfinite(value):
+        raise SettingError(name, f" is {value}; give a finite number")
+
+
 def check_folder_name(place: str, name: str) -> None:
     """SettingError unless `name` is one folder's name on every system, and none that is hidden or means another one."""
     if not name.strip():
@@ -85,22 +152,14 @@ def check_folder_name(place: str, name: str) -> None:
 
 def check_fraction(name: str, value: float, *, zero: bool = True, one: bool = True) -> None:
     """SettingError unless `value` is from 0 to 1; `zero` and `one` say whether the ends are allowed."""
-    if (value >= 0 if zero else value > 0) and (value <= 1 if one else value < 1):
-        return
-    if zero and one:
-        allowed = "from 0 to 1"
-    else:
-        allowed = f"{'0 or more' if zero else 'above 0'} and {'at most' if one else 'below'} 1"
-    raise SettingError(name, f" is {value:g}; give a fraction, {allowed}")
+    Range(0, 1, open_low=not zero, open_high=not one).check(name, value)
 
 
 def check_positive(name: str, value: float) -> None:
     """SettingError unless `value` is above 0."""
-    if not value > 0:
-        raise SettingError(name, f" is {value:g}; give a number above 0")
+    Range(0, open_low=True).check(name, value)
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
     """SettingError unless `value` is `least` or more."""
-    if not value >= least:
-        raise SettingError(name, f" is {value:g}; give {least:g} or more")
+    Range(least).check(name, value)

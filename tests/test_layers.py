@@ -14,7 +14,18 @@ TAKEN = {"dit", "flux", "sana", "latte", "wan", "prx", "ddpm", "amused", "kandin
 
 # Modules and packages of pipeline/, then the entry points: each may import those before it, and none after it.
 ROOMS = (
-    *("program", "whole_files", "checksums", "code", "draws", "validation", "local_paths", "written", "components"),
+    *(
+        "program",
+        "whole_files",
+        "checksums",
+        "code",
+        "draws",
+        "validation",
+        "ranges",
+        "local_paths",
+        "written",
+        "components",
+    ),
     *("saved_folders", "content", "listing", "data_files"),
     *("nn", "vision", "samplers", "solvers"),
     *("datasets", "bottlenecks", "teachers", "critics", "adversarial", "tokenizers", "networks", "objectives"),

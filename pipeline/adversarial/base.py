@@ -6,9 +6,10 @@ from torch import Tensor
 
 from pipeline.components import Node
 from pipeline.nn.critic_logits import Logits, mean_of, views
+from pipeline.ranges import RangedArguments
 
 
-class AdversarialLoss(ABC):
+class AdversarialLoss(RangedArguments, ABC):
     """Two terms on the logits of real and of rebuilt images; large logits mean real.
 
     A file gives both for one view of an image; of several views, as of several scales, each term is the mean.

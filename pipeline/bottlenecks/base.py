@@ -14,11 +14,12 @@ from pipeline.nn.clusters import distances
 from pipeline.nn.entropy import tokens_at_once
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.straight_through import straight_through
+from pipeline.ranges import Count, RangedArguments
 
 ENUMERABLE = 2**20  # codes at most among which the nearest are looked for one by one
 
 
-class Bottleneck(EntryPoints, ABC):
+class Bottleneck(RangedArguments, EntryPoints, ABC):
     """Compresses features [B, N, inputs] into a code of `dim` channels per token."""
 
     entry_points = ("moments", "lookup", "redraw_ids")
@@ -112,10 +113,8 @@ class Composite(Quantizer):
     With `shared`, all of them are one and the same module.
     """
 
-    def __init__(self, bottleneck: Node, codebooks: int, shared: bool = False):
+    def __init__(self, bottleneck: Node, codebooks: Count, shared: bool = False):
         super().__init__()
-        if codebooks < 1:
-            raise ValueError(f"codebooks is {codebooks}; set codebooks to 2 or more")
         distinct = 1 if shared else codebooks
         self.parts = nn.ModuleList(components.build("bottlenecks", bottleneck) for _ in range(distinct))
         if not isinstance(self.parts[0], Quantizer):

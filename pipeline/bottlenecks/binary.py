@@ -2,6 +2,7 @@
 
 import math
 from itertools import accumulate
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from pipeline.code import Code
 from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.entropy import entropy_gap
+from pipeline.ranges import Positive
+from pipeline.validation import Range
 
 
 class Binary(Quantizer):
@@ -27,14 +30,14 @@ class Binary(Quantizer):
     temperatures: 0.01 lookup-free; 1 spherical.
     """
 
-    def __init__(self, bits: int, spherical: bool = False, entropy_temperature: float | None = 1.0, group: int = 9):
+    def __init__(
+        self,
+        bits: Annotated[int, Range(1, 62)],
+        spherical: bool = False,
+        entropy_temperature: Positive | None = 1.0,
+        group: Annotated[int, Range(1, 20)] = 9,
+    ):
         super().__init__()
-        if not 1 <= bits <= 62:
-            raise ValueError(f"{bits} bits cannot be numbered in an id; set bits from 1 to 62")
-        if not 1 <= group <= 20:
-            raise ValueError(f"the entropy over all codes of {group} bits cannot be computed; set group from 1 to 20")
-        if entropy_temperature is not None and entropy_temperature <= 0:
-            raise ValueError(f"entropy_temperature {entropy_temperature:g} is not above 0; null leaves the term out")
         self.dim = self.inputs = bits
         self.vocab = 2**bits
         self.spherical, self.entropy_temperature, self.group = spherical, entropy_temperature, min(group, bits)

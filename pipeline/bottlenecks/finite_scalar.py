@@ -2,6 +2,7 @@
 
 import math
 from itertools import accumulate
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Quantizer
 from pipeline.code import Code
 from pipeline.draws import Draws
+from pipeline.validation import Length, Range
 
 MARGIN = 1e-3  # by which the bound stays inside the outermost levels' halves
 
@@ -23,10 +25,8 @@ class FiniteScalar(Quantizer):
     [8, 8, 8, 5, 5, 5].
     """
 
-    def __init__(self, levels: list[int]):
+    def __init__(self, levels: Annotated[list[Annotated[int, Range(2)]], Length(1)]):
         super().__init__()
-        if not levels or min(levels) < 2:
-            raise ValueError(f"levels {levels} need one entry per channel, each 2 or more, for example [8,5,5,5]")
         if math.prod(levels) >= 2**63:
             raise ValueError(f"levels {levels} give more than 2^63 codes, too many to number; give fewer channels")
         self.dim = self.inputs = len(levels)

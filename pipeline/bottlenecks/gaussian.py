@@ -7,6 +7,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code
 from pipeline.components import Arguments
 from pipeline.draws import Draws
+from pipeline.ranges import Count
 
 
 class Gaussian(Bottleneck):
@@ -16,7 +17,7 @@ class Gaussian(Bottleneck):
     autoencoders. The term `kl` is the mean over all elements of 0.5 (mean^2 + var - 1 - logvar).
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: Count):
         super().__init__()
         self.dim, self.inputs = dim, 2 * dim
 

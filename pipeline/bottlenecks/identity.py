@@ -5,12 +5,13 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code
 from pipeline.draws import Draws
+from pipeline.ranges import Count
 
 
 class Identity(Bottleneck):
     """z = h [B, N, dim]; no terms, no posterior."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: Count):
         super().__init__()
         self.dim = self.inputs = dim
 

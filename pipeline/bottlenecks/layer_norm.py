@@ -7,6 +7,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code
 from pipeline.draws import Draws
 from pipeline.nn.blocks import EPSILON
+from pipeline.ranges import Count
 
 
 class LayerNorm(Bottleneck):
@@ -16,7 +17,7 @@ class LayerNorm(Bottleneck):
     channel, of which nothing would be left.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: Count):
         super().__init__()
         if dim < 2:
             raise ValueError(f"layer_norm: of {dim} channel nothing is left; set dim to 2 or more")

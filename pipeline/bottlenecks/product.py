@@ -7,6 +7,7 @@ from pipeline.bottlenecks.base import Composite
 from pipeline.code import Code
 from pipeline.components import Node
 from pipeline.draws import Draws
+from pipeline.ranges import Count
 
 
 class Product(Composite):
@@ -16,7 +17,7 @@ class Product(Composite):
     make 16 channels.
     """
 
-    def __init__(self, bottleneck: Node, codebooks: int):
+    def __init__(self, bottleneck: Node, codebooks: Count):
         super().__init__(bottleneck, codebooks)
         self.inputs = sum(part.inputs for part in self.parts)
         self.dim = sum(part.dim for part in self.parts)

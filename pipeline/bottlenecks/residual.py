@@ -6,6 +6,7 @@ from pipeline.bottlenecks.base import Composite
 from pipeline.code import Code
 from pipeline.components import Node
 from pipeline.draws import Draws
+from pipeline.ranges import Count, FractionAboveZero
 
 
 class Residual(Composite):
@@ -16,9 +17,7 @@ class Residual(Composite):
     L levels of `finite_scalar`). With `shared` they are one and the same. The gradient of z goes to h once.
     """
 
-    def __init__(self, bottleneck: Node, codebooks: int, shared: bool = False, scale: float = 1.0):
-        if not 0 < scale <= 1:
-            raise ValueError(f"residual works at scale^k of the first scale; {scale:g} is not above 0 and up to 1")
+    def __init__(self, bottleneck: Node, codebooks: Count, shared: bool = False, scale: FractionAboveZero = 1.0):
         super().__init__(bottleneck, codebooks, shared)
         self.inputs, self.dim, self.scale = self.parts[0].inputs, self.parts[0].dim, scale
 

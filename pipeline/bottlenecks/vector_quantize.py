@@ -1,7 +1,7 @@
 """Every token becomes the nearest row of a codebook."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,9 @@ from pipeline.nn.clusters import cluster_sums, distances, k_means, nearest_centr
 from pipeline.nn.entropy import entropy_gap, tokens_at_once
 from pipeline.nn.processes import broadcast_from_first, sum_over_processes, world_size
 from pipeline.nn.straight_through import rotation_trick
+from pipeline.ranges import Count, FractionBelowOne, NotNegative, Positive
 from pipeline.samplers.choice import Choice
+from pipeline.validation import Range
 
 ROUNDS = 10  # of k-means
 POINTS = 64  # latents a row that k-means sees at most
@@ -44,19 +46,18 @@ class VectorQuantize(Quantizer):
 
     def __init__(
         self,
-        dim: int,
-        vocab: int,
+        dim: Count,
+        vocab: Annotated[int, Range(2)],
         unit_norm: bool = True,
         learn: Literal["gradient", "ema"] = "gradient",
-        decay: float = 0.99,
+        decay: FractionBelowOne = 0.99,
         start: Literal["random", "kmeans"] = "random",
-        restart: float = 0.0,
+        restart: FractionBelowOne = 0.0,
         gradient: Literal["straight_through", "rotation"] = "straight_through",
-        entropy_temperature: float | None = None,
-        sampling_temperature: float = 0.0,
+        entropy_temperature: Positive | None = None,
+        sampling_temperature: NotNegative = 0.0,
     ):
         super().__init__()
-        check_settings(vocab, decay, restart, entropy_temperature, sampling_temperature)
         self.dim = self.inputs = dim
         self.vocab, self.unit_norm, self.learn, self.decay, self.start = vocab, unit_norm, learn, decay, start
         self.restart, self.gradient, self.entropy_temperature = restart, gradient, entropy_temperature
@@ -210,19 +211,3 @@ class VectorQuantize(Quantizer):
         for name in ("codebook", "sums") if self.learn == "ema" else ("codebook",):
             ours = getattr(self, name)
             ours.copy_(torch.where(anew[:, None], getattr(trained, name), ours))
-
-
-def check_settings(vocab: int, decay: float, restart: float, entropy: float | None, sampling: float) -> None:
-    """ValueError with one line for a setting out of range."""
-    if vocab < 2:
-        raise ValueError(f"a codebook of {vocab} rows carries no information; set vocab to 2 or more")
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay {decay:g} is not a fraction from 0 up to below 1; 0.99 is usual")
-    if not 0 <= restart < 1:
-        raise ValueError(
-            f"restart {restart:g} is not a fraction of the mean use, from 0 (never) up to below 1; try 0.03"
-        )
-    if entropy is not None and entropy <= 0:
-        raise ValueError(f"entropy_temperature {entropy:g} is not above 0; 0.01 is usual, null leaves the term out")
-    if sampling < 0:
-        raise ValueError(f"sampling_temperature {sampling:g} is below 0; 0 takes the nearest row")

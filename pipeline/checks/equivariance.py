@@ -7,14 +7,13 @@ from pipeline.nn.map_transform import MapTransform
 from pipeline.recipes.building import DERIVED, TokenizerPlan
 from pipeline.recipes.schema import Equivariance, Phase
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.validation import SettingError, at, check_fraction
+from pipeline.validation import SettingError, at
 
 
 def check_equivariance(phase: Phase, tokenizer: TokenizerPlan) -> None:
     """ValueError where codes are not on a map, a scale does not fit it, or a loss or the critic needs one size."""
     settings = phase.equivariance
     with at("equivariance"):
-        check_values(settings)
         check_map(settings, phase.train, tokenizer)
         check_losses_of_sizes(phase)
         if phase.adversary is not None:
@@ -25,15 +24,6 @@ def check_equivariance(phase: Phase, tokenizer: TokenizerPlan) -> None:
                     f"the critic needs images of {needed} pixels a side or more, and the smallest scale makes"
                     f" {smallest:g}; leave that scale out, or give the critic fewer layers"
                 )
-
-
-def check_values(settings: Equivariance) -> None:
-    check_fraction("codes", settings.codes)
-    check_fraction("images", settings.images)
-    if not settings.scales or not all(0 < scale <= 1 for scale in settings.scales):
-        raise SettingError("scales", f" are {list(settings.scales)}; give one or more numbers above 0 and at most 1")
-    if not settings.turns or not set(settings.turns) <= {0, 1, 2, 3}:
-        raise SettingError("turns", f" are {list(settings.turns)}; give one or more of 0, 1, 2 and 3 quarter turns")
 
 
 def check_map(settings: Equivariance, trained: str, tokenizer: TokenizerPlan) -> None:

@@ -121,5 +121,5 @@ def check_class_token(recipe: Recipe, network: type[Network], objective: Objecti
 def check_milestones(recipe: Recipe) -> None:
     generator = recipe.generator
     for step in generator.milestones:
-        if not 1 <= step <= generator.loop.steps:
+        if step > generator.loop.steps:
             raise SettingError("milestones", f": there is no step {step}; give steps from 1 to {generator.loop.steps}")

@@ -6,7 +6,7 @@ from pipeline.checks.phase import check_phase
 from pipeline.components import find
 from pipeline.recipes.building import TokenizerPlan
 from pipeline.recipes.schema import Phase, Recipe
-from pipeline.validation import SettingError, at, check_fraction, check_names, check_positive
+from pipeline.validation import SettingError, at, check_names
 
 
 def check_joint_training(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
@@ -15,8 +15,6 @@ def check_joint_training(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
     if joint is None:
         return
     with at("joint"):
-        check_fraction("momentum", joint.momentum, zero=False)
-        check_positive("epsilon", joint.epsilon)
         losses = [find("losses", node["kind"]) for node in recipe.generator.losses.values()]
         check_alignment(joint.alignment, joint.phase, [term for loss in losses for term in loss.terms])
         with at("phase"):

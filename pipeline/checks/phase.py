@@ -15,8 +15,8 @@ from pipeline.frozen.networks import check_extractor
 from pipeline.losses.base import Attachment, Loss
 from pipeline.nn.branched import last_layer_of
 from pipeline.recipes.building import DERIVED, TokenizerPlan, output_layout
-from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, Recipe
-from pipeline.validation import PLACE, SettingError, at, check_at_least, check_fraction, check_known, check_names
+from pipeline.recipes.schema import Adversary, Loop, Phase, Recipe
+from pipeline.validation import PLACE, SettingError, at, check_known, check_names
 
 
 def check_phase(
@@ -129,15 +129,10 @@ def check_images_are_compared(phase: Phase, tokenizer: TokenizerPlan) -> None:
 
 def check_adversary(adversary: Adversary, critic: type[Critic], arguments: Arguments, channels: int, size: int) -> None:
     """ValueError where the critic cannot judge images of these channels and sides, or a setting is out of range."""
-    if not 0 <= adversary.ahead <= adversary.start:
+    if adversary.ahead > adversary.start:
         raise SettingError(
             "ahead", f" is {adversary.ahead}, and start is {adversary.start}; give a number from 0 to start"
         )
-    check_at_least("lecam", adversary.lecam, 0)
-    check_fraction("lecam_decay", adversary.lecam_decay, one=False)
-    if adversary.augmentation is not None:
-        with at("augmentation"):
-            check_augmentation(adversary.augmentation)
     if size < (smallest := critic.smallest(arguments)):
         raise SettingError(
             "critic", f" needs images of {smallest} pixels a side or more, not {size}; give it fewer layers"
@@ -146,11 +141,6 @@ def check_adversary(adversary: Adversary, critic: type[Critic], arguments: Argum
         raise SettingError("critic", f" has to judge images of {channels} channels; set {PLACE}.channels={channels}")
     if adversary.feature_matching and not critic.shows_layers:
         raise SettingError("feature_matching", f": a {critic.__name__} shows no layers to match; set it to false")
-
-
-def check_augmentation(augmentation: Augmentation) -> None:
-    for name in ("probability", "translation", "cutout"):
-        check_fraction(name, getattr(augmentation, name))
 
 
 def check_adaptive(phase: Phase, tokenizer: TokenizerPlan) -> None:

@@ -1,6 +1,5 @@
 """The check of a whole recipe, part after part of the line."""
 
-import math
 from dataclasses import dataclass
 
 from pipeline.checks.evaluation import check_evaluation
@@ -14,9 +13,8 @@ from pipeline.components import check, find
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.recipes.building import DERIVED
-from pipeline.recipes.schema import Latents, Recipe
+from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.validation import SettingError
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     """Check every section against the components it names; ValueError with one line that says what to change."""
     check("datasets", recipe.data.source, DERIVED["datasets"], "data.source")
     tokenizer = check_tokenizer(recipe)
-    check_latents(recipe.latents)
     objective = check_generator(recipe, tokenizer.spec)
     check_joint_training(recipe, tokenizer)
     check_sampling(recipe, tokenizer.spec, objective)
@@ -41,8 +38,3 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     check_evaluation(recipe)
     network = find("networks", recipe.generator.network["kind"])
     return CheckedRecipe(tokenizer.cls, tokenizer.spec, network, objective)
-
-
-def check_latents(latents: Latents) -> None:
-    if small := [factor for factor in latents.crops if not 1 <= factor < math.inf]:
-        raise SettingError("latents.crops", f": {small[0]:g} is given; crops are of an enlarged image: give 1 or more")

@@ -6,15 +6,13 @@ from pipeline.code import LatentSpec
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Recipe
 from pipeline.sampling.weak_network import check_weak_folder
-from pipeline.validation import SettingError, at, check_at_least
+from pipeline.validation import SettingError, at
 
 
 def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> None:
     """ValueError where a setting does not fit the objective, or guidance has nothing to lead away from."""
     sample = recipe.sample
     settings = objective.read_settings(sample.sampler, "sample.sampler")
-    if sample.steps is not None:
-        check_at_least("sample.steps", sample.steps, 1)
     with at("sample.sampler"):
         objective.check_sampler(objective.steps_for(spec, sample.steps), spec, settings)
     if objective.class_token and sample.guidance.channels is not None:

@@ -20,17 +20,18 @@ from pipeline.local_paths import given_path
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.reference import images_of_folder
+from pipeline.ranges import Count, RangedFields
 from pipeline.recipes.files import is_recipe, parse_settings
-from pipeline.recipes.schema import load
+from pipeline.recipes.schema import Features, load
 from pipeline.runs.machine import accelerate
 
 
 @dataclass
-class FolderSettings:
+class FolderSettings(RangedFields):
     """What `run.py reference FOLDER` takes."""
 
-    size: int  # pixels per side that every image is resized and cropped to
-    features: tuple[str, ...] = ("inception",)
+    size: Count  # pixels per side that every image is resized and cropped to
+    features: Features = ("inception",)
     resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"
     weights: dict[str, str] = field(default_factory=dict)
 

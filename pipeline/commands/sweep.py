@@ -17,6 +17,7 @@ from pipeline.images.reading import Images
 from pipeline.measuring.reference import fingerprint_reference
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
 from pipeline.program import command_line
+from pipeline.ranges import Count, RangedFields
 from pipeline.recipes.files import parse_settings
 from pipeline.recipes.schema import ONLY_SPEED, Recipe, Sampling, load
 from pipeline.reporting.run_page import refresh_report
@@ -34,14 +35,14 @@ NUMBERS = "numbers.json"  # of a point, written last: what has it is finished
 
 
 @dataclass
-class SweepSettings:
+class SweepSettings(RangedFields):
     """What `run.py sweep` takes: values to try in every combination; all else is as in the recipe."""
 
     guidance: dict[str, list[Any]] = field(default_factory=dict)  # values of its settings; a list alone: of its scale
-    steps: tuple[int, ...] = ()
+    steps: tuple[Count, ...] = ()
     sampler: dict[str, list[Any]] = field(default_factory=dict)  # values of the objective's own settings, by name
-    images: int | None = None  # of every point
-    batch: int | None = field(default=None, metadata=ONLY_SPEED)
+    images: Count | None = None  # of every point
+    batch: Count | None = field(default=None, metadata=ONLY_SPEED)
 
 
 @dataclass(frozen=True)

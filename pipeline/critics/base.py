@@ -8,9 +8,10 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from pipeline.components import Arguments
+from pipeline.ranges import RangedArguments
 
 
-class Critic(ModelMixin, ConfigMixin):
+class Critic(RangedArguments, ModelMixin, ConfigMixin):
     """Tells real images from rebuilt ones."""
 
     shows_layers: bool = False  # forward(images, True) gives the logits and a list of its layers' outputs

@@ -13,6 +13,7 @@ from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.nn.spectral import SpectralConv1d
 from pipeline.nn.unregistered import Unregistered
+from pipeline.ranges import Count, Counts, Layers
 from pipeline.teachers.base import Teacher
 
 VIRTUAL_BATCH = 8
@@ -40,12 +41,12 @@ class FrozenFeatures(Critic):
     @register_to_config
     def __init__(
         self,
-        widths: list[int],
+        widths: Counts,
         source: str,
         teacher: str = "auto",
-        layers: list[int] | None = None,
-        teacher_size: int | Literal["grid"] | None = None,
-        kernel: int = 9,
+        layers: Layers | None = None,
+        teacher_size: Count | Literal["grid"] | None = None,
+        kernel: Count = 9,
         norm: Norm = "group",
     ):
         super().__init__()
@@ -89,7 +90,7 @@ class Head(nn.Module):
     A 1x1 unit, a unit over `kernel` positions beside it, and a 1x1 convolution.
     """
 
-    def __init__(self, width: int, kernel: int, norm: Norm):
+    def __init__(self, width: int, kernel: Count, norm: Norm):
         super().__init__()
         self.enter, self.mix = Unit(width, 1, norm), Unit(width, kernel, norm)
         self.leave = SpectralConv1d(width, 1)
@@ -102,7 +103,7 @@ class Head(nn.Module):
 class Unit(nn.Module):
     """Convolution, norm, leaky ReLU, [B, C, N] to the same."""
 
-    def __init__(self, width: int, kernel: int, norm: Norm):
+    def __init__(self, width: int, kernel: Count, norm: Norm):
         super().__init__()
         self.convolution = SpectralConv1d(width, width, kernel)
         self.norm = VirtualBatchNorm(width) if norm == "batch" else nn.GroupNorm(math.gcd(8, width), width)

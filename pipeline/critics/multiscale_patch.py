@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.nn.patch_layers import Norm, activations, patch_layers, smallest_side
+from pipeline.ranges import Count
 
 
 class MultiscalePatch(Critic):
@@ -21,7 +22,9 @@ class MultiscalePatch(Critic):
     shows_layers = True
 
     @register_to_config
-    def __init__(self, scales: int = 3, width: int = 64, layers: int = 3, norm: Norm = "group", channels: int = 3):
+    def __init__(
+        self, scales: Count = 3, width: Count = 64, layers: Count = 3, norm: Norm = "group", channels: Count = 3
+    ):
         super().__init__()
         self.judges = nn.ModuleList(patch_layers(width, layers, norm, channels) for _ in range(scales))
 

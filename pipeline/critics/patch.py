@@ -7,6 +7,7 @@ from torch import Tensor
 from pipeline.components import Arguments
 from pipeline.critics.base import Critic
 from pipeline.nn.patch_layers import Norm, activations, patch_layers, smallest_side
+from pipeline.ranges import Count
 
 
 class Patch(Critic):
@@ -21,7 +22,7 @@ class Patch(Critic):
     shows_layers = True
 
     @register_to_config
-    def __init__(self, width: int = 64, layers: int = 3, norm: Norm = "group", channels: int = 3):
+    def __init__(self, width: Count = 64, layers: Count = 3, norm: Norm = "group", channels: Count = 3):
         super().__init__()
         self.main = patch_layers(width, layers, norm, channels)
 

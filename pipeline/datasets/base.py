@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.draws import mix
 from pipeline.listing import image_formats, why_no_file
+from pipeline.ranges import RangedArguments
 
 Split = Literal["train", "held_out"]
 
@@ -38,7 +39,7 @@ class Record:
     attributes: tuple[bool, ...] = ()  # whether it has each of the source's attributes
 
 
-class Source(ABC):
+class Source(RangedArguments, ABC):
     """A split of a collection. `split` is a derived constructor argument; the others are the recipe's."""
 
     class_names: list[str]  # label i is called class_names[i]; empty when there are no classes

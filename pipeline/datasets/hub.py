@@ -12,6 +12,7 @@ from pipeline.content import hash_files
 from pipeline.data_files import file_inside, find_data_files
 from pipeline.datasets.base import BrokenImage, MissingImages, Record, Source, Split, decode, set_aside
 from pipeline.local_paths import given_path, may_be_hub_id
+from pipeline.ranges import Count, FractionBelowOne
 
 if TYPE_CHECKING:
     import datasets
@@ -44,8 +45,8 @@ class Hub(Source):
         revision: str | None = None,
         train_split: str = "train",
         held_out_split: str | None = None,
-        held_out: float = 0.1,
-        take: int | None = None,
+        held_out: FractionBelowOne = 0.1,
+        take: Count | None = None,
         streaming: bool = False,
         attributes: list[str] | None = None,
         files: str | None = None,
@@ -136,7 +137,7 @@ class _Collection:
         path: str,
         config: str | None,
         revision: str | None,
-        take: int | None,
+        take: Count | None,
         streaming: bool,
         stated: dict[str, list[str | None]],
         files: str | None,

@@ -8,6 +8,7 @@ from pipeline.content import hash_files
 from pipeline.datasets.base import MissingImages, Record, Source, Split, decode, set_aside
 from pipeline.listing import PASSED_OVER, Lister, Listing, readable_name, why_no_file
 from pipeline.local_paths import given_path
+from pipeline.ranges import FractionBelowOne
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "valid", "validation", "dev", "eval", "test", "held_out")  # the first that is there is taken
@@ -25,7 +26,7 @@ class ImageFolder(Source):
     there is no such folder.
     """
 
-    def __init__(self, path: str, held_out: float = 0.1, split: Split = "train"):
+    def __init__(self, path: str, held_out: FractionBelowOne = 0.1, split: Split = "train"):
         root = given_path(path)
         if not root.is_dir():
             raise MissingImages(

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.datasets.base import Record, Source, Split
 from pipeline.draws import mix
+from pipeline.ranges import Count, Seed
 
 COLOURS = {"red": (214, 48, 49), "green": (46, 160, 67), "blue": (41, 98, 204), "yellow": (235, 190, 40)}
 FINER = 4  # times, before edges are averaged
@@ -29,10 +30,9 @@ class Shapes(Source):
     class_names = list(FORMS)
     attribute_names = ["red", "green", "blue", "left", "top", "large", "dark_ground"]
 
-    def __init__(self, images: int = 4000, held_out: int = 1000, size: int = 64, seed: int = 0, split: Split = "train"):
-        for name, value in (("images", images), ("held_out", held_out), ("size", size)):
-            if value < 1:
-                raise ValueError(f"data.source.{name} is {value}; use 1 or more")
+    def __init__(
+        self, images: Count = 4000, held_out: Count = 1000, size: Count = 64, seed: Seed = 0, split: Split = "train"
+    ):
         self.count, self.size, self.seed, self.split = (images if split == "train" else held_out), size, seed, split
 
     def __len__(self) -> int:

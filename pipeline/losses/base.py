@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments
+from pipeline.ranges import RangedArguments
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 
@@ -22,7 +23,7 @@ class Attachment:
     block: int | None = None  # of a generator: the hidden states after this block
 
 
-class Loss(nn.Module, ABC):
+class Loss(RangedArguments, nn.Module, ABC):
     """Terms of a tokenizer's loss, unweighted means per element; the recipe holds the weights.
 
     A constructor may take, under these names, what an earlier stage determines: `extractor`, the frozen network that

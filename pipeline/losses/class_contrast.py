@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pipeline.components import Arguments
 from pipeline.losses.base import ClassFeatureLoss
 from pipeline.nn.processes import gather_rows
+from pipeline.ranges import Positive
 from pipeline.tokenizers.base import TokenizerOutput
 
 
@@ -33,12 +34,10 @@ class ClassContrast(ClassFeatureLoss):
         extractor: nn.Module,
         teacher: str = "auto",
         normalize: bool = False,
-        scale: float = 1.0,
+        scale: Positive = 1.0,
         source: Literal["clean", "perturbed"] = "clean",
     ):
         super().__init__(extractor)
-        if scale <= 0:
-            raise ValueError(f"class_contrast: scale is {scale:g}; logits need one above 0, and 1 is as published")
         self.teacher, self.normalize, self.scale, self.source = teacher, normalize, scale, source
 
     @classmethod

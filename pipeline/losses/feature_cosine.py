@@ -11,6 +11,7 @@ from pipeline.losses.base import Alignment
 from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.nn.latent_head import LatentHead, Source
 from pipeline.nn.processes import sum_over_processes, world_size
+from pipeline.ranges import Count, Counts, Integer, Positive
 from pipeline.teachers.base import Tap
 
 
@@ -39,17 +40,17 @@ class FeatureCosine(Alignment):
     def __init__(
         self,
         extractor: Tap,
-        dim: int,
-        grid: list[int],
+        dim: Count,
+        grid: Counts,
         teacher: str = "auto",
-        layer: int = -1,
-        teacher_size: int | Literal["grid"] | None = "grid",
-        block: int | None = None,
+        layer: Integer = -1,
+        teacher_size: Count | Literal["grid"] | None = "grid",
+        block: Count | None = None,
         at: str | None = None,
         source: Source = "clean",
         head: HeadShape = HeadShape(),
-        shift: float = 1.0,
-        shift_base: float | None = None,
+        shift: Positive = 1.0,
+        shift_base: Positive | None = None,
         standardize: bool = False,
         positions: Literal["all", "dropped"] = "all",
     ):
@@ -81,8 +82,6 @@ class FeatureCosine(Alignment):
             raise ValueError("block is of a generator and at of a tokenizer; state one of them")
         if (block is not None or at is not None) and (source != "clean" or arguments.standardize):
             raise ValueError("hidden states are compared as they are; leave source and standardize out")
-        if min(shift, shift_base or 1.0) <= 0:
-            raise ValueError("shift and shift_base are above 0; a shift of 1 leaves the levels uniform")
         if source != "noised" and (shift != 1 or shift_base is not None):
             raise ValueError("shift and shift_base are of source: noised; the phase's perturbation states its own")
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.losses.base import Loss
 from pipeline.nn.feature_distance import normalize_channels
+from pipeline.ranges import Count, Layers
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import TokenizerOutput
 
@@ -30,8 +31,8 @@ class FeaturePerceptual(Loss):
         self,
         extractor: Tap,
         teacher: str = "auto",
-        layers: list[int] = [-1],  # noqa: B006  never changed
-        teacher_size: int | Literal["grid"] | None = "grid",
+        layers: Layers = [-1],  # noqa: B006  never changed
+        teacher_size: Count | Literal["grid"] | None = "grid",
     ):
         super().__init__()
         self.tap = extractor

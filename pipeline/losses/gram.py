@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses.base import Alignment
+from pipeline.ranges import Count, Counts, Integer
 from pipeline.teachers.base import Tap
 
 
@@ -22,11 +23,11 @@ class Gram(Alignment):
     def __init__(
         self,
         extractor: Tap,
-        grid: list[int],
+        grid: Counts,
         teacher: str = "auto",
-        layer: int = -1,
-        teacher_size: int | Literal["grid"] | None = "grid",
-        block: int | None = None,
+        layer: Integer = -1,
+        teacher_size: Count | Literal["grid"] | None = "grid",
+        block: Count | None = None,
     ):
         super().__init__(extractor, grid, block)
 

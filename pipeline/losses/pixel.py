@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from pipeline.losses.base import Loss
+from pipeline.ranges import Positive
 from pipeline.tokenizers.base import TokenizerOutput
 
 
@@ -18,10 +19,8 @@ class Pixel(Loss):
     terms = ("pixel",)
     any_channels = True
 
-    def __init__(self, norm: Literal["l1", "l2", "charbonnier"] = "l1", epsilon: float = 1e-3):
+    def __init__(self, norm: Literal["l1", "l2", "charbonnier"] = "l1", epsilon: Positive = 1e-3):
         super().__init__()
-        if epsilon <= 0:
-            raise ValueError(f"pixel: epsilon is {epsilon:g}; use a small number above 0, or norm=l1")
         self.norm, self.epsilon = norm, epsilon
 
     def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from pipeline.losses.base import Alignment
 from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.nn.latent_head import LatentHead
+from pipeline.ranges import Count, Counts, Integer, NotNegative
 from pipeline.teachers.base import Tap
 
 
@@ -26,20 +27,18 @@ class Relational(Alignment):
     def __init__(
         self,
         extractor: Tap,
-        dim: int,
-        grid: list[int],
+        dim: Count,
+        grid: Counts,
         teacher: str = "auto",
-        layer: int = -1,
-        teacher_size: int | Literal["grid"] | None = "grid",
-        block: int | None = None,
-        cosine_margin: float = 0.5,
-        matrix_margin: float = 0.25,
-        cosine_weight: float = 1.0,
-        matrix_weight: float = 1.0,
+        layer: Integer = -1,
+        teacher_size: Count | Literal["grid"] | None = "grid",
+        block: Count | None = None,
+        cosine_margin: NotNegative = 0.5,
+        matrix_margin: NotNegative = 0.25,
+        cosine_weight: NotNegative = 1.0,
+        matrix_weight: NotNegative = 1.0,
     ):
         super().__init__(extractor, grid, block)
-        if min(cosine_margin, matrix_margin) < 0:
-            raise ValueError("relational: margins are 0 or more; below it nothing that agrees would do")
         net = FeatureHead(dim, extractor.width, grid, HeadShape(layers=1), bias=False)
         self.head = net if block is not None else LatentHead(net)
         self.margins, self.weights = (cosine_margin, matrix_margin), (cosine_weight, matrix_weight)

@@ -11,24 +11,25 @@ from torch import Tensor
 from pipeline.features.judge import fit_judge
 from pipeline.features.networks import FeatureExtractors
 from pipeline.images.reading import Images
-from pipeline.recipes.schema import ONLY_SPEED, Data
+from pipeline.ranges import Count, Number, RangedFields, Seed
+from pipeline.recipes.schema import ONLY_SPEED, Data, Features
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.vision.weights import digest
 
 
 @dataclass
-class CardSettings:
+class CardSettings(RangedFields):
     """What `run.py card` takes; for a run, `data`, `seed` and `weights` are its recipe's."""
 
     data: Data
-    images: int = 2000  # of each split at most
+    images: Count = 2000  # of each split at most
     metrics: tuple[str, ...] | None = None  # by name; null: all that there are
-    features: tuple[str, ...] = ("classifier", "pixels")  # of Fréchet distances
+    features: Features = ("classifier", "pixels")  # of Fréchet distances
     vision: str | None = None  # folder of a vision model of transformers, whose neighbours codes are compared with
     resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"  # of images before Inception
-    noise: tuple[float, ...] = (30.0, 20.0, 10.0)  # decibels of the image over the noise
-    prior_steps: int = 300  # of the small generator's training
-    seed: int = 0
+    noise: tuple[Number, ...] = (30.0, 20.0, 10.0)  # decibels of the image over the noise
+    prior_steps: Count = 300  # of the small generator's training
+    seed: Seed = 0
     weights: dict[str, str] = field(default_factory=dict)
     out: str | None = field(default=None, metadata=ONLY_SPEED)
 

@@ -15,6 +15,7 @@ from pipeline.draws import ImageDraws
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage
+from pipeline.ranges import RangedArguments
 from pipeline.recipes.schema import Evaluation
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.validation import suggestion
@@ -76,7 +77,7 @@ class Measurement:
 Measurements = Iterator[tuple[str, Measurement]]  # by key
 
 
-class Metric(ABC):
+class Metric(RangedArguments, ABC):
     """A method of measuring. Settings of an evaluation or a card reach the constructors that take them."""
 
     quantities: ClassVar[tuple[Quantity, ...]]
@@ -84,7 +85,7 @@ class Metric(ABC):
     order: ClassVar[int] = 1000  # in reports and cards: smaller numbers stand first
     on_demand: ClassVar[str | None] = None  # setting of `evaluate` without which a report does not have it
 
-    def __init__(self) -> None:  # noqa: B027 - recipes read the settings of a metric off its constructor
+    def __init__(self) -> None:
         """A metric without settings."""
 
     @classmethod

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pipeline.draws import Draws
 from pipeline.features.passes import PerImage
 from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.ranges import Number
 
 NOISE = (30.0, 20.0, 10.0)
 
@@ -34,7 +35,7 @@ class Stability(TokenizerMetric):
     order = 500
     group = "Stability"
 
-    def __init__(self, noise: tuple[float, ...] = NOISE):
+    def __init__(self, noise: tuple[Number, ...] = NOISE):
         self.noise = noise  # decibels of the image over the noise
 
     def rows(self, batch: EncodedImages) -> PerImage:

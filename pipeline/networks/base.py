@@ -14,12 +14,14 @@ from pipeline.components import Arguments
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import count_token_rows
 from pipeline.nn.entry_points import EntryPoints
+from pipeline.ranges import RangedArguments
+from pipeline.validation import SettingError
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
 Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the way to it
 
 
-class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
+class Network(RangedArguments, EntryPoints, WithoutCastWarning, ConfigMixin):
     """A generator's network. Its shape (grid, dim, vocab, ...) is derived, never stated.
 
     A constructor takes those of the derived values that it needs, under these names; one that takes `class_token`, a
@@ -78,19 +80,16 @@ class Network(EntryPoints, WithoutCastWarning, ConfigMixin):
         return labels
 
 
-def check_transformer(arguments: Arguments, **counts: float) -> None:
-    """ValueError where what every transformer states, or one of further `counts`, is out of range."""
-    depth, width, heads = arguments.depth, arguments.width, arguments.heads
-    num_classes, class_drop = arguments.num_classes, arguments.class_drop
-    counts = {"depth": depth, "width": width, "heads": heads, **counts}
-    if wrong := [name for name, count in counts.items() if count < 1]:
-        raise ValueError(f"{wrong[0]} must be at least 1, not {counts[wrong[0]]}")
-    if num_classes < 0 or not 0 <= class_drop <= 1:
-        raise ValueError(
-            f"num_classes is 0 or more and class_drop a probability from 0 to 1, not {num_classes} and {class_drop}"
-        )
+def check_widths(arguments: Arguments, prefix: str = "") -> None:
+    """ValueError where the width of a transformer, or of a part whose arguments have a prefix, does not divide."""
+    width, heads = arguments[f"{prefix}width"], arguments[f"{prefix}heads"]
     if width % heads:
-        raise ValueError(f"width {width} is not divisible by heads {heads}; choose a multiple of {heads}")
+        raise ValueError(f"{prefix}width {width} is not divisible by {prefix}heads {heads}; give a multiple of {heads}")
+    if int(width * arguments.feed_forward_ratio) < 1:
+        ratio = arguments.feed_forward_ratio
+        raise SettingError(
+            "feed_forward_ratio", f" is {ratio:g}, of a {prefix}width of {width}; give {1 / width:g} or more"
+        )
 
 
 def check_taps(taps: Sequence[int], depth: int) -> None:
@@ -104,10 +103,3 @@ def check_axes(kind: str, grid: Sequence[int]) -> None:
     """ValueError where a network for maps and sequences is to work on anything else."""
     if len(grid) not in (1, 2):
         raise ValueError(f"{kind} works on grids of one or two axes, not on {list(grid)}")
-
-
-def check_dropouts(**rates: float) -> None:
-    """ValueError for a dropout rate below 0, or of 1 and more."""
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"{name} is a rate from 0 to below 1, not {rate}")

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from pipeline.code import Condition, stack_ids
 from pipeline.components import Arguments
 from pipeline.draws import Draws
-from pipeline.networks.base import Network, check_dropouts, check_transformer
+from pipeline.networks.base import Network, check_widths
 from pipeline.nn.bidirectional import BlockShape, LongSkipBlock, PostNormBlock
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
+from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 
 class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
@@ -43,18 +44,18 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     @register_to_config
     def __init__(
         self,
-        grid: list[int],
-        vocab: int,
-        num_classes: int,
-        depth: int,
-        width: int,
-        heads: int,
-        codebooks: int = 1,
+        grid: Counts,
+        vocab: Count,
+        num_classes: Whole,
+        depth: Count,
+        width: Count,
+        heads: Count,
+        codebooks: Count = 1,
         body: Literal["bert", "uvit"] = "bert",
-        feed_forward_ratio: float = 4.0,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
-        class_drop: float = 0.1,
+        feed_forward_ratio: Positive = 4.0,
+        dropout: FractionBelowOne = 0.1,
+        attention_dropout: FractionBelowOne = 0.0,
+        class_drop: Fraction = 0.1,
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -74,9 +75,8 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     @classmethod
     def validate(cls, arguments: Arguments) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        depth, dropouts = arguments.depth, ("dropout", "attention_dropout")
-        check_transformer(arguments, **{"width * feed_forward_ratio": arguments.width * arguments.feed_forward_ratio})
-        check_dropouts(**{name: arguments[name] for name in dropouts})
+        depth = arguments.depth
+        check_widths(arguments)
         if arguments.body == "uvit" and depth % 2 == 0:
             raise ValueError(f"body=uvit has as many blocks before its middle one as after it; depth {depth} is even")
 

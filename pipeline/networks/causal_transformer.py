@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.draws import Draws
-from pipeline.networks.base import Network, check_axes, check_dropouts, check_transformer
+from pipeline.networks.base import Network, check_axes, check_widths
 from pipeline.nn.blocks import Norm, Rotary
 from pipeline.nn.causal import (
     BlockShape,
@@ -29,6 +29,7 @@ from pipeline.nn.causal import (
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding, register_table, rotary_tables
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
+from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 Position = Literal["rotary", "rotary_sequence", "learned"]
 
@@ -102,29 +103,29 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     @register_to_config
     def __init__(
         self,
-        grid: list[int],
-        vocab: int,
-        num_classes: int,
-        depth: int,
-        width: int,
-        heads: int,
-        codebooks: int = 1,
+        grid: Counts,
+        vocab: Count,
+        num_classes: Whole,
+        depth: Count,
+        width: Count,
+        heads: Count,
+        codebooks: Count = 1,
         position: Position = "rotary",
         prefix_rotary: Literal["none", "zero"] = "none",
         start_token: bool = False,
         target_positions: bool = False,
         modulated: bool = False,
         norm: Norm = "rms",
-        norm_epsilon: float = 1e-5,
+        norm_epsilon: Positive = 1e-5,
         query_key_norm: bool = False,
         feed_forward: FeedForward = "swiglu",
-        feed_forward_ratio: float = 4.0,
-        feed_forward_multiple: int = 1,
+        feed_forward_ratio: Positive = 4.0,
+        feed_forward_multiple: Count = 1,
         bias: bool = False,
-        class_drop: float = 0.1,
-        token_dropout: float = 0.0,
-        residual_dropout: float = 0.0,
-        feed_forward_dropout: float = 0.0,
+        class_drop: Fraction = 0.1,
+        token_dropout: FractionBelowOne = 0.0,
+        residual_dropout: FractionBelowOne = 0.0,
+        feed_forward_dropout: FractionBelowOne = 0.0,
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -151,10 +152,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     def validate(cls, arguments: Arguments) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
         grid, position, width, heads = (arguments[name] for name in ("grid", "position", "width", "heads"))
-        check_transformer(
-            arguments, **{name: arguments[name] for name in ("vocab", "codebooks", "feed_forward_multiple")}
-        )
-        check_dropouts(**{name: rate for name, rate in arguments.items() if name.endswith("_dropout")})
+        check_widths(arguments)
         check_axes("causal_transformer", grid)
         multiple = 2 * len(grid) if position == "rotary" else 2
         if "rotary" in position and width // heads % multiple:
@@ -297,7 +295,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         return SequencePositions(added, rotary)
 
     def _register_positions(
-        self, grid: list[int], position: Position, prefix_rotary: str, width: int, heads: int
+        self, grid: Counts, position: Position, prefix_rotary: str, width: Count, heads: Count
     ) -> None:
         """Rotary tables or learned positions, [prefix + N, ...]."""
         cosines = sines = None

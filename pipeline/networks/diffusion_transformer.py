@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.components import Arguments
-from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_transformer
+from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_widths
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, QueryKeyNorm, Rotary
 from pipeline.nn.class_token import ClassTokenLayers, join_token, split_token
 from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, patchify, unpatchify
 from pipeline.nn.modulated import ModulatedTransformer, Position, check_count, check_patches, check_position
+from pipeline.ranges import Count, Counts, Fraction, Positive, Whole
 
 
 class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMixin, PeftAdapterMixin):
@@ -42,23 +43,23 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
     @register_to_config
     def __init__(
         self,
-        grid: list[int],
-        dim: int,
-        num_classes: int,
-        depth: int,
-        width: int,
-        heads: int,
-        outputs: int = 1,
-        patch_size: int = 1,
+        grid: Counts,
+        dim: Count,
+        num_classes: Whole,
+        depth: Count,
+        width: Count,
+        heads: Count,
+        outputs: Count = 1,
+        patch_size: Count = 1,
         position: Position = "fixed",
         norm: Literal["layer", "rms"] = "layer",
         feed_forward: Literal["gelu", "swiglu"] = "gelu",
-        feed_forward_ratio: float = 4.0,
+        feed_forward_ratio: Positive = 4.0,
         query_key_norm: QueryKeyNorm = False,
-        class_drop: float = 0.1,
-        time_scale: float = 1000.0,
+        class_drop: Fraction = 0.1,
+        time_scale: Positive = 1000.0,
         time_direction: Literal["noise", "data"] = "noise",
-        class_token: int = 0,
+        class_token: Whole = 0,
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -75,7 +76,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
     @classmethod
     def validate(cls, arguments: Arguments) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        check_transformer(arguments, patch_size=arguments.patch_size)
+        check_widths(arguments)
         check_axes("diffusion_transformer", arguments.grid)
         check_patches(arguments.grid, arguments.patch_size)
         check_position(arguments.grid, arguments.position, arguments.width, arguments.heads)

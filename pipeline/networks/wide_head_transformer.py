@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.components import Arguments
-from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_transformer
+from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_widths
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead
 from pipeline.nn.embeddings import GaussianTimeEmbedding, LabelEmbedding, patchify, unpatchify
 from pipeline.nn.modulated import ModulatedTransformer, check_count, check_patches, check_position
+from pipeline.ranges import Count, Counts, Fraction, Positive, Whole
 
 
 class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMixin, PeftAdapterMixin):
@@ -42,20 +43,20 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     @register_to_config
     def __init__(
         self,
-        grid: list[int],
-        dim: int,
-        num_classes: int,
-        depth: int,
-        width: int,
-        heads: int,
-        head_depth: int = 2,
-        head_width: int = 2048,
-        head_heads: int = 16,
-        outputs: int = 1,
-        patch_size: int = 1,
-        feed_forward_ratio: float = 4.0,
+        grid: Counts,
+        dim: Count,
+        num_classes: Whole,
+        depth: Count,
+        width: Count,
+        heads: Count,
+        head_depth: Count = 2,
+        head_width: Count = 2048,
+        head_heads: Count = 16,
+        outputs: Count = 1,
+        patch_size: Count = 1,
+        feed_forward_ratio: Positive = 4.0,
         query_key_norm: bool = False,
-        class_drop: float = 0.1,
+        class_drop: Fraction = 0.1,
         time_direction: Literal["noise", "data"] = "noise",
     ):
         super().__init__()
@@ -77,9 +78,8 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     @classmethod
     def validate(cls, arguments: Arguments) -> None:
         """Raises ValueError with one line when these constructor arguments do not fit together; builds nothing."""
-        head = {name: arguments[f"head_{name}"] for name in ("depth", "width", "heads")}
-        check_transformer(arguments, patch_size=arguments.patch_size)
-        check_transformer(arguments | head)
+        check_widths(arguments)
+        check_widths(arguments, "head_")
         check_axes("wide_head_transformer", arguments.grid)
         check_patches(arguments.grid, arguments.patch_size)
         check_position(arguments.grid, "rotary_and_fixed", arguments.width, arguments.heads)

@@ -8,16 +8,17 @@ from pipeline.nn import convolution
 from pipeline.nn.convolution import Tower, match_memory_format
 from pipeline.nn.embeddings import fixed_positions, unpatchify
 from pipeline.nn.vision_transformer import PreNormBlock, initialise
+from pipeline.ranges import Count, Counts, RangedArguments, Whole
 
 
-class VitDecoder(Tower):
+class VitDecoder(RangedArguments, Tower):
     """RAE's decoder (Zheng et al., arXiv:2510.11690), a ViT as MAE's: features [B, inputs, h, w] to images.
 
     A trained class token precedes the tokens, whose positions are fixed; the last linear layer maps every token to a
     patch of pixels. `hidden` is the width of the feed-forward layers.
     """
 
-    def __init__(self, inputs: int, stride: int, width: int, depth: int, heads: int, hidden: int):
+    def __init__(self, inputs: Count, stride: Count, width: Count, depth: Count, heads: Count, hidden: Count):
         super().__init__()
         self.stride = stride
         self.embedding = nn.Linear(inputs, width)
@@ -50,7 +51,7 @@ class VitDecoder(Tower):
         return pixels.mT.unflatten(2, sides)
 
 
-class ConvDecoder(convolution.Decoder):
+class ConvDecoder(RangedArguments, convolution.Decoder):
     """The convolutional decoder of latent diffusion, as SVG (arXiv:2510.15301) uses VA-VAE's.
 
     `width * multipliers[i]` channels at level i (0 is full resolution); further as in `conv_autoencoder`.
@@ -58,14 +59,14 @@ class ConvDecoder(convolution.Decoder):
 
     def __init__(
         self,
-        inputs: int,
-        stride: int,
-        width: int = 128,
-        multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
-        blocks: int = 2,
-        attention: list[int] = [],  # noqa: B006
+        inputs: Count,
+        stride: Count,
+        width: Count = 128,
+        multipliers: Counts = [1, 1, 2, 2, 4],  # noqa: B006
+        blocks: Whole = 2,
+        attention: list[Whole] = [],  # noqa: B006
         middle_attention: bool = True,
-        groups: int = 32,
+        groups: Count = 32,
     ):
         patch = stride // 2 ** (len(multipliers) - 1)
         super().__init__(inputs, [width * m for m in multipliers], blocks, attention, middle_attention, groups, patch)

@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 from pipeline.nn.embeddings import fixed_positions, register_table
 from pipeline.nn.vision_transformer import PreNormBlock, learned_vectors
+from pipeline.ranges import Count, RangedFields, Whole
 
 
 @dataclass(frozen=True)
-class HeadShape:
+class HeadShape(RangedFields):
     """What a recipe states of a head; a linear one is `{layers: 1}`, the default is REPA's (arXiv:2410.06940)."""
 
-    blocks: int = 0  # of a vision transformer, before the layers
-    width: int = 768  # of the blocks
-    heads: int = 12  # of the blocks
-    layers: int = 3  # linear ones, with SiLU between them
-    hidden: int = 2048  # channels between them
+    blocks: Whole = 0  # of a vision transformer, before the layers
+    width: Count = 768  # of the blocks
+    heads: Count = 12  # of the blocks
+    layers: Count = 3  # linear ones, with SiLU between them
+    hidden: Count = 2048  # channels between them
     mask: bool = False  # a learned vector in place of the tokens that the encoder did not read
 
     def __post_init__(self) -> None:
-        if self.blocks < 0 or self.layers < 1:
-            raise ValueError(f"a head has 0 blocks or more and 1 layer or more, not {self.blocks} and {self.layers}")
+        super().__post_init__()
         if self.blocks and (self.width % self.heads or self.width % 4):
             raise ValueError(f"a head's blocks of width {self.width} do not divide by 4 and by {self.heads} heads")
         if self.mask and not self.blocks:

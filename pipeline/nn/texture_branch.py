@@ -11,11 +11,12 @@ from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.embeddings import fixed_positions
 from pipeline.nn.processes import global_mean
 from pipeline.nn.vision_transformer import PreNormBlock
+from pipeline.ranges import Count, FractionAboveZero, FractionBelowOne, RangedArguments, Whole
 
 EPSILON = 1e-6
 
 
-class Residual(Tower):
+class Residual(RangedArguments, Tower):
     """SVG's branch (Shi et al., arXiv:2510.15301): a vision transformer of the image's patches ends in `channels`.
 
     All its values of a batch are shifted and scaled by two numbers, so that they have mean and std of all the frozen
@@ -27,13 +28,13 @@ class Residual(Tower):
     def __init__(
         self,
         maps: MapSizes,
-        image_size: int,
-        channels: int = 8,
-        width: int = 384,
-        depth: int = 6,
-        heads: int = 8,
-        drop: float = 0.1,
-        momentum: float = 0.1,
+        image_size: Count,
+        channels: Count = 8,
+        width: Count = 384,
+        depth: Count = 6,
+        heads: Count = 8,
+        drop: FractionBelowOne = 0.1,
+        momentum: FractionAboveZero = 0.1,
     ):
         super().__init__()
         self.channels, self.drop, self.momentum = channels, drop, momentum
@@ -49,13 +50,11 @@ class Residual(Tower):
     @classmethod
     def check(cls, arguments: Arguments) -> int:
         """The channels that the branch adds to a code; ValueError where the arguments do not fit together."""
-        maps, width, heads, drop = (arguments[name] for name in ("maps", "width", "heads", "drop"))
+        maps, width, heads = (arguments[name] for name in ("maps", "width", "heads"))
         if len(maps) != 1:
             raise ValueError(f"a residual texture_branch reads the image alone; name one tap, not {len(maps)}")
         if width % heads or width % 4:
             raise ValueError(f"a width of {width} does not divide by 4 and by {heads} heads")
-        if not 0 <= drop < 1:
-            raise ValueError(f"drop is {drop:g}; use a fraction from 0 up to below 1")
         return arguments.channels
 
     @classmethod
@@ -88,14 +87,14 @@ class Residual(Tower):
         return (((branch.float() - own[0]) / own[1]) * aim[1] + aim[0]).to(branch.dtype)
 
 
-class Shallow(nn.Module):
+class Shallow(RangedArguments, nn.Module):
     """DINO-Tok's branch (arXiv:2511.20565): the first of two taps, a shallow one, through an adapter to `channels`.
 
     The adapter is a norm, `blocks` transformer blocks of the tap's width, and a linear layer; a tap finer than the code
     has its positions folded into channels before that. That it has blocks is inferred: the method's code is not public.
     """
 
-    def __init__(self, maps: MapSizes, image_size: int, channels: int = 64, blocks: int = 2, heads: int = 12):
+    def __init__(self, maps: MapSizes, image_size: Count, channels: Count = 64, blocks: Whole = 2, heads: Count = 12):
         super().__init__()
         (width, side), coarse = maps[0], maps[-1][1]
         self.channels, self.fold = channels, side // coarse

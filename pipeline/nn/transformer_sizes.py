@@ -1,24 +1,14 @@
 """Sizes of an encoder and a decoder that are both transformers, the decoder's those of the encoder unless given."""
 
-from collections.abc import Sequence
-
 from pipeline.components import Arguments
 
 Sizes = tuple[int, int, int]  # width, depth, heads
-TRANSFORMER_SIZES = ("width", "depth", "heads", "patch_size", "decoder_width", "decoder_depth", "decoder_heads")
 
 
 def both_sizes(arguments: Arguments) -> tuple[Sizes, Sizes]:
     """Width, depth and heads of the encoder, and those of the decoder."""
     names = ("width", "depth", "heads")
     return tuple(arguments[n] for n in names), tuple(arguments[f"decoder_{n}"] or arguments[n] for n in names)
-
-
-def check_counts(kind: str, arguments: Arguments, names: Sequence[str]) -> None:
-    """ValueError where one of these arguments is given and below 1."""
-    for name in names:
-        if arguments[name] is not None and arguments[name] < 1:
-            raise ValueError(f"{kind}: {name} must be at least 1, not {arguments[name]}")
 
 
 def check_heads(kind: str, width: int, heads: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, structure
 from pipeline.draws import Draws
+from pipeline.ranges import RangedArguments
 from pipeline.samplers.request import SamplingRequest
 from pipeline.solvers.base import read_solver_settings, solvers_of
 
@@ -28,7 +29,7 @@ class DenoiserInput(NamedTuple):
     condition: Condition | None
 
 
-class Objective(SchedulerMixin, ConfigMixin):
+class Objective(RangedArguments, SchedulerMixin, ConfigMixin):
     """Time is the noise level u in [0, 1], u = 1 pure noise; `steps` is the number of network evaluations.
 
     `settings` is the record of its sampler's settings: its fields are what a recipe may state in `sample.sampler`.

@@ -13,6 +13,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.nn.class_token import join_token, split_token
 from pipeline.objectives.base import DenoiserInput, Objective
+from pipeline.ranges import Count, Number, Positive, RangedFields, Whole
 from pipeline.samplers.guidance import Predict
 from pipeline.samplers.levels import check_shift, settled_shift, shifted
 from pipeline.samplers.paths import PATHS, Path
@@ -31,12 +32,12 @@ WEIGHTINGS = {
 
 
 @dataclass(frozen=True)
-class FlowSampling:
+class FlowSampling(RangedFields):
     """How a flow is followed; the settings of the solver stand beside these."""
 
     solver: FlowSolver = Euler()
-    shift: float = 1.0  # u -> s u / (1 + (s - 1) u), above 1 longer at the noise; 1/0.3 is LightningDiT's 0.3
-    shift_base: float | None = None  # in place of shift, as in training
+    shift: Positive = 1.0  # u -> s u / (1 + (s - 1) u), above 1 longer at the noise; 1/0.3 is LightningDiT's 0.3
+    shift_base: Positive | None = None  # in place of shift, as in training
 
 
 class FlowRandomness(NamedTuple):
@@ -81,13 +82,13 @@ class FlowMatching(Objective):
         prediction: Literal["velocity", "noise", "data", "score"] = "velocity",
         weighting: Literal["none", "velocity", "likelihood"] = "none",
         time: Literal["uniform", "logit_normal"] = "uniform",
-        logit_mean: float = 0.0,
-        logit_std: float = 1.0,
-        shift: float = 1.0,
+        logit_mean: Number = 0.0,
+        logit_std: Positive = 1.0,
+        shift: Positive = 1.0,
         cosine: bool = False,
-        uniform_after: int | None = None,
-        shift_base: float | None = None,
-        class_token: int = 0,
+        uniform_after: Count | None = None,
+        shift_base: Positive | None = None,
+        class_token: Whole = 0,
     ):
         if weighting not in WEIGHTINGS[prediction]:
             known = " or ".join(WEIGHTINGS[prediction])
@@ -95,9 +96,7 @@ class FlowMatching(Objective):
         if cosine and prediction != "velocity":
             raise ValueError("the cosine term compares velocities; set prediction=velocity or cosine=false")
         check_shift(shift, shift_base)
-        if class_token < 0:
-            raise ValueError(f"class_token={class_token} is a number of values; give 0 for none")
-        if uniform_after is not None and (time == "uniform" or uniform_after < 1):
+        if uniform_after is not None and time == "uniform":
             raise ValueError(f"uniform_after={uniform_after} ends another law of times after a step; leave it out")
 
     @property

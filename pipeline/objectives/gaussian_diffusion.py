@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.objectives.base import DenoiserInput, Objective
+from pipeline.ranges import InnerFraction, RangedFields
 from pipeline.samplers.levels import reported
 from pipeline.samplers.noise_chain import NoiseChain, Spacing, discretized_bits, gaussian_bits
 from pipeline.samplers.request import SamplingRequest, check_preserve
 from pipeline.samplers.solvers_of_diffusers import check_noise, run_noise
 from pipeline.solvers.base import ChainSolver, ChainStep
 from pipeline.solvers.ddpm import Ddpm
+from pipeline.validation import Range, SettingError
 
 
 @dataclass(frozen=True)
-class ChainSampling:
+class ChainSampling(RangedFields):
     """How a chain is followed back to data; the settings of the solver stand beside these."""
 
     solver: ChainSolver = Ddpm()
@@ -56,17 +58,15 @@ class GaussianDiffusion(Objective):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 2e-2,
+        num_train_timesteps: Annotated[int, Range(2)] = 1000,
+        beta_start: InnerFraction = 1e-4,
+        beta_end: InnerFraction = 2e-2,
         beta_schedule: Literal["linear"] = "linear",
         prediction_type: Literal["epsilon"] = "epsilon",
         variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range",
     ):
-        if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"betas must grow inside (0, 1); beta_start={beta_start}, beta_end={beta_end} do not")
-        if num_train_timesteps < 2:
-            raise ValueError(f"num_train_timesteps={num_train_timesteps} is no chain; give at least 2")
+        if beta_start > beta_end:
+            raise SettingError("beta_end", f" is {beta_end:g}, and beta_start is {beta_start:g}; give that or more")
 
     @cached_property
     def chain(self) -> NoiseChain:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import Draws
 from pipeline.objectives.base import Objective
+from pipeline.ranges import FractionBelowOne, NotNegative
 from pipeline.samplers.guidance import both_halves
 from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
 from pipeline.samplers.unmasking import Unmasking, mask_rate, masked_counts
@@ -55,13 +56,10 @@ class MaskedToken(Objective):
     def __init__(
         self,
         schedule: Literal["arccos", "cosine", "linear"] = "arccos",
-        label_smoothing: float = 0.1,
-        unmasked_weight: float = 0.1,
+        label_smoothing: FractionBelowOne = 0.1,
+        unmasked_weight: NotNegative = 0.1,
     ):
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing} is a share from 0 to below 1")
-        if unmasked_weight < 0:
-            raise ValueError(f"unmasked_weight={unmasked_weight} is below 0; 0 trains on masked tokens alone")
+        pass
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -13,9 +13,11 @@ from pipeline.code import Code, Condition, LatentSpec, stack_ids
 from pipeline.components import Arguments
 from pipeline.draws import Draws, StepDraws
 from pipeline.objectives.base import Objective
+from pipeline.ranges import Whole
 from pipeline.samplers.autoregression import TokenSampler, random_order, row_by_row
 from pipeline.samplers.choice import Choice
 from pipeline.samplers.request import SamplingRequest
+from pipeline.validation import SettingError
 
 ORDERS = {"row_by_row": row_by_row, "random": random_order}
 
@@ -49,9 +51,9 @@ class RandomOrder(Objective):
     settings = OrderedChoice
 
     @register_to_config
-    def __init__(self, anneal_start: int, anneal_end: int):
-        if not 0 <= anneal_start <= anneal_end:
-            raise ValueError(f"anneal_start {anneal_start} is a step before anneal_end {anneal_end}, or the same one")
+    def __init__(self, anneal_start: Whole, anneal_end: Whole):
+        if anneal_start > anneal_end:
+            raise SettingError("anneal_end", f" is {anneal_end}, and anneal_start is {anneal_start}; give that or more")
 
     @property
     def terms(self) -> tuple[str, ...]:

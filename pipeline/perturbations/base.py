@@ -10,30 +10,29 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
-from pipeline.validation import check_fraction
+from pipeline.ranges import Count, Fraction, RangedArguments, RangedFields, Whole
+from pipeline.validation import SettingError
 
 
 @dataclass
-class Annealing:
+class Annealing(RangedFields):
     """A factor that is 1 up to step `start`, goes linearly to `to`, and stays there from step `end` on."""
 
-    start: int
-    end: int
-    to: float = 0.5
+    start: Whole
+    end: Count
+    to: Fraction = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end:
-            raise ValueError(
-                f"anneal goes from step {self.start} to step {self.end}; let start be 0 or more, end later"
-            )
-        check_fraction("anneal.to", self.to)
+        super().__post_init__()
+        if self.start >= self.end:
+            raise SettingError("end", f" is step {self.end}, and start is step {self.start}; give a later step")
 
     def __call__(self, step: int) -> float:
         gone = min(max((step - self.start) / (self.end - self.start), 0.0), 1.0)
         return 1 + gone * (self.to - 1)
 
 
-class Perturbation(ABC):
+class Perturbation(RangedArguments, ABC):
     """A change of z between bottleneck and decoder.
 
     It reaches a tokenizer as the `perturb` of `forward`, which the training alone passes: `encode` and `decode` have no

@@ -11,7 +11,7 @@ from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.straight_through import straight_through
 from pipeline.perturbations.base import Annealing, Perturbation, first_images
-from pipeline.validation import check_fraction
+from pipeline.ranges import Count, Fraction
 
 
 class CodebookNeighbours(Perturbation):
@@ -28,18 +28,12 @@ class CodebookNeighbours(Perturbation):
 
     def __init__(
         self,
-        strength: int,
-        rate: float = 1.0,
-        fraction: float = 0.1,
+        strength: Count,
+        rate: Fraction = 1.0,
+        fraction: Fraction = 0.1,
         neighbours: Literal["latent", "codeword"] = "latent",
         anneal: Annealing | None = None,
     ):
-        if strength < 1:
-            raise ValueError(
-                f"strength {strength} leaves no code to draw; 1 leaves ids as they are, 2.4 % of them is usual"
-            )
-        check_fraction("rate", rate)
-        check_fraction("fraction", fraction)
         self.strength, self.rate, self.fraction, self.neighbours, self.anneal = (
             strength,
             rate,

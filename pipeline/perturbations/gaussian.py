@@ -7,7 +7,7 @@ from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, first_images
-from pipeline.validation import check_fraction
+from pipeline.ranges import Fraction, NotNegative
 
 
 class Gaussian(Perturbation):
@@ -17,10 +17,7 @@ class Gaussian(Perturbation):
     floor(`fraction` B) images of a batch; annealing multiplies the scale.
     """
 
-    def __init__(self, scale: float, fraction: float = 1.0, anneal: Annealing | None = None):
-        if scale < 0:
-            raise ValueError(f"scale {scale:g} is below 0; 0.8 is usual for codes of unit scale")
-        check_fraction("fraction", fraction)
+    def __init__(self, scale: NotNegative, fraction: Fraction = 1.0, anneal: Annealing | None = None):
         self.scale, self.fraction, self.anneal = scale, fraction, anneal
 
     def check(self, spec: LatentSpec, can: Capabilities) -> None:

@@ -8,7 +8,7 @@ from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.noising import interpolate, noise_level
 from pipeline.perturbations.base import Annealing, Perturbation, check_continuous, first_images
-from pipeline.validation import check_fraction
+from pipeline.ranges import Fraction, NotNegative, Positive
 
 
 class Interpolated(Perturbation):
@@ -21,19 +21,12 @@ class Interpolated(Perturbation):
 
     def __init__(
         self,
-        scale: float = 1.0,
-        shift: float = 1.0,
-        fraction: float = 1.0,
+        scale: NotNegative = 1.0,
+        shift: Positive = 1.0,
+        fraction: Fraction = 1.0,
         anneal: Annealing | None = None,
-        shift_base: float | None = None,
+        shift_base: Positive | None = None,
     ):
-        if scale < 0:
-            raise ValueError(f"scale {scale:g} is below 0; 1 is the scale of normal noise")
-        if shift <= 0:
-            raise ValueError(f"shift {shift:g} is not above 0; 1 leaves the levels uniform, more makes them noisier")
-        if shift_base is not None and shift_base <= 0:
-            raise ValueError(f"shift_base {shift_base:g} is not above 0; 4096 is RecTok's")
-        check_fraction("fraction", fraction)
         self.scale, self.shift, self.fraction, self.anneal, self.shift_base = scale, shift, fraction, anneal, shift_base
 
     def check(self, spec: LatentSpec, can: Capabilities) -> None:

@@ -11,7 +11,7 @@ from pipeline.code import Code, LatentSpec
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.perturbations.base import Perturbation
-from pipeline.validation import check_fraction
+from pipeline.ranges import Count, Fraction
 
 
 class PrefixDrop(Perturbation):
@@ -30,15 +30,11 @@ class PrefixDrop(Perturbation):
         self,
         lengths: Literal["uniform", "powers_of_two"] = "uniform",
         chance: Literal["equal", "by_length"] = "equal",
-        least: int = 1,
-        full: float | None = None,
+        least: Count = 1,
+        full: Fraction | None = None,
         scope: Literal["batch", "sample"] = "batch",
         action: Literal["truncate", "mask"] = "truncate",
     ):
-        if least < 1:
-            raise ValueError(f"least {least} leaves a decoder nothing; keep 1 token or more")
-        if full is not None:
-            check_fraction("full", full)
         if scope == "sample" and action == "truncate":
             raise ValueError(
                 "images of one batch cannot be cut to lengths of their own; set action=mask or scope=batch"

@@ -7,15 +7,16 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.components import NESTED, find, kinds
 from pipeline.program import command_line
+from pipeline.ranges import stated_ranges, type_hints
 from pipeline.recipes.building import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.solvers.base import solvers_of
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS
-from pipeline.validation import suggestion
+from pipeline.validation import Range, suggestion
 
 PLACES = {  # where a recipe names the kinds of a slot
     "datasets": "data.source",
@@ -98,7 +99,7 @@ def section(path: str, cls: type) -> str:
 
 def fields_of(cls: type) -> list[str]:
     """The fields of a record with their types, defaults and comments."""
-    types, comments, hints, lines = {}, {}, get_type_hints(cls), []
+    types, comments, hints, lines = {}, {}, type_hints(cls), []
     for record in filter(is_dataclass, reversed(cls.__mro__)):
         body = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0].body
         types |= {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
@@ -145,7 +146,7 @@ def arguments_of(function: Callable, shown: Callable[[inspect.Parameter], bool])
     source = inspect.unwrap(function)
     declared = ast.parse(textwrap.dedent(inspect.getsource(source))).body[0].args
     types = {a.arg: ast.unparse(a.annotation) for a in declared.args + declared.kwonlyargs if a.annotation}
-    hints, comments, lines = get_type_hints(source), comments_of(source), []
+    hints, comments, lines = type_hints(source), comments_of(source), []
     for name, parameter in inspect.signature(source).parameters.items():
         if name in types and shown(parameter):
             of = f"one of {NESTED[name]}" if name in NESTED else values_of(hints[name], types[name])
@@ -154,11 +155,26 @@ def arguments_of(function: Callable, shown: Callable[[inspect.Parameter], bool])
 
 
 def values_of(hint: Any, text: str) -> str:
-    """The values that a type has, where these are few, else its name as the source has it."""
+    """The values that a type has, where these are few, or its ranges, else its name as the source has it."""
+    if stated_ranges(hint):
+        return ranges_of(hint)
     if get_origin(hint) in (Union, UnionType):
         parts = [values_of(inner, "") for inner in get_args(hint) if inner is not NoneType]
         return text if "" in parts else " | ".join([*parts, "null"])
     return " | ".join(map(str, get_args(hint))) if get_origin(hint) is Literal else text
+
+
+def ranges_of(hint: Any) -> str:
+    """A type whose numbers have ranges: `int (1 or more) | null`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        allowed = [str(rule) for rule in inner[1:] if rule != Range()]
+        return ranges_of(inner[0]) + "".join(f" ({rule})" for rule in allowed)
+    if origin in (Union, UnionType, Literal):
+        return " | ".join(ranges_of(one) if origin is not Literal else str(one) for one in inner)
+    if origin is None:
+        return {NoneType: "null", Ellipsis: "..."}.get(hint) or hint.__name__
+    return f"{origin.__name__}[{', '.join(map(ranges_of, inner))}]"
 
 
 def records_of(function: Callable) -> list[type]:

@@ -2,14 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 
 from pipeline.components import Node, structure
+from pipeline.ranges import (
+    Count,
+    Fraction,
+    FractionAboveZero,
+    FractionBelowOne,
+    NotNegative,
+    Positive,
+    RangedFields,
+    Seed,
+    Whole,
+)
 from pipeline.recipes.files import locate, merge, parse_settings, read
 from pipeline.samplers.guidance import Guidance
-from pipeline.validation import check_folder_name
+from pipeline.validation import Length, Range, SettingError, check_folder_name
+
+Scales = Annotated[tuple[FractionAboveZero, ...], Length(1)]
+Turns = Annotated[tuple[Annotated[int, Range(0, 3)], ...], Length(1)]
+Enlargements = tuple[Annotated[float, Range(1)], ...]
+Features = Annotated[tuple[str, ...], Length(1)]
 
 ONLY_SPEED = {"only_speed": True}  # a setting that changes how fast a result is computed, not the result
 
@@ -20,38 +36,45 @@ def slot(name: str) -> dict[str, str]:
 
 
 @dataclass
-class Data:
+class Data(RangedFields):
     """Which images, and how they are prepared: RGB [3, size, size] in [-1, 1]."""
 
     source: Node = field(metadata=slot("datasets"))  # slot datasets
-    size: int  # pixels per side, after cropping to a square
+    size: Count  # pixels per side, after cropping to a square
     crop: Literal["center", "random"] = "center"  # of training images; all others are cropped at the center
     resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"  # filter
     flip: bool = False  # mirror each training image with probability 0.5
-    tolerate: int = 0  # unreadable files that are skipped before the run stops
-    workers: int = field(default=0, metadata=ONLY_SPEED)  # processes that read images; 0: the main one
+    tolerate: Whole = 0  # unreadable files that are skipped before the run stops
+    workers: Whole = field(default=0, metadata=ONLY_SPEED)  # processes that read images; 0: the main one
 
 
 @dataclass
-class Loop:
+class Loop(RangedFields):
     """Steps, batch, optimizer (AdamW) and checkpoints of a training; steps are optimizer steps, the batch is global."""
 
-    steps: int
-    lr: dict[str, float]  # peak learning rate by player: tokenizer, critic, network
-    batch: int = 64  # images per step, over all processes
-    accumulate: int = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step; `check` names what it changes
-    warmup: int = 0  # steps from zero to the full rate
+    steps: Whole
+    lr: dict[str, NotNegative]  # peak learning rate by player: tokenizer, critic, network
+    batch: Count = 64  # images per step, over all processes
+    accumulate: Count = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step; `check` names what it changes
+    warmup: Whole = 0  # steps from zero to the full rate
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after the warm-up
-    final: float = 0.0  # fraction of the peak rate at which cosine and linear end
-    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
-    weight_decay: float | dict[str, float] = 0.0  # of matrices and kernels, for all players or by player
-    clip: float = 1.0  # largest norm of a player's gradient; 0: no clipping
-    ema: float = 0.999  # decay of the running average of the weights, which is what is kept
-    skip: int = 10  # consecutive steps with non-finite gradients that are skipped before the run stops
-    save_every: int = field(default=1000, metadata=ONLY_SPEED)  # steps between checkpoints; 0: the last step alone
-    keep: int = field(default=2, metadata=ONLY_SPEED)  # checkpoints, the newest
-    log_every: int = field(default=50, metadata=ONLY_SPEED)  # steps between lines of metrics.jsonl
+    final: Fraction = 0.0  # fraction of the peak rate at which cosine and linear end
+    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.95)  # of AdamW
+    weight_decay: NotNegative | dict[str, NotNegative] = 0.0  # of matrices and kernels, for all players or by player
+    clip: NotNegative = 1.0  # largest norm of a player's gradient; 0: no clipping
+    ema: FractionBelowOne = 0.999  # decay of the running average of the weights, which is what is kept
+    skip: Whole = 10  # consecutive steps with non-finite gradients that are skipped before the run stops
+    save_every: Whole = field(default=1000, metadata=ONLY_SPEED)  # steps between checkpoints; 0: the last step alone
+    keep: Count = field(default=2, metadata=ONLY_SPEED)  # checkpoints, the newest
+    log_every: Count = field(default=50, metadata=ONLY_SPEED)  # steps between lines of metrics.jsonl
     compile: bool = field(default=False, metadata=ONLY_SPEED)  # the players, by torch.compile
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch % self.accumulate:
+            raise SettingError(
+                "accumulate", f" is {self.accumulate}, which does not divide the batch of {self.batch}; give a divisor"
+            )
 
     def decay_of(self, player: str) -> float:
         """The weight decay of a player, 0 where a mapping does not name it."""
@@ -59,28 +82,28 @@ class Loop:
 
 
 @dataclass
-class Augmentation:
+class Augmentation(RangedFields):
     """Augmentation of the critic's input, real and reconstructed: DiffAugment (Zhao et al., arXiv:2006.10738)."""
 
-    probability: float = 1.0  # per image, for each of the three independently
+    probability: Fraction = 1.0  # per image, for each of the three independently
     colour: bool = True  # brightness, saturation and contrast
-    translation: float = 0.125  # largest shift, as a fraction of the sides; 0: none
-    cutout: float = 0.5  # sides of the blanked square, as a fraction of the image's; 0: none
+    translation: Fraction = 0.125  # largest shift, as a fraction of the sides; 0: none
+    cutout: Fraction = 0.5  # sides of the blanked square, as a fraction of the image's; 0: none
 
 
 @dataclass
-class Adversary:
+class Adversary(RangedFields):
     """A critic that is trained with the tokenizer, and the loss term `adversarial` that it gives."""
 
     critic: Node = field(metadata=slot("critics"))  # slot critics
     loss: str | Node = field(default="hinge", metadata=slot("adversarial"))  # a kind, or a node with its arguments
-    start: int = 0  # first step at which the term is used and the critic is trained
-    warmup: int = 0  # steps after `start` over which the term's weight rises linearly
+    start: Whole = 0  # first step at which the term is used and the critic is trained
+    warmup: Whole = 0  # steps after `start` over which the term's weight rises linearly
     adaptive: bool = True  # scale the weight by the ratio of gradients at the decoder's last layer, as VQGAN does
-    ahead: int = 0  # steps before `start` at which the critic's training begins; 0 to start
+    ahead: Whole = 0  # steps before `start` at which the critic's training begins; 0 to start
     augmentation: Augmentation | None = None
-    lecam: float = 0.0  # weight of the LeCam regularisation, 0 or more
-    lecam_decay: float = 0.999  # of its running means of logits; 0 or more, below 1
+    lecam: NotNegative = 0.0  # weight of the LeCam regularisation
+    lecam_decay: FractionBelowOne = 0.999  # of its running means of logits
     feature_matching: bool = False  # also the term feature_matching: distance of the critic's hidden features
 
     def learns(self, step: int) -> bool:
@@ -95,24 +118,24 @@ class Adversary:
 
 
 @dataclass
-class Equivariance:
+class Equivariance(RangedFields):
     """Train the decoder on codes that are shrunk and turned, towards images transformed in the same way.
 
     EQ-VAE (Kouzelis et al., arXiv:2502.09509) and VFM-VAE (arXiv:2510.18457); the defaults are those of both.
     """
 
-    codes: float = 0.5  # fraction of the steps at which the code is transformed
-    images: float = 0.25  # fraction of the other steps at which the image is, before it is encoded
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # of the sides; one is drawn per step
-    turns: tuple[int, ...] = (0, 1, 2, 3)  # quarter turns; one is drawn per step
+    codes: Fraction = 0.5  # fraction of the steps at which the code is transformed
+    images: Fraction = 0.25  # fraction of the other steps at which the image is, before it is encoded
+    scales: Scales = (0.25, 0.5, 0.75, 1.0)  # of the sides; one is drawn per step
+    turns: Turns = (0, 1, 2, 3)  # quarter turns; one is drawn per step
 
 
 @dataclass
-class Phase:
+class Phase(RangedFields):
     """One training of the tokenizer: which parameters, under which loss terms, for how long."""
 
     loop: Loop
-    weights: dict[str, float]  # loss term -> weight
+    weights: dict[str, NotNegative]  # loss term -> weight
     losses: dict[str, Node] = field(default_factory=lambda: {"pixel": {"kind": "pixel"}}, metadata=slot("losses"))
     train: str = "all"  # or encoder, decoder, or another of the tokenizer's parts
     only: tuple[str, ...] = ()  # modules of that part by name, for example [decoder.levels.3]; empty: all
@@ -120,11 +143,11 @@ class Phase:
     adversary: Adversary | None = None
     perturbation: Node | None = field(default=None, metadata=slot("perturbations"))  # noise on the decoder's input
     equivariance: Equivariance | None = None
-    least_usage: float = field(default=0.5, metadata=ONLY_SPEED)  # fraction of codes in use, below which the log warns
+    least_usage: Fraction = field(default=0.5, metadata=ONLY_SPEED)  # of codes in use, below which the log warns
 
 
 @dataclass
-class TokenizerTraining:
+class TokenizerTraining(RangedFields):
     """The tokenizer, and the phases of its training."""
 
     model: Node = field(metadata=slot("tokenizers"))  # slot tokenizers
@@ -133,35 +156,35 @@ class TokenizerTraining:
 
 
 @dataclass
-class JointTraining:
+class JointTraining(RangedFields):
     """The training of tokenizer and generator together: REPA-E's (Leng et al., arXiv:2504.10483).
 
     The network, its objective, its losses of hidden states and all their weights are those of `generator`.
     """
 
     phase: Phase  # the tokenizer's; its loop.lr has an entry for the player `network` too
-    alignment: dict[str, float]  # term of generator.losses -> its weight for the tokenizer
+    alignment: dict[str, NotNegative]  # term of generator.losses -> its weight for the tokenizer
     critic: str | None = None  # folder of a critic with the initial weights; null: the tokenizer's own critic
-    momentum: float = 0.1  # of the running mean and variance that normalise codes; above 0, at most 1
-    epsilon: float = 1e-4  # added to that variance, above 0
+    momentum: FractionAboveZero = 0.1  # of the running mean and variance that normalise codes
+    epsilon: Positive = 1e-4  # added to that variance
     average: bool = True  # keep the running average of the tokenizer's weights; false: the last ones
 
 
 @dataclass
-class Latents:
+class Latents(RangedFields):
     """The codes that are stored for the generator's training."""
 
     posterior: Literal["sample", "mode", "moments"] = "sample"  # moments: mean and std, sampled in training
     statistics: Literal["measured", "stored"] = (
         "measured"  # mean and std of codes; stored: those in the tokenizer's folder
     )
-    crops: tuple[float, ...] = ()  # [1.1]: in place of the image, five crops of it at 1.1 times the size; 1 or more
+    crops: Enlargements = ()  # [1.1]: in place of the image, five crops of it at 1.1 times the size
     flip: bool = False  # also the code of every mirrored view
     class_token: str | None = None  # a vision model, or classifier, whose class feature is stored with the code
     features: bool = False  # also the features of the teachers of generator.losses, which then run once
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # of stored numbers
-    batch: int = field(default=64, metadata=ONLY_SPEED)
-    shard: int = field(default=8192, metadata=ONLY_SPEED)  # images per file
+    batch: Count = field(default=64, metadata=ONLY_SPEED)
+    shard: Count = field(default=8192, metadata=ONLY_SPEED)  # images per file
 
     @property
     def views(self) -> int:
@@ -170,17 +193,17 @@ class Latents:
 
 
 @dataclass
-class GeneratorTraining:
+class GeneratorTraining(RangedFields):
     """The network that generates codes, its objective, and its training."""
 
     network: Node = field(metadata=slot("networks"))  # slot networks
     objective: Node = field(metadata=slot("objectives"))  # slot objectives
-    weights: dict[str, float]  # loss term -> weight
+    weights: dict[str, NotNegative]  # loss term -> weight
     loop: Loop
     losses: dict[str, Node] = field(default_factory=dict, metadata=slot("losses"))  # of the hidden states
     start: str | None = None  # folder of a network with the initial weights, or joint: that of joint training
     condition: Literal["class", "none"] = "class"  # what the network is conditioned on
-    milestones: tuple[int, ...] = ()  # steps after which the average weights are saved, for sample.weak
+    milestones: tuple[Count, ...] = ()  # steps after which the average weights are saved, for sample.weak
 
     @property
     def starts_joint(self) -> bool:
@@ -189,70 +212,71 @@ class GeneratorTraining:
 
 
 @dataclass
-class PostTraining:
+class PostTraining(RangedFields):
     """Training of the decoder on pairs of a code that the generator regenerated, and the real image: RobusTok's.
 
     Qiu et al., arXiv:2509.12474, section 4.3. The generator is sampled with the settings of `sample`.
     """
 
     phase: Phase  # with train: decoder; its terms are those of the losses, and `adversarial`
-    pairs: int  # of random training images, each used more than once where there are fewer
-    held_out: int  # pairs of other images, whose error chooses the best weights and ends training
-    preserve: float = 0.9  # fraction of the code that the generator keeps; above 0, at most 1
+    pairs: Annotated[int, Range(2)]  # of random training images, each used more than once where there are fewer
+    held_out: Count  # pairs of other images, whose error chooses the best weights and ends training
+    preserve: FractionAboveZero = 0.9  # fraction of the code that the generator keeps
     route: Literal["reencode", "tokens"] = (
         "reencode"  # decode and encode the regenerated code again, or use it as it is
     )
-    rehearsal: float = 0.0  # fraction of a batch with the image's own code; 0 or more, below 1
-    check_every: int = 500  # steps between errors of held-out pairs
-    patience: int = 5  # such errors in a row without a smaller one, after which training ends
+    rehearsal: FractionBelowOne = 0.0  # fraction of a batch with the image's own code
+    check_every: Count = 500  # steps between errors of held-out pairs
+    patience: Count = 5  # such errors in a row without a smaller one, after which training ends
 
 
 @dataclass
-class Weak:
+class Weak(RangedFields):
     """The network that AutoGuidance leads away from (Karras et al., arXiv:2406.02507): another one, or an earlier self.
 
     A folder is a run's generator/, a published pipeline or a network of its own, trained on the same tokenizer's codes.
     """
 
     folder: str | None = None
-    step: int | None = None  # of this recipe's training, one of generator.milestones
+    step: Count | None = None  # of this recipe's training, one of generator.milestones
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.folder is None) == (self.step is None):
-            raise ValueError("sample.weak needs either folder=FOLDER of another network or step=N of this training")
+            raise ValueError("give either folder=FOLDER of another network, or step=N of this training")
 
     def __str__(self) -> str:
         return self.folder or f"step {self.step} of the same training"
 
 
 @dataclass
-class Sampling:
+class Sampling(RangedFields):
     """What is asked of the finished line. `sampler` holds the objective's own settings (solver, ...)."""
 
-    images: int = 64
-    steps: int | None = None  # network evaluations; null: 50 for continuous codes, what the objective says for ids
+    images: Count = 64
+    steps: Count | None = None  # network evaluations; null: 50 for continuous codes, what the objective says for ids
     guidance: Guidance = Guidance()
     weak: Weak | None = None  # what guidance leads away from, in place of the null label
     labels: Literal["balanced", "random"] = "balanced"
     sampler: dict[str, Any] = field(default_factory=dict)
-    batch: int = field(default=64, metadata=ONLY_SPEED)
+    batch: Count = field(default=64, metadata=ONLY_SPEED)
 
 
 @dataclass
-class Evaluation:
+class Evaluation(RangedFields):
     """How samples and reconstructions are measured."""
 
     metrics: tuple[str, ...] | None = None  # by name; null: all that there are, see `python run.py describe`
-    features: tuple[str, ...] = ("classifier", "pixels")  # also inception, dinov2, clip, siglip, given their weights
+    features: Features = ("classifier", "pixels")  # also inception, dinov2, clip, siglip, given their weights
     reference: str = "train"  # what samples are measured against: train, held_out, a folder, or an .npz
     resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"  # of images before Inception
-    neighbours: int = 3  # of precision and recall
-    images: int = 2000  # at most so many references and reconstructions
+    neighbours: Count = 3  # of precision and recall
+    images: Count = 2000  # at most so many references and reconstructions
     perturbed: bool = False  # also reconstructions of perturbed codes, pFID: 15 decodings of these images
 
 
 @dataclass
-class Publication:
+class Publication(RangedFields):
     """What is written beside the pipeline's folder."""
 
     self_contained: bool = False  # also a folder that loads with diffusers alone, by trust_remote_code
@@ -261,12 +285,12 @@ class Publication:
 
 
 @dataclass
-class Recipe:
+class Recipe(RangedFields):
     name: str
     data: Data
     tokenizer: TokenizerTraining
     generator: GeneratorTraining
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     latents: Latents = field(default_factory=Latents)
     joint: JointTraining | None = None  # null: no joint training
@@ -277,6 +301,7 @@ class Recipe:
     weights: dict[str, str] = field(default_factory=dict)  # published weights: name -> file or folder
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_folder_name("name", self.name)
         for phase in self.tokenizer.phases:
             check_folder_name(f"tokenizer.phases.{phase}", phase)

@@ -5,29 +5,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.ranges import FractionAboveZero, NotNegative, RangedFields, Whole
+from pipeline.validation import SettingError
+
 LOGITS = "the network's output for a token"  # in messages about logits that are not finite
 SMALLEST = torch.finfo(torch.float32).tiny  # a temperature below it has no reciprocal: the likeliest id is taken
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(RangedFields):
     """How an id is chosen. A temperature of 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave all ids in.
 
     `top_p` keeps the likeliest ids whose probabilities add up to at least that (Holtzman et al., arXiv:1904.09751).
     """
 
-    temperature: float = 1.0  # divides the logits; 0 takes the likeliest id
-    top_k: int = 0  # leaves so many of the likeliest ids; 0 leaves all
-    top_p: float = 1.0  # leaves the likeliest ids that have this probability together
+    temperature: NotNegative = 1.0  # divides the logits; 0 takes the likeliest id
+    top_k: Whole = 0  # leaves so many of the likeliest ids; 0 leaves all
+    top_p: FractionAboveZero = 1.0  # leaves the likeliest ids that have this probability together
 
     def validate(self, vocab: int) -> None:
-        """ValueError with one line for settings out of range."""
-        if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature:g} is below 0; 0 takes the likeliest id, 1 is as trained")
-        if not 0 <= self.top_k <= vocab:
-            raise ValueError(f"top_k {self.top_k} is not within the codebook of {vocab}; 0 leaves all ids in")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p:g} is not a share above 0 and up to 1; 1 leaves all ids in")
+        """ValueError where more ids are to be left in than there are."""
+        if self.top_k > vocab:
+            raise SettingError(
+                "top_k", f" is {self.top_k}, and there are {vocab} ids; give at most {vocab}, or 0 for all"
+            )
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Ids [...] of logits [..., vocab], each by inverting the distribution at `uniform` [...] in [0, 1).

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.components import ShortForm
+from pipeline.ranges import Count, Fraction, NotNegative, Number, RangedFields
 from pipeline.validation import SettingError
 
 NOTHING_TO_GUIDE = "an unconditional generator has nothing to guide away from; leave the guidance scale at 1"
 
 
 @dataclass(frozen=True)
-class Guidance(ShortForm):
+class Guidance(RangedFields, ShortForm):
     """guided = unconditional + scale * (conditional - unconditional); a scale of 1 is exactly the unguided path.
 
     Ho and Salimans, arXiv:2207.12598. `interval` bounds the noise levels u at which guidance acts (Kynkäänniemi et
@@ -29,19 +30,18 @@ class Guidance(ShortForm):
     """
 
     short: ClassVar[str] = "scale"
-    scale: float = 1.0  # 1 is the unguided path; a bare number in place of the section is its scale
-    interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance acts
-    channels: int | None = None  # guide the first few channels only, as DiT's published numbers did
+    scale: Number = 1.0  # 1 is the unguided path; a bare number in place of the section is its scale
+    interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # noise levels at which guidance acts
+    channels: Count | None = None  # guide the first few channels only, as DiT's published numbers did
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    power: float = 1.0  # of the schedule
-    rescale: float = 0.0  # how far the guided prediction's std is brought to the conditional one's
+    power: NotNegative = 1.0  # of the schedule
+    rescale: Fraction = 0.0  # how far the guided prediction's std is brought to the conditional one's
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.interval
-        if not 0 <= low <= high <= 1:
-            raise SettingError(
-                "guidance.interval", f" is [{low}, {high}]; give two noise levels, 0 <= low <= high <= 1"
-            )
+        if low > high:
+            raise SettingError("interval", f" is [{low:g}, {high:g}]; give the lower noise level first")
 
     def at(self, time: float) -> float:
         """The scale at noise level `time`."""
@@ -113,7 +113,7 @@ def combine(conditional: Tensor, unconditional: Tensor, scale: float, channels: 
     return torch.cat([result, conditional[..., channels:]], dim=-1)
 
 
-def guided_logits(logits: Tensor, scale: float) -> Tensor:
+def guided_logits(logits: Tensor, scale: Number) -> Tensor:
     """Logits [2B, ...], the conditional half first, to guided ones [B, ...]; a scale of 1 is the conditional half."""
     conditional, unconditional = logits.chunk(2)
     return conditional if scale == 1 else torch.lerp(unconditional, conditional, scale)  # in one pass

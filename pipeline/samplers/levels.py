@@ -7,6 +7,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from pipeline.validation import check_positive
+
 Levels = TypeVar("Levels", float, np.ndarray, Tensor)
 Velocity = Callable[[Tensor, float], Tensor]  # (z [B, N, C], u) -> dz/du
 Report = Callable[[int, float, Tensor], Tensor | None]  # (evaluations done - 1, level reached, state)
@@ -29,8 +31,9 @@ def shifted(u: Levels, shift: float) -> Levels:
 
 def check_shift(shift: float, base: float | None) -> None:
     """ValueError for a shift out of range, and where a base states another one besides."""
-    if shift <= 0 or (base is not None and base <= 0):
-        raise ValueError(f"shift={base or shift} must be above 0; shift=1 leaves the noise levels as they are")
+    check_positive("shift", shift)
+    if base is not None:
+        check_positive("shift_base", base)
     if base is not None and shift != 1:
         raise ValueError(f"shift={shift:g} and shift_base={base:g} both state the shift; leave one of them out")
 

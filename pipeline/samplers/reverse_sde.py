@@ -10,7 +10,6 @@ from torch import Tensor
 from pipeline.draws import Draws
 from pipeline.samplers.levels import Report, Velocity, reported
 from pipeline.samplers.paths import Path
-from pipeline.validation import SettingError
 
 DiffusionForm = Literal["constant", "path", "sigma", "linear", "decreasing", "increasing_decreasing"]
 LastStep = Literal["mean", "euler", "tweedie", "none"]
@@ -84,9 +83,7 @@ def stochastic(
     return z
 
 
-def check_last_step(solver: str, last_step: LastStep, size: float, steps: int) -> None:
-    """ValueError where no evaluation is left before the last step, or its size is out of range."""
+def check_last_step(solver: str, last_step: LastStep, steps: int) -> None:
+    """ValueError where no evaluation is left before the last step."""
     if steps - (last_step != "none") < 1:
         raise ValueError(f"solver={solver} with last_step={last_step} needs at least 2 steps")
-    if not 0 < size < 1:
-        raise SettingError("last_step_size", f" is {size:g}; give a number between 0 and 1, SiT uses 0.04")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.code import LatentSpec
 from pipeline.nn.finite import check_finite
+from pipeline.ranges import FractionAboveZero, NotNegative, RangedFields, Whole
 from pipeline.samplers.choice import LOGITS, Choice
 from pipeline.samplers.guidance import guided_logits
 
@@ -76,7 +77,7 @@ def cell(index: int, base: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Unmasking:
+class Unmasking(RangedFields):
     """How masked ids are chosen, and which of them are settled first; the defaults are MaskGIT's.
 
     TiTok's generator, which adds one Gumbel noise to the logits and one to the confidence, both of a temperature that
@@ -86,13 +87,13 @@ class Unmasking:
 
     schedule: Schedule | None = None  # of the fraction masked after each step; null: the one of training
     order: Order = "confidence"  # which tokens wait: the least sure, the last of a Halton sequence, or any
-    temperature: float = 1.0  # divides the logits; 0 takes the likeliest id
-    top_k: int = 0  # leaves so many of the likeliest ids; 0 leaves all
-    top_p: float = 1.0  # leaves the likeliest ids that have this probability together
+    temperature: NotNegative = 1.0  # divides the logits; 0 takes the likeliest id
+    top_k: Whole = 0  # leaves so many of the likeliest ids; 0 leaves all
+    top_p: FractionAboveZero = 1.0  # leaves the likeliest ids that have this probability together
     anneal: bool = False  # the temperature falls linearly to 0 at the last step
     soften: bool = False  # logits are divided by a number that falls linearly from 1.3 to 0.5 at the last step
     confidence: Confidence = "probability"  # how sure a token is: the log-probability of its ids, or their logit
-    noise: float = 4.5  # temperature of the Gumbel noise on the confidence, which falls linearly to 0
+    noise: NotNegative = 4.5  # temperature of the Gumbel noise on the confidence, which falls linearly to 0
 
     def validate(self, steps: int, spec: LatentSpec) -> None:
         """ValueError with one line where these settings, or this number of steps, do not fit the codes."""
@@ -102,8 +103,6 @@ class Unmasking:
                 f" 1 to {spec.tokens}"
             )
         Choice(self.temperature, self.top_k, self.top_p).validate(spec.vocab)
-        if self.noise < 0:
-            raise ValueError(f"noise {self.noise:g} is below 0; 0 settles the surest tokens first, 4.5 is MaskGIT's")
         if self.order == "halton" and len(spec.grid) > len(BASES):
             raise ValueError(f"order=halton is for grids of up to {len(BASES)} axes; take order=confidence or random")
 

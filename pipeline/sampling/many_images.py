@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from accelerate import Accelerator
 from torch import Generator, nn
@@ -19,46 +19,37 @@ from pipeline.images.files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
 from pipeline.nn.finite import NotFinite
+from pipeline.ranges import Count, Number, RangedFields, Seed, Whole
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.precision import Precision, autocast
 from pipeline.runs.workspace import surroundings
 from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
 from pipeline.saved_folders import fetch, fingerprint_files, load_component
-from pipeline.validation import SettingError, check_at_least
+from pipeline.validation import Length
 from pipeline.whole_files import new_file, read_json, write_json
 
 PROTOCOL = "samples.json"
+Seeds = Annotated[list[Seed], Length(1)]
+Labels = Annotated[list[Whole | str], Length(1)]
 
 
 @dataclass
-class FolderSettings:
+class FolderSettings(RangedFields):
     """What `run.py sample FOLDER` takes; what is None is as the pipeline says."""
 
-    labels: int | str | list[int | str] = "balanced"  # or "random", or a label or name, or a list taken round
-    images: int | None = None  # as many as labels or seeds are listed, else 16
-    steps: int | None = None  # network evaluations
-    guidance: float | dict[str, Any] | None = None  # its scale, or what differs: guidance.interval=[0,0.8], ...
+    labels: Whole | str | Labels = "balanced"  # or "random", or a label or name, or a list taken round
+    images: Count | None = None  # as many as labels or seeds are listed, else 16
+    steps: Count | None = None  # network evaluations
+    guidance: Number | dict[str, Any] | None = None  # its scale, or what differs: guidance.interval=[0,0.8], ...
     sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
-    seed: int = 0  # image i has seed + i
-    seeds: list[int] | None = None  # or one an image
+    seed: Seed = 0  # image i has seed + i
+    seeds: Seeds | None = None  # or one an image
     precision: Precision = "fp32"
     weak: str | None = None  # folder of a network to guide away from, in place of the pipeline's own
     variant: str | None = None  # of the weights
-    batch: int = 16
+    batch: Count = 16
     out: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("images", "steps", "batch"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
-        if self.seeds is not None and not self.seeds:
-            raise SettingError("seeds", " is empty; give one an image, or leave it out")
-        if self.labels == []:
-            raise SettingError("labels", " is empty; give classes by number or name, balanced or random")
-        for seed in (self.seed, *(self.seeds or ())):
-            if not 0 <= seed < 2**63:
-                raise SettingError("seed", f" is {seed}; give 0 or more, below 2**63")
 
 
 @dataclass
@@ -93,7 +84,7 @@ def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerato
     pipe.defaults = replace(pipe.defaults, steps=steps, guidance=guidance, sampler=sampler)
     plan = plan_folder(asked, pipe)
     plan.protocol |= {"source": str(source), "variant": asked.variant, "files": fingerprint_files(folder)}
-    out = Path(asked.out or Path("samples") / "-".join(Path(source).resolve().parts[-2:]))
+    out = Path(asked.out if asked.out is not None else Path("samples") / "-".join(Path(source).resolve().parts[-2:]))
     _claim(out, plan.protocol | describe(pipe, plan), accelerator)
     sample_images(pipe, plan, out, accelerator)
     return out

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.components import find, kinds, structure
 from pipeline.draws import Draws
+from pipeline.ranges import InnerFraction, NotNegative, RangedFields
 from pipeline.samplers.levels import Report, Velocity, ladder, unshifted
 from pipeline.samplers.noise_chain import NoiseChain
 from pipeline.samplers.paths import Path
@@ -33,7 +34,7 @@ class Flow:
         return ladder(intervals, self.shift, unshifted(self.start, self.shift), end)
 
 
-class FlowSolver(ABC):
+class FlowSolver(RangedFields, ABC):
     """Follows a flow. Its fields are its settings."""
 
     solves: ClassVar[str] = "flow"
@@ -44,7 +45,7 @@ class FlowSolver(ABC):
         """Whether it cannot start at u = 1 of a path whose alpha is 0 there."""
         return False
 
-    def check(self, steps: int) -> None:  # noqa: B027
+    def check(self, steps: int) -> None:
         """ValueError where the number of evaluations, or a setting, is out of range."""
 
     @abstractmethod
@@ -57,9 +58,9 @@ class StochasticFlowSolver(FlowSolver):
     """Follows the reverse-time equation of a flow, which adds noise, and ends in a step without any."""
 
     diffusion: DiffusionForm = "sigma"  # w(u), how much noise is put in and taken out again
-    diffusion_scale: float = 1.0
+    diffusion_scale: NotNegative = 1.0
     last_step: LastStep = "mean"
-    last_step_size: float = 0.04  # before the shift
+    last_step_size: InnerFraction = 0.04  # before the shift
 
     @property
     def singular_at_noise(self) -> bool:
@@ -78,12 +79,12 @@ class ChainStep:
     data: Tensor  # the expected data
 
 
-class ChainSolver(ABC):
+class ChainSolver(RangedFields, ABC):
     """Steps down a chain of Gaussian noising steps. Its fields are its settings."""
 
     solves: ClassVar[str] = "noise_chain"
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """ValueError where a setting is out of range."""
 
     @abstractmethod

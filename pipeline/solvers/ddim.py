@@ -5,18 +5,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pipeline.ranges import Fraction
 from pipeline.solvers.base import ChainSolver, ChainStep
-from pipeline.validation import check_fraction
 
 
 @dataclass(frozen=True)
 class Ddim(ChainSolver):
     """Deterministic, or with a fraction of DDPM's noise."""
 
-    eta: float = 0.0  # 0 draws no noise, 1 as much as ddpm
-
-    def check(self) -> None:
-        check_fraction("eta", self.eta)
+    eta: Fraction = 0.0  # 0 draws no noise, 1 as much as ddpm
 
     def step(self, state: ChainStep, draw: Callable[[], Tensor]) -> Tensor:
         chain, index = state.chain, state.index

@@ -13,7 +13,7 @@ class Sde(StochasticFlowSolver):
     """First order, one evaluation per interval, and a last step without noise."""
 
     def check(self, steps: int) -> None:
-        check_last_step("sde", self.last_step, self.last_step_size, steps)
+        check_last_step("sde", self.last_step, steps)
 
     def solve(self, flow: Flow, z: Tensor) -> Tensor:
         reverse = Reverse(flow.path, flow.velocity, self.diffusion, self.diffusion_scale)

@@ -15,7 +15,7 @@ class SdeHeun(StochasticFlowSolver):
     def check(self, steps: int) -> None:
         if self.last_step == "none":
             raise ValueError("sde_heun would need the score at noise level 0; set last_step=mean, euler or tweedie")
-        check_last_step("sde_heun", self.last_step, self.last_step_size, steps)
+        check_last_step("sde_heun", self.last_step, steps)
 
     def solve(self, flow: Flow, z: Tensor) -> Tensor:
         reverse, paid = Reverse(flow.path, flow.velocity, self.diffusion, self.diffusion_scale), flow.steps - 1

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from pipeline.draws import mix
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, stage_channels, stem_and_stages
+from pipeline.ranges import Count, RangedArguments, Whole
 
 
-class Classifier(ConvolutionStages, ModelMixin, ConfigMixin):
+class Classifier(RangedArguments, ConvolutionStages, ModelMixin, ConfigMixin):
     """A convolutional network from images [B, 3, H, W] in [-1, 1] (8 pixels a side or more) to class logits.
 
     Every stage halves the side and doubles the channels; what each leaves is a feature map, the mean over the last is
@@ -24,11 +25,11 @@ class Classifier(ConvolutionStages, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        num_classes: int,
-        width: int = WIDTH,
-        stages: int = 2,
-        stride: int = 1,
-        dim: int = 64,
+        num_classes: Whole,
+        width: Count = WIDTH,
+        stages: Whole = 2,
+        stride: Count = 1,
+        dim: Count = 64,
         task: Literal["classifier", "rotation"] = "classifier",
     ):
         super().__init__(width, stages, stride)
@@ -68,11 +69,11 @@ class Classifier(ConvolutionStages, ModelMixin, ConfigMixin):
 def fit(
     images: Tensor,
     labels: Tensor | None,
-    num_classes: int,
+    num_classes: Whole,
     seed: int,
     steps: int = 300,
     batch: int = 64,
-    dim: int = 64,
+    dim: Count = 64,
 ) -> Classifier:
     """Train on images [n, 3, H, W] in [-1, 1] with labels [n], under small shifts, turns and changes of size.
 

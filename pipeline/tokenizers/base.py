@@ -20,6 +20,7 @@ from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.memory_saving import MemorySaving
 from pipeline.nn.partly_trained import PartlyTrained
+from pipeline.ranges import RangedArguments
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
 DERIVED_ARGUMENTS = ("image_size", "maps", "inputs", "stride")  # of a class in `choices`, which a recipe may not state
@@ -47,7 +48,7 @@ class TokenizerOutput:
     head_outputs: dict[str, Tensor] = field(default_factory=dict)  # of the trained heads of losses, by their term
 
 
-class Tokenizer(PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, ConfigMixin):
+class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, ConfigMixin):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
@@ -195,8 +196,6 @@ class MapTokenizer(Tokenizer):
     def spec_of_levels(cls, arguments: Arguments, patch_size: int) -> LatentSpec:
         """The spec where each level but the first halves the sides of an image, or of its patches."""
         levels, image_size = len(arguments.multipliers), arguments.image_size
-        if not levels:
-            raise ValueError("multipliers is empty; they are one entry per level, for example [1,2,4,4]")
         stride = patch_size * 2 ** (levels - 1)
         if image_size % stride:
             near = round(image_size / stride) * stride or stride

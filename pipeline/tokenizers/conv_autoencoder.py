@@ -12,6 +12,7 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
+from pipeline.ranges import Count, Counts, Whole
 from pipeline.tokenizers.base import MapTokenizer
 
 
@@ -34,17 +35,17 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         bottleneck: Node,
-        width: int = 128,
-        multipliers: list[int] = [1, 2, 4, 4],  # noqa: B006  never changed; saved as JSON
-        blocks: int = 2,
-        attention: list[int] = [],  # noqa: B006
+        width: Count = 128,
+        multipliers: Counts = [1, 2, 4, 4],  # noqa: B006  never changed; saved as JSON
+        blocks: Whole = 2,
+        attention: list[Whole] = [],  # noqa: B006
         middle_attention: bool = True,
-        groups: int = 32,
-        decoder_width: int | None = None,
-        z_channels: int | None = None,
-        patch_size: int = 1,
+        groups: Count = 32,
+        decoder_width: Count | None = None,
+        z_channels: Count | None = None,
+        patch_size: Count = 1,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -136,6 +137,6 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         return state
 
 
-def encoded_channels(neck: Bottleneck, z_channels: int | None) -> int:
+def encoded_channels(neck: Bottleneck, z_channels: Count | None) -> int:
     """The encoder ends in `z_channels`, or as many as the code has: twice, for a Gaussian's mean and log variance."""
     return (z_channels or neck.dim) * max(1, neck.inputs // neck.dim)

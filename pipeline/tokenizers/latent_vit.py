@@ -16,8 +16,9 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
-from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
+from pipeline.nn.transformer_sizes import both_sizes, check_heads
 from pipeline.nn.vision_transformer import image_tokens
+from pipeline.ranges import Count, FractionBelowOne, Positive
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
 from pipeline.vision import dinov2_weights
 
@@ -53,24 +54,24 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         bottleneck: Node,
-        width: int,
-        depth: int,
-        heads: int,
-        patch_size: int = 16,
-        tokens: int | None = None,
-        decoder_width: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_heads: int | None = None,
+        width: Count,
+        depth: Count,
+        heads: Count,
+        patch_size: Count = 16,
+        tokens: Count | None = None,
+        decoder_width: Count | None = None,
+        decoder_depth: Count | None = None,
+        decoder_heads: Count | None = None,
         encoder_start: str | None = None,
         decoder_start: str | None = None,
         encoder_tuning: Tuning = "full",
         decoder_tuning: Tuning = "full",
-        lora_rank: int = 8,
-        lora_alpha: float = 8.0,
+        lora_rank: Count = 8,
+        lora_alpha: Positive = 8.0,
         lora_layers: lora.Adapted = "feed_forward",
-        drop_path: float = 0.0,
+        drop_path: FractionBelowOne = 0.0,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -96,11 +97,6 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         image_size, patch_size, tokens = arguments.image_size, arguments.patch_size, arguments.tokens
-        check_counts("latent_vit", arguments, (*TRANSFORMER_SIZES, "tokens", "lora_rank"))
-        if not 0 <= arguments.drop_path < 1:
-            raise ValueError(
-                f"latent_vit: drop_path is {arguments.drop_path:g}; give a fraction, 0 or more and below 1"
-            )
         if image_size % patch_size:
             raise ValueError(f"latent_vit: images of {image_size} pixels do not divide by patch_size {patch_size}")
         for name, (width, depth, heads) in zip(("encoder_start", "decoder_start"), both_sizes(arguments)):

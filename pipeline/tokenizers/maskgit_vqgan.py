@@ -11,6 +11,7 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.convolution import match_memory_format
 from pipeline.nn.maskgit_convolution import Decoder, Encoder
+from pipeline.ranges import Count, Counts, Whole
 from pipeline.tokenizers.base import MapTokenizer
 
 
@@ -30,12 +31,12 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         bottleneck: Node,
-        width: int = 128,
-        multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
-        blocks: int = 2,
-        groups: int = 32,
+        width: Count = 128,
+        multipliers: Counts = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
+        blocks: Whole = 2,
+        groups: Count = 32,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)

@@ -11,6 +11,7 @@ from pipeline import components
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments
 from pipeline.nn import stock_autoencoder
+from pipeline.ranges import Count
 from pipeline.tokenizers.base import MapTokenizer, TrainingInputs
 
 
@@ -30,11 +31,11 @@ class Pretrained(MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         path: str,
         subfolder: str | None = None,
-        dim: int | None = None,
-        stride: int | None = None,
+        dim: Count | None = None,
+        stride: Count | None = None,
         stock: dict[str, Any] | None = None,
     ):
         if stock is None:
@@ -69,7 +70,7 @@ class Pretrained(MapTokenizer):
 
     @staticmethod
     def measure(
-        config: dict[str, Any], image_size: int, path: str, dim: int | None, stride: int | None
+        config: dict[str, Any], image_size: Count, path: str, dim: Count | None, stride: Count | None
     ) -> tuple[LatentSpec, bool]:
         """The spec that the autoencoder has, and whether it has a posterior; ValueError where the recipe differs."""
         latents = stock_autoencoder.probe(config, image_size)
@@ -124,7 +125,7 @@ class Pretrained(MapTokenizer):
         }
 
 
-def spec_of(image_size: int, dim: int, stride: int) -> LatentSpec:
+def spec_of(image_size: int, dim: Count, stride: Count) -> LatentSpec:
     if image_size % stride:
         raise ValueError(f"images of {image_size} pixels do not divide by the stride of {stride}; change data.size")
     return LatentSpec((image_size // stride,) * 2, dim)

@@ -1,5 +1,7 @@
 """The tokenizer that compresses several layers of a frozen vision model, and decodes images at every scale."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up in this module
@@ -14,7 +16,9 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import PyramidDecoder
+from pipeline.ranges import Count, Counts, Whole
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TokenizerOutput, TrainingInputs
+from pipeline.validation import Range
 from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, OnFrozenEncoder, needs_stand_in
 
 
@@ -42,16 +46,16 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         frozen_encoder: Node,
         bottleneck: Node,
-        side: int,
-        widths: list[int],
-        spatial: list[int],
-        tap_width: int = 64,
-        code_width: int = 512,
-        attention: int = 3,
-        depth: int = 2,
+        side: Annotated[int, Range(4)],
+        widths: Counts,
+        spatial: Counts,
+        tap_width: Count = 64,
+        code_width: Count = 512,
+        attention: Whole = 3,
+        depth: Whole = 2,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -112,7 +116,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         return {"encoder": encoder, "decoder": [self.post, self.decoder]}
 
 
-def choose_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEncoder], Arguments]:
+def choose_encoder(frozen_encoder: Node, image_size: Count) -> tuple[type[FrozenEncoder], Arguments]:
     encoder, arguments = components.choose(ENCODERS, frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
     return encoder, arguments | {"image_size": image_size}
 
@@ -120,7 +124,7 @@ def choose_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEn
 def check_sides(arguments: Arguments, maps: MapSizes) -> None:
     """ValueError where taps do not fold to `side` positions per side, or levels do not lead from there to the image."""
     image_size, side, widths, spatial = (arguments[n] for n in ("image_size", "side", "widths", "spatial"))
-    if side < 4 or side % 2:
+    if side % 2:
         raise ValueError(f"side is {side}; the first level has half of it, so name an even number from 4 on")
     for _, tap_side in maps:
         if tap_side % side:

@@ -15,6 +15,7 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.texture_branch import BRANCHES
+from pipeline.ranges import Count
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TrainingInputs
 from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 
@@ -45,7 +46,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         frozen_encoder: Node,
         pixel_decoder: Node,
         texture_branch: Node | None = None,

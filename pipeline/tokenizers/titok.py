@@ -15,8 +15,9 @@ from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
-from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
+from pipeline.nn.transformer_sizes import both_sizes, check_heads
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_tokens, initialise
+from pipeline.ranges import Count, Counts, Whole
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
 
@@ -29,7 +30,7 @@ class ProxyHead(EntryPoints):
 
     entry_points = ("decode_logits",)
 
-    def __init__(self, width: int, side: int, vocab: int, dim: int, widths: list[int], blocks: int):
+    def __init__(self, width: Count, side: int, vocab: int, dim: int, widths: list[int], blocks: int):
         super().__init__()
         self.side = side
         self.logits = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, vocab))
@@ -69,24 +70,24 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         bottleneck: Node,
-        tokens: int,
-        width: int,
-        depth: int,
-        heads: int,
-        patch_size: int = 16,
-        decoder_width: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_heads: int | None = None,
-        decoder_patch_size: int | None = None,
+        tokens: Count,
+        width: Count,
+        depth: Count,
+        heads: Count,
+        patch_size: Count = 16,
+        decoder_width: Count | None = None,
+        decoder_depth: Count | None = None,
+        decoder_heads: Count | None = None,
+        decoder_patch_size: Count | None = None,
         head: Literal["pixels", "proxy"] = "pixels",
         interleaved: bool = False,
-        proxy_vocab: int = 1024,
-        proxy_dim: int = 256,
-        proxy_width: int = 128,
-        proxy_multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
-        proxy_blocks: int = 2,
+        proxy_vocab: Count = 1024,
+        proxy_dim: Count = 256,
+        proxy_width: Count = 128,
+        proxy_multipliers: Counts = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
+        proxy_blocks: Whole = 2,
         proxy_start: str | None = None,
     ):
         neck = components.build("bottlenecks", bottleneck)
@@ -109,7 +110,6 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
-        check_counts("titok", arguments, ("tokens", *TRANSFORMER_SIZES, "decoder_patch_size"))
         for width, _, heads in both_sizes(arguments):
             check_heads("titok", width, heads)
         image_size, patch_size = arguments.image_size, arguments.patch_size

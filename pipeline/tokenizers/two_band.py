@@ -14,6 +14,7 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
 from pipeline.nn.haar import haar, inverse_haar
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
+from pipeline.ranges import Count, Counts, Whole
 from pipeline.tokenizers.base import MapTokenizer, TokenizerOutput, TrainingInputs
 
 BAND_CHANNELS = {"low": 3, "high": 9}
@@ -22,7 +23,7 @@ BAND_CHANNELS = {"low": 3, "high": 9}
 class Branch(nn.Module):
     """One band's convolutional encoder and decoder, with a 1x1 convolution on either side of the bottleneck."""
 
-    def __init__(self, channels: int, inputs: int, dim: int, z_channels: int, *trunk: object):
+    def __init__(self, channels: int, inputs: int, dim: int, z_channels: Count, *trunk: object):
         super().__init__()
         encoded = z_channels * (inputs // dim)
         self.encoder = Encoder(encoded, *trunk, channels)
@@ -62,19 +63,19 @@ class TwoBand(Branched, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         bottleneck: Node,
-        width: int = 128,
-        multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
-        blocks: int = 2,
-        attention: list[int] = [],  # noqa: B006
+        width: Count = 128,
+        multipliers: Counts = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
+        blocks: Whole = 2,
+        attention: list[Whole] = [],  # noqa: B006
         middle_attention: bool = True,
-        groups: int = 32,
-        z_channels: int | None = None,
-        patch_size: int = 1,
-        high_width: int | None = None,
-        high_multipliers: list[int] | None = None,
-        high_dim: int | None = None,
+        groups: Count = 32,
+        z_channels: Count | None = None,
+        patch_size: Count = 1,
+        high_width: Count | None = None,
+        high_multipliers: Counts | None = None,
+        high_dim: Count | None = None,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -201,7 +202,7 @@ class TwoBand(Branched, MapTokenizer):
         }
 
 
-def split_dim(dim: int, high_dim: int | None) -> dict[str, int]:
+def split_dim(dim: int, high_dim: Count | None) -> dict[str, int]:
     """Channels of a code of `dim` for each band; ValueError where one is left without."""
     high = dim // 2 if high_dim is None else high_dim
     if not 0 < high < dim:

@@ -1,7 +1,7 @@
 """The autoencoder of two vision transformers, whose code has one token per patch."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up in this module
@@ -25,8 +25,10 @@ from pipeline.nn.grid_transformer import (
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.patch_heads import Head, tokens_to_map
 from pipeline.nn.token_drop import draw_kept_positions, scatter_tokens
-from pipeline.nn.transformer_sizes import TRANSFORMER_SIZES, both_sizes, check_counts, check_heads
+from pipeline.nn.transformer_sizes import both_sizes, check_heads
+from pipeline.ranges import Count, Number, Positive
 from pipeline.tokenizers.base import MapTokenizer, TokenizerOutput, TrainingInputs
+from pipeline.validation import Range
 
 
 class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
@@ -55,25 +57,25 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         bottleneck: Node,
-        width: int,
-        depth: int,
-        heads: int,
-        patch_size: int = 16,
-        decoder_width: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_heads: int | None = None,
+        width: Count,
+        depth: Count,
+        heads: Count,
+        patch_size: Count = 16,
+        decoder_width: Count | None = None,
+        decoder_depth: Count | None = None,
+        decoder_heads: Count | None = None,
         position: Position = "rotary",
         norm: Literal["layer", "rms"] = "layer",
         outer_norms: OuterNorms = "last",
         feed_forward: Literal["gelu", "swiglu"] = "swiglu",
-        feed_forward_ratio: float = 4.0,
+        feed_forward_ratio: Positive = 4.0,
         query_key_norm: bool = False,
         parallel: bool = False,
-        layer_scale: float | None = None,
+        layer_scale: Number | None = None,
         head: Head = "linear",
-        token_drop: list[float] = [0.0, 0.0],  # noqa: B006  never changed; saved as JSON
+        token_drop: list[Annotated[float, Range(high=1, open_high=True)]] = [0.0, 0.0],  # noqa: B006  never changed; saved as JSON
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -93,12 +95,8 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         image_size, patch_size, token_drop = arguments.image_size, arguments.patch_size, arguments.token_drop
-        check_counts("vit_autoencoder", arguments, TRANSFORMER_SIZES)
         if image_size % patch_size:
             raise ValueError(f"vit_autoencoder: images of {image_size} pixels do not divide by patch_size {patch_size}")
-        if arguments.feed_forward_ratio <= 0:
-            ratio = arguments.feed_forward_ratio
-            raise ValueError(f"vit_autoencoder: feed_forward_ratio is {ratio:g}; 4 is usual")
         for width, _, heads in both_sizes(arguments):
             check_position(arguments.position, width, heads)
         if len(token_drop) != 2 or not token_drop[0] <= token_drop[1] < 1:
@@ -156,7 +154,7 @@ def drops_tokens(token_drop: Sequence[float]) -> bool:
     return token_drop[1] > 0
 
 
-def check_position(position: Position, width: int, heads: int) -> None:
+def check_position(position: Position, width: Count, heads: Count) -> None:
     """ValueError where that width cannot hold these positions."""
     check_heads("vit_autoencoder", width, heads)
     if "fixed" in position and width % 4:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.components import Arguments
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, MapSizes, stage_channels, stem_and_stages
+from pipeline.ranges import Count, Layers, Number, Positive, RangedArguments
 from pipeline.vision.backbone import IMAGENET, Backbone, difference, load_model, new_model, read_config
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
 
@@ -21,7 +22,7 @@ SIZES = ("model_type", "hidden_size", "num_hidden_layers", "patch_size")  # what
 RANDOM, SAVED = "random", "saved"  # starts that read no weights
 
 
-class FrozenEncoder(nn.Module, ABC):
+class FrozenEncoder(RangedArguments, nn.Module, ABC):
     """Images [B, 3, H, W] in [-1, 1] to the maps `taps` of a network that nothing trains.
 
     It stays in evaluation mode and has no gradients. `norm` says how each map is normalised: "plain" gives every
@@ -64,7 +65,7 @@ class StandIn(FrozenEncoder):
     classifier's name; a recipe leaves it out.
     """
 
-    def __init__(self, image_size: int, taps: list[int] = [-1], norm: Norm = "plain", source: str | None = None):  # noqa: B006
+    def __init__(self, image_size: Count, taps: Layers = [-1], norm: Norm = "plain", source: str | None = None):  # noqa: B006
         super().__init__()
         self.taps, self.norm, self.source = taps, norm, source
         self.trunk = ConvolutionStages(**stem_and_stages(image_size))
@@ -111,14 +112,14 @@ class VisionTransformer(Backbone, FrozenEncoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: Count,
         start: str,
         model: dict[str, Any] = {},  # noqa: B006
-        image_patch: int = 16,
-        taps: list[int] = [-1],  # noqa: B006
+        image_patch: Count = 16,
+        taps: Layers = [-1],  # noqa: B006
         norm: Norm = "plain",
-        mean: list[float] = list(IMAGENET[0]),  # noqa: B006
-        std: list[float] = list(IMAGENET[1]),  # noqa: B006
+        mean: list[Number] = list(IMAGENET[0]),  # noqa: B006
+        std: list[Positive] = list(IMAGENET[1]),  # noqa: B006
         source: str | None = None,
     ):
         config = known_config(start, model)
@@ -136,7 +137,7 @@ class VisionTransformer(Backbone, FrozenEncoder):
         for name in SIZES:
             if name not in config:
                 raise ValueError(f"state {name} of {start} under model, so that it is known without its weights")
-        if image_patch < 1 or image_size % image_patch:
+        if image_size % image_patch:
             raise ValueError(f"images of {image_size} pixels do not divide by image_patch, {image_patch}; change one")
         check_taps(arguments.taps, config["num_hidden_layers"] + 1)
         return [(config["hidden_size"], image_size // image_patch)] * len(arguments.taps)

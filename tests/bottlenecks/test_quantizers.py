@@ -108,18 +108,23 @@ def test_a_module_in_half_precision_gives_codes_in_it(name):
 
 
 BAD = {
-    "vocab to 2": UNIT | {"vocab": 1},
-    "decay 1 is not": UNIT | {"decay": 1.0},
-    "restart 2 is not": UNIT | {"restart": 2.0},
-    "null leaves the term out": UNIT | {"entropy_temperature": 0.0},
-    "0 takes the nearest": UNIT | {"sampling_temperature": -1.0},
-    "each 2 or more": GRID | {"levels": [8, 1]},
+    "vocab is 1; give 2 or more": UNIT | {"vocab": 1},
+    "decay is 1; give a fraction": UNIT | {"decay": 1.0},
+    "restart is 2; give a fraction": UNIT | {"restart": 2.0},
+    "entropy_temperature is 0; give a number above 0": UNIT | {"entropy_temperature": 0.0},
+    "sampling_temperature is -1; give 0 or more": UNIT | {"sampling_temperature": -1.0},
+    "levels.1. is 1; give 2 or more": GRID | {"levels": [8, 1]},
     "too many to number": GRID | {"levels": [8] * 21},
-    "bits from 1 to 62": BITS | {"bits": 63},
-    "group from 1 to 20": BITS | {"group": 0},
+    "bits is 63; give a number from 1 to 62": BITS | {"bits": 63},
+    "group is 0; give a number from 1 to 20": BITS | {"group": 0},
     "gaussian has no ids": {"kind": "product", "bottleneck": {"kind": "gaussian", "dim": 2}, "codebooks": 2},
-    "codebooks to 2 or more": {"kind": "product", "bottleneck": BITS, "codebooks": 0},
-    "not above 0 and up to 1": {"kind": "residual", "bottleneck": BITS, "codebooks": 2, "scale": 0.0},
+    "codebooks is 0; give 1 or more": {"kind": "product", "bottleneck": BITS, "codebooks": 0},
+    "scale is 0; give a fraction, above 0": {
+        "kind": "residual",
+        "bottleneck": BITS,
+        "codebooks": 2,
+        "scale": 0.0,
+    },
     "bottlenecks.bottleneck: binary has no argument 'bit'": NODES["product"] | {"bottleneck": BITS | {"bit": 3}},
 }
 

@@ -276,7 +276,7 @@ def test_shapes_are_where_and_what_they_are_said_to_be():
     together = np.corrcoef(np.column_stack([np.array(has), labels]).T)
     apart = together[3:, 3:] - np.eye(5)
     assert np.abs(apart).max() < 0.25 and np.bincount(labels).min() > 30, "nothing tells of anything else"
-    with pytest.raises(ValueError, match="data.source.images is 0"):
+    with pytest.raises(ValueError, match="images is 0; give 1 or more"):
         build("datasets", {"kind": "shapes", "images": 0}, split="train")
 
 

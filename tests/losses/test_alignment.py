@@ -130,7 +130,7 @@ def test_relational_is_as_its_equations_say_and_nothing_within_its_margins():
     inside.backward()
     assert inside == 0 and near.grad.abs().sum() == 0
     assert aligned("relational", cosine_margin=0.0, matrix_margin=0.0).compare(near, f)["relational"] > 0
-    with pytest.raises(ValueError, match="margins are 0 or more"):
+    with pytest.raises(ValueError, match="matrix_margin is -0.1; give 0 or more"):
         aligned("relational", matrix_margin=-0.1)
 
 

@@ -44,7 +44,7 @@ def test_charbonnier_is_l1_with_a_smooth_bottom():
     made = b.clone().requires_grad_()
     value(Pixel("charbonnier"), made, b).backward()
     assert (made.grad == 0).all()  # where l1 has a corner
-    with pytest.raises(ValueError, match="epsilon is 0; use a small number above 0"):
+    with pytest.raises(ValueError, match="epsilon is 0; give a number above 0"):
         Pixel("charbonnier", 0.0)
 
 

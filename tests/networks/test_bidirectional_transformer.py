@@ -167,13 +167,8 @@ def test_published_sizes(name):
     "arguments, message",
     [
         ({"heads": 3}, "not divisible by heads 3"),
-        ({"num_classes": -1}, "num_classes"),
-        ({"depth": 0}, "depth"),
         ({"body": "uvit", "depth": 4}, "depth 4 is even"),
-        ({"feed_forward_ratio": 0.0}, "feed_forward_ratio"),
-        ({"class_drop": 1.5}, "class_drop"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"attention_dropout": -0.1}, "attention_dropout"),
+        ({"feed_forward_ratio": 0.01}, "feed_forward_ratio"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(arguments, message):

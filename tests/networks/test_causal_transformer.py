@@ -274,11 +274,6 @@ def test_published_sizes(name):
         ([4, 4, 4], {}, "one or two axes"),
         ([4, 4], {"width": 24, "heads": 4}, "width / heads divisible by 4"),
         ([4, 4], {"width": 20, "heads": 4, "position": "rotary_sequence"}, "width / heads divisible by 2"),
-        ([4, 4], {"num_classes": -1}, "num_classes"),
-        ([4, 4], {"depth": 0}, "depth"),
-        ([4, 4], {"vocab": 0}, "vocab"),
-        ([4, 4], {"class_drop": 1.5}, "class_drop"),
-        ([4, 4], {"residual_dropout": 1.0}, "residual_dropout"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(grid, arguments, message):

@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_refused_in_a_line():
         ("digits_reg", ["generator.weights.class_token=null"], "generator.weights.class_token is missing"),
         ("digits_reg", ["latents.class_token=dinov2_large"], "weights dinov2_large are not on this machine"),
         ("digits_reg", ["generator.network.class_token=64"], "determined by an earlier stage"),
-        ("digits_reg", [f"{where}=-1"], "is a number of values"),
+        ("digits_reg", [f"{where}=-1"], "is -1; give 0 or more"),
         ("digits_repae", joint, f"^{where} is 64, but in joint training no class token"),
     ):
         with pytest.raises(ValueError, match=says):

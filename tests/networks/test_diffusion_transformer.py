@@ -246,9 +246,6 @@ def test_every_published_size_has_a_fragment_and_a_count():
         ([4, 4, 4], {}, "one or two axes"),
         ([4, 4], {"width": 18, "heads": 3}, "width divisible by 4"),
         ([4, 4], {"width": 24, "heads": 4, "position": "rotary"}, "width / heads divisible by 4"),
-        ([4, 4], {"num_classes": -1}, "num_classes"),
-        ([4, 4], {"depth": 0}, "depth"),
-        ([4, 4], {"class_drop": 1.5}, "class_drop"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(grid, arguments, message):

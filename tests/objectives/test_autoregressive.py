@@ -291,7 +291,7 @@ def test_settings_that_do_not_fit_are_one_line(objective, settings):
     wrong = [
         (5, {}, "6 tokens take 6 steps, not 5"),
         (6, {"temperature": -1.0}, "temperature"),
-        (6, {"top_k": 8}, "top_k 8"),
+        (6, {"top_k": 8}, "top_k is 8"),
         (6, {"top_p": 0.0}, "top_p"),
     ]
     generating.check_sampler(objective, 6, SPEC, temperature=0.5, top_k=7, top_p=0.5, **settings)
@@ -308,7 +308,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="target_positions=true"):
         ANNEALED.check_network(Arguments({"depth": 2, "target_positions": False}))
     ANNEALED.check_network(Arguments({"depth": 2, "target_positions": True}))
-    with pytest.raises(ValueError, match="anneal_start 3 is a step before anneal_end 2"):
+    with pytest.raises(ValueError, match="anneal_end is 2, and anneal_start is 3"):
         RandomOrder(3, 2)
     with pytest.raises(ValueError, match="preserve=2"):
         generating.regenerate(

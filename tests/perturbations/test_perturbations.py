@@ -135,7 +135,7 @@ def test_annealing_begins_where_it_starts_and_ends_where_it_ends():
     for perturb in (Gaussian(1.0, anneal=Annealing(1, 5, 0.0)), Interpolated(anneal=Annealing(1, 5, 0.0))):
         assert not torch.equal(perturb(None, z, Code(z), draws(4), 4), z)
         assert torch.equal(perturb(None, z, Code(z), draws(4), 5), z)
-    with pytest.raises(ValueError, match="let start be 0 or more"):
+    with pytest.raises(ValueError, match="end is step 5, and start is step 5"):
         Annealing(5, 5)
 
 
@@ -280,13 +280,13 @@ def test_a_recipe_states_one_a_phase(node, discrete, one_d):
     [
         ({"kind": "codebook_neighbours", "strength": 3}, False, False, "this tokenizer has none; take gaussian"),
         ({"kind": "codebook_neighbours", "strength": 30}, True, False, "strength 30 is more than the 24 codes"),
-        ({"kind": "codebook_neighbours", "strength": 0}, True, False, "leaves no code"),
+        ({"kind": "codebook_neighbours", "strength": 0}, True, False, "strength is 0; give 1 or more"),
         ({"kind": "codebook_neighbours", "strength": 3, "fraction": 2}, True, False, "fraction is 2; give a fraction"),
         ({"kind": "codebook_neighbors", "strength": 3}, True, False, "did you mean 'codebook_neighbours'"),
         ({"kind": "gaussian", "scale": 0.8}, True, False, "gaussian noise is for continuous codes"),
-        ({"kind": "gaussian", "scale": -1}, False, False, "scale -1 is below 0"),
+        ({"kind": "gaussian", "scale": -1}, False, False, "scale is -1; give 0 or more"),
         ({"kind": "interpolated"}, True, True, "interpolated noise is for continuous codes"),
-        ({"kind": "interpolated", "shift": 0}, False, True, "shift 0 is not above 0"),
+        ({"kind": "interpolated", "shift": 0}, False, True, "shift is 0; give a number above 0"),
         ({"kind": "prefix_drop"}, True, False, "prefix_drop is for 1-D tokens"),
         ({"kind": "prefix_drop", "least": 7}, True, True, "least 7 is more than the 6 tokens"),
         ({"kind": "prefix_drop", "scope": "sample"}, True, True, "set action=mask or scope=batch"),

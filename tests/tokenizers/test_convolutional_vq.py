@@ -72,8 +72,6 @@ def test_geometry_is_known_without_building():
     assert geometry(image_size=256) == LatentSpec((16, 16), 4, 16)
     with pytest.raises(ValueError, match="do not divide by 16.*data.size=256"):
         geometry(image_size=250)
-    with pytest.raises(ValueError, match="multipliers is empty"):
-        geometry(image_size=256, multipliers=[])
 
 
 def test_parts_hold_every_parameter_once():

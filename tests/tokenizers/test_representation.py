@@ -273,7 +273,6 @@ KNOWN = HUB | {"model": {"model_type": "dinov2", "hidden_size": 16, "num_hidden_
         ({"pixel_decoder": VIT | {"heads": 3}}, "width of 16 does not divide by 4 and by 3 heads"),
         ({"pixel_decoder": VIT | {"stride": 3}}, "pixel_decoder.stride is determined by an earlier stage"),
         ({"texture_branch": SHALLOW}, "reads the first of two taps; there are 1"),
-        ({"texture_branch": RESIDUAL | {"drop": 1.0}}, "drop is 1; use a fraction from 0"),
     ],
 )
 def test_mistakes_are_one_line(changes, words):

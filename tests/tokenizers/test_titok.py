@@ -266,7 +266,6 @@ def test_a_generator_learns_on_a_row_of_tokens():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"tokens": 0}, "tokens must be at least 1"),
         ({"heads": 5}, "width of 24 is not divisible by 5 heads"),
         ({"decoder_width": 20}, "width of 20 is not divisible by 3 heads"),
         ({"patch_size": 5}, "16 pixels do not divide by patch_size 5"),

@@ -182,7 +182,6 @@ def test_geometry_is_known_without_building():
     for changes, size, words in (
         ({}, 30, "do not divide by 4.*data.size=32"),
         ({"attention": [3]}, 32, "level 3; the levels are 0 to 2"),
-        ({"multipliers": []}, 32, "multipliers is empty"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
             geometry(ConvAutoencoder, image_size=size, **(arguments | changes))

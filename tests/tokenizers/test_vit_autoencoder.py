@@ -344,15 +344,12 @@ def test_features_are_predicted_from_the_decoder_input_with_masks_for_the_rest()
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"depth": 0}, "depth must be at least 1, not 0"),
-        ({"decoder_heads": -1}, "decoder_heads must be at least 1"),
         ({"heads": 5}, "width of 24 is not divisible by 5 heads"),
         ({"decoder_width": 20}, "width of 20 is not divisible by 3 heads"),
         ({"heads": 4}, "position=rotary needs width / heads divisible by 4, not 6"),
         ({"heads": 8, "position": "rotary_sequence"}, "rotary_sequence needs width / heads divisible by 2, not 3"),
         ({"width": 18, "position": "fixed"}, "position=fixed needs a width divisible by 4, not 18"),
         ({"patch_size": 5}, "16 pixels do not divide by patch_size 5"),
-        ({"feed_forward_ratio": 0.0}, "feed_forward_ratio is 0; 4 is usual"),
         ({"token_drop": [0.4, -0.1]}, r"token_drop is \[0.4, -0.1\]; state the least and the largest fraction"),
         ({"token_drop": [0.4, 1.0]}, "the larger one second and below 1"),
     ],
