@@ -83,7 +83,7 @@ def test_the_readme_shows_the_stages_there_are():
 def test_a_command_prints_its_own_help(tmp_path):
     for arguments, expected in [
         (["train-generator", "--help"], ["latents/, joint/", "runs/<name>/generator/"]),
-        (["sample", "-h"], ["sample RECIPE", "sample FOLDER|HUB_ID", "guidance: float | dict[str, Any] | None = null"]),
+        (["sample", "-h"], ["sample RECIPE", "sample FOLDER|HUB_ID", "batch: int (1 or more) = 16"]),
         (["all", "digits", "--help"], ["train-tokenizer, train-jointly"]),
     ]:
         text = run(*arguments, cwd=tmp_path).stdout

@@ -168,7 +168,9 @@ def ranges_of(hint: Any) -> str:
     """A type whose numbers have ranges: `int (1 or more) | null`."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        allowed = [str(rule) for rule in inner[1:] if rule != Range()]
+        allowed = [
+            str(rule).removeprefix("a fraction, ").removeprefix("a number ") for rule in inner[1:] if rule != Range()
+        ]
         return ranges_of(inner[0]) + "".join(f" ({rule})" for rule in allowed)
     if origin in (Union, UnionType, Literal):
         return " | ".join(ranges_of(one) if origin is not Literal else str(one) for one in inner)

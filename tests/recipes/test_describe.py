@@ -80,9 +80,10 @@ def test_all_that_a_recipe_states_is_described(name):
 
 def test_a_setting_comes_with_its_type_default_and_meaning():
     loop = describe("tokenizer.phases.main.loop").splitlines()
-    assert loop[0] == "tokenizer.phases.NAME.loop" and "  steps: int" in loop
-    assert "  warmup: int = 0  # steps from zero to the full rate" in loop
-    assert "  betas: tuple[float, float] = [0.9, 0.95]  # of AdamW" in loop
+    assert loop[0] == "tokenizer.phases.NAME.loop" and "  steps: int (0 or more)" in loop
+    assert "  warmup: int (0 or more) = 0  # steps from zero to the full rate" in loop
+    below_one = "float (0 or more and below 1)"
+    assert f"  betas: tuple[{below_one}, {below_one}] = [0.9, 0.95]  # of AdamW" in loop
     assert "  compile: bool = false  # the players, by torch.compile" in loop
     titok = describe("titok").splitlines()
     assert "  bottleneck: one of bottlenecks" in titok and "  proxy_start: str | None = null" in titok
@@ -95,7 +96,7 @@ def test_samplers_and_records_are_described_with_what_takes_them():
     assert "solver" not in settings(before)
     assert not settings(sampler) & {"scheduler", "weak", "on_step", "steps", "guidance"}
     both = describe("gaussian")
-    assert both.count("gaussian, at ") == 2 and "\nAnnealing: A factor" in both and "  to: float = 0.5" in both
+    assert both.count("gaussian, at ") == 2 and "\nAnnealing: A factor" in both and "  to: float (from 0 to 1) = 0.5" in both
     assert describe("perturbations.gaussian") in both and describe("bottlenecks.gaussian") in both
 
 
@@ -103,7 +104,7 @@ def test_parts_of_a_tokenizer_that_are_chosen_by_kind_are_described_with_it():
     text = describe("representation")
     for name in ("frozen_encoder.kind=stand_in", "texture_branch.kind=shallow", "pixel_decoder.kind=conv"):
         assert f"\n{name}: " in text
-    assert "  norm: plain | own = plain" in text and "  taps: list[int] = [-1]" in text
+    assert "  norm: plain | own = plain" in text and "  taps: list[int] (1 entry or more) = [-1]" in text
     assert not settings(text) & {"image_size", "maps", "inputs", "stride"}
 
 
