@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pipeline.ranges import type_hints
-from pipeline.validation import PLACE, SettingError, at, check_finite_number, suggestion
+from pipeline.validation import PLACE, SettingError, at, check_numbers, suggestion
 
 if TYPE_CHECKING:
     from diffusers import ConfigMixin
@@ -237,7 +237,7 @@ def conform(value: Any, hint: Any, where: str) -> Any:
         with at(where):
             value = typed(value, hint)
     if hint is Any:
-        check_numbers(value, where)
+        check_numbers(where, value)
         return value
     value = plain_value(value)
     origin, inner = get_origin(hint), get_args(hint)
@@ -333,21 +333,9 @@ def _sequence(value: Any, origin: type, inner: tuple, where: str) -> Any:
     return origin(conform(v, h, f"{where}[{i}]") for i, (v, h) in enumerate(zip(value, of)))
 
 
-def check_numbers(value: Any, where: str) -> None:
-    """SettingError for nan and infinity in a value of any type."""
-    if isinstance(value, Mapping):
-        for name, entry in value.items():
-            check_numbers(entry, f"{where}.{name}")
-    elif isinstance(value, (list, tuple)):
-        for place, entry in enumerate(value):
-            check_numbers(entry, f"{where}[{place}]")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        check_finite_number(where, value)
-
-
 def _scalar(value: Any, hint: type, where: str) -> Any:
     if hint in (int, float):
-        check_numbers(value, where)
+        check_numbers(where, value)
     if isinstance(value, float) and hint is int and value.is_integer():
         return int(value)  # 1e3 is a float in YAML
     if isinstance(value, int) and not isinstance(value, bool) and hint is float:

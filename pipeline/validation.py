@@ -3,7 +3,7 @@
 import difflib
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
@@ -148,6 +148,18 @@ def check_folder_name(place: str, name: str) -> None:
         return
     shown = name if len(name) <= 40 else f"{name[:40]}..."
     raise SettingError(place, f": {shown!r} {wrong}, so it is no folder's name; give letters, digits, - and _")
+
+
+def check_numbers(name: str, value: Any) -> None:
+    """SettingError for a number in `value`, of whatever type, that `check_finite_number` refuses."""
+    if isinstance(value, Mapping):
+        for inner, entry in value.items():
+            check_numbers(f"{name}.{inner}", entry)
+    elif isinstance(value, (list, tuple)):
+        for place, entry in enumerate(value):
+            check_numbers(f"{name}[{place}]", entry)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        check_finite_number(name, value)
 
 
 def check_fraction(name: str, value: float, *, zero: bool = True, one: bool = True) -> None:

@@ -96,7 +96,11 @@ def test_samplers_and_records_are_described_with_what_takes_them():
     assert "solver" not in settings(before)
     assert not settings(sampler) & {"scheduler", "weak", "on_step", "steps", "guidance"}
     both = describe("gaussian")
-    assert both.count("gaussian, at ") == 2 and "\nAnnealing: A factor" in both and "  to: float (from 0 to 1) = 0.5" in both
+    assert (
+        both.count("gaussian, at ") == 2
+        and "\nAnnealing: A factor" in both
+        and "  to: float (from 0 to 1) = 0.5" in both
+    )
     assert describe("perturbations.gaussian") in both and describe("bottlenecks.gaussian") in both
 
 
