@@ -1,6 +1,7 @@
 """Decoders of frozen features to pixels: a masked autoencoder's transformer, or the autoencoder's convolutions."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.components import Arguments
@@ -8,24 +9,39 @@ from pipeline.nn import convolution
 from pipeline.nn.convolution import Tower, match_memory_format
 from pipeline.nn.embeddings import fixed_positions, unpatchify
 from pipeline.nn.vision_transformer import PreNormBlock, initialise
-from pipeline.ranges import Count, Counts, RangedArguments, Whole
+from pipeline.ranges import Count, Counts, Number, Positive, RangedArguments, Whole
 
 
 class VitDecoder(RangedArguments, Tower):
     """RAE's decoder (Zheng et al., arXiv:2510.11690), a ViT as MAE's: features [B, inputs, h, w] to images.
 
     A trained class token precedes the tokens, whose positions are fixed; the last linear layer maps every token to a
-    patch of pixels. `hidden` is the width of the feed-forward layers.
+    patch of pixels, whose colours in [0, 1] are normalised by `mean` and `std` (in the release ImageNet's). `hidden`
+    is the width of the feed-forward layers. With `patch` a token makes so many pixels a side, and where that is not the
+    stride, tokens are resized (bilinear) to the grid of the patches after the first layer.
     """
 
-    def __init__(self, inputs: Count, stride: Count, width: Count, depth: Count, heads: Count, hidden: Count):
+    def __init__(
+        self,
+        inputs: Count,
+        stride: Count,
+        width: Count,
+        depth: Count,
+        heads: Count,
+        hidden: Count,
+        patch: Count | None = None,
+        mean: list[Number] = [0.5, 0.5, 0.5],  # noqa: B006
+        std: list[Positive] = [0.5, 0.5, 0.5],  # noqa: B006
+    ):
         super().__init__()
-        self.stride = stride
+        self.stride, self.patch = stride, patch or stride
         self.embedding = nn.Linear(inputs, width)
         self.class_token = nn.Parameter(torch.zeros(1, width))
         self.blocks = nn.ModuleList(PreNormBlock(width, heads, hidden, epsilon=1e-12) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-12)
-        self.pixels = nn.Linear(width, 3 * stride**2)  # row in the patch, column, colour
+        self.pixels = nn.Linear(width, 3 * self.patch**2)  # row in the patch, column, colour
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         initialise(self)
 
     @classmethod
@@ -34,21 +50,30 @@ class VitDecoder(RangedArguments, Tower):
         width, heads = arguments.width, arguments.heads
         if width % heads or width % 4:
             raise ValueError(f"a width of {width} does not divide by 4 and by {heads} heads")
+        patch, image_size = arguments.patch or arguments.stride, arguments.image_size
+        if image_size % patch:
+            raise ValueError(f"images of {image_size} pixels do not divide by patch, {patch}; leave patch out")
+        for name in ("mean", "std"):
+            if len(arguments[name]) != 3:
+                raise ValueError(f"{name} is {arguments[name]}; give one number for each of three colours")
 
     @property
     def last_layer(self) -> nn.Parameter:
         return self.pixels.weight
 
     def forward(self, maps: Tensor) -> Tensor:
-        grid = maps.shape[2:]
         h = self.embedding(maps.flatten(2).mT)
+        sides = [side * self.stride for side in maps.shape[2:]]
+        grid = [side // self.patch for side in sides]
+        if self.patch != self.stride:
+            h = F.interpolate(h.mT.unflatten(2, maps.shape[2:]), grid, mode="bilinear").flatten(2).mT
         h = h + fixed_positions(grid, h.shape[2]).to(h)
         h = torch.cat([self.class_token.to(h).expand(len(h), 1, -1), h], dim=1)  # its position is zero
         for block in self.blocks:
             h = self.run(block, h)
-        sides = [side * self.stride for side in grid]
-        pixels = unpatchify(self.pixels(self.norm(h[:, 1:])), sides, self.stride)  # [B, H * W, 3]
-        return pixels.mT.unflatten(2, sides)
+        pixels = unpatchify(self.pixels(self.norm(h[:, 1:])), sides, self.patch)  # [B, H * W, 3]
+        colours = pixels.mT.unflatten(2, sides)
+        return colours * (2 * self.std).to(colours) + (2 * self.mean - 1).to(colours)
 
 
 class ConvDecoder(RangedArguments, convolution.Decoder):

@@ -100,6 +100,8 @@ class Adversary(RangedFields):
     start: Whole = 0  # first step at which the term is used and the critic is trained
     warmup: Whole = 0  # steps after `start` over which the term's weight rises linearly
     adaptive: bool = True  # scale the weight by the ratio of gradients at the decoder's last layer, as VQGAN does
+    largest: Positive = 1e4  # ratio at most, for losses that are means per element
+    epsilon: Positive = 1e-4  # added to the norm that the ratio divides by; RAE has 1e-6
     ahead: Whole = 0  # steps before `start` at which the critic's training begins; 0 to start
     augmentation: Augmentation | None = None
     lecam: NotNegative = 0.0  # weight of the LeCam regularisation

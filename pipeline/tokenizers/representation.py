@@ -75,7 +75,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         elif len(maps) > 1:
             raise ValueError(f"{len(maps)} taps without a texture_branch that reads them; name one, for example [-1]")
         decoder, decoder_arguments = choose_part(DECODERS, arguments.pixel_decoder, "pixel_decoder")
-        decoder.check(decoder_arguments | {"stride": arguments.image_size // side})
+        decoder.check(decoder_arguments | {"stride": arguments.image_size // side, "image_size": arguments.image_size})
         return maps, LatentSpec((side, side), dim)
 
     @classmethod

@@ -25,8 +25,7 @@ from pipeline.training.adversarial_game import AdversarialGame, gradient
 from pipeline.training.equivariance import draw_transforms
 from pipeline.training.loss_heads import attach_heads
 
-LARGEST_ADVERSARIAL = 1e4  # ratio of gradients that adapts the weight of the adversarial term
-LARGEST = 1e8  # that of any other term, as in VA-VAE
+LARGEST, EPSILON = 1e8, 1e-4  # of the ratio of gradients in `phase.balance`, as in VA-VAE
 
 
 class Reconstruction:
@@ -153,30 +152,32 @@ class Reconstruction:
         scale = images.numel() ** 0.5  # as in `gradient`
         nll = torch.autograd.grad(images, layer, (scale * slope).to(images.dtype), retain_graph=True)[0]
         of_term = torch.autograd.grad(scale * value, layer, retain_graph=True)[0]
-        balance = ratio(nll.float() / scale, of_term.float() / scale, LARGEST)
+        balance = ratio(nll.float() / scale, of_term.float() / scale, LARGEST, EPSILON)
         self.metrics[f"balanced_weight_{term}"] = self.phase.weights[term] * balance
         return balance
 
     def adversarial_balance(self, images: Tensor, pixel_slope: Tensor, adversarial_slope: Tensor) -> Tensor:
-        """|grad nll| / (|grad g| + 1e-4) at the last layer, clamped to [0, 1e4]; 1 unless the weight is adaptive.
+        """|grad nll| / (|grad g| + epsilon) at the last layer, at most `largest`; 1 unless the weight is adaptive.
 
         Esser et al., arXiv:2012.09841, equation 7. The slopes are the two gradients at the rebuilt images; from
         there to the last layer it is one layer's weight gradient. Averaged over processes before the norms are taken.
         """
-        if not self.phase.adversary.adaptive:
+        adversary = self.phase.adversary
+        if not adversary.adaptive:
             return pixel_slope.new_ones(())
         scale = images.numel() ** 0.5  # as in `gradient`
         slopes = [(scale * slope).to(images.dtype) for slope in (pixel_slope, adversarial_slope)]
         at_layer = [torch.autograd.grad(images, self.last_layer, slope, retain_graph=True)[0] for slope in slopes]
-        balance = ratio(*(slope.float() / scale for slope in at_layer), LARGEST_ADVERSARIAL)
+        nll, of_critic = (slope.float() / scale for slope in at_layer)
+        balance = ratio(nll, of_critic, adversary.largest, adversary.epsilon)
         self.metrics["adaptive_weight"] = self.phase.weights["adversarial"] * balance
         return balance
 
 
-def ratio(nll: Tensor, term: Tensor, largest: float) -> Tensor:
-    """|nll| / (|term| + 1e-4) of two gradients, at most `largest`; averaged over processes before norms are taken."""
+def ratio(nll: Tensor, term: Tensor, largest: float, epsilon: float) -> Tensor:
+    """|nll| / (|term| + epsilon) of two gradients, at most `largest`; averaged over processes before their norms."""
     both = sum_over_processes(torch.stack([nll, term])) / world_size()
-    return (both[0].norm() / (both[1].norm() + 1e-4)).clamp(0, largest)
+    return (both[0].norm() / (both[1].norm() + epsilon)).clamp(0, largest)
 
 
 def with_gradient(value: Tensor, images: Tensor, slope: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ class Case:
 
     def imported(self, name: str, state: dict[str, Tensor] | None = None, **options: object) -> dict[str, Any]:
         """What `python run.py import NAME FILE OUT KEY=VALUE ...` makes of the state; None leaves an option out."""
-        overrides = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+        words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in options.items()}
+        overrides = [f"{key}={words[key]}" for key, value in options.items() if value is not None]
         return converted(name, self.state if state is None else state, overrides)
 
     def call(self, *words: str) -> str:

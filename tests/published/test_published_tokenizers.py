@@ -32,6 +32,7 @@ class Published:
 CASES = [
     Published("robustok_grid", "robustok", ["heads=3", "decoder_heads=3"]),
     Published("robustok_row", "robustok", ["heads=4", "decoder_heads=3"], image_size=20),
+    Published("rae_autoencoder", "rae", ["heads=4", "encoder_heads=3"], image_size=20),
 ]
 
 

@@ -84,6 +84,16 @@ def test_the_adaptive_weight_and_all_gradients_are_those_of_two_backward_passes(
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
+def test_the_ratio_of_gradients_is_limited_and_divided_as_the_recipe_says():
+    weights = {}
+    for name, settings in {"plain": {}, "limited": {"largest": 1e-3}, "damped": {"epsilon": 1e6}}.items():
+        task = task_of(phase(**settings))
+        next(iter(task.turns(batch(), draws(), 0)))
+        weights[name] = task.metrics["adaptive_weight"] / WEIGHTS["adversarial"]
+    assert weights["plain"] > weights["limited"] == pytest.approx(1e-3)
+    assert weights["damped"] < 1e-3 * weights["plain"]
+
+
 def test_without_adaptation_the_weight_is_the_recipe_s():
     task = task_of(phase(adaptive=False))
     terms = next(iter(task.turns(batch(), draws(), 0)))[1]
