@@ -22,30 +22,26 @@ def hash_files(folder: Path, names: Sequence[str]) -> str:
     outside of these that keeps name, size and time of change is taken for the same, and so is one that was changed
     between two blocks. What is no regular file is never opened; it, and a file that cannot be read, count by name.
     """
-    sizes: list[int | None] = []
-    times: list[int] = []
-    for name in names:
-        state = _state(folder, name)
-        sizes.append(None if state is None else state.st_size)
-        times.append(0 if state is None else state.st_mtime_ns)
+    states = [_state(f"{folder}/{name}") for name in names]
+    sizes = [size for size, _ in states]
     small = sum(size or 0 for size in sizes) <= WHOLE
     digest = hashlib.sha256(repr(small).encode())
-    for name, size, time in zip(names, sizes, times):
+    for name, (size, time) in zip(names, states):
         digest.update(repr((name, size, None if small else time)).encode())
     regular = [(name, size) for name, size in zip(names, sizes) if size]
     chosen = regular if small else heapq.nsmallest(SAMPLED, regular, key=lambda file: zlib.crc32(os.fsencode(file[0])))
     for name, size in chosen:
-        _add_content(digest, os.path.join(folder, name), size, WHOLE if small else WHOLE // len(chosen))
+        _add_content(digest, f"{folder}/{name}", size, WHOLE if small else WHOLE // len(chosen))
     return digest.hexdigest()
 
 
-def _state(folder: Path, name: str) -> os.stat_result | None:
-    """The state of a regular file; None where there is none."""
+def _state(path: str) -> tuple[int | None, int]:
+    """Size and time of change of a regular file; without a size where there is none."""
     try:
-        state = os.stat(os.path.join(folder, name))
+        state = os.stat(path)
     except OSError:
-        return None
-    return state if stat.S_ISREG(state.st_mode) else None
+        return None, 0
+    return (state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else (None, 0)
 
 
 def _add_content(digest: "hashlib._Hash", path: str, size: int, most: int) -> None:

@@ -71,15 +71,15 @@ class Lister:
                 names.append(name)
                 if not entry.is_file():
                     broken[name] = why_no_file(entry.path)
-        self.files += [os.path.join(folder, name) for name in names]
+        self.files += [f"{folder}/{name}" for name in names]
         for name in self._linked_images(folder, sorted(links), again):
             names.append(name)
-            if why := why_no_file(os.path.join(folder, name)):
+            if why := why_no_file(f"{folder}/{name}"):
                 broken[name] = why
         if again:
             first = readable_name(os.path.join(folder, again[0]))
             log.warning("%d links to what is listed already are left out, the first is %s", len(again), first)
-        names.sort(key=lambda name: name.split("/"))
+        names.sort(key=lambda name: name.replace("/", "\0"))  # by the names of folders, then of files
         with_images = {name.partition("/")[0] for name in names}
         return Listing(names, broken, sorted(set(inner) - with_images))
 
@@ -150,10 +150,10 @@ def looks_like_image(path: str) -> bool:
     A link to nothing counts as an image, so that it is named when it is read; what is no regular file does by its
     ending alone, since it is never opened.
     """
-    ending = os.path.splitext(path)[1].lower()
+    ending = path.rpartition(".")[2].lower()
     if ending in image_endings():
         return True
-    if ending[1:] in OTHERS:
+    if ending in OTHERS:
         return False
     if why_no_file(path):
         return os.path.islink(path) and not os.path.exists(path)
@@ -188,9 +188,9 @@ def image_formats() -> tuple[str, ...]:
 
 @cache
 def image_endings() -> frozenset[str]:
-    """The endings of these formats."""
+    """The endings of these formats, without the dot."""
     formats = {*image_formats(), "MPO"}  # which is read as JPEG
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+    return frozenset(ending[1:] for ending, name in Image.registered_extensions().items() if name in formats)
 
 
 def why_no_file(path: str | os.PathLike) -> str | None:

@@ -27,8 +27,8 @@ def test_an_image_is_known_by_its_content(tmp_path, kind):
 
 
 def test_every_ending_of_a_format_that_is_read_is_an_image_and_programs_are_none(tmp_path):
-    assert {".jfif", ".tga", ".jpg", ".mpo", ".avif"} <= image_endings()
-    assert not {".eps", ".ps", ".pdf", ".h5", ".mpg", ".wmf"} & image_endings()
+    assert {"jfif", "tga", "jpg", "mpo", "avif"} <= image_endings()
+    assert not {"eps", "ps", "pdf", "h5", "mpg", "wmf"} & image_endings()
     (tmp_path / "drawing.dat").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     assert listed(tmp_path) == []
 

@@ -171,9 +171,11 @@ class _Collection:
     def named_files(self, rows: "datasets.Dataset") -> str | None:
         """A hash of the files that an image column names below `data.source.files`; None where it holds the bytes."""
         paths = _paths_alone(rows, self.image)
-        for row, path in paths:
-            _named_file({"path": path}, self.roots, f"row {row} of {self.path}")
-        return hash_files(self.roots[0], [path for _, path in paths]) if paths and self.files else None
+        named = [_named_file({"path": path}, self.roots, f"row {row} of {self.path}") for row, path in paths]
+        if not named or not self.files:
+            return None
+        root = self.roots[0].resolve()
+        return hash_files(root, [str(file.relative_to(root)) for file in named])
 
     def rows(self, split: str) -> "datasets.Dataset":
         from datasets.exceptions import DatasetsError
