@@ -173,6 +173,11 @@ def _parse(word: str) -> dict[str, Any]:
         raise ValueError(f"{key!r} is not a key; give a whole list as key=[1,2,2]")
     if "${" in text:
         raise ValueError(f"{key}: {text!r} refers to another value by ${{...}}, which settings do not; write the value")
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise ValueError(
+            f"{key}: the bytes of {shown} are no UTF-8, and a recipe is text; give another name, or a link"
+        )
     value: Any = Written(text)
     for part in reversed(key.split(".")):
         value = {part: value}
