@@ -1,5 +1,7 @@
 """The command line: the stages of a run that are missing or out of date, in order, and the commands beside them."""
 
+import contextlib
+import errno
 import sys
 import time
 import warnings
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 SETTINGS = "[key=value ...]"
 ALL = "Runs every stage that is missing or out of date"
 HELP = ("--help", "-h", "help")
+STOPS = ("Interrupted", "FloatingPointError", "SafetensorError")  # errors that say in one line what happened
 USAGE = """Tessera trains image tokenizers and the generators on their latents, and publishes diffusers pipelines.
 
   {program} COMMAND [RECIPE] [key=value ...]
@@ -59,10 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return complain(error, 2)
     except Exception as error:
-        # training was asked to stop, or went wrong by itself; both have said so in one line
-        if debug or type(error).__name__ not in ("Interrupted", "FloatingPointError"):
+        # the disk is full or cannot be written, training was asked to stop, or went wrong by itself
+        if debug or not (isinstance(error, OSError) or type(error).__name__ in STOPS):
             raise
-        return complain(error, 130 if type(error).__name__ == "Interrupted" else 1)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        more = "; make space, and the same command continues" if full else ""
+        return complain(f"{error}{more}", 130 if type(error).__name__ == "Interrupted" else 1)
     except KeyboardInterrupt:
         return complain("stopped", 130)
 
@@ -135,7 +140,10 @@ def help_of_stage(stage: stages.Stage) -> str:
 
 
 def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[str, ...]) -> None:
-    """Run the chosen stages that are missing or out of date; a single stage needs those before it to be current."""
+    """Run the chosen stages that are missing or out of date; a single stage needs those before it to be current.
+
+    The run is claimed when there is something to do: one that is up to date is only read.
+    """
     from pipeline.checks.recipe import check_recipe
     from pipeline.images.facts import UsedImages
     from pipeline.recipes.files import origin
@@ -146,33 +154,42 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
     check_recipe(recipe)
     work, table = start(recipe), stages.table()
     images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
-    work.claim(origin(name), settings(recipe))
-    say = print if work.accelerator.is_main_process else (lambda *_: None)
     because: dict[str, str] = {}
-    for number, stage in enumerate(table):
-        module, final = stages.load(stage.name), work.root / stage.writes
-        made_of = images.of(stage.images)
-        because[stage.writes] = fingerprint(module.uses(recipe), made_of, [because[read] for read in stage.reads])
-        if stage.name not in chosen:
-            continue
-        if work.current(stage.writes, because[stage.writes]):
-            say(f"{stage.name}: {final} is up to date")
-            continue
-        for read in stage.reads:
-            if not work.current(read, because[read]):
-                why = reason(images, work, read)
-                raise ValueError(f"{work.root / read} is missing or out of date{why}; run: {command_line('all', name)}")
-        images.check_unchanged(stage.images)
-        say(f"{stage.name} -> {final}{reason(images, work, stage.writes)}")
-        started = time.monotonic()
-        about = {"stage": stage.name, "reads": stage.reads, "seed": recipe.seed, "images": made_of}
-        with work.publish(stage.writes, because[stage.writes], **about) as out:
-            module.run(recipe, work, out)
-        say(f"{stage.name}: done in {time.monotonic() - started:.1f} s, {final}")
-        if chosen != stages.ORDER:
-            say(f"next: {command_line(following(number), name, *overrides)}")
+    with contextlib.ExitStack() as held:
+        for number, stage in enumerate(table):
+            uses, made_of = stages.load(stage.name).uses(recipe), images.of(stage.images)
+            because[stage.writes] = fingerprint(uses, made_of, [because[read] for read in stage.reads])
+            if stage.name not in chosen:
+                continue
+            if not work.current(stage.writes, because[stage.writes]):
+                for read in stage.reads:
+                    if not work.current(read, because[read]):
+                        why, again = reason(images, work, read), command_line("all", name)
+                        raise ValueError(f"{work.root / read} is missing or out of date{why}; run: {again}")
+                if work.claimed is None:
+                    held.enter_context(work.claim(origin(name), settings(recipe)))
+            if work.current(stage.writes, because[stage.writes]):  # another command may have ended meanwhile
+                work.say(f"{stage.name}: {work.root / stage.writes} is up to date")
+                continue
+            run_stage(stage, recipe, work, images, because[stage.writes])
+            if chosen != stages.ORDER:
+                work.say(f"next: {command_line(following(number), name, *overrides)}")
     if chosen == stages.ORDER:
-        say(f"the report: {work.root / 'report' / 'index.html'}\nthe pipeline: {work.root / 'pipeline'}")
+        work.say(f"the report: {work.root / 'report' / 'index.html'}\nthe pipeline: {work.root / 'pipeline'}")
+
+
+def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: "UsedImages", because: str) -> None:
+    """Make a stage's artefact, from others that are whole."""
+    images.check_unchanged(stage.images)
+    for read in stage.reads:
+        work.verify(read)
+    final = work.root / stage.writes
+    work.say(f"{stage.name} -> {final}{reason(images, work, stage.writes)}")
+    started = time.monotonic()
+    about = {"stage": stage.name, "reads": stage.reads, "seed": recipe.seed, "images": images.of(stage.images)}
+    with work.publish(stage.writes, because, **about) as out:
+        stages.load(stage.name).run(recipe, work, out)
+    work.say(f"{stage.name}: done in {time.monotonic() - started:.1f} s, {final}")
 
 
 def reason(images: "UsedImages", work: "Workspace", artefact: str) -> str:

@@ -14,6 +14,9 @@ from pipeline.whole_files import entries, read_json, write_json
 
 CHECKSUMS = "checksums.json"  # {"model.safetensors": {"bytes": 1234, "sha256": "..."}, ...}, by path in the folder
 SIGNATURE = "sha256_of_this"  # in a JSON file: of all else in it
+NOTE = "made_from.json"  # of an artefact
+WHOLES = (NOTE, "model_index.json")  # one of them is in a folder that has a record for its parts
+PARTS_ABOVE = 3  # folders at most that a component lies below such a one
 PAGES = (".md", ".html")
 THREADS = 8  # that read and hash at the same time
 _read: dict[tuple[str, int, int, int], str] = {}  # sha256 by path, size, time of change and inode
@@ -64,6 +67,16 @@ def check_content(folder: Path, remedy: str, chosen: Callable[[str], bool] | Non
         for (name, known), found in zip(record.items(), sums):
             if found != known["sha256"]:
                 raise ValueError(f"{folder / name} is damaged: it is not what was written; {remedy}")
+
+
+def check_part(folder: Path, remedy: str) -> None:
+    """`check_content` of the files in `folder` itself, a part of an artefact or pipeline; nothing without a record."""
+    part = folder.absolute()
+    for whole in (part, *part.parents[:PARTS_ABOVE]):
+        if (whole / CHECKSUMS).is_file() and any((whole / mark).is_file() for mark in WHOLES):
+            names = {path.relative_to(whole).as_posix() for path in part.iterdir()}
+            check_content(whole, remedy, names.__contains__)
+            return
 
 
 def recorded_in(folder: Path) -> dict[str, dict[str, Any]]:

@@ -16,8 +16,9 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
 
-from pipeline.checksums import CHECKSUMS, check_content, recorded_in, write_checksums
+from pipeline.checksums import CHECKSUMS, NOTE, check_content, check_part, recorded_in, write_checksums
 from pipeline.components import build, classes_of
+from pipeline.content import hash_files
 from pipeline.local_paths import given_path, may_be_hub_id, without_paths
 from pipeline.whole_files import read_json, set_modes_of_new, states_in, write_json
 
@@ -75,7 +76,8 @@ def refuse_empty(module: nn.Module) -> None:
 
 
 def load_component(cls: type, folder: Path) -> nn.Module:
-    """A model of ours from its own folder, complete; ValueError when weights are missing from it."""
+    """A model of ours from its own folder, complete; ValueError when weights are missing or not what was saved."""
+    check_part(folder, "make it again, or get it again")
     module = cls.from_pretrained(folder, use_safetensors=True)
     refuse_missing_keys(module, folder, None)
     return module
@@ -176,7 +178,13 @@ def _copy_code(cls: type, folder: Path) -> str:
 
 
 def fingerprint_files(folder: Path) -> str:
-    """A hash of the names, sizes and times of change of a folder's files; a new training changes it."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
-    states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    """A hash of what a folder's weights and configs hold; a new training changes it, a copy has the same.
+
+    Where the folder records their sha256, that is what counts: who loads them compares it.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    names = [name for path in paths if (name := path.relative_to(folder).as_posix()) not in (NOTE, CHECKSUMS)]
+    record = recorded_in(folder)
+    if set(names) <= record.keys():
+        return hashlib.sha256(repr([(name, record[name]["sha256"]) for name in names]).encode()).hexdigest()[:16]
+    return hash_files(folder, names)[:16]

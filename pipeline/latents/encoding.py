@@ -15,7 +15,16 @@ from pipeline.code import LatentSpec
 from pipeline.draws import ImageDraws, mix
 from pipeline.frozen.class_token import ClassTokenFeature
 from pipeline.images.reading import Images
-from pipeline.latents.store import FEATURE, FORMAT, MANIFEST, sha256_of, shard_file, write_manifest, write_shard
+from pipeline.latents.store import (
+    FEATURE,
+    FORMAT,
+    MANIFEST,
+    check_shard,
+    sha256_of,
+    shard_file,
+    write_manifest,
+    write_shard,
+)
 from pipeline.recipes.schema import Latents
 from pipeline.runs.precision import DTYPES, autocast
 from pipeline.teachers.base import Tap
@@ -63,7 +72,7 @@ def fill(
     accelerator: Accelerator,
     doing: str,
 ) -> None:
-    """Write a store of codes to `folder`, each process a part of the shards; finished shards are kept.
+    """Write a store of codes to `folder`, each process a part of the shards; finished shards that are whole are kept.
 
     `make(rows)` gives the tensors that are stored of rows [B] of the store. Raises ValueError when the folder was begun
     with another manifest.
@@ -74,7 +83,7 @@ def fill(
     refuse_stale(folder, manifest)
     counts = manifest["shards"]
     mine = range(accelerator.process_index, len(counts), accelerator.num_processes)
-    todo = [number for number in mine if not shard_file(folder, number).exists()]
+    todo = [number for number in mine if not is_whole(folder, manifest, number)]
     total = sum(counts[number] for number in todo)
     with tqdm(total=total, desc=doing, unit="img", disable=not accelerator.is_main_process) as progress:
         for number in todo:
@@ -86,6 +95,18 @@ def fill(
                 folder, manifest, number, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             )
     accelerator.wait_for_everyone()
+
+
+def is_whole(folder: Path, manifest: dict[str, Any], number: int) -> bool:
+    """Whether a shard is there and is what was written; one that is not is named in a line."""
+    if not shard_file(folder, number).exists():
+        return False
+    try:
+        check_shard(folder, manifest, number, content=True)
+    except ValueError as error:
+        print(f"{error}: it is made again")
+        return False
+    return True
 
 
 class Encoder:

@@ -44,8 +44,9 @@ class CodeBatch:
 class LatentStore:
     """What `pipeline.latents.encoding` wrote: shards of [rows, views, ...], the views of a row as in `Images.views`.
 
-    Raises ValueError for a folder that holds no store, or one that is not finished. Shards are mapped when they are
-    first read, once a process; a pickled store maps them anew.
+    Raises ValueError for a folder that holds no store, one that is not finished, and one with a shard that is cut, of
+    another store or in another's place. Shards are mapped when they are first read, once a process; a pickled store
+    maps them anew.
     """
 
     def __init__(self, folder: Path):
@@ -59,6 +60,7 @@ class LatentStore:
         for number in range(len(self.counts)):
             if not shard_file(self.folder, number).exists():
                 raise ValueError(f"{self.folder} is not finished: {shard_file(self.folder, number).name} is missing")
+            check_shard(self.folder, self.manifest, number)
         stated = {name: tuple(v) if isinstance(v, list) else v for name, v in self.manifest["spec"].items()}
         self.spec = LatentSpec(**stated)
         self.class_names: list[str] = self.manifest["class_names"]
@@ -98,13 +100,8 @@ class LatentStore:
 
     def verify(self) -> None:
         """Read every shard whole; ValueError naming the first that is not what was written."""
-        key = key_of(self.manifest)
-        for number, count in enumerate(self.counts):
-            file = shard_file(self.folder, number)
-            tensors, stated = load_shard(file)
-            whole = stated.get("manifest") == key and stated.get("sha256") == sha256_of(tensors)
-            if not whole or any(len(tensor) != count for tensor in tensors.values()):
-                raise ValueError(f"{file} is damaged or of another store; delete it and encode again")
+        for number in range(len(self.counts)):
+            check_shard(self.folder, self.manifest, number, content=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_shards": None}
@@ -150,11 +147,28 @@ def shard_file(folder: Path, number: int) -> Path:
 
 def load_shard(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A shard's tensors, mapped and not read, and its metadata."""
+    with open_shard(file) as shard:
+        return {name: shard.get_tensor(name) for name in shard.keys()}, shard.metadata() or {}  # noqa: SIM118
+
+
+def open_shard(file: Path) -> safe_open:
     try:
-        with safe_open(file, framework="pt") as shard:
-            return {name: shard.get_tensor(name) for name in shard.keys()}, shard.metadata() or {}  # noqa: SIM118
+        return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged ({error}); delete it and encode again") from error
+
+
+def check_shard(folder: Path, manifest: dict[str, Any], number: int, content: bool = False) -> None:
+    """ValueError unless the shard is of this store and in its place; with `content` it is read, and its sha256 too."""
+    file = shard_file(folder, number)
+    with open_shard(file) as shard:
+        stated = shard.metadata() or {}
+        counts = {shard.get_slice(name).get_shape()[0] for name in shard.keys()}  # noqa: SIM118
+    whole = stated.get("manifest") == key_of(manifest) and stated.get("number", str(number)) == str(number)
+    if content and whole:
+        whole = stated.get("sha256") == sha256_of(load_shard(file)[0])
+    if not whole or counts != {manifest["shards"][number]}:
+        raise ValueError(f"{file} is damaged or of another store; delete it and encode again")
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -166,7 +180,7 @@ def write_shard(folder: Path, manifest: dict[str, Any], number: int, tensors: di
 
     The shard knows its store and its content.
     """
-    metadata = {"manifest": key_of(manifest), "sha256": sha256_of(tensors)}
+    metadata = {"manifest": key_of(manifest), "number": str(number), "sha256": sha256_of(tensors)}
     write_tensors(shard_file(folder, number), tensors, metadata)
 
 

@@ -9,19 +9,22 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from pipeline.checksums import NOTE, SIGNATURE, check_content, check_sizes, read_signed, write_checksums, write_signed
 from pipeline.local_paths import command_typed
 from pipeline.program import command_line
-from pipeline.whole_files import read_json, replace_folder, write_json, write_text
+from pipeline.runs.lock import hold
+from pipeline.whole_files import entries, read_json, remove, remove_folder, replace_folder, write_json, write_text
 
-NOTE = "made_from.json"
 OWNER = "recipe.yaml"
+LOCK = ".lock"
 VERSIONS = ("torch", "diffusers", "accelerate", "transformers", "datasets", "numpy")
 
 
@@ -30,6 +33,12 @@ class Workspace:
 
     def __init__(self, root: Path, accelerator: Accelerator):
         self.root, self.accelerator = root, accelerator
+        self.claimed: str | None = None  # recipe.yaml as it is to be, while this command has the run
+
+    def say(self, line: str) -> None:
+        """Print a line, once whatever the number of processes."""
+        if self.accelerator.is_main_process:
+            print(line)
 
     def artefact(self, name: str) -> Path:
         """A finished artefact; ValueError when there is none, since an unfinished one has no name."""
@@ -45,66 +54,153 @@ class Workspace:
         """
         notes: dict[str, dict[str, Any]] = {}
         for name in names:
-            file = self.root / name / NOTE
-            if name not in notes and file.exists():
-                note = read_json(file)
+            if name not in notes and (self.root / name / NOTE).exists():
+                note = read_note(self.root / name)
                 notes |= self.history(note.get("reads", []))  # what lies beside the line, such as a card, reads none
                 notes[name] = note
         return notes
 
-    def claim(self, recipe: str, settings: str) -> None:
-        """Make the folder this recipe's own; ValueError when it is another recipe's, or not a run at all."""
-        owner = self.root / OWNER
-        if owner.exists():
-            other = owner.read_text().splitlines()[0].removeprefix("# ")
-            if other != recipe:
-                raise ValueError(f"{self.root} holds a run of {other}, not of {recipe}; state another name=...")
-        elif self.root.exists() and any(self.root.iterdir()):
-            raise ValueError(f"{self.root} is there and is not a run; state another name=... or move it away")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.root.mkdir(parents=True, exist_ok=True)
-            write_text(owner, f"# {recipe}\n{settings}")
-        self.accelerator.wait_for_everyone()
+    @contextlib.contextmanager
+    def claim(self, recipe: str, settings: str) -> Iterator[None]:
+        """Have the folder for this recipe and this command alone while the block runs.
+
+        recipe.yaml is written where there is none, and then with every artefact, so that it never states settings that
+        nothing was made with.
+        Raises ValueError when it is another recipe's, or not a run at all, or in use by another command.
+        """
+        with contextlib.ExitStack() as held:
+
+            def take() -> None:
+                refuse_other(self.root, recipe)
+                make_run(self.root)
+                held.enter_context(hold(self.root / LOCK, str(self.root)))
+                if owner_of(self.root) is None:
+                    write_text(self.root / OWNER, self.claimed)
+
+            self.claimed = f"# {recipe}\n{settings}"
+            held.callback(setattr, self, "claimed", None)
+            self.on_main(take)
+            yield
+
+    def on_main(self, do: Callable[[], object]) -> None:
+        """Have the main process do something, and the others wait; where it fails there, they end, too."""
+        error, accelerator = None, self.accelerator
+        if accelerator.is_main_process:
+            try:
+                do()
+            except Exception as raised:
+                error = raised
+        failed = error is not None
+        if accelerator.num_processes > 1:
+            failed = bool(accelerator.reduce(torch.tensor(float(failed), device=accelerator.device), "sum") > 0)
+        if error is not None:
+            raise error
+        if failed:
+            raise SystemExit(2)  # the main process says why
 
     def current(self, name: str, because: str) -> bool:
-        """Whether the artefact is there and was made from the same."""
-        note, draft = self.root / name / NOTE, self._draft(name, because)
-        if self.accelerator.is_main_process and (draft / NOTE).exists():
-            replace_folder(draft, self.root / name)  # complete, but stopped before it had its name
-        self.accelerator.wait_for_everyone()
-        return note.exists() and read_json(note)["hash"] == because
+        """Whether the artefact is there and was made from the same; ValueError where a file of it has lost its size."""
+        final, draft = self.root / name, self._draft(name, because)
+        # a complete draft was stopped before it had its name
+        self.on_main(lambda: self._finish(draft, final) if is_complete(draft) else None)
+        if not (final / NOTE).exists() or read_note(final).get("hash") != because:
+            return False
+        check_sizes(final, remedy(final))
+        return True
+
+    def verify(self, name: str) -> None:
+        """ValueError that names the first file of an artefact which is not what was written."""
+        self.on_main(lambda: check_content(self.artefact(name), remedy(self.root / name)))
 
     @contextlib.contextmanager
     def publish(self, name: str, because: str, **provenance: Any) -> Iterator[Path]:
-        """A draft folder, named by its cause so that only the same work continues in it; renamed once complete."""
-        draft, started = self._draft(name, because), time.time()
+        """A draft folder, named by its cause so that only the same work continues in it; renamed once complete.
+
+        The drafts of other causes go with it, but an unfinished training that can be resumed, which a line names.
+        """
+        draft, started = self._draft(name, because), time.monotonic()
         if self.accelerator.is_main_process:
             draft.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         try:
             yield draft
         except BaseException:
-            if self.accelerator.is_main_process:
-                _add_seconds(draft, time.time() - started)
+            with contextlib.suppress(OSError):  # a full disk has its own error
+                if self.accelerator.is_main_process:
+                    _add_seconds(draft, time.monotonic() - started)
             raise
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            note = {"hash": because, "seconds": round(_add_seconds(draft, time.time() - started), 2)} | provenance
-            (draft / ".seconds").unlink()
-            self._finish(draft, self.root / name, note | surroundings(self.accelerator))
-        self.accelerator.wait_for_everyone()
+
+        def finish() -> None:
+            note = {"hash": because, "seconds": round(_add_seconds(draft, time.monotonic() - started), 2)} | provenance
+            if self.claimed:  # what the newest artefact was made with
+                write_text(self.root / OWNER, self.claimed)
+            write_signed(draft / NOTE, note | surroundings(self.accelerator))
+            self._finish(draft, self.root / name)
+
+        self.on_main(finish)
 
     def _draft(self, name: str, because: str) -> Path:
         return self.root / f".{name}-{because}"
 
-    def _finish(self, draft: Path, final: Path, note: dict[str, Any]) -> None:
-        for folder in draft.rglob("checkpoints"):
-            shutil.rmtree(folder)
-        write_json(draft / NOTE, note)
+    def _finish(self, draft: Path, final: Path) -> None:
+        """Give a draft that has its note its name. Where this is stopped, `current` does it again."""
+        for folder in list(draft.rglob("checkpoints")):
+            remove_folder(folder)
+        for hidden in [path for path in entries(draft) if path.name.startswith(".")]:
+            # what was stopped while it was written or removed, and the seconds
+            remove(hidden) if hidden.is_dir() else hidden.unlink(missing_ok=True)
+        write_checksums(draft)
         replace_folder(draft, final)
-        for stale in final.parent.glob(f".{final.name}-*"):  # drafts of recipes that have changed since
-            shutil.rmtree(stale)
+        for other in final.parent.glob(f".{final.name}-*"):
+            if any(other.rglob("checkpoints/step_*")):
+                print(f"{other} holds an unfinished training of other settings, which resume it; delete it if unwanted")
+            else:
+                shutil.rmtree(other)
+
+
+def make_run(root: Path) -> None:
+    """The folder of a run; ValueError where it cannot be made."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{root} cannot be made: {error.strerror}; state another name=..., or move it away") from None
+
+
+def owner_of(root: Path) -> str | None:
+    """The recipe whose run this is; None where there is none yet, or the file that says so was never written whole."""
+    lines = (root / OWNER).read_text().splitlines() if (root / OWNER).is_file() else []
+    return lines[0].removeprefix("# ") if lines else None
+
+
+def refuse_other(root: Path, recipe: str) -> None:
+    """ValueError when a folder is another recipe's, or not a run at all."""
+    owner = owner_of(root)
+    if owner not in (None, recipe):
+        raise ValueError(f"{root} holds a run of {owner}, not of {recipe}; state another name=...")
+    if not (root / OWNER).exists() and root.is_dir() and any(path.name != LOCK for path in root.iterdir()):
+        raise ValueError(f"{root} is there and is not a run; state another name=... or move it away")
+
+
+def is_complete(draft: Path) -> bool:
+    """Whether all in a draft is written, so that it only lacks its name."""
+    try:
+        return (draft / NOTE).is_file() and bool(read_note(draft))
+    except ValueError:  # it is written again at the end of the same work
+        return False
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What an artefact was made from; ValueError that says what to delete where its note is damaged."""
+    try:
+        note = read_json(folder / NOTE)
+        return read_signed(folder / NOTE) if SIGNATURE in note else note
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{error}; {remedy(folder)}") from None
+
+
+def remedy(artefact: Path) -> str:
+    return f"delete {artefact}, and it is made again by: {command_line('all', 'RECIPE')}"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -150,6 +246,6 @@ def _commit() -> str | None:
 def _add_seconds(draft: Path, seconds: float) -> float:
     """Add to the seconds that earlier tries at this draft took, and return the sum."""
     file = draft / ".seconds"
-    total = seconds + (float(file.read_text()) if file.exists() else 0.0)
-    write_text(file, str(total))
-    return total
+    earlier = read_json(file) if file.exists() else 0.0
+    write_json(file, earlier + seconds)
+    return earlier + seconds

@@ -234,10 +234,22 @@ def counted(network: nn.Module) -> Iterator[Counter[str]]:
         hook.remove()
 
 
+def is_readable(note: Path) -> bool:
+    try:
+        return isinstance(read_json(note), dict)
+    except ValueError:
+        return False
+
+
 def _claim(out: Path, asked: dict[str, Any], accelerator: Accelerator) -> None:
     """Go on in a folder of the same request or begin an empty one; ValueError when it holds something else."""
     note, asked = out / PROTOCOL, json.loads(json.dumps(asked))
-    if note.exists():
+    if note.exists() and not is_readable(note):
+        if accelerator.is_main_process:
+            print(f"{note} is damaged, and with it what the images are of: all are made again")
+            for image in out.glob("[0-9]*.png"):
+                image.unlink()
+    elif note.exists():
         there = read_json(note)
         if differing := [name for name in asked if there.get(name) != asked[name]]:
             name = differing[0]
