@@ -54,7 +54,7 @@ def card(words: list[str]) -> None:
     because = fingerprint(settings, images, sha256_of_tokenizer(target.tokenizer))
     if work.current(out.name, because):
         return print(f"card: {out} is up to date")
-    with work.publish(out.name, because, seed=settings.seed) as draft:
+    with work.alone(out.name), work.publish(out.name, because, seed=settings.seed) as draft:
         make_card(target, settings, accelerator, draft)
     refresh_report(out.parent)
     print(f"card: {out / 'index.html'}")

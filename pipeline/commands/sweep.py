@@ -24,7 +24,7 @@ from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
 from pipeline.runs.finished import run_folder
 from pipeline.runs.machine import accelerate
-from pipeline.runs.workspace import NOTE, OWNER, Workspace, fingerprint
+from pipeline.runs.workspace import OWNER, Workspace, fingerprint, read_note
 from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images, sampling_record
 from pipeline.whole_files import copy_folder, read_json, write_json
@@ -61,14 +61,16 @@ def sweep(words: list[str]) -> None:
         raise ValueError(f"{target} is no run; name its folder, which holds {OWNER}, its name in runs/, or its recipe")
     settings, recipe = structure(SweepSettings, parse_settings(overrides)), load(str(folder / OWNER))
     work = Workspace(folder, accelerate(recipe.precision))
-    made_of = {name: read_json(work.artefact(name) / NOTE).get("hash") for name in MADE_OF}
+    made_of = {name: read_note(work.artefact(name)).get("hash") for name in MADE_OF}
     images = images_of_run(recipe, work)
     points = combine(recipe, settings, made_of | {"images": images, "reference": fingerprint_reference(recipe)})
     because = fingerprint([point.key for point in points])
     say = print if work.accelerator.is_main_process else (lambda *_: None)
     if work.current("sweep", because):
         return say(f"sweep: {folder / 'sweep'} is up to date")
-    with work.publish("sweep", because, seed=recipe.seed) as draft:
+    for name in MADE_OF:
+        work.verify(name)
+    with work.alone("sweep"), work.publish("sweep", because, seed=recipe.seed) as draft:
         make_sweep(recipe, points, work, made_of, draft)
     if work.accelerator.is_main_process:
         refresh_report(folder)

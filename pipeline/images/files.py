@@ -20,15 +20,23 @@ def image_file(folder: Path, i: int) -> Path:
 
 def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
     """arr_0 uint8 [N, H, W, 3] and arr_1 int64 [N] (-1: no class), as ADM's evaluator reads, one image in memory."""
-    width, height = Image.open(images[0]).size
+    height, width, _ = read_pixels(images[0]).shape
     with new_file(path) as draft, zipfile.ZipFile(draft, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             shape = (len(images), height, width, 3)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for image in images:
-                file.write(np.asarray(Image.open(image).convert("RGB")).tobytes())
+                file.write(read_pixels(image).tobytes())
         with archive.open("arr_1.npy", "w") as file:
             np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
+
+
+def read_pixels(image: Path) -> np.ndarray:
+    """uint8 [H, W, 3]; ValueError that says what to delete where the file is damaged."""
+    try:
+        return np.asarray(Image.open(image).convert("RGB"))
+    except (OSError, SyntaxError) as error:  # Pillow's own for a file that is cut or that is no image
+        raise ValueError(f"{image} is damaged ({error}); delete it, and the same command makes it again") from None
 
 
 def open_archive(path: Path) -> np.ndarray:

@@ -8,8 +8,7 @@ from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from pipeline.runs.finished import run_folder
-from pipeline.runs.workspace import NOTE, OWNER
-from pipeline.whole_files import read_json
+from pipeline.runs.workspace import NOTE, OWNER, read_note, read_values
 
 OF_THE_RUN = ("sampling", "versions", "codes", "seed")  # what a protocol says of the run, not of the measurement
 TRAINED = ("tokenizer", "joint", "latents", "generator", "decoder")  # the artefacts whose making counts as training
@@ -61,7 +60,7 @@ def read_run(name: str) -> FinishedRun:
     if (folder := run_folder(name)) is None:
         raise ValueError(f"{name} is no run; name its folder, which holds {OWNER}, or its name in runs/")
     settings = OmegaConf.to_container(OmegaConf.load(folder / OWNER))
-    report, card = (read_if_there(folder / file) for file in ("report/metrics.json", "card/card.json"))
+    report, card = read_values(folder / "report", "metrics.json"), read_values(folder / "card", "card.json")
     if report is None and card is None:
         raise ValueError(f"{folder} has neither report/ nor card/; run: python run.py evaluate RECIPE, or card")
     data = {name: settings["data"].get(name) for name in ("source", "size", "crop", "resize")}
@@ -73,13 +72,9 @@ def read_run(name: str) -> FinishedRun:
     return FinishedRun(folder.resolve().name, folder, training_time(folder) | numbers, settings)
 
 
-def read_if_there(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
-
-
 def training_time(folder: Path) -> dict[str, dict[str, Any]]:
     """Seconds that the artefacts of the line took, and on which machine; nothing where a note is missing."""
-    notes = {name: read_if_there(folder / name / NOTE) for name in TRAINED}
+    notes = {name: read_note(folder / name) if (folder / name / NOTE).is_file() else None for name in TRAINED}
     if notes["joint"] is None:  # a run from before there was such a stage
         del notes["joint"]
     if not all(note and "seconds" in note for note in notes.values()):

@@ -9,7 +9,8 @@ from pipeline.reporting.card_page import card_section
 from pipeline.reporting.page import Picture, document, headline_tiles, numbers_section, section
 from pipeline.reporting.sweep_page import SWEEP, sweep_section
 from pipeline.runs.finished import CARD, sha256_of_tokenizer
-from pipeline.whole_files import read_json, write_json, write_text
+from pipeline.runs.workspace import read_values
+from pipeline.whole_files import write_json, write_text
 
 PAGE, NUMBERS, REPORT = "page.json", "metrics.json", "index.html"
 
@@ -37,7 +38,7 @@ def refresh_report(run: Path) -> None:
 
 def render_report(run: Path, folder: Path) -> None:
     """Write index.html of the report in `folder`, with the sweep and the card of `run` where they are of the same."""
-    content, flat = (read_json(folder / name) for name in (PAGE, NUMBERS))
+    content, flat = (read_values(folder, name) for name in (PAGE, NUMBERS))
     pictures = [Picture(**picture | {"path": folder / picture["path"]}) for picture in content["pictures"]]
     numbers: dict[str, dict[str, Any]] = {}
     for key, number in flat.items():
@@ -70,7 +71,7 @@ def sweep_of(run: Path, notes: dict[str, dict[str, Any] | None]) -> str:
     folder = run / "sweep"
     if not (folder / SWEEP).is_file():
         return ""
-    sweep = read_json(folder / SWEEP)
+    sweep = read_values(folder, SWEEP)
     if any((notes.get(name) or {}).get("hash") != made for name, made in sweep["made_of"].items()):
         return ""
     return section("Guidance sweep", sweep_section(sweep, folder))
@@ -81,7 +82,7 @@ def card_of(run: Path, numbers: dict[str, dict[str, Any]]) -> str:
     file = run / "card" / CARD
     if not file.is_file():
         return ""
-    card = read_json(file)
+    card = read_values(file.parent, CARD)
     if card["about"]["sha256"] != sha256_of_tokenizer(run / "decoder"):
         return ""
     return section("Tokenizer card", card_section(card, file.parent, leave_out=numbers))

@@ -6,18 +6,24 @@ from pipeline.program import command_line
 from pipeline.recipes.files import CONFIGS
 from pipeline.recipes.schema import load
 from pipeline.runs.machine import RUNS
-from pipeline.runs.workspace import NOTE, OWNER
+from pipeline.runs.workspace import NOTE, OWNER, check_recipe_file
 from pipeline.vision.weights import digest
 
 CARD = "card.json"  # in card/
 
 
 def run_folder(name: str) -> Path | None:
-    """The folder of a run given as a path, as a name in runs/ or as a recipe; None where there is none."""
+    """The folder of a run given as a path, as a name in runs/ or as a recipe; None where there is none.
+
+    ValueError where its recipe.yaml is damaged.
+    """
     recipe = CONFIGS / f"{name}.yaml"
     folders = [Path(name)] if Path(name).suffix not in (".yaml", ".yml") else []
     of_recipe = [RUNS / load(name).name] if recipe.is_file() or Path(name).is_file() else []
-    return next((path for path in [*folders, RUNS / name, *of_recipe] if (path / OWNER).is_file()), None)
+    run = next((path for path in [*folders, RUNS / name, *of_recipe] if (path / OWNER).is_file()), None)
+    if run is not None:
+        check_recipe_file(run)
+    return run
 
 
 def tokenizer_of(run: Path) -> Path:

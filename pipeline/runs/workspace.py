@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipeline.checksums import NOTE, SIGNATURE, check_content, check_sizes, read_signed, write_checksums, write_signed
+from pipeline.checksums import (
+    NOTE,
+    SIGNATURE,
+    check_content,
+    check_sizes,
+    read_signed,
+    signature,
+    write_checksums,
+    write_signed,
+)
 from pipeline.local_paths import command_typed
 from pipeline.program import command_line
 from pipeline.runs.lock import hold
@@ -25,6 +34,7 @@ from pipeline.whole_files import entries, read_json, remove, remove_folder, repl
 
 OWNER = "recipe.yaml"
 LOCK = ".lock"
+HASH_LINE = "# sha256 of what follows: "
 VERSIONS = ("torch", "diffusers", "accelerate", "transformers", "datasets", "numpy")
 
 
@@ -77,8 +87,20 @@ class Workspace:
                 if owner_of(self.root) is None:
                     write_text(self.root / OWNER, self.claimed)
 
-            self.claimed = f"# {recipe}\n{settings}"
+            self.claimed = recipe_text(recipe, settings)
             held.callback(setattr, self, "claimed", None)
+            self.on_main(take)
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Be the only command that makes the artefact `name`, which lies beside the line, while the block runs."""
+        with contextlib.ExitStack() as held:
+
+            def take() -> None:
+                make_run(self.root)
+                held.enter_context(hold(self.root / f"{LOCK}-{name}", str(self.root / name)))
+
             self.on_main(take)
             yield
 
@@ -173,12 +195,25 @@ def owner_of(root: Path) -> str | None:
     return lines[0].removeprefix("# ") if lines else None
 
 
+def recipe_text(recipe: str, settings: str) -> str:
+    """What a run's recipe.yaml holds: whose run it is, the hash of the settings, and the settings."""
+    return f"# {recipe}\n{HASH_LINE}{signature(settings)}\n{settings}"
+
+
+def check_recipe_file(root: Path) -> None:
+    """ValueError where a run's recipe.yaml is not what was written."""
+    file = root / OWNER
+    first, second, settings = (file.read_text(errors="replace").split("\n", 2) + ["", "", ""])[:3]
+    if not first or second.startswith(HASH_LINE) and second != HASH_LINE + signature(settings):
+        raise ValueError(f"{file} is damaged: it is not what was written; if you changed it, delete its second line")
+
+
 def refuse_other(root: Path, recipe: str) -> None:
     """ValueError when a folder is another recipe's, or not a run at all."""
     owner = owner_of(root)
     if owner not in (None, recipe):
         raise ValueError(f"{root} holds a run of {owner}, not of {recipe}; state another name=...")
-    if not (root / OWNER).exists() and root.is_dir() and any(path.name != LOCK for path in root.iterdir()):
+    if not (root / OWNER).exists() and root.is_dir() and any(not path.name.startswith(LOCK) for path in root.iterdir()):
         raise ValueError(f"{root} is there and is not a run; state another name=... or move it away")
 
 
@@ -197,6 +232,14 @@ def read_note(folder: Path) -> dict[str, Any]:
         return read_signed(folder / NOTE) if SIGNATURE in note else note
     except (ValueError, TypeError) as error:
         raise ValueError(f"{error}; {remedy(folder)}") from None
+
+
+def read_values(artefact: Path, name: str) -> Any:
+    """A JSON file of a finished artefact; None where it has none, ValueError where it is not what was written."""
+    if not (artefact / name).is_file():
+        return None
+    check_content(artefact, remedy(artefact), lambda other: other == name)
+    return read_json(artefact / name)
 
 
 def remedy(artefact: Path) -> str:

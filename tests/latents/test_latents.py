@@ -316,6 +316,28 @@ def test_damage_is_found(tmp_path, images):
         LatentStore(tmp_path / "nothing")
 
 
+def test_a_damaged_shard_is_made_again_where_encoding_continues(tmp_path, images, capsys):
+    contents = {file: file.read_bytes() for file in [*write(tmp_path, images).folder.glob("codes_*")]}
+    file = tmp_path / "codes_00001.safetensors"
+    flipped = bytearray(contents[file])
+    flipped[-5000] ^= 1
+    for damaged in (flipped, flipped[:-1], b""):
+        file.write_bytes(damaged)
+        write(tmp_path, images)
+        assert f"{file} is damaged" in capsys.readouterr().out
+        assert {file: file.read_bytes() for file in contents} == contents, "to the bit, metadata too"
+
+
+def test_a_shard_in_the_place_of_another_is_refused(tmp_path, images):
+    write(tmp_path, images)
+    one, two = tmp_path / "codes_00000.safetensors", tmp_path / "codes_00001.safetensors"
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    with pytest.raises(ValueError, match="codes_00000.safetensors is damaged or of another store"):
+        LatentStore(tmp_path)
+
+
 def test_codes_that_are_not_finite_stop_the_writing(tmp_path, images):
     model = tokenizer()
     model.std.fill_(1e-6)

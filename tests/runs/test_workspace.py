@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
+from pipeline.recipes.schema import load, settings
 from pipeline.runs import lock, workspace
-from pipeline.runs.workspace import Workspace
+from pipeline.runs.finished import run_folder
+from pipeline.runs.workspace import Workspace, read_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,10 +149,10 @@ def test_the_recipe_of_a_run_is_that_of_its_newest_artefact(work):
         make(work)
     with pytest.raises(ValueError, match="refused"), work.claim("digits", "seed: 5\n"):
         raise ValueError("refused")
-    assert (work.root / "recipe.yaml").read_text() == "# digits\nseed: 0\n"
+    assert (work.root / "recipe.yaml").read_text() == workspace.recipe_text("digits", "seed: 0\n")
     with work.claim("digits", "seed: 5\n"):
         make(work, "generator")
-    assert (work.root / "recipe.yaml").read_text() == "# digits\nseed: 5\n"
+    assert (work.root / "recipe.yaml").read_text() == workspace.recipe_text("digits", "seed: 5\n")
     make(work, "card")
     with pytest.raises(ValueError, match="holds a run of digits, not of shapes"), work.claim("shapes", ""):
         pass
@@ -212,3 +214,29 @@ def test_a_complete_draft_whose_note_is_damaged_is_not_taken(work):
     draft.mkdir(parents=True)
     (draft / workspace.NOTE).touch()
     assert not work.current("tokenizer", "first")
+
+
+def test_a_recipe_file_that_is_not_what_was_written_is_named(work, monkeypatch):
+    monkeypatch.chdir(work.root.parent)
+    with work.claim("digits", settings(load("digits"))):
+        pass
+    file = work.root / "recipe.yaml"
+    whole = file.read_text()
+    assert run_folder(str(work.root)) == work.root and load(str(file)) == load("digits")
+    for damaged in ("", whole[: len(whole) // 2], whole.replace("seed: 0", "seed: 1")):
+        file.write_text(damaged)
+        with pytest.raises(ValueError, match="recipe.yaml is damaged"):
+            run_folder(str(work.root))
+    first, _, *rest = whole.splitlines(keepends=True)
+    file.write_text(first + "".join(rest).replace("seed: 0", "seed: 1"))
+    assert load(str(run_folder(str(work.root)) / "recipe.yaml")).seed == 1, "changed on purpose"
+
+
+def test_a_value_that_is_read_of_an_artefact_is_compared(work):
+    with work.publish("report", "first") as out:
+        (out / "metrics.json").write_text('{"psnr": 31}')
+    report = work.root / "report"
+    assert read_values(report, "metrics.json") == {"psnr": 31} and read_values(report, "card.json") is None
+    (report / "metrics.json").write_text('{"psnr": 33}')
+    with pytest.raises(ValueError, match="metrics.json is damaged: it is not what was written; delete .*report"):
+        read_values(report, "metrics.json")

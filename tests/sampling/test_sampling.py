@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -119,6 +120,20 @@ def test_finished_images_are_kept_and_missing_ones_made_again(saved, made, accel
     assert np.array_equal(again[others], whole[others]), "made in the same batch, to the bit"
     assert abs(whole - read(made)).max() <= 1, "the size of the batch changed the images"
     assert not list(out.glob(".*"))
+
+
+def test_damaged_images_are_named_and_a_damaged_protocol_makes_all_anew(saved, made, accelerator, tmp_path, capsys):
+    out = shutil.copytree(made, tmp_path / "images")
+    settings = {"images": 7, "batch": 3, "out": str(out)}
+    image = (out / "000003.png").read_bytes()
+    for damaged in (b"", image[:60], b"letter"):
+        (out / "000003.png").write_bytes(damaged)
+        refused("000003.png is damaged .*; delete it", sample_folder, str(saved), settings, accelerator)
+    for damaged in ("", "[]", '{"images": 7'):
+        (out / "samples.json").write_text(damaged)
+        sample_folder(str(saved), settings, accelerator)
+        assert "samples.json is damaged" in capsys.readouterr().out
+        assert np.array_equal(read(out), read(made))
 
 
 def test_a_folder_of_something_else_is_refused(saved, made, accelerator, tmp_path):

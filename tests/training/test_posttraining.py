@@ -238,9 +238,14 @@ def test_pairs_of_the_decoder_before_are_taken_over_where_all_that_makes_them_is
             assert (tmp_path / "other" / "pairs" / name).read_bytes() == (decoder / "pairs" / name).read_bytes()
         with pytest.raises(AssertionError, match="anew"):
             run(changed(recipe, preserve=0.7), work, tmp_path / "preserve")
-        os.utime(next((work.root / "generator" / "network").glob("*.safetensors")))  # as a new training leaves it
+        weights = next((work.root / "generator" / "network").glob("*.safetensors"))
+        content = weights.read_bytes()
+        os.utime(weights)
+        run(changed(recipe, rehearsal=0.5), work, tmp_path / "touched")
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # others, as a new training leaves them
         with pytest.raises(AssertionError, match="anew"):
             run(changed(recipe, rehearsal=0.5), work, tmp_path / "generator")
+        weights.write_bytes(content)
     shutil.rmtree(decoder)
 
 
