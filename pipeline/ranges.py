@@ -25,6 +25,8 @@ FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
 FractionAboveZero = Annotated[float, Range(0, 1, open_low=True)]
 InnerFraction = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Counts = Annotated[list[Count], Length(1)]
+Colours = Annotated[list[Number], Length(3, 3)]  # a number for red, green and blue
+ColourScales = Annotated[list[Positive], Length(3, 3)]
 Layers = Annotated[list[Integer], Length(1)]  # of a network, from 0, or from -1 backwards
 
 

@@ -105,13 +105,16 @@ class Length:
     """How many entries a list may have."""
 
     least: int
+    most: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.least} {'entry' if self.least == 1 else 'entries'} or more"
+        if self.most is None:
+            return f"{self.least} {'entry' if self.least == 1 else 'entries'} or more"
+        return f"{self.least} entries" if self.most == self.least else f"{self.least} to {self.most} entries"
 
     def check(self, name: str, value: Sized) -> None:
         """SettingError unless `value` has so many entries."""
-        if len(value) < self.least:
+        if len(value) < self.least or self.most is not None and len(value) > self.most:
             raise SettingError(name, f" has {len(value) or 'no'} entries; give {self}")
 
 

@@ -9,7 +9,7 @@ from pipeline.nn import convolution
 from pipeline.nn.convolution import Tower, match_memory_format
 from pipeline.nn.embeddings import fixed_positions, unpatchify
 from pipeline.nn.vision_transformer import PreNormBlock, initialise
-from pipeline.ranges import Count, Counts, Number, Positive, RangedArguments, Whole
+from pipeline.ranges import Colours, ColourScales, Count, Counts, RangedArguments, Whole
 
 
 class VitDecoder(RangedArguments, Tower):
@@ -30,8 +30,8 @@ class VitDecoder(RangedArguments, Tower):
         heads: Count,
         hidden: Count,
         patch: Count | None = None,
-        mean: list[Number] = [0.5, 0.5, 0.5],  # noqa: B006
-        std: list[Positive] = [0.5, 0.5, 0.5],  # noqa: B006
+        mean: Colours = [0.5, 0.5, 0.5],  # noqa: B006
+        std: ColourScales = [0.5, 0.5, 0.5],  # noqa: B006
     ):
         super().__init__()
         self.stride, self.patch = stride, patch or stride
@@ -53,9 +53,6 @@ class VitDecoder(RangedArguments, Tower):
         patch, image_size = arguments.patch or arguments.stride, arguments.image_size
         if image_size % patch:
             raise ValueError(f"images of {image_size} pixels do not divide by patch, {patch}; leave patch out")
-        for name in ("mean", "std"):
-            if len(arguments[name]) != 3:
-                raise ValueError(f"{name} is {arguments[name]}; give one number for each of three colours")
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -1,5 +1,7 @@
 """Trained branches beside a frozen encoder: the texture that its features lack, as further channels."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,9 +11,18 @@ from pipeline.draws import Draws
 from pipeline.nn.convolution import Tower
 from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.embeddings import fixed_positions
-from pipeline.nn.processes import global_mean
+from pipeline.nn.processes import global_mean, world_size
 from pipeline.nn.vision_transformer import PreNormBlock
-from pipeline.ranges import Count, FractionAboveZero, FractionBelowOne, RangedArguments, Whole
+from pipeline.ranges import (
+    Colours,
+    ColourScales,
+    Count,
+    FractionAboveZero,
+    FractionBelowOne,
+    Positive,
+    RangedArguments,
+    Whole,
+)
 
 EPSILON = 1e-6
 
@@ -19,10 +30,19 @@ EPSILON = 1e-6
 class Residual(RangedArguments, Tower):
     """SVG's branch (Shi et al., arXiv:2510.15301): a vision transformer of the image's patches ends in `channels`.
 
-    All its values of a batch are shifted and scaled by two numbers, so that they have mean and std of all the frozen
-    features'. At evaluation the four numbers are running averages of training's, by `momentum`, so that a code does not
-    depend on the images beside its own. In training the branch of an image is, with probability `drop`, replaced by a
-    learned token at all positions. Positions are fixed.
+    Its values are shifted and scaled by moments, so that they have those of the frozen features: with
+    `matching: values` the mean and std of all values of a batch; with `channels` the means over channels of each
+    channel's mean and std, of which the branch's own have no gradient; with `none` they stay as they are. With
+    `statistics: running` the moments at evaluation are averages of training's, by `momentum`, so that a code does not
+    depend on the images beside its own; with `batch` they are those of the batch at hand, always.
+
+    In training the branch of an image is, with probability `drop`, replaced by a learned token at all positions,
+    after the matching or, with `token: before`, before it. Positions are `fixed` or `learned`, and with `class_token`
+    there is one token more, which leaves no output. Images in [0, 1] are normalised by the colours' `mean` and `std`;
+    `hidden` is the width of the feed-forward layers, four times `width` by default, and `epsilon` that of the norms.
+
+    The released code (shiml20/SVG, fd69855) has channels, batch, before, learned, a class token, ImageNet's colours and
+    1e-6; its dropout in the blocks is left out.
     """
 
     def __init__(
@@ -35,17 +55,33 @@ class Residual(RangedArguments, Tower):
         heads: Count = 8,
         drop: FractionBelowOne = 0.1,
         momentum: FractionAboveZero = 0.1,
+        matching: Literal["values", "channels", "none"] = "values",
+        statistics: Literal["running", "batch"] = "running",
+        token: Literal["after", "before"] = "after",
+        positions: Literal["fixed", "learned"] = "fixed",
+        class_token: bool = False,
+        hidden: Count | None = None,
+        epsilon: Positive = 1e-5,
+        mean: Colours = [0.5, 0.5, 0.5],  # noqa: B006
+        std: ColourScales = [0.5, 0.5, 0.5],  # noqa: B006
     ):
         super().__init__()
         self.channels, self.drop, self.momentum = channels, drop, momentum
+        self.matching, self.statistics, self.token_first = matching, statistics, token == "before"
         self.patch = image_size // maps[-1][1]
         self.patch_embedding = nn.Conv2d(3, width, self.patch, stride=self.patch)
-        self.blocks = nn.ModuleList(PreNormBlock(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.class_token = nn.Parameter(torch.zeros(1, width)) if class_token else None
+        places = class_token + maps[-1][1] ** 2
+        self.positions = nn.Parameter(0.02 * torch.randn(places, width)) if positions == "learned" else None
+        self.blocks = nn.ModuleList(PreNormBlock(width, heads, hidden, epsilon) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=epsilon)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, channels))
-        self.token = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("own", torch.tensor([0.0, 1.0]))  # mean and std of the branch
-        self.register_buffer("aim", torch.tensor([0.0, 1.0]))  # those of the frozen features
+        self.token = nn.Parameter(0.02 * torch.randn(channels) if self.token_first else torch.zeros(channels))
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        if statistics == "running":
+            self.register_buffer("own", torch.tensor([0.0, 1.0]))  # mean and std of the branch
+            self.register_buffer("aim", torch.tensor([0.0, 1.0]))  # those of the frozen features
 
     @classmethod
     def check(cls, arguments: Arguments) -> int:
@@ -64,27 +100,62 @@ class Residual(RangedArguments, Tower):
 
     def forward(self, images: Tensor, maps: list[Tensor], draws: Draws | None = None) -> Tensor:
         """Images [B, 3, H, W] and the frozen encoder's maps to [B, channels, h, w]; with draws, some are dropped."""
-        h = self.patch_embedding(images)
-        grid = h.shape[2:]
+        features, frozen = self.project(images), maps[-1]
+        if self.token_first:
+            features = self.match_moments(self.drop_images(features, draws), frozen)
+        else:
+            features = self.drop_images(self.match_moments(features, frozen), draws)
+        return features.mT.unflatten(2, [side // self.patch for side in images.shape[2:]])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] as the transformer reads them."""
+        return (images - (2 * self.mean - 1).to(images)) / (2 * self.std).to(images)
+
+    def project(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to the transformer's output before the matching, [B, N, channels]."""
+        h = self.patch_embedding(self.normalise(images))
+        grid, first = h.shape[2:], 0 if self.class_token is None else 1
         h = h.flatten(2).mT
-        h = h + fixed_positions(grid, h.shape[2]).to(h)
+        if first:
+            h = torch.cat([self.class_token.to(h).expand(len(h), 1, -1), h], dim=1)
+        h = h + self.places(grid, first).to(h)
         for block in self.blocks:
             h = self.run(block, h)
-        features = self.match_moments(self.head(self.norm(h)), maps[-1])
-        if draws is not None and self.drop:
-            kept = draws.keep_mask("texture", (1, 1), self.drop).to(features.device)
-            features = torch.where(kept, features, self.token.to(features))
-        return features.mT.unflatten(2, grid)
+        return self.head(self.norm(h[:, first:]))
+
+    def places(self, grid: tuple[int, int], first: int) -> Tensor:
+        """Positions [first + N, width] of patches on `grid`, after `first` class tokens, whose fixed position is 0."""
+        if self.positions is None:
+            return F.pad(fixed_positions(grid, self.norm.normalized_shape[0]), (0, 0, first, 0))
+        known, given = len(self.positions) - first, grid[0] * grid[1]
+        if known != given:
+            raise ValueError(f"the texture branch has positions of {known} patches, and these images have {given}")
+        return self.positions
+
+    def drop_images(self, features: Tensor, draws: Draws | None) -> Tensor:
+        """`features` [B, N, channels], those of some images replaced by the learned token; none without draws."""
+        if draws is None or not self.drop:
+            return features
+        kept = draws.keep_mask("texture", (1, 1), self.drop).to(features.device)
+        return torch.where(kept, features, self.token.to(features))
 
     def match_moments(self, branch: Tensor, frozen: Tensor) -> Tensor:
-        """`branch` with mean and std of all values of `frozen`, a batch's in training; its own have a gradient."""
-        own, aim = self.own, self.aim
-        if self.training:
-            own, aim = moments(branch), moments(frozen.detach())
+        """`branch` [B, N, channels] with the moments of `frozen` [B, C, h, w]."""
+        if self.matching == "none":
+            return branch
+        if self.training or self.statistics == "batch":
+            own, aim = self.moments(branch), self.moments(frozen.detach().flatten(2).mT)
+        else:
+            own, aim = self.own, self.aim
+        if self.training and self.statistics == "running":
             with torch.no_grad():
                 self.own.lerp_(own.to(self.own), self.momentum)
                 self.aim.lerp_(aim.to(self.aim), self.momentum)
         return (((branch.float() - own[0]) / own[1]) * aim[1] + aim[0]).to(branch.dtype)
+
+    def moments(self, tokens: Tensor) -> Tensor:
+        """The mean and std that are matched, of tokens [B, N, C]: [2] float32."""
+        return moments(tokens) if self.matching == "values" else channel_moments(tokens.detach())
 
 
 class Shallow(RangedArguments, nn.Module):
@@ -131,6 +202,17 @@ class Shallow(RangedArguments, nn.Module):
 
 
 BRANCHES = {"residual": Residual, "shallow": Shallow}
+
+
+@torch.no_grad()
+def channel_moments(tokens: Tensor) -> Tensor:
+    """Means over channels of each channel's mean and unbiased std in all processes' batches of tokens [B, N, C]: [2]
+    float32, the std with 1e-6 more."""
+    tokens = tokens.float().flatten(0, 1)
+    count = len(tokens) * world_size()
+    mean = global_mean(tokens.mean(dim=0))
+    variance = global_mean((tokens - mean).square().mean(dim=0)) * count / max(1, count - 1)
+    return torch.stack([mean.mean(), variance.sqrt().mean() + EPSILON])
 
 
 def moments(values: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ OPTIONS = {
     "encoder_input_size": "pixels of a side at which the frozen encoder reads an image",
     "colours": "mean and std of colours in [0, 1], [[three numbers],[three numbers]]; ImageNet's by default",
     "head_depth": "how many of the last blocks belong to the wide head",
+    "drop": "probability that the branch of an image is left out while it is trained further",
+    "matching": "whether the branch has the frozen features' moments (channels) or its own (none)",
     "drop_path": "probability that an image skips a branch of the last block while it is trained further",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }

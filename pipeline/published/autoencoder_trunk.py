@@ -2,17 +2,22 @@
 
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
 from pipeline.components import build as build_component
 from pipeline.published.checkpoint import fill, need, read, rename
+from pipeline.tokenizers.base import Tokenizer
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 
 BLOCK = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 TRAINING = (r"loss\..*", r"model_ema\..*")  # the objective's own parameters; averages under flattened names
 IMAGE_SIZE = 256  # what these are trained at; no weight depends on it
+
+
+Normalised = TypeVar("Normalised", bound=Tokenizer)
 
 
 def convert_autoencoder(state: Mapping[str, Tensor], what: str, dropped: tuple[str, ...] = TRAINING) -> ConvAutoencoder:
@@ -27,7 +32,7 @@ def convert_autoencoder(state: Mapping[str, Tensor], what: str, dropped: tuple[s
     return fill(tokenizer, renamed | {"mean": tokenizer.mean, "std": tokenizer.std})
 
 
-def normalised(tokenizer: ConvAutoencoder, mean: Tensor, std: Tensor) -> ConvAutoencoder:
+def normalised(tokenizer: Normalised, mean: Tensor, std: Tensor) -> Normalised:
     """The tokenizer with the published mean and std of its codes, of C numbers each in whatever shape."""
     if mean.numel() != len(tokenizer.mean) or std.numel() != len(tokenizer.std):
         raise ValueError(f"the latent statistics are of {mean.numel()} channels, the codes have {len(tokenizer.mean)}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.components import Arguments
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, MapSizes, stage_channels, stem_and_stages
-from pipeline.ranges import Count, Layers, Number, Positive, RangedArguments
+from pipeline.ranges import Colours, ColourScales, Count, Layers, RangedArguments
 from pipeline.vision.backbone import IMAGENET, Backbone, difference, load_model, new_model, read_config
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
 
@@ -118,8 +118,8 @@ class VisionTransformer(Backbone, FrozenEncoder):
         image_patch: Count = 16,
         taps: Layers = [-1],  # noqa: B006
         norm: Norm = "plain",
-        mean: list[Number] = list(IMAGENET[0]),  # noqa: B006
-        std: list[Positive] = list(IMAGENET[1]),  # noqa: B006
+        mean: Colours = list(IMAGENET[0]),  # noqa: B006
+        std: ColourScales = list(IMAGENET[1]),  # noqa: B006
         source: str | None = None,
     ):
         config = known_config(start, model)

@@ -161,6 +161,30 @@ def test_the_branch_of_an_image_is_dropped_as_a_whole_and_in_training_alone():
     assert 16 < dropped.sum() < 48
 
 
+RELEASED = {"matching": "channels", "token": "before", "positions": "learned", "class_token": True}
+
+
+@torch.no_grad()
+def test_a_branch_as_released_matches_each_channel_s_moments_with_the_token_among_them():
+    frozen = [torch.randn(4, 64, 4, 4) * torch.rand(64, 1, 1) + torch.rand(64, 1, 1)]
+    residual = branch(statistics="batch", **RELEASED)
+    made, aims = residual(pictures(), frozen), frozen[0].movedim(1, 0).flatten(1)
+    torch.testing.assert_close(made.mean(), aims.mean(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.movedim(1, 0).flatten(1).std(1).mean(), aims.std(1).mean(), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(residual(pictures()[:1], frozen), made[:1], atol=1e-3)
+
+    draws = GivenDraws({"texture": torch.tensor([0.9, 0.1, 0.7, 0.9])[:, None, None]})
+    dropped = residual(pictures(), frozen, draws)
+    torch.testing.assert_close(dropped.mean(), aims.mean(), atol=1e-4, rtol=0)
+    assert (dropped[1] - dropped[1, :, :1, :1]).abs().max() < 1e-6  # one token at all positions
+
+    running = branch(momentum=1.0, drop=0.0, **RELEASED).train()
+    seen = running(pictures(), frozen)
+    torch.testing.assert_close(running.eval()(pictures()[:1], frozen), seen[:1], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="positions of 16 patches, and these images have 64"):
+        residual(pictures(size=2 * SIZE), [torch.randn(4, 64, 8, 8)])
+
+
 def layout(start: str, **given) -> list[tuple[int, int]]:
     """That of a vision transformer, of images of 32 pixels."""
     arguments = Arguments.complete(VisionTransformer, {"image_size": 32, "start": start} | given)
@@ -271,6 +295,8 @@ KNOWN = HUB | {"model": {"model_type": "dinov2", "hidden_size": 16, "num_hidden_
         ({"frozen_encoder": {"kind": "vision_transformer"}}, "frozen_encoder.start is missing"),
         ({"pixel_decoder": CONV | {"multipliers": [1, 2, 2, 2]}}, "a position of the code is 4 pixels; name fewer"),
         ({"pixel_decoder": VIT | {"heads": 3}}, "width of 16 does not divide by 4 and by 3 heads"),
+        ({"pixel_decoder": VIT | {"mean": [0.5]}}, "pixel_decoder.mean has 1 entries; give 3 entries"),
+        ({"texture_branch": RESIDUAL | {"std": [1.0, 1.0, 0.0]}}, "texture_branch.std"),
         ({"pixel_decoder": VIT | {"stride": 3}}, "pixel_decoder.stride is determined by an earlier stage"),
         ({"texture_branch": SHALLOW}, "reads the first of two taps; there are 1"),
     ],
