@@ -64,6 +64,8 @@ def read_run(name: str) -> FinishedRun:
     if report is None and card is None:
         raise ValueError(f"{folder} has neither report/ nor card/; run: python run.py evaluate RECIPE, or card")
     data = {name: settings["data"].get(name) for name in ("source", "size", "crop", "resize")}
+    measured = read_note(folder / "report").get("images", {}) if (folder / "report" / NOTE).is_file() else {}
+    data |= {f"{split} images": facts["fingerprint"] for split, facts in measured.items()}
     numbers = {
         key: number | {"protocol": number["protocol"] | {"data": data}} for key, number in (report or {}).items()
     }

@@ -85,6 +85,15 @@ def test_other_images_are_another_reference(tmp_path):
     assert lines["fd_x"].groups == [[0], [1]] and lines["fd_x"].differs == {"data.size": ["16", "32"]}
 
 
+def test_images_that_changed_in_the_same_place_are_other_images(tmp_path):
+    runs = [make_run(tmp_path, name, fd_x=number(1.0)) for name in ("one", "same", "changed")]
+    for run_, held_out in zip(runs, ("x", "x", "y")):
+        images = {"train": {"fingerprint": "t", "images": 9}, "held_out": {"fingerprint": held_out, "images": 3}}
+        (run_ / "report/made_from.json").write_text(json.dumps({"images": images}))
+    line = compare_numbers(read_runs(list(map(str, runs))))["fd_x"]
+    assert line.groups == [[0, 1], [2]] and line.differs == {"data.held_out images": ["x", "y"]}
+
+
 def test_the_page_marks_what_is_not_comparable_and_asks_nobody(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for place in range(3):
@@ -113,7 +122,7 @@ def test_the_page_marks_what_is_not_comparable_and_asks_nobody(tmp_path, monkeyp
         (["runs/r0"], "two runs or more"),
         (["r0", "nowhere"], "nowhere is no run"),
         (["r0", "r0", "by=fid"], "no run has such a number"),
-        (["r0", "r0", "oot=x"], "no setting 'oot'"),
+        (["r0", "r0", "oot=x"], "oot: there is no such setting"),
     ],
 )
 def test_mistakes_are_said_in_a_line(tmp_path, monkeypatch, capsys, words, message):
