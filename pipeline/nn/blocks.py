@@ -44,13 +44,13 @@ def make_query_key_norm(kind: QueryKeyNorm, width: int) -> nn.Module:
 
 
 class GELUFeedForward(nn.Module):
-    """Linear, tanh GELU, linear: [B, N, width] through `ratio` times the width."""
+    """Linear, tanh GELU, linear: [B, N, width] through `ratio` times the width, or through `hidden` channels."""
 
-    def __init__(self, width: int, ratio: float):
+    def __init__(self, width: int, ratio: float, hidden: int | None = None, bias: bool = True):
         super().__init__()
-        hidden = int(width * ratio)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        hidden = hidden or int(width * ratio)
+        self.up = nn.Linear(width, hidden, bias)
+        self.down = nn.Linear(hidden, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -59,22 +59,24 @@ class GELUFeedForward(nn.Module):
 class SwiGLUFeedForward(nn.Module):
     """silu(a) * b of one linear layer's two halves, then a linear layer (Shazeer, arXiv:2002.05202).
 
-    Two thirds of `ratio` times the width, so that it costs what the GELU layer of the same ratio does.
+    Two thirds of `ratio` times the width, so that it costs what the GELU layer of the same ratio does, or `hidden`.
     """
 
-    def __init__(self, width: int, ratio: float):
+    def __init__(self, width: int, ratio: float, hidden: int | None = None, bias: bool = True):
         super().__init__()
-        hidden = int(2 / 3 * int(width * ratio))
-        self.up = nn.Linear(width, 2 * hidden)
-        self.down = nn.Linear(hidden, width)
+        hidden = hidden or int(2 / 3 * int(width * ratio))
+        self.up = nn.Linear(width, 2 * hidden, bias)
+        self.down = nn.Linear(hidden, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * value)
 
 
-def make_feed_forward(kind: FeedForward, width: int, ratio: float) -> nn.Module:
-    return (SwiGLUFeedForward if kind == "swiglu" else GELUFeedForward)(width, ratio)
+def make_feed_forward(
+    kind: FeedForward, width: int, ratio: float, hidden: int | None = None, bias: bool = True
+) -> nn.Module:
+    return (SwiGLUFeedForward if kind == "swiglu" else GELUFeedForward)(width, ratio, hidden, bias)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -108,13 +110,13 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
     _available_processors = [AttentionProcessor]
     _supports_qkv_fusion = False  # one projection makes all three already
 
-    def __init__(self, width: int, heads: int, query_key_norm: QueryKeyNorm = False):
+    def __init__(self, width: int, heads: int, query_key_norm: QueryKeyNorm = False, bias: bool = True):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias)
         self.query_norm = make_query_key_norm(query_key_norm, width // heads)
         self.key_norm = make_query_key_norm(query_key_norm, width // heads)
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width, bias)
         self.set_processor(AttentionProcessor())
 
     def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:

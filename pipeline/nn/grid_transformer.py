@@ -19,6 +19,8 @@ class PlainBlock(nn.Module):
 
     `parallel`: x + s1 (attention(norm1(x)) + feed_forward(norm1(x))) (Dehghani et al., arXiv:2302.05442). The scales
     [width] are LayerScale (Touvron et al., arXiv:2103.17239), initialised with `layer_scale`; None leaves them out.
+    Between the linear layers of the feed-forward layer there are `hidden` channels, by default as many as `ratio` says.
+    Without `bias` no linear layer has one.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class PlainBlock(nn.Module):
         query_key_norm: bool = False,
         parallel: bool = False,
         layer_scale: float | None = None,
+        hidden: int | None = None,
+        bias: bool = True,
     ):
         super().__init__()
         self.norm1 = make_norm(norm, width, affine=True)
-        self.attention = SelfAttention(width, heads, query_key_norm)
+        self.attention = SelfAttention(width, heads, query_key_norm, bias)
         self.norm2 = None if parallel else make_norm(norm, width, affine=True)
-        self.feed_forward = make_feed_forward(feed_forward, width, ratio)
+        self.feed_forward = make_feed_forward(feed_forward, width, ratio, hidden, bias)
         self.scale1 = make_layer_scale(width, layer_scale)
         self.scale2 = None if parallel else make_layer_scale(width, layer_scale)
 
@@ -154,7 +158,8 @@ def initialise(module: nn.Module) -> None:
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             with torch.no_grad():
                 nn.init.xavier_uniform_(layer.weight.flatten(1))
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         for name in ("positions", "mask_token"):
             if isinstance(vectors := getattr(layer, name, None), nn.Parameter):
                 nn.init.normal_(vectors, std=vectors.shape[-1] ** -0.5)

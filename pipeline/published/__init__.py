@@ -27,6 +27,7 @@ OPTIONS = {
     "head_depth": "how many of the last blocks belong to the wide head",
     "drop": "probability that the branch of an image is left out while it is trained further",
     "matching": "whether the branch has the frozen features' moments (channels) or its own (none)",
+    "decoder": "file of the decoder's weights, where these are apart",
     "drop_path": "probability that an image skips a branch of the last block while it is trained further",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }

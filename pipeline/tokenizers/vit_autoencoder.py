@@ -35,10 +35,11 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     """A vision transformer from patches to the bottleneck, and another from the code to patches of pixels.
 
     ViTok (Hansen-Estruch et al., arXiv:2501.09755) is layer norm, SwiGLU and a transposed convolution; ViTok-v2 has
-    `parallel` blocks with `layer_scale`, RMS norm and the bottleneck `layer_norm`; RecTok (Shi et al.,
+    `parallel` blocks with `layer_scale` and no `bias`, RMS norm and the bottleneck `layer_norm`; RecTok (Shi et al.,
     arXiv:2512.13421) RMS norm, rotary and learned positions, a 3x3 convolution at the end and `token_drop`. Encoder and
-    decoder have the same `width`, `depth` and `heads` unless given, and the same switches, which are
-    those of `pipeline.nn.grid_transformer`. Where no positions are learned, images and codes may be of other sizes.
+    decoder have the same `width`, `depth`, `heads` and `feed_forward_width` unless given, and the same switches, which
+    are those of `pipeline.nn.grid_transformer`; a `feed_forward_width` takes the place of `feed_forward_ratio`, of
+    which SwiGLU has two thirds. Where no positions are learned, images and codes may be of other sizes.
 
     With `token_drop` [low, high] a phase that trains the encoder drops, at each step, the fraction max(0, U(low, high))
     of the patches, one for the whole batch, at positions that each image draws. The decoder reads all positions, those
@@ -75,6 +76,9 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
         parallel: bool = False,
         layer_scale: Number | None = None,
         head: Head = "linear",
+        feed_forward_width: Count | None = None,
+        decoder_feed_forward_width: Count | None = None,
+        bias: bool = True,
         token_drop: list[Annotated[float, Range(high=1, open_high=True)]] = [0.0, 0.0],  # noqa: B006  never changed; saved as JSON
     ):
         neck = components.build("bottlenecks", bottleneck)
@@ -82,9 +86,10 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
         self.spec = self.geometry(Arguments.from_config(self))
         sizes = both_sizes(Arguments.from_config(self))
         options = {"feed_forward": feed_forward, "ratio": feed_forward_ratio, "query_key_norm": query_key_norm}
-        options |= {"parallel": parallel, "layer_scale": layer_scale}
+        options |= {"parallel": parallel, "layer_scale": layer_scale, "bias": bias}
         reading, painting = (
-            GridTransformer(self.spec.grid, *size, position, outer_norms, norm, **options) for size in sizes
+            GridTransformer(self.spec.grid, *size, position, outer_norms, norm, hidden=hidden, **options)
+            for size, hidden in zip(sizes, (feed_forward_width, decoder_feed_forward_width or feed_forward_width))
         )
         self.encoder = PatchEncoder(reading, patch_size, neck.inputs)
         self.neck = neck

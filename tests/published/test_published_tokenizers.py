@@ -35,6 +35,7 @@ CASES = [
     Published("robustok_grid", "robustok", ["heads=3", "decoder_heads=3"]),
     Published("robustok_row", "robustok", ["heads=4", "decoder_heads=3"], image_size=20),
     Published("rae_autoencoder", "rae", ["heads=4", "encoder_heads=3"], image_size=20),
+    Published("vitok2_autoencoder", "vitok2"),
     Published("svg_autoencoder", "svg", ["heads=2"], image_size=48, encoder_width=12),
 ]
 
