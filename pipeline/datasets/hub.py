@@ -166,7 +166,8 @@ class _Collection:
             return [given_path(self.files)]
         if self.saved or not isinstance(self.builder, FolderBasedBuilder):
             return []  # the data itself names the files
-        return [self.local.folder] if self.local else [Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+        unpacked = [datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE]
+        return [*([self.local.folder] if self.local else []), *map(Path, unpacked)]
 
     def named_files(self, rows: "datasets.Dataset") -> str | None:
         """A hash of the files that an image column names below `data.source.files`; None where it holds the bytes."""
@@ -256,11 +257,14 @@ class _Collection:
         if self.take is not None:
             stream = stream.take(self.take)
         key = hashlib.sha256(repr((self.path, self.identity, split, self.take, self.columns)).encode()).hexdigest()[:16]
-        source = {"stream": stream, "image": self.image, "roots": [str(root) for root in self.roots], "path": self.path}
+        roots = tuple(map(str, self.roots))  # a list would be divided among processes
+        source = {"stream": stream, "image": self.image, "roots": roots, "path": self.path}
         return Dataset.from_generator(_pull, features=stream.features, gen_kwargs=source, fingerprint=key)
 
 
-def _pull(stream: "datasets.IterableDataset", image: str, roots: list[str], path: str) -> Iterator[dict[str, Any]]:
+def _pull(
+    stream: "datasets.IterableDataset", image: str, roots: tuple[str, ...], path: str
+) -> Iterator[dict[str, Any]]:
     """Rows with their images' bytes at hand."""
     import fsspec
 

@@ -176,7 +176,7 @@ class Workspace:
         replace_folder(draft, final)
         for other in final.parent.glob(f".{final.name}-*"):
             if any(other.rglob("checkpoints/step_*")):
-                print(f"{other} holds an unfinished training of other settings, which resume it; delete it if unwanted")
+                print(f"{other} holds an unfinished training of other settings or images; delete it if unwanted")
             else:
                 shutil.rmtree(other)
 

@@ -128,6 +128,18 @@ def test_a_column_of_paths_reads_below_a_stated_folder_alone(tmp_path, streaming
     assert source.read(0).image.getpixel((0, 0)) == 9
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["folder", "[a] folder"])
+def test_a_folder_of_images_names_its_own(tmp_path, form, streaming):
+    place = tmp_path / form
+    for number, name in enumerate(("ape/1.bmp", "bee/2.bmp", "bee/3.bmp")):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(encoded(number))
+    source = read(str(tmp_path / form), streaming=streaming)
+    assert source.class_names == ["ape", "bee"] and source.class_counts() == [1, 2]
+    assert sorted(source.read(row).image.getpixel((0, 0)) for row in range(3)) == [0, 1, 2]
+
+
 def test_the_named_files_count_for_the_fingerprint(tmp_path):
     (tmp_path / "1.bmp").write_bytes(encoded(9))
     path = table(tmp_path / "x.parquet", rows=2, image=["1.bmp"] * 2, label=[0, 1])
