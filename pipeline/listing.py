@@ -52,7 +52,7 @@ class Listing:
 class Lister:
     """Lists folders that belong together: what one of them holds is not listed a second time through a link."""
 
-    folders: set[tuple[int, int]] = field(default_factory=set)  # that were visited, by device and inode
+    folders: set[tuple[int, int] | None] = field(default_factory=set)  # that were visited, by device and inode
     files: list[str] = field(default_factory=list)  # paths of all that is listed
 
     def list_images(self, folder: Path) -> Listing:
@@ -93,7 +93,7 @@ class Lister:
             if not self._is_new(os.path.join(folder, place)):
                 again.append(place)
                 continue
-            for entry in _entries(os.path.join(folder, place)):
+            for entry in visible_entries(os.path.join(folder, place)):
                 name = f"{place}/{entry.name}" if place else entry.name
                 if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):
                     yield name, entry
@@ -103,8 +103,7 @@ class Lister:
                         yield name, None
 
     def _is_new(self, folder: str) -> bool:
-        state = os.stat(folder)
-        identity = state.st_dev, state.st_ino
+        identity = _identity(folder)
         new = identity not in self.folders
         self.folders.add(identity)
         return new
@@ -124,7 +123,7 @@ class Lister:
         return kept
 
 
-def _entries(folder: str) -> list[os.DirEntry]:
+def visible_entries(folder: str) -> list[os.DirEntry]:
     """What a folder holds, without what is hidden; ValueError where it cannot be read."""
     try:
         with os.scandir(folder) as entries:

@@ -3,6 +3,7 @@
 import os
 import struct
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, Literal
@@ -56,16 +57,18 @@ class Source(RangedArguments, ABC):
     def fingerprint(self) -> str:
         """A hash of what the records are: another one where an image is added, removed or changed."""
 
-    def class_counts(self) -> list[int]:
-        """How many records each class has, [classes]; empty without classes. A source that can, answers undecoded."""
-        counts = [0] * len(self.class_names)
-        for index in range(len(self) if self.class_names else 0):
-            counts[self.read(index).label] += 1
-        return counts
+    def label_of(self, index: int) -> int | None:
+        """The label of a record; a source that can, answers without decoding its image."""
+        return self.read(index).label
 
-    def broken(self) -> list[str]:
-        """The messages of records that `read` will refuse, as far as they are known without decoding."""
-        return []
+    def class_counts(self) -> list[int]:
+        """How many records each class has, [classes]; empty without classes."""
+        counts = Counter(self.label_of(index) for index in range(len(self) if self.class_names else 0))
+        return [counts[label] for label in range(len(self.class_names))]
+
+    def broken(self) -> dict[int, str]:
+        """By index, the messages of records that `read` will refuse, as far as they are known without decoding."""
+        return {}
 
 
 def decode(file: str | os.PathLike | IO[bytes], name: str) -> Image.Image:

@@ -31,7 +31,10 @@ class Digits(Source):
 
     def read(self, index: int) -> Record:
         image = Image.fromarray(self.pixels[index])
-        return Record(image, int(self.labels[index]), name=f"digit {self.rows[index]}")
+        return Record(image, self.label_of(index), name=f"digit {self.rows[index]}")
+
+    def label_of(self, index: int) -> int:
+        return int(self.labels[index])
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.pixels.tobytes() + self.labels.astype(np.int64).tobytes()).hexdigest()[:16]

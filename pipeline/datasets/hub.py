@@ -84,19 +84,17 @@ class Hub(Source):
             raise BrokenImage(f"{name}: there is no image")
         name = f"{name} ({stored['path']})" if stored["path"] else name
         encoded = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else _named_file(stored, self.roots, name)
-        label = self.labels[index] if self.label else None
         attributes = tuple(_yes(row[column], f"{name}: {column}") for column in self.attribute_names)
-        return Record(decode(encoded, name), label, row[self.caption] if self.caption else None, name, attributes)
+        return Record(
+            decode(encoded, name), self.label_of(index), row[self.caption] if self.caption else None, name, attributes
+        )
 
     def fingerprint(self) -> str:
         """Of the content of the files, or of the revision, that are read, and of which rows and columns are taken."""
         return self._fingerprint
 
-    def class_counts(self) -> list[int]:
-        counts = [0] * len(self.class_names)
-        for label in self.labels:
-            counts[label] += 1
-        return counts
+    def label_of(self, index: int) -> int | None:
+        return self.labels[index] if self.class_names else None
 
 
 class _Classes:
@@ -259,21 +257,22 @@ class _Collection:
         key = hashlib.sha256(repr((self.path, self.identity, split, self.take, self.columns)).encode()).hexdigest()[:16]
         roots = tuple(map(str, self.roots))  # a list would be divided among processes
         source = {"stream": stream, "image": self.image, "roots": roots, "path": self.path}
+        source["remote"] = self.files is None and bool(self.roots)
         return Dataset.from_generator(_pull, features=stream.features, gen_kwargs=source, fingerprint=key)
 
 
 def _pull(
-    stream: "datasets.IterableDataset", image: str, roots: tuple[str, ...], path: str
+    stream: "datasets.IterableDataset", image: str, roots: tuple[str, ...], path: str, remote: bool
 ) -> Iterator[dict[str, Any]]:
-    """Rows with their images' bytes at hand."""
+    """Rows with their images' bytes at hand; `remote` where addresses are named by a reader, and not by the data."""
     import fsspec
 
     for number, row in enumerate(stream):
         stored = row[image]
         if stored and stored["bytes"] is None and stored["path"]:
-            remote = roots and "://" in stored["path"]  # named by the reader of a folder on the hub
             own = [Path(root) for root in roots]
-            named = stored["path"] if remote else _named_file(stored, own, f"row {number} of {path}")
+            address = remote and "://" in stored["path"]
+            named = stored["path"] if address else _named_file(stored, own, f"row {number} of {path}")
             with fsspec.open(str(named), "rb") as file:
                 row = row | {image: stored | {"bytes": file.read()}}
         yield row

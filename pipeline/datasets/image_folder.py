@@ -1,12 +1,12 @@
 """Images in folders on this machine; a folder's name is the class of what lies in it."""
 
 import hashlib
-from collections import Counter
+import os
 from pathlib import Path, PurePath
 
 from pipeline.content import hash_files
 from pipeline.datasets.base import MissingImages, Record, Source, Split, decode, set_aside
-from pipeline.listing import PASSED_OVER, Lister, Listing, readable_name, why_no_file
+from pipeline.listing import PASSED_OVER, Lister, Listing, readable_name, visible_entries, why_no_file
 from pipeline.local_paths import given_path
 from pipeline.ranges import FractionBelowOne
 
@@ -60,27 +60,25 @@ class ImageFolder(Source):
 
     def read(self, index: int) -> Record:
         file = self.folder / self.names[index]
-        label = self.labels[index] if self.class_names else None
-        return Record(decode(file, readable_name(file)), label, name=readable_name(file))
+        return Record(decode(file, readable_name(file)), self.label_of(index), name=readable_name(file))
 
     def fingerprint(self) -> str:
         """Of the class names and of the files; `pipeline.content.hash_files` says what it sees of them."""
         files = hash_files(self.folder, self.names)
         return hashlib.sha256(repr((self.class_names, files)).encode()).hexdigest()[:16]
 
-    def class_counts(self) -> list[int]:
-        counts = Counter(self.labels)
-        return [counts[label] for label in range(len(self.class_names))]
+    def label_of(self, index: int) -> int | None:
+        return self.labels[index] if self.class_names else None
 
-    def broken(self) -> list[str]:
-        mine = [self.folder / name for name in self.names if name in self._broken]
-        return [f"{readable_name(file)}: {why_no_file(file)}" for file in mine]
+    def broken(self) -> dict[int, str]:
+        mine = {i: self.folder / name for i, name in enumerate(self.names) if name in self._broken}
+        return {i: f"{readable_name(file)}: {why_no_file(file)}" for i, file in mine.items()}
 
 
 def _stated_split(root: Path) -> tuple[Path, Path | None]:
     """The folder of training images and, where there is one, of held-out ones; ValueError where there are two."""
-    there = [entry for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
-    there = [entry for entry in there if entry.name.lower() not in PASSED_OVER]
+    folders = [Path(entry.path) for entry in visible_entries(str(root)) if os.path.isdir(entry.path)]
+    there = [folder for folder in folders if folder.name.lower() not in PASSED_OVER]
     train = [entry for entry in there if entry.name.lower() in TRAIN]
     others = sorted(
         (entry for entry in there if entry.name.lower() in HELD_OUT),

@@ -11,7 +11,7 @@ import torch
 from pipeline.datasets.base import MissingImages
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Gaussian, Moments
-from pipeline.images.archives import read_array
+from pipeline.images.archives import check_array, read_array
 from pipeline.images.reading import Images
 from pipeline.local_paths import given_path
 from pipeline.recipes.schema import Data
@@ -39,6 +39,9 @@ def check_reference(given: str, kinds: tuple[str, ...]) -> None:
             f"evaluate.reference: {given} holds no images, and no statistics of {', '.join(lacking)}; take these out of"
             " evaluate.features, or make statistics of them by: python run.py reference RECIPE OUT.npz"
         )
+    for name in ["arr_0", *(key for kind in kinds for key in statistics_names(kind))]:
+        if name in held:
+            check_array(path, name)
     check_images_of(path)
 
 

@@ -3,6 +3,8 @@
 import math
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -12,21 +14,27 @@ PACKED = 100  # times that pixels and statistics shrink at most when they are co
 HARMLESS = 2**28  # bytes that may be all alike
 
 
-def read_array(path: Path, name: str) -> np.ndarray:
-    """An array of an archive, read whole.
-
-    Raises ValueError where it is not there, is damaged or holds objects, and, before memory is asked for, where it
-    states more than its file can hold.
-    """
+def check_array(path: Path, name: str) -> None:
+    """ValueError where an archive has no such array, or one of objects, or one that its file cannot hold."""
     entry = find_array(path, name)
-    with zipfile.ZipFile(path) as archive:
-        try:
-            with archive.open(entry) as file:
-                _check_size(path, entry, file)
-            with archive.open(entry) as file:
-                return np.lib.format.read_array(file)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise ValueError(f"{path}: {name} is damaged ({error})") from error
+    with _opened(path, entry) as file:
+        _check_size(path, entry, file)
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """An array of an archive, read whole, by the rules of `check_array`; ValueError too where it is damaged."""
+    check_array(path, name)
+    with _opened(path, find_array(path, name)) as file:
+        return np.lib.format.read_array(file)
+
+
+@contextmanager
+def _opened(path: Path, entry: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(entry) as file:
+            yield file
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path}: {entry.filename} is damaged ({error})") from error
 
 
 def map_array(path: Path, name: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Images as the line reads them: RGB, square, in [-1, 1], with labels, by index."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,8 +64,9 @@ class Images:
         self.broken: list[str] = []
         self._kept: dict[int, Row] = {}
         self._next: dict[int, int] = {}
-        for message in self.source.broken():  # known before the first step, so refused before it
-            self._leave_out(message)
+        self._lost: Counter[int | None] = Counter()  # broken rows, by label
+        for index, message in self.source.broken().items():  # known before the first step, so refused before it
+            self._leave_out(index, message)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -162,7 +164,7 @@ class Images:
             try:
                 row = self._decode(following % len(self), sides)
             except BrokenImage as error:
-                self._leave_out(str(error))
+                self._leave_out(following % len(self), str(error))
                 continue
             if following != index:
                 self._next[index] = following % len(self)
@@ -186,11 +188,23 @@ class Images:
             self._kept[index] = row
         return row
 
-    def _leave_out(self, message: str) -> None:
+    def _leave_out(self, index: int, message: str) -> None:
+        """ValueError where more rows are broken than are tolerated, or all those of a class."""
         if message not in self.broken:
             self.broken.append(message)
             log.warning("left out %s", message)
+            self._lost[self.source.label_of(index)] += 1
         if len(self.broken) > self.data.tolerate:
             raise ValueError(
                 f"{len(self.broken)} broken, data.tolerate is {self.data.tolerate}: {'; '.join(self.broken[:5])}"
             )
+        for label, lost in self._lost.items():
+            if label is not None and lost == self._class_counts[label]:
+                raise ValueError(
+                    f"data.source: no image of the class {self.class_names[label]!r} can be read: {message}; mend them,"
+                    " or take the class out"
+                )
+
+    @cached_property
+    def _class_counts(self) -> list[int]:
+        return self.source.class_counts()

@@ -98,6 +98,20 @@ def test_what_cannot_be_opened_counts_as_broken_before_anything_is_read(tmp_path
     assert len(images.broken) == 2 and images.fingerprint()
 
 
+def test_a_class_of_which_no_image_can_be_read_is_refused_however_many_are_tolerated(tmp_path):
+    draw(tmp_path, *(f"a/{number}.png" for number in range(4)), "b/1.png", "b/2.png")
+    source = Data({"kind": "image_folder", "path": str(tmp_path), "held_out": 0.0}, size=8, tolerate=9)
+    (tmp_path / "b/1.png").write_bytes(b"nothing")
+    assert len(Images(source, "train").plain(torch.arange(6))) == 6
+    (tmp_path / "b/2.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no image of the class 'b' can be read: .*/b/2.png"):
+        Images(source, "train").plain(torch.arange(6))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/1.png").symlink_to("/nowhere")
+    with pytest.raises(ValueError, match="no image of the class 'c' can be read: .*/c/1.png: a link to nothing"):
+        Images(source, "train")
+
+
 def test_names_that_are_no_utf8_are_text_for_all_that_is_written(tmp_path):
     for folder in (b"caf\xe9", "tür".encode(), b"\xff"):
         place = os.path.join(os.fsencode(tmp_path), folder)

@@ -24,8 +24,9 @@ def states(path, shape, body, compression=zipfile.ZIP_DEFLATED):
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_an_array_larger_than_its_file_is_refused_before_memory_is_asked_for(tmp_path, compression):
     path = states(tmp_path / "a.npz", (150_000, 256, 256, 3), bytes(3000), compression)
-    with pytest.raises(ValueError, match=r"a.npz: arr_0.npy asks for 29.5 GB of memory, and its file holds"):
-        open_archive(path)
+    for read in (open_archive, lambda path: check_reference(str(path), ("pixels",))):
+        with pytest.raises(ValueError, match=r"a.npz: arr_0.npy asks for 29.5 GB of memory, and its file holds"):
+            read(path)
 
 
 def test_an_array_that_unpacks_to_far_more_than_its_file_is_refused(tmp_path, monkeypatch):
