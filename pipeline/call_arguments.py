@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Generator, Tensor
@@ -15,7 +16,7 @@ from pipeline.components import conform, plain_value, structure
 from pipeline.draws import Draws, GivenDraws, ImageDraws
 from pipeline.ranges import Count, RangedFields
 from pipeline.samplers.guidance import Guidance
-from pipeline.validation import check_at_least, suggestion
+from pipeline.validation import suggestion
 
 ClassLabels = int | str | Sequence[int | str] | Tensor | None
 NUMBER = re.compile(r"[+-]?[0-9]+")
@@ -95,7 +96,8 @@ def one_form(text: str) -> str:
 def check_count(name: str, value: int) -> int:
     """A whole number of 1 or more; ValueError for anything else."""
     value = conform(value, int, name)
-    check_at_least(name, value, 1)
+    if value < 1:
+        raise ValueError(f"{name} is {value}; ask for at least 1")
     return value
 
 
@@ -127,6 +129,35 @@ def resolve_guidance(default: Guidance, given: Mapping[str, Any]) -> Guidance:
     return structure(Guidance, asdict(default) | given, "guidance")
 
 
+def read_latents(given: Any) -> Tensor | None:
+    """The noise that a call starts from as a tensor of finite numbers, given as one or as an array; else ValueError."""
+    if given is None:
+        return None
+    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
+        given = torch.tensor(given)
+    kind = f"{type(given).__name__} of {given.dtype}" if hasattr(given, "dtype") else f"{type(given).__name__}"
+    if not isinstance(given, Tensor) or not given.is_floating_point() or not given.ndim:
+        raise ValueError(f"latents are a {kind}; give a tensor of floating-point numbers, an image a row")
+    if not given.isfinite().all():
+        raise ValueError("latents hold numbers that are not finite")
+    return given
+
+
+def read_generators(given: Any, count: int) -> list[Generator]:
+    """A generator for each of `count` images: those given, the one given for all, or of seeds of torch's global one.
+
+    ValueError for what is no generator, and for another number of them.
+    """
+    if given is None:
+        given = [Generator().manual_seed(seed) for seed in torch.randint(2**62, (count,)).tolist()]
+    generators = [given] * count if isinstance(given, Generator) else given
+    if not isinstance(generators, (list, tuple)) or not all(isinstance(one, Generator) for one in generators):
+        raise ValueError(f"generator is {given!r}; give a torch.Generator, or a list of one an image")
+    if len(generators) != count:
+        raise ValueError(f"there are {len(generators)} generators for {count} images; give one an image, or one")
+    return list(generators)
+
+
 def starting_noise(latents: Tensor, count: int, spec: LatentSpec) -> Tensor:
     """Noise to start from as [B, N, C] float32, given so or as a feature map [B, C, H, W]."""
     if latents.ndim == 4 and tuple(latents.shape[1:]) == (spec.dim, *spec.grid):
@@ -148,12 +179,7 @@ def draws_of_call(
 
     `latents` take the place of the noise to start from. Raises ValueError where these do not fit the images.
     """
-    if generator is None:
-        generator = [Generator().manual_seed(seed) for seed in torch.randint(2**62, (count,)).tolist()]
-    generators = [generator] * count if isinstance(generator, Generator) else list(generator)
-    if len(generators) != count:
-        raise ValueError(f"there are {len(generators)} generators for {count} images; give one an image, or one")
-    draws = ImageDraws(generators, device)
+    draws = ImageDraws(read_generators(generator, count), device)
     if latents is None:
         return draws
     if spec.vocab:

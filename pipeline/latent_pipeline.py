@@ -14,9 +14,11 @@ from torch import Generator, Tensor
 from pipeline.call_arguments import (
     ClassLabels,
     Defaults,
+    check_count,
     count_images,
     draws_of_call,
     find_labels,
+    read_latents,
     repeat_labels,
     resolve_guidance,
     shared_arguments,
@@ -34,16 +36,16 @@ from pipeline.samplers.callbacks import (
     callback_tensors,
     unfinished_code,
 )
-from pipeline.samplers.guidance import Guidance, check_pair
+from pipeline.samplers.guidance import Guidance, check_pair, check_same_codes
 from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.saved_folders import (
-    check_components,
+    check_folder,
     fetch,
     finish_saving,
     forget_paths,
-    import_components,
+    naming_damage,
     refuse_empty,
-    refuse_missing_keys,
+    refuse_pickles,
 )
 from pipeline.validation import SettingError, suggestion
 from pipeline.whole_files import states_in
@@ -57,8 +59,8 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
     `tokenizer` is a component of `pipeline.tokenizers`, `network` of `pipeline.networks`, `objective` of
     `pipeline.objectives`. `weak` is a network that guidance leads away from in place of the null label (AutoGuidance);
     with `pipe.weak = None` it is classifier-free again. A diffusers `scheduler` may take the place of the objective's
-    own sampler; one that does not fit is refused with ValueError. `id2label` names the classes; `sampling` is a record
-    of `Defaults`.
+    own sampler; one that does not fit is refused with ValueError. `id2label` names the classes; without
+    it they are named as in the last pipeline that the network was a part of. `sampling` is a record of `Defaults`.
     """
 
     model_cpu_offload_seq = "network->tokenizer"
@@ -77,7 +79,8 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(tokenizer=tokenizer, network=network, objective=objective, scheduler=None, weak=None)
-        names = {int(label): str(name) for label, name in (id2label or {}).items()}
+        id2label = network.class_names if id2label is None else id2label
+        names = network.class_names = {int(label): str(name) for label, name in (id2label or {}).items()}
         self.register_to_config(id2label=names, sampling=dict(sampling or {}))
         self.defaults = structure(Defaults, self.config.sampling, "sampling")
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
@@ -86,6 +89,7 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         for part in (tokenizer, network, weak):
             if part is not None:
                 refuse_empty(part)
+        check_same_codes(tokenizer, network)
         if scheduler is not None:
             self.scheduler = scheduler
         if weak is not None:
@@ -99,12 +103,9 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         the folder is no pipeline, when weights are missing from it, or when a file is not what was saved.
         """
         folder = fetch(pretrained_model_name_or_path, kwargs)
-        check_components(folder)
-        import_components(folder)
-        pipe = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
-        for part in {"tokenizer", "network", *(["weak"] if pipe.weak is not None else [])} - set(kwargs):
-            refuse_missing_keys(getattr(pipe, part), folder / part, kwargs.get("variant"))
-        return pipe
+        check_folder(folder, kwargs)
+        with naming_damage(folder):
+            return super().from_pretrained(folder, **kwargs | {"use_safetensors": True})
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "LatentPipeline":
@@ -119,15 +120,19 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         new = cls(**arguments)
         return new if dtype is None else new.to(dtype)
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """Write the pipeline's folder, as diffusers does, with ordinary file modes; code that came with it stays.
 
-        Nothing in it tells where the pipeline and its parts lay on this machine.
+        Nothing in it tells where the pipeline and its parts lay on this machine. Raises ValueError for
+        `safe_serialization=False`, since pickled weights are not loaded.
         With `push_to_hub=True` the finished folder is uploaded.
         """
+        refuse_pickles("safe_serialization", safe_serialization)
         forget_paths(self)
         self._before_saving = states_in(Path(save_directory))
-        super().save_pretrained(str(save_directory), *args, **kwargs)
+        super().save_pretrained(str(save_directory), True, *args, **kwargs)
         finish_saving(self, Path(save_directory), self._before_saving)
 
     def _upload_folder(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
@@ -243,7 +248,8 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         steps = self.steps if num_inference_steps is None else conform(num_inference_steps, int, "num_inference_steps")
         guidance = self._guidance(guidance_scale, guidance_interval, settings)
         sampler = self._sampler(steps, settings)
-        count, spec = count_images(labels, num_images, generator, latents), self.tokenizer.spec
+        latents, spec = read_latents(latents), self.tokenizer.spec
+        count = count_images(labels, num_images, generator, latents)
         draws = draws_of_call(count, generator, latents, spec, self._execution_device)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance.scale, steps, False
         request, names = self.request(condition, draws, steps, guidance), callback_on_step_end_tensor_inputs
@@ -273,7 +279,7 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         """The noise [count, N, C] that a call with these arguments starts from; ValueError for a generator of ids."""
         if self.objective.discrete:
             raise ValueError("this generator makes ids, which do not start from noise")
-        spec = self.tokenizer.spec
+        spec, latents, count = self.tokenizer.spec, read_latents(latents), check_count("count", count)
         return draws_of_call(count, generator, latents, spec, self._execution_device).normal("start", spec.shape)
 
     def decode(self, code: Code) -> Tensor:

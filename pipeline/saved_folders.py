@@ -4,25 +4,27 @@ import hashlib
 import importlib
 import inspect
 import os
-import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from pipeline.checksums import CHECKSUMS, NOTE, check_content, check_part, recorded_in, write_checksums
 from pipeline.components import build, classes_of
 from pipeline.content import hash_files
 from pipeline.local_paths import given_path, may_be_hub_id, without_paths
+from pipeline.stored_weights import check_component, read_arguments_of, read_mapping
 from pipeline.whole_files import read_json, set_modes_of_new, states_in, write_json
 
 INDEX = "model_index.json"
+PARTS = ("tokenizer", "network", "objective")  # that every pipeline has
 PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded: loading is safe
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only", "force_download")
 REMOTE = "diffusers_modules."  # where diffusers puts code that came with a folder
@@ -46,8 +48,7 @@ def fetch(source: str | Path, options: dict[str, Any]) -> Path:
 
 def import_components(folder: Path) -> None:
     """Import what model_index.json names below `pipeline.`, and nothing else; diffusers looks for it when loading."""
-    index = read_json(folder / INDEX)
-    for entry in index.values():
+    for entry in read_index(folder).values():
         module = entry[0] if isinstance(entry, list) and entry else None
         if not isinstance(module, str) or not module.startswith("pipeline."):
             continue
@@ -59,12 +60,70 @@ def import_components(folder: Path) -> None:
             raise ValueError(f"{folder} needs {module}, which this version does not have; update it") from None
 
 
-def refuse_missing_keys(module: nn.Module, folder: Path, variant: str | None) -> None:
-    """ValueError when weights or buffers of `module` are not in its files: diffusers leaves them empty in silence."""
-    needed, stored = set(module.state_dict()), stored_keys(folder, variant) or stored_keys(folder, None)
-    if missing := sorted(needed - stored):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"{folder} lacks {missing[0]}{more}; the folder is incomplete or of another version")
+def check_folder(folder: Path, options: Mapping[str, Any]) -> None:
+    """Import the code of a pipeline's folder that is ours; ValueError with one line where the folder cannot be loaded.
+
+    `options` are those of `from_pretrained`: components given by name are not looked for.
+    """
+    refuse_pickles("use_safetensors", options.get("use_safetensors", True) is not False)
+    check_components(folder)
+    import_components(folder)
+    check_parts(folder, options, options.get("variant"))
+
+
+def refuse_pickles(name: str, safe: bool) -> None:
+    """ValueError for the option `name` where it asks for pickled weights."""
+    if not safe:
+        raise ValueError(f"{name}=False: weights are saved and loaded as safetensors alone, for pickles may run code")
+
+
+def check_parts(folder: Path, given: Container[str], variant: str | None) -> None:
+    """ValueError unless the models in a pipeline's folder, but for those `given`, are of ours and fit their files."""
+    index = read_index(folder)
+    for part in (*PARTS, "weak"):
+        module, name = index.get(part) or (None, None)
+        if part in given or module is None:
+            continue
+        if module not in sys.modules:
+            continue  # diffusers refuses it, or takes the code that came with the folder where it is trusted
+        cls = getattr(sys.modules[module], str(name), None)
+        if not (module.startswith("pipeline.") and inspect.isclass(cls) and issubclass(cls, ConfigMixin)):
+            raise ValueError(f"{folder / INDEX}: {part} is {name} of {module}, which is no such part of a pipeline")
+        if issubclass(cls, ModelMixin):
+            check_component(cls, folder / part, variant)
+        else:
+            read_arguments_of(cls, folder / part / cls.config_name)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What model_index.json says; ValueError that names it where it is not that of a pipeline."""
+    index = read_mapping(folder / INDEX)
+    wrong = [part for part in PARTS if not _is_pair(index.get(part))]
+    wrong += ["weak"] if index.get("weak") is not None and not _is_pair(index["weak"]) else []
+    wrong += [name for name in ("id2label", "sampling") if not isinstance(index.get(name) or {}, dict)]
+    wrong += [] if all(map(str.isdecimal, index.get("id2label") or {})) else ["id2label"]
+    wrong += [] if index.get("_class_name") else ["_class_name"]
+    if wrong:
+        raise ValueError(f"{folder / INDEX} is damaged, or not that of a pipeline: its {wrong[0]} is not; get it again")
+    return index
+
+
+def _is_pair(entry: Any) -> bool:
+    """Whether an entry is a module and a class, or null twice for a part that is left out."""
+    return (
+        isinstance(entry, list)
+        and len(entry) == 2
+        and (entry == [None, None] or all(isinstance(e, str) for e in entry))
+    )
+
+
+@contextmanager
+def naming_damage(folder: Path) -> Iterator[None]:
+    """Say of which folder weights are that cannot be read."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:160]}; get it again") from None
 
 
 def refuse_empty(module: nn.Module) -> None:
@@ -76,11 +135,11 @@ def refuse_empty(module: nn.Module) -> None:
 
 
 def load_component(cls: type, folder: Path) -> nn.Module:
-    """A model of ours from its own folder, complete; ValueError when weights are missing or not what was saved."""
+    """A model of ours from its own folder, complete; ValueError when config, weights and record do not agree."""
     check_part(folder, "make it again, or get it again")
-    module = cls.from_pretrained(folder, use_safetensors=True)
-    refuse_missing_keys(module, folder, None)
-    return module
+    check_component(cls, folder)
+    with naming_damage(folder):
+        return cls.from_pretrained(folder, use_safetensors=True)
 
 
 def load_tokenizer(folder: str, where: str) -> nn.Module:
@@ -111,18 +170,6 @@ def load_tokenizer_or_stock(folder: Path, image_size: int) -> nn.Module:
 def class_name(folder: Path) -> str | None:
     """The class of the component that a folder holds, as its config names it."""
     return read_json(folder / "config.json").get("_class_name")
-
-
-def stored_keys(folder: Path, variant: str | None) -> set[str]:
-    """Names of the tensors in a component's safetensors files of this variant."""
-    infix = f"\\.{re.escape(variant)}" if variant else ""
-    name = re.compile(rf"[^.]+{infix}(-\d+-of-\d+)?\.safetensors")
-    keys: set[str] = set()
-    for file in folder.iterdir():
-        if name.fullmatch(file.name):
-            with safe_open(file, framework="pt") as tensors:
-                keys.update(tensors.keys())
-    return keys
 
 
 def forget_paths(pipe: DiffusionPipeline) -> None:

@@ -244,7 +244,7 @@ def test_without_classes():
     assert pipe.id2label == {}
     fails(pipe, "unconditional; leave class_labels out", 1)
     fails(pipe, "nothing to guide away from", guidance_scale=2.0)
-    fails(pipe, "num_images is 0; give 1 or more", num_images=0)
+    fails(pipe, "ask for at least 1", num_images=0)
 
 
 def test_a_fresh_process_in_another_folder_makes_the_same_images(pipe, saved, tmp_path):

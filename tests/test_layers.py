@@ -15,7 +15,7 @@ TAKEN = {"dit", "flux", "sana", "latte", "wan", "prx", "ddpm", "amused", "kandin
 # Modules and packages of pipeline/, then the entry points: each may import those before it, and none after it.
 ROOMS = (
     *("program", "whole_files", "checksums", "content", "code", "draws", "validation", "ranges", "local_paths"),
-    *("written", "components", "saved_folders", "listing", "data_files"),
+    *("written", "components", "stored_weights", "saved_folders", "listing", "data_files"),
     *("nn", "vision", "samplers", "solvers"),
     *("datasets", "bottlenecks", "teachers", "critics", "adversarial", "tokenizers", "networks", "objectives"),
     *("perturbations", "losses", "call_arguments", "recipes", "images", "features", "metrics"),

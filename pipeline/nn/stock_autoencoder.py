@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,7 +12,9 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from pipeline.local_paths import given_path, may_be_hub_id
+from pipeline.stored_weights import build_on_meta, check_numbers, read_sizes
 
+PICKLE = "diffusion_pytorch_model.bin"
 UNIT_RANGE = ("AutoencoderRAE",)  # classes whose pixels are [0, 1]; all others take [-1, 1]
 
 
@@ -33,11 +36,23 @@ def read_config(path: str, subfolder: str | None) -> dict[str, Any]:
     if not is_folder(path) and not may_be_hub_id(path):
         raise ValueError(f"{path} is neither a folder nor a hub id (owner/name)")
     try:
-        return dict(diffusers.AutoencoderKL.load_config(resolve_path(path), subfolder=subfolder))  # reads any class's
+        config = dict(diffusers.AutoencoderKL.load_config(resolve_path(path), subfolder=subfolder))  # of any class
     except OSError as error:
         hint = "; it holds a pipeline: set subfolder, for example subfolder=vae" if is_pipeline(path) else ""
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} has no autoencoder{hint or f' ({reason})'}") from None
+    if is_folder(path):
+        check_size(config, given_path(path) / (subfolder or ""))
+    return config
+
+
+def check_size(config: dict[str, Any], folder: Path) -> None:
+    """ValueError where the config asks for more than the weights in the folder hold."""
+    check_numbers(config)
+    stored = read_sizes(folder, PICKLE)
+    if stored.elements:
+        find_class(config)
+        build_on_meta(lambda: build_empty(config), stored)
 
 
 def resolve_path(path: str) -> str:

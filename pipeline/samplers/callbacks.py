@@ -75,9 +75,13 @@ class StepCallback:
 
 def callback_tensors(callback: OnStepEnd | None, names: list[str] | None, known: list[str]) -> list[str]:
     """Names of the tensors that a callback is given: its own, those asked for, or all; ValueError for others."""
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback_on_step_end is {callback!r}; give a function")
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         names = callback.tensor_inputs
     names = known if names is None else names
+    if not isinstance(names, (list, tuple)):
+        raise ValueError(f"callback_on_step_end_tensor_inputs is {names!r}; give a list of names")
     for name in names:
         if name not in known:
             raise ValueError(f"a callback cannot have {name!r}{suggestion(name, known)}")

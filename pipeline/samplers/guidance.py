@@ -92,6 +92,17 @@ def check_pair(network: nn.Module, weak: nn.Module) -> None:
             )
 
 
+def check_same_codes(tokenizer: nn.Module, network: nn.Module) -> None:
+    """ValueError unless a network generates the codes that a tokenizer decodes."""
+    spec = tokenizer.spec
+    for name, decoded in (("grid", list(spec.grid)), ("dim", spec.dim), ("vocab", spec.vocab)):
+        made = network.config.get(name, decoded)
+        if (list(made) if isinstance(made, (list, tuple)) else made) != decoded:
+            raise ValueError(
+                f"the tokenizer decodes codes of {name}={decoded}, the network makes {made}; they must agree"
+            )
+
+
 def ask(network: nn.Module, z: Tensor, time: float, condition: Condition | None) -> Tensor:
     """The network's prediction, in the precision of z whatever the network's own."""
     precision = getattr(network, "dtype", z.dtype)

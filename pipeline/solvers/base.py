@@ -108,7 +108,7 @@ def read_solver_settings(record: type, problem: str, settings: Mapping[str, Any]
     # by name: code that came with a folder and is loaded twice has two classes of each name
     standard = next(k for k, solver in solvers.items() if solver.__name__ == type(record().solver).__name__)
     kind = settings.get("solver", standard)
-    if kind not in solvers:
+    if not isinstance(kind, str) or kind not in solvers:
         raise SettingError(f"{dot}solver", f": {kind!r} is not one of {', '.join(solvers)}")
     of_record, inner = [field.name for field in fields(record)], {field.name for field in fields(solvers[kind])}
     for name, value in settings.items():

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.stored_weights import build_on_meta, check_numbers, read_sizes
 from pipeline.vision.weights import OF_A_FOLDER
 from pipeline.whole_files import read_json
 
 CONFIG = OF_A_FOLDER[0]
+PICKLE = "pytorch_model.bin"
 HALF = "_vision_model"  # how `model_type` of an image half ends
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of colours in [0, 1]
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -194,11 +196,13 @@ def load_model(folder: Path, family: Family = GENERAL) -> nn.Module:
     import transformers
 
     kind = read_kind(folder)
-    if not (any(folder.glob("model*.safetensors")) or family.pickled and (folder / "pytorch_model.bin").is_file()):
+    if not (any(folder.glob("model*.safetensors")) or family.pickled and (folder / PICKLE).is_file()):
         raise ValueError(f"{folder} holds no model.safetensors, and other weights of a {kind} are not read")
     arguments = {"local_files_only": True} | family.arguments
     if family is GENERAL:
         arguments["config"] = _general_config(folder)
+    check_numbers(read_config(folder))
+    build_on_meta(lambda: new_model(read_config(folder)), read_sizes(folder, PICKLE))
     model, report = getattr(transformers, family.architecture).from_pretrained(
         folder,
         use_safetensors=None if family.pickled else True,
