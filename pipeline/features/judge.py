@@ -12,7 +12,7 @@ from pipeline.features.extractors import ClassifierFeatures
 from pipeline.features.passes import evenly_spaced
 from pipeline.images.reading import Images
 from pipeline.nn.feature_distance import Backbone
-from pipeline.saved_folders import load_component
+from pipeline.stored_weights import check_component
 from pipeline.teachers.classifier import Classifier, fit
 from pipeline.teachers.lpips_vgg import LpipsVgg
 from pipeline.vision.weights import digest, locate
@@ -46,7 +46,8 @@ def judge_seed(seed: int) -> int:
 
 def load_judge(folder: Path, device: torch.device) -> Classifier:
     """Frozen, in evaluation mode."""
-    return load_component(Classifier, folder).requires_grad_(False).eval().to(device)
+    check_component(Classifier, folder)
+    return Classifier.from_pretrained(folder).requires_grad_(False).eval().to(device)
 
 
 def judge_features(judge: Classifier, folder: Path) -> ClassifierFeatures:

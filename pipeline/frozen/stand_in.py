@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from pipeline.images.reading import Images
 from pipeline.recipes.schema import Recipe
-from pipeline.saved_folders import load_component
+from pipeline.stored_weights import check_component
 from pipeline.teachers.classifier import Classifier, fit
 from pipeline.whole_files import new_folder
 
@@ -24,7 +24,8 @@ def load_stand_in(recipe: Recipe, images: Images, kept: Path, accelerator: Accel
         with new_folder(kept) as draft:
             stand_in.save_pretrained(draft)
     accelerator.wait_for_everyone()
-    return load_component(Classifier, kept).requires_grad_(False).eval().to(accelerator.device)
+    check_component(Classifier, kept)
+    return Classifier.from_pretrained(kept).requires_grad_(False).eval().to(accelerator.device)
 
 
 def train_stand_in(images: Images, seed: int, dim: int = 64, steps: int = 300) -> Classifier:

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
+from pipeline.recipes.files import read
 from pipeline.runs.finished import run_folder
 from pipeline.runs.workspace import NOTE, OWNER, read_note, read_values
 
 OF_THE_RUN = ("sampling", "versions", "codes", "seed")  # what a protocol says of the run, not of the measurement
 TRAINED = ("tokenizer", "joint", "latents", "generator", "decoder")  # the artefacts whose making counts as training
+TEXTS = ("title", "unit", "better", "group", "meaning")  # of a number
 FEWEST = 3  # runs that a rank correlation needs
 
 
@@ -59,7 +60,7 @@ def read_run(name: str) -> FinishedRun:
     """A run by its folder, or its name in runs/; ValueError where there is none, or nothing of it was measured."""
     if (folder := run_folder(name)) is None:
         raise ValueError(f"{name} is no run; name its folder, which holds {OWNER}, or its name in runs/")
-    settings = OmegaConf.to_container(OmegaConf.load(folder / OWNER))
+    settings = read(folder / OWNER)
     report, card = read_values(folder / "report", "metrics.json"), read_values(folder / "card", "card.json")
     if report is None and card is None:
         raise ValueError(f"{folder} has neither report/ nor card/; run: python run.py evaluate RECIPE, or card")
@@ -71,7 +72,17 @@ def read_run(name: str) -> FinishedRun:
     }
     for key, number in (card or {}).get("numbers", {}).items():
         numbers.setdefault(key, number | {"group": f"Card: {number['group']}"})
+    for key, number in numbers.items():
+        if not is_number(number):
+            raise ValueError(f"{folder}: what is said of {key!r} is no measured number; measure the run again")
     return FinishedRun(folder.resolve().name, folder, training_time(folder) | numbers, settings)
+
+
+def is_number(number: Any) -> bool:
+    """Whether a file holds a measured number here, with texts where texts belong."""
+    value, texts = number.get("value"), [number.get(name, "") for name in TEXTS]
+    known = value is None or isinstance(value, (int, float)) and not isinstance(value, bool)
+    return known and all(isinstance(text, str) for text in texts) and "title" in number
 
 
 def training_time(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from pipeline.components import Node
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.recipes.schema import Recipe
+from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
 
 TASK = "unconditional-image-generation"  # the hub's name for images without text
@@ -48,12 +49,12 @@ class Facts:
 def model_card(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
     """README.md of a published pipeline, its YAML header valid on the hub."""
     sections = {
-        recipe.name: f"{summary(recipe, pipe)}\n\n![samples, not chosen](samples/grid.png)",
+        markdown_text(recipe.name): f"{summary(recipe, pipe)}\n\n![samples, not chosen](samples/grid.png)",
         "Use": usage(pipe, facts.path, recipe.publish.self_contained),
         "How it was made": making(recipe, pipe, facts),
         "Measured": measured(facts.numbers),
         "Limits": LIMITS,
-        "Licence": f"{recipe.publish.license}. The training images have a licence of their own.",
+        "Licence": f"{markdown_text(recipe.publish.license)}. The training images have a licence of their own.",
     }
     body = "\n\n".join(
         f"{'#' if i == 0 else '##'} {title}\n\n{text}" for i, (title, text) in enumerate(sections.items())
@@ -96,7 +97,7 @@ def summary(recipe: Recipe, pipe: LatentPipeline) -> str:
     tokens = f"{grid} tokens, {entries if spec.vocab else f'{spec.dim} channels each'}"
     return (
         f"Makes images of {recipe.data.size}x{recipe.data.size} pixels {of}trained on"
-        f" {dataset_name(recipe.data.source)}."
+        f" {markdown_text(dataset_name(recipe.data.source))}."
         f" A {kinds[0]} turns an image into {tokens}; a {kinds[1]} trained by {kinds[2]} makes such tokens anew."
     )
 
@@ -109,7 +110,8 @@ def usage(pipe: LatentPipeline, path: str, self_contained: bool) -> str:
     text = SNIPPET.format(path=path, ask=three, steps=pipe.steps, guidance=guidance)
     if pipe.id2label:
         first = list(pipe.id2label.items())[:10]
-        shown = ", ".join(name if name == str(label) else f"{label} {name}" for label, name in first)
+        texts = [(str(label), markdown_text(name)) for label, name in first]
+        shown = ", ".join(name if name == label else f"{label} {name}" for label, name in texts)
         text += f"\n\nClasses, by number or name: {shown}{', ...' if len(pipe.id2label) > 10 else ''}."
     if self_contained:
         text += "\n\n" + ALONE.format(path=path, ask="class_labels=0" if pipe.num_classes else "")
@@ -118,15 +120,19 @@ def usage(pipe: LatentPipeline, path: str, self_contained: bool) -> str:
 
 def making(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
     defaults = pipe.defaults
-    weak = "" if pipe.weak is None else f" away from a network of {size(pipe.weak)} parameters ({defaults.weak})"
-    rows = [f"| {name} | {node_text(node)} |" for name, node in line(recipe).items()]
+    weak = (
+        ""
+        if pipe.weak is None
+        else f" away from a network of {size(pipe.weak)} parameters ({markdown_text(defaults.weak)})"
+    )
+    rows = [f"| {name} | {markdown_text(node_text(node))} |" for name, node in line(recipe).items()]
     rows += [
-        f"| images | {node_text(recipe.data.source)}, {recipe.data.size} px, {recipe.data.crop} crop |",
+        f"| images | {markdown_text(node_text(recipe.data.source))}, {recipe.data.size} px, {recipe.data.crop} crop |",
         f"| generator's training | {recipe.generator.loop.steps} steps of {recipe.generator.loop.batch} |",
         f"| parameters | tokenizer {size(pipe.tokenizer)}, network {size(pipe.network)} |",
         f"| sampling | {pipe.steps} network evaluations, guidance {defaults.guidance.scale:g}{weak} |",
     ]
-    made = [f"| made | {provenance_text(name, note)} |" for name, note in facts.provenance.items()]
+    made = [f"| made | {markdown_text(provenance_text(name, note))} |" for name, note in facts.provenance.items()]
     again = f"Made by `python run.py all {recipe.name}`; every setting is in `recipe.yaml`, times in `provenance.json`."
     return "\n".join([again, "", "| part | |", "|---|---|", *rows, *made, *(f"\n{note}" for note in facts.notes)])
 
@@ -139,8 +145,8 @@ def measured(numbers: dict[str, dict[str, Any]]) -> str:
     for name, entry in numbers.items():
         unit = entry.get("unit", "")
         floor = number_text(entry["held_out"], unit) if is_number(entry.get("held_out")) else ""
-        title = entry.get("title", name)
-        rows.append(f"| {title} | {number_text(entry['value'], unit)} | {floor} | {protocol_text(entry['protocol'])} |")
+        cells = (entry.get("title", name), number_text(entry["value"], unit), floor, protocol_text(entry["protocol"]))
+        rows.append(f"| {' | '.join(map(markdown_text, cells))} |")
     return "\n".join([*rows, "", "Each protocol in full, with versions: `eval/metrics.json`."])
 
 

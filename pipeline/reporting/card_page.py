@@ -7,8 +7,10 @@ from typing import Any
 
 from pipeline.images.grids import AMPLIFIED
 from pipeline.reporting.curves import read_log
+from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
 from pipeline.reporting.page import (
+    ARROWS,
     Picture,
     document,
     entry_html,
@@ -78,15 +80,17 @@ def summary(about: dict[str, Any]) -> str:
 
 def card_markdown(about: dict[str, Any], numbers: Groups) -> str:
     """A table a group: number, value, direction, what it was measured on."""
-    lines = [f"# {about['name']}, tokenizer card", "", summary(about), ""]
-    arrows = {"higher": "↑", "lower": "↓", "neither": ""}
+    lines = [f"# {markdown_text(about['name'])}, tokenizer card", "", markdown_text(summary(about)), ""]
     for title, group in numbers.items():
         if not group:
             continue
-        lines += [f"## {title}", "", "| number | value | | measured on |", "|---|--:|---|---|"]
+        lines += [f"## {markdown_text(title)}", "", "| number | value | | measured on |", "|---|--:|---|---|"]
         for number in group.values():
-            value, on = format_number(number["value"], number["unit"]), protocol_summary(number["protocol"])
-            lines.append(f"| {number['title']} | {value} | {arrows[number['better']]} | {on.replace('|', '/')} |")
+            title, value = number["title"], format_number(number["value"], number["unit"])
+            cells = map(
+                markdown_text, (title, value, ARROWS.get(number["better"], ""), protocol_summary(number["protocol"]))
+            )
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, "All numbers in full, with their protocols, are in card.json.", ""])
 

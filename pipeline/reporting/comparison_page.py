@@ -5,8 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.measuring.comparison import ComparedNumber, FinishedRun
+from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
-from pipeline.reporting.page import ARROWS, Picture, capitalise, document, number_html, picture, section
+from pipeline.reporting.page import (
+    ARROWS,
+    Picture,
+    anchor,
+    arrow_html,
+    capitalise,
+    document,
+    number_html,
+    picture,
+    section,
+)
 from pipeline.reporting.plots import Plot, Series, draw_plot
 from pipeline.whole_files import write_json, write_text
 
@@ -63,11 +74,11 @@ def table(names: list[str], lines: list[ComparedNumber]) -> str:
 def row(line: ComparedNumber, runs: int) -> str:
     marks, top = group_letters(line), best_runs(line)
     cells = "".join(cell(line, i, marks.get(i), i in top) for i in range(runs))
-    arrow = f"<small title='{line.better} is better'>{ARROWS[line.better]}</small>"
     note = (
         f"<tr class=note><td colspan={runs + 1}><div>{escape(capitalise(line.meaning))}.{differences(line)}</div></tr>"
     )
-    return f"<tbody id={escape(line.key)}><tr><th>{escape(line.title)} {arrow}{cells}</tr>{note}</tbody>"
+    head = f"<th>{escape(line.title)} {arrow_html(line.better)}"
+    return f"<tbody id={anchor(line.key)}><tr>{head}{cells}</tr>{note}</tbody>"
 
 
 def cell(line: ComparedNumber, run: int, mark: str | None, top: bool) -> str:
@@ -124,7 +135,7 @@ def draw(out: Path, names: list[str], lines: dict[str, ComparedNumber], aim: Com
         hollow = [i not in line.main or i not in aim.main for i in there]
         points = [[one.values[i] for i in there] for one in (line, aim)]
         series = Series("runs", *points, [str(i + 1) for i in there], hollow)
-        path = out / f"{aim.key}_by_{key}.png"
+        path = out / f"{anchor(aim.key)}_by_{key}.png"
         draw_plot(Plot(axis(line), axis(aim), [series], needs_log_axis(points[0]), needs_log_axis(points[1])), path)
         caption = f"{aim.title} ({aim.better} is better) by {line.title} ({line.better} is better), runs by number."
         caption += f" {WARNING_OF_RINGS}" if any(hollow) else ""
@@ -144,23 +155,32 @@ def needs_log_axis(values: list[float]) -> bool:
 def markdown(names: list[str], lines: list[ComparedNumber], aim: ComparedNumber, ranks: list[dict[str, Any]]) -> str:
     text = [f"# {len(names)} runs", "", WARNING, ""]
     for group in dict.fromkeys(line.group for line in lines):
-        text += [f"## {group}", "", f"| number | {' | '.join(names)} | not alike |", f"|---|{'--:|' * len(names)}---|"]
+        heads = " | ".join(map(markdown_text, names))
+        text += [f"## {markdown_text(group)}", "", f"| number | {heads} | not alike |"]
+        text += [f"|---|{'--:|' * len(names)}---|"]
         for line in (line for line in lines if line.group == group):
             marks, top = group_letters(line), best_runs(line)
             cells = [markdown_cell(line, i, marks.get(i), i in top) for i in range(len(names))]
-            differ = ", ".join(name.replace("_", " ") for name in line.differs)
-            text.append(f"| {line.title} {ARROWS[line.better]} | {' | '.join(cells)} | {differ} |")
+            differ = markdown_text(", ".join(name.replace("_", " ") for name in line.differs))
+            title = f"{markdown_text(line.title)} {ARROWS.get(line.better, '')}"
+            text.append(f"| {title} | {' | '.join(cells)} | {differ} |")
         text.append("")
     if ranks:
-        text += [f"## Rank correlation with {aim.title}", "", "| number | correlation | runs |", "|---|--:|--:|"]
-        text += [f"| {entry['title']} | {format_number(entry['rank'])} | {len(entry['runs'])} |" for entry in ranks]
+        text += [
+            f"## Rank correlation with {markdown_text(aim.title)}",
+            "",
+            "| number | correlation | runs |",
+            "|---|--:|--:|",
+        ]
+        rows = ((markdown_text(entry["title"]), format_number(entry["rank"]), len(entry["runs"])) for entry in ranks)
+        text += [f"| {title} | {rank} | {runs} |" for title, rank, runs in rows]
     return "\n".join([*text, ""])
 
 
 def markdown_cell(line: ComparedNumber, run: int, mark: str | None, top: bool) -> str:
     if line.values[run] is None:
         return "–"
-    text = format_number(line.values[run], line.unit)
+    text = markdown_text(format_number(line.values[run], line.unit))
     return f"{text} ({mark})" if mark else f"**{text}**" if top else text
 
 

@@ -54,7 +54,7 @@ def _panel(axis, title: str, steps: list[int], values: list[float]) -> None:
     known = [value for value in values if math.isfinite(value)]
     if known and min(known) > 0 and max(known) > 10 * min(known):
         axis.set_yscale("log")
-    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_title(title, fontsize=9, loc="left", parse_math=False)
     axis.tick_params(labelsize=7)
     axis.grid(True, linewidth=0.3, alpha=0.6)
     axis.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -39,8 +40,8 @@ def headline_tiles(numbers: dict[str, dict[str, Any]]) -> str:
             large = format_number(number["ratio"], "×") if ratio else format_number(number["value"], number["unit"])
             small = "of real held-out images" if ratio else held_out_text(number)
             about = escape(f"{capitalise(number['meaning'])}. {protocol_summary(number['protocol'])}", quote=True)
-            text = f"<b>{large}</b><span>{escape(number['title'])}</span><i>{small}</i>"
-            tiles.append(f'<a class=tile href="#{escape(key)}" title="{about}">{text}</a>')
+            text = f"<b>{escape(large)}</b><span>{escape(number['title'])}</span><i>{escape(small)}</i>"
+            tiles.append(f'<a class=tile href="#{anchor(key)}" title="{about}">{text}</a>')
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 
@@ -69,7 +70,7 @@ def table(numbers: dict[str, dict[str, Any]]) -> str:
 
 
 def row(key: str, number: dict[str, Any], compared: bool) -> str:
-    arrow = f"<small title='{number['better']} is better'>{ARROWS[number['better']]}</small>"
+    arrow = arrow_html(number["better"])
     floor = (
         f"<td>{number_html(number['held_out'], number['unit'])}<td>{number_html(number['ratio'], '×')}"
         if compared
@@ -78,7 +79,8 @@ def row(key: str, number: dict[str, Any], compared: bool) -> str:
     details = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{number_html(v)}" for k, v in number["details"].items())
     protocol = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{entry_html(v)}" for k, v in number["protocol"].items())
     return (
-        f"<tbody id={escape(key)}><tr><th>{escape(number['title'])} {arrow}"
+        f"<tbody id={anchor(key)}>"
+        f"<tr><th>{escape(number['title'])} {arrow}"
         f"<td>{number_html(number['value'], number['unit'])}{floor}</tr>"
         f"<tr class=note><td colspan={4 if compared else 2}>{escape(capitalise(number['meaning']))}."
         f"<details><summary>{escape(protocol_summary(number['protocol']))}</summary><dl>{details}{protocol}</dl></details>"
@@ -122,7 +124,19 @@ def section(title: str, content: str) -> str:
 
 def number_html(number: float | None, unit: str = "") -> str:
     """A number as shown, its every digit kept beside it for machines; a dash where there is none."""
-    return "–" if number is None else f'<data value="{number!r}">{format_number(number, unit)}</data>'
+    return (
+        "–" if number is None else f'<data value="{escape(repr(number))}">{escape(format_number(number, unit))}</data>'
+    )
+
+
+def anchor(key: str) -> str:
+    """A number's key as a name in a page and of a file: letters, digits and underscores alone."""
+    return re.sub(r"\W", "_", key)
+
+
+def arrow_html(better: str) -> str:
+    """Which way a number is better."""
+    return f'<small title="{escape(better)} is better">{ARROWS.get(better, "")}</small>'
 
 
 def capitalise(sentence: str) -> str:

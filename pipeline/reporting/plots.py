@@ -43,9 +43,10 @@ def draw_plot(plot: Plot, out: Path) -> None:
         axis.set_yscale("log")
         _plain_numbers(axis.yaxis)
     if len(plot.series) > 1:
-        axis.legend(fontsize=9, frameon=False)
-    axis.set_xlabel(plot.across, fontsize=9.5)
-    axis.set_ylabel(plot.down, fontsize=9.5)
+        for text in axis.legend(fontsize=9, frameon=False).get_texts():
+            text.set_parse_math(False)
+    axis.set_xlabel(plot.across, fontsize=9.5, parse_math=False)  # a `$` in a name is no formula
+    axis.set_ylabel(plot.down, fontsize=9.5, parse_math=False)
     axis.tick_params(which="both", labelsize=9)
     axis.margins(x=0.12 if any(series.names for series in plot.series) else 0.03, y=0.12)
     axis.grid(True, linewidth=0.3, alpha=0.6)
@@ -78,4 +79,6 @@ def _points(axis, series: Series, colour: str) -> None:
     look = {"s": 30, "facecolors": faces, "edgecolors": colour, "linewidths": 1.3}
     axis.scatter(series.across, series.down, label=series.label, **look)
     for name, *place in zip(series.names, series.across, series.down):
-        axis.annotate(name, place, xytext=(0, 6), textcoords="offset points", fontsize=8.5, ha="center")
+        axis.annotate(
+            name, place, xytext=(0, 6), textcoords="offset points", fontsize=8.5, ha="center", parse_math=False
+        )

@@ -9,10 +9,12 @@ from PIL import Image
 
 from pipeline.images import grids
 from pipeline.images.files import image_file
+from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
 from pipeline.reporting.page import (
     ARROWS,
     Picture,
+    arrow_html,
     capitalise,
     document,
     entry_html,
@@ -132,9 +134,8 @@ def row(points: list[dict[str, Any]], key: str) -> str:
     entries = [f"<dt>{escape(name.replace('_', ' '))}<dd>{entry_html(entry)}" for name, entry in protocol.items()]
     note = f"<details><summary>{escape(protocol_summary(protocol))}</summary><dl>{''.join(entries)}</dl></details>"
     floor = number_html(first["held_out"], first["unit"])
-    arrow = f"<small title='{first['better']} is better'>{ARROWS[first['better']]}</small>"
     return (
-        f"<tbody><tr><th>{escape(first['title'])} {arrow}{cells}<td>{floor}</tr>"
+        f"<tbody><tr><th>{escape(first['title'])} {arrow_html(first['better'])}{cells}<td>{floor}</tr>"
         f"<tr class=note><td colspan={len(points) + 2}><div>{escape(capitalise(first['meaning']))}."
         f"{note}</div></tr></tbody>"
     )
@@ -142,15 +143,16 @@ def row(points: list[dict[str, Any]], key: str) -> str:
 
 def markdown(sweep: dict[str, Any]) -> str:
     points = sweep["points"]
-    names = [point_name(point["values"]) for point in points]
-    lines = [f"# {sweep['name']}, sweep", "", summary(sweep), ""]
+    names = [markdown_text(point_name(point["values"])) for point in points]
+    lines = [f"# {markdown_text(sweep['name'])}, sweep", "", markdown_text(summary(sweep)), ""]
     lines += [f"| number | {' | '.join(names)} | real held-out |", f"|---|{'--:|' * (len(points) + 1)}"]
     for key, first in points[0]["numbers"].items():
         top = best_points(points, key)
-        texts = [format_number(point["numbers"][key]["value"], first["unit"]) for point in points]
+        texts = [markdown_text(format_number(point["numbers"][key]["value"], first["unit"])) for point in points]
         cells = [f"**{text}**" if i in top else text for i, text in enumerate(texts)]
-        floor = "–" if first["held_out"] is None else format_number(first["held_out"], first["unit"])
-        lines.append(f"| {first['title']} {ARROWS[first['better']]} | {' | '.join(cells)} | {floor} |")
+        floor = "–" if first["held_out"] is None else markdown_text(format_number(first["held_out"], first["unit"]))
+        title = f"{markdown_text(first['title'])} {ARROWS.get(first['better'], '')}"
+        lines.append(f"| {title} | {' | '.join(cells)} | {floor} |")
     return "\n".join([*lines, "", f"All numbers in full, with their protocols, are in {SWEEP}.", ""])
 
 
