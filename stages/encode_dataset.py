@@ -29,7 +29,7 @@ IMAGES = ("train",)
 
 
 def uses(recipe: Recipe) -> Any:
-    inputs = (recipe.data, recipe.latents, recipe.seed, recipe.precision)
+    inputs = (recipe.data.preparation, recipe.latents, recipe.seed, recipe.precision)
     if recipe.latents.class_token is not None:
         width = recipe.generator.objective.get("class_token")
         inputs = (*inputs, width, starting_weights.fingerprints(recipe.latents.class_token), recipe.weights)

@@ -33,7 +33,8 @@ BETWEEN = 4  # rows of interpolations, each of a class
 
 
 def uses(recipe: Recipe) -> Any:
-    return recipe.evaluate, fingerprint_reference(recipe), recipe.data, recipe.seed, recipe.weights
+    reference = fingerprint_reference(recipe)
+    return recipe.evaluate, reference, recipe.data.preparation, recipe.seed, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

@@ -45,7 +45,8 @@ def uses(recipe: Recipe) -> Any:
     generator = part.network, part.objective, part.losses, part.weights, part.condition
     folders = starting_weights.fingerprints([plain(recipe.joint), plain(part.losses)])
     training = recipe.joint, dependent_on_accumulation(recipe, "joint"), generator
-    return *training, folders, recipe.latents, recipe.data, recipe.seed, recipe.precision, recipe.weights
+    prepared = recipe.data.preparation
+    return *training, folders, recipe.latents, prepared, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

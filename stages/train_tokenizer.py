@@ -30,7 +30,8 @@ FROZEN = "frozen"  # in its folder: networks that are trained for losses and cri
 def uses(recipe: Recipe) -> Any:
     folders = starting_weights.fingerprints(plain(recipe.tokenizer))
     batches = dependent_on_accumulation(recipe, "tokenizer")
-    return recipe.tokenizer, batches, folders, recipe.data, recipe.seed, recipe.precision, recipe.weights
+    prepared = recipe.data.preparation
+    return recipe.tokenizer, batches, folders, prepared, recipe.seed, recipe.precision, recipe.weights
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

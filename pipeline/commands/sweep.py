@@ -95,11 +95,11 @@ def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, Any]) ->
         raise ValueError("a sweep needs values to try; set guidance=[1,1.5,2], steps=[10,25] or sampler.NAME=[...]")
     changes = {"images": settings.images, "batch": settings.batch}
     base = replace(recipe.sample, **{name: value for name, value in changes.items() if value is not None})
-    points = []
+    points, prepared = [], recipe.data.preparation
     for combination in product(*tried.values()):
         values = {".".join(path).removesuffix(".scale"): value for path, value in zip(tried, combination)}
         variant = replace(recipe, sample=chosen_sampling(base, dict(zip(tried, combination))))
-        parts = (variant.sample, recipe.seed, recipe.precision, made_of, recipe.evaluate, recipe.data, recipe.weights)
+        parts = (variant.sample, recipe.seed, recipe.precision, made_of, recipe.evaluate, prepared, recipe.weights)
         points.append(SweepPoint(values, variant, fingerprint(*parts)))
     return points
 

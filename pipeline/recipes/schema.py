@@ -1,7 +1,7 @@
 """The typed schema of a recipe, and loading one."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
@@ -46,6 +46,11 @@ class Data(RangedFields):
     flip: bool = False  # mirror each training image with probability 0.5
     tolerate: Whole = 0  # unreadable files that are skipped before the run stops
     workers: Whole = field(default=0, metadata=ONLY_SPEED)  # processes that read images; 0: the main one
+
+    @property
+    def preparation(self) -> "Data":
+        """How images are made ready, without where they lie: a result depends on this, and on what the images are."""
+        return replace(self, source={})
 
 
 @dataclass

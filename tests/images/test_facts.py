@@ -125,6 +125,8 @@ def test_every_stage_notices_that_images_were_added_removed_or_changed(line, tmp
     for stage in ("train-tokenizer", "train-jointly", "encode-dataset"):
         assert line(stage)[0] == 0
     assert "is up to date" in line("encode-dataset")[1]
+    shutil.copytree(tmp_path / "images", tmp_path / "moved")
+    assert "is up to date" in line("encode-dataset", "data.source.path=moved")[1], "wherever the images lie"
     draw(tmp_path / "images", names("c"), seed=2)
     status, text = line("train-generator")
     assert status == 2 and "missing or out of date (the training images have changed" in text

@@ -176,6 +176,19 @@ def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, 
         assert torch.equal(values(pair.code), values(stored.code)) == (route == "tokens")
 
 
+def test_pairs_are_of_these_codes_and_the_codes_of_these_images(lines, tmp_path):
+    recipe, work = lines("kl")
+    store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
+    pipe, images = assemble(recipe, source, work.artefact("generator")), Images(recipe.data, "train")
+    make_pairs(recipe, pipe, store, tmp_path / "pairs", work.accelerator)
+    Pairs(tmp_path / "pairs", store, images, recipe, 0, 24)
+    with pytest.raises(ValueError, match="the codes in .*latents are not of the recipe's images; encode them again"):
+        Pairs(tmp_path / "pairs", store, Images(recipe.data, "held_out"), recipe, 0, 24)
+    store.manifest["seed"] += 1
+    with pytest.raises(ValueError, match="the pairs in .*pairs are not of the codes in .*latents; delete them"):
+        Pairs(tmp_path / "pairs", store, images, recipe, 0, 24)
+
+
 class OneOf:
     """What `make_pairs` asks of an accelerator, as process `rank` of several."""
 
