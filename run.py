@@ -62,14 +62,27 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return complain(error, 2)
     except Exception as error:
-        # the disk is full or cannot be written, training was asked to stop, or went wrong by itself
-        if debug or not (isinstance(error, OSError) or type(error).__name__ in STOPS):
+        if debug or (message := expected(error)) is None:
             raise
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        more = "; make space, and the same command continues" if full else ""
-        return complain(f"{error}{more}", 130 if type(error).__name__ == "Interrupted" else 1)
+        return complain(message, 130 if type(error).__name__ == "Interrupted" else 1)
     except KeyboardInterrupt:
         return complain("stopped", 130)
+
+
+def expected(error: Exception) -> str | None:
+    """What to say where no fault of the program ended it: it was stopped, or left alone, or cannot write."""
+    if type(error).__name__ in STOPS:
+        return str(error)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{error}{'; make space, and the same command continues' if full else ''}"
+    if isinstance(error, RuntimeError):
+        from pipeline.runs.processes import is_lost_connection
+
+        if is_lost_connection(error):
+            reason = str(error).strip().splitlines()[0]
+            return f"another process of this command has ended; the same command continues ({reason})"
+    return None
 
 
 def complain(message: object, status: int) -> int:
