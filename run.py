@@ -157,6 +157,8 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
 
     The run is claimed when there is something to do: one that is up to date is only read.
     """
+    from pipeline.checks.line import check_line
+    from pipeline.checks.machine import check_processes
     from pipeline.checks.recipe import check_recipe
     from pipeline.images.facts import UsedImages
     from pipeline.recipes.files import origin
@@ -164,9 +166,11 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
     from pipeline.runs.machine import start
     from pipeline.runs.workspace import fingerprint
 
-    check_recipe(recipe)
+    checked = check_recipe(recipe)
     work, table = start(recipe), stages.table()
     images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
+    line = check_line(recipe, checked, images.facts)
+    check_processes(recipe, work.accelerator.num_processes)
     because: dict[str, str] = {}
     with contextlib.ExitStack() as held:
         for number, stage in enumerate(table):
@@ -181,6 +185,8 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
                         raise ValueError(f"{work.root / read} is missing or out of date{why}; run: {again}")
                 if work.claimed is None:
                     held.enter_context(work.claim(origin(name), settings(recipe)))
+                    for text in line.weights + line.left_out if chosen == stages.ORDER else ():
+                        work.say(text)
             if work.current(stage.writes, because[stage.writes]):  # another command may have ended meanwhile
                 work.say(f"{stage.name}: {work.root / stage.writes} is up to date")
                 continue

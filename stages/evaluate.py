@@ -11,6 +11,7 @@ from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.store import LatentStore
+from pipeline.measuring.numbers import describe_left_out
 from pipeline.measuring.reference import fingerprint_reference
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
 from pipeline.measuring.tokenizer import TokenizerMeasuring, suited_metrics
@@ -54,11 +55,14 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         groups.setdefault(metric.report_group, {}).update(numbers)
     if not work.accelerator.is_main_process:
         return
+    left_out = describe_left_out(of_samples.left_out | of_tokenizer.left_out)
+    for line in left_out:
+        print(f"evaluate leaves out {line}")
     flat = {key: {"group": name} | number.as_dict() for name, group in groups.items() for key, number in group.items()}
     write_json(out / "metrics.json", flat, allow_nan=False)
     figures = draw(recipe, work, out, held_out, pipe)
     notes = work.history(READS)
-    save_report(out, recipe.name, describe(recipe, train, held_out), figures, notes, settings(recipe))
+    save_report(out, recipe.name, describe(recipe, train, held_out, left_out), figures, notes, settings(recipe))
     render_report(work.root, out)
 
 
@@ -87,26 +91,26 @@ def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: Lat
     """The pictures of the report, written beside it."""
     pixels, labels, _ = load_samples(work.artefact("samples"))
     size = pixels.shape[1]
-    images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), grids.columns(size)))).images
-    with torch.no_grad():
-        code = pipe.tokenizer.encode(images.to(work.accelerator.device))
-    grids.reconstructions(images, rendered(pipe.tokenizer, code).cpu()).save(out / "reconstructions.png")
     grids.samples_by_class(pixels, labels, held_out.class_names).save(out / "samples.png")
     rows = "one class per row" if labels is not None else "in the order of their seeds"
-    figures = [
-        Picture("Samples", f"Samples, {rows}; not selected.", out / "samples.png", True),
-        Picture(
-            "Reconstructions",
-            f"Held-out images, their reconstructions, and the absolute difference times {grids.AMPLIFIED}.",
-            out / "reconstructions.png",
-            True,
-        ),
-    ]
+    figures = [Picture("Samples", f"Samples, {rows}; not selected.", out / "samples.png", True)]
+    if len(held_out):
+        figures.append(draw_reconstructions(held_out, grids.columns(size), pipe, out / "reconstructions.png"))
     if not pipe.objective.discrete:  # ids start from no noise
         figures.append(draw_between(recipe, pipe, out / "interpolation.png"))
     if draw_curves(logs(recipe, work), out / "curves.png"):
         figures.append(Picture("Training", "Logged values by optimiser step.", out / "curves.png", wide=True))
     return figures
+
+
+@torch.no_grad()
+def draw_reconstructions(held_out: Images, columns: int, pipe: LatentPipeline, path: Path) -> Picture:
+    """As many held-out images as there are `columns`, beside what the pipeline's tokenizer makes of them."""
+    images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), columns))).images
+    code = pipe.tokenizer.encode(images.to(pipe.device))
+    grids.reconstructions(images, rendered(pipe.tokenizer, code).cpu()).save(path)
+    caption = f"Held-out images, their reconstructions, and the absolute difference times {grids.AMPLIFIED}."
+    return Picture("Reconstructions", caption, path, True)
 
 
 def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:
@@ -134,10 +138,11 @@ def logs(recipe: Recipe, work: Workspace) -> dict[str, Path]:
     return {title: path for title, path in logs.items() if path.exists()}
 
 
-def describe(recipe: Recipe, train: Images, held_out: Images) -> str:
+def describe(recipe: Recipe, train: Images, held_out: Images, left_out: list[str]) -> str:
     classes = f", {train.num_classes} classes" if train.num_classes else ""
     kinds = [recipe.tokenizer.model["kind"], recipe.generator.network["kind"], recipe.generator.objective["kind"]]
     return (
         f"{len(train)} training and {len(held_out)} held-out images of {recipe.data.size} × {recipe.data.size} pixels"
         f"{classes} · {' · '.join(kind.replace('_', ' ') for kind in kinds)}"
+        + "".join(f" · left out: {line}" for line in left_out)
     )

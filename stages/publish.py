@@ -1,6 +1,5 @@
 """Writes the diffusers folder that other people load, in which nothing tells where its maker's files lie."""
 
-import inspect
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +98,7 @@ def write_stock(pipe: LatentPipeline, folder: Path) -> list[str]:
     except ValueError as refusal:
         refusals.append(str(refusal))
     try:
-        if not inspect.isfunction(getattr(type(pipe.tokenizer), "stock", None)):
-            raise ValueError(f"{type(pipe.tokenizer).__name__} has no stock class in diffusers")
+        pipe.tokenizer.check_stock()
         pipe.tokenizer.stock().save_pretrained(folder / "vae")
         notes.append("`stock/vae/` is an `AutoencoderKL` whose latents are at unit scale (scaling_factor 1).")
     except ValueError as refusal:

@@ -1,14 +1,39 @@
-"""Whether all that an evaluation measures by is on this machine."""
+"""Whether all that an evaluation measures by is on this machine, and fits the images."""
 
+from pathlib import Path
+
+from pipeline.components import build
 from pipeline.features.choice import check_features
-from pipeline.features.statistics_file import check_reference
+from pipeline.features.statistics_file import SPLITS, array_names, check_reference
+from pipeline.images.files import open_archive
+from pipeline.local_paths import given_path
 from pipeline.metrics.base import check_metrics, report_kinds
+from pipeline.nn.convolution_stages import stem_and_stages
 from pipeline.recipes.schema import Recipe
+from pipeline.validation import SettingError
 
 
 def check_evaluation(recipe: Recipe) -> None:
     """ValueError where there is no such metric, or features, their weights or the reference are not on this machine."""
     evaluate = recipe.evaluate
     check_metrics(evaluate.metrics, report_kinds(), "evaluate.metrics")
+    stem_and_stages(recipe.data.size)  # of the judge, which every report trains
     check_features(evaluate.features, recipe.weights)
     check_reference(evaluate.reference, evaluate.features)
+    path = given_path(evaluate.reference)
+    if evaluate.reference in SPLITS:
+        return
+    if path.is_dir():
+        build("datasets", {"kind": "image_folder", "path": str(path), "held_out": 0.0}, split="train")
+    elif "arr_0" in array_names(path):
+        check_archive(path, recipe.data.size)
+
+
+def check_archive(path: Path, size: int) -> None:
+    """ValueError unless the images in an archive have `size` pixels a side."""
+    pixels = open_archive(path)
+    if pixels.shape[1:3] != (size, size):
+        shape = " x ".join(map(str, pixels.shape[1:3]))
+        raise SettingError(
+            "evaluate.reference", f": the images of {path} are {shape}, data.size is {size}; they must agree"
+        )

@@ -2,19 +2,22 @@
 
 import math
 
-import torch
 from torch import nn
 
-from pipeline.checks.accumulation import dependent_on_accumulation
-from pipeline.checks.posttraining import check_held_out
+from pipeline.checks.accumulation import dependent_on_accumulation, trainings
+from pipeline.checks.line import CLASSES, check_line
+from pipeline.checks.machine import disk_here, memory_here
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import LatentSpec
 from pipeline.components import Node
+from pipeline.datasets.base import MissingImages
 from pipeline.frozen.networks import declared_input
+from pipeline.images.facts import SPLITS, SplitFacts, split_facts
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import build_network, build_tokenizer, count_parameters, hidden_layout
+from pipeline.recipes.building import count_parameters, hidden_layout
 from pipeline.recipes.schema import Recipe
+from pipeline.runs.machine import RUNS
 from pipeline.tokenizers.base import Tokenizer
 
 BYTES_TRAINED = 20  # per trained fp32 parameter: weight, gradient, two moments of AdamW, average
@@ -23,15 +26,16 @@ BYTES_SAVED = 16  # the same in a checkpoint, without the gradient
 
 
 def print_check(recipe: Recipe) -> None:
-    """Print parameters, shapes, memory and disk; builds on the meta device and writes nothing."""
+    """Print parameters, shapes, weights, memory and disk; builds on the meta device and writes nothing.
+
+    Raises ValueError with one line for all that is wrong with the recipe or its images; images that are not on this
+    machine are said to be missing.
+    """
     checked = check_recipe(recipe)
-    images, classes, note = data_summary(recipe)
-    if images and recipe.posttrain is not None:
-        check_held_out(recipe.posttrain, images)
-    conditional = recipe.generator.condition == "class"
-    with torch.device("meta"):
-        network = build_network(recipe, checked.spec, (classes or 1000) if conditional else 0, checked.objective)
-        tokenizer = None if checked.tokenizer.frozen else build_tokenizer(recipe)
+    facts, note = look_at_images(recipe)
+    line = check_line(recipe, checked, facts)
+    tokenizer, network = line.tokenizer, line.network
+    images = facts["train"].images if facts else 0
     grid = "x".join(map(str, checked.spec.grid))
     rows = [
         ("recipe", recipe.name),
@@ -41,6 +45,8 @@ def print_check(recipe: Recipe) -> None:
         ("generator", f"{checked.network.__name__}, {million(count_parameters(network))} parameters"),
         ("objective", type(checked.objective).__name__),
         *([] if recipe.joint is None else [("joint", joint_training(recipe, tokenizer, network))]),
+        *[("weights", text) for text in line.weights],
+        ("training", "; ".join(passes(recipe, images))),
         ("memory", memory(tokenizer, network)),
         ("disk", disk(recipe, checked.spec, checked.objective, images, network)),
         (
@@ -50,21 +56,36 @@ def print_check(recipe: Recipe) -> None:
             + (f" away from {recipe.sample.weak}" if recipe.sample.weak else ""),
         ),
         *[("batches", str(training)) for training in dependent_on_accumulation(recipe)],
+        *[("left out", text) for text in line.left_out],
         ("output", f"runs/{recipe.name}/"),
     ]
     for title, text in rows:
         print(f"{title:<12}{text}")
 
 
-def data_summary(recipe: Recipe) -> tuple[int, int, str]:
-    """Training images and classes; 0 and 0 with the reason when the data is not on this machine."""
-    from pipeline.images.reading import Images
+def look_at_images(recipe: Recipe) -> tuple[dict[str, SplitFacts], str]:
+    """What is known of both splits, and a line of it; of images that are not on this machine nothing, and the reason.
 
+    Raises ValueError where they are here, and wrong.
+    """
     try:
-        images = Images(recipe.data, "train")
-    except ValueError as error:
-        return 0, 0, f"not on this machine ({error}); counting with 1,000 classes"
-    return len(images), images.num_classes, f"{len(images):,} of {recipe.data.size} px, {images.num_classes} classes"
+        facts = {split: split_facts(recipe.data, split) for split in SPLITS}
+    except MissingImages as error:
+        return {}, f"not on this machine ({error}); counting with {CLASSES:,} classes"
+    train, held_out = facts["train"], facts["held_out"]
+    classes = f"{len(train.class_names)} classes" if train.class_names else "no classes"
+    sizes = f"{train.images:,} of {recipe.data.size} px and {held_out.images:,} held out, {classes}"
+    few = f", of {min(train.class_counts):,} to {max(train.class_counts):,} images" if train.class_counts else ""
+    return facts, sizes + few
+
+
+def passes(recipe: Recipe, images: int) -> list[str]:
+    """Of every training its steps, and how often it sees every image, where their number is known."""
+    texts = []
+    for place, loop, _ in trainings(recipe):
+        seen = f", {loop.steps * loop.batch / images:.3g} passes" if images else ""
+        texts.append(f"{place.removesuffix('.loop')} {loop.steps:,} steps of {loop.batch}{seen}")
+    return texts
 
 
 def codebook(spec: LatentSpec) -> str:
@@ -88,7 +109,7 @@ def memory(tokenizer: Tokenizer | None, network: nn.Module) -> str:
         fixed = sum(parameter.numel() for parameter in tokenizer.frozen_parameters())
         needed = fixed * BYTES_FROZEN + (count_parameters(tokenizer) - fixed) * BYTES_TRAINED
         text.insert(0, f"tokenizer {in_bytes(needed)}")
-    return f"{', '.join(text)} to train in fp32, without activations"
+    return f"{', '.join(text)} to train in fp32, without activations; this machine has {in_bytes(memory_here())}"
 
 
 def joint_training(recipe: Recipe, tokenizer: nn.Module | None, network: nn.Module) -> str:
@@ -118,7 +139,8 @@ def disk(recipe: Recipe, spec: LatentSpec, objective: Objective, images: int, ne
     code *= recipe.latents.views
     saved = in_bytes(recipe.generator.loop.keep * count_parameters(network) * BYTES_SAVED)
     latents = f"latents {in_bytes(images * code)}" if images else f"latents {in_bytes(code)} per image"
-    return f"{latents}{note}, generator checkpoints {saved} while it trains"
+    free = in_bytes(disk_here(RUNS))
+    return f"{latents}{note}, generator checkpoints {saved} while it trains; {free} are free"
 
 
 def stored_features(recipe: Recipe, node: Node, network: Network) -> int | None:

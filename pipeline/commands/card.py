@@ -14,6 +14,7 @@ from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
 from pipeline.measuring.card import CardMeasuring
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
+from pipeline.measuring.numbers import describe_left_out
 from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
 from pipeline.nn.throughput import device_name
 from pipeline.program import command_line
@@ -116,6 +117,7 @@ def make_card(target: CardTarget, settings: CardSettings, accelerator: Accelerat
     }
     inputs = measuring.inputs(train, held_out)
     groups = measuring.numbers(inputs)
+    about["left_out"] += describe_left_out(measuring.measuring.left_out)
     numbers = {group: {key: number.as_dict() for key, number in part.items()} for group, part in groups.items()}
     flat = {key: {"group": group} | number for group, part in numbers.items() for key, number in part.items()}
     curves = measuring.curves(inputs)

@@ -63,7 +63,7 @@ def perceptual_backbone(
     `weights` are the recipe's; images of fewer than 16 pixels per side are too small for VGG.
     """
     files = [locate(name, weights) for name in LpipsVgg.FILES]
-    if not all(files) or size < 16:
+    if not all(files) or size < LpipsVgg.SMALLEST:
         return judge.network, judge.describe() | {"what": "feature maps of the judge, all channels alike"}
     backbone = LpipsVgg.load(*files).to(judge.network.device)
     return backbone, {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}

@@ -13,11 +13,19 @@ PerImage = dict[str, Tensor]  # one row per image under every name
 def collect_rows(
     accelerator: Accelerator, count: int, measure: Callable[[Tensor], PerImage], batch: int = 64
 ) -> PerImage:
-    """The rows of images 0 .. count - 1, which `measure` returns for indices [B]; the processes divide the batches."""
+    """The rows of images 0 .. count - 1, which `measure` returns for indices [B]; the processes divide the batches.
+
+    Without images there are none, under no name.
+    """
     batches = process_batches(accelerator, count, batch)
     parts = [{name: rows.cpu() for name, rows in measure(indices).items()} for indices in batches]
     parts = gather_object(parts) if accelerator.num_processes > 1 else parts
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def count(rows: PerImage) -> int:
+    """The number of images that rows are of."""
+    return len(next(iter(rows.values()), ()))
 
 
 def process_batches(accelerator: Accelerator, count: int, batch: int) -> list[Tensor]:
@@ -31,7 +39,10 @@ def process_batches(accelerator: Accelerator, count: int, batch: int) -> list[Te
 
 
 def evenly_spaced(labels: Tensor | None, total: int, count: int) -> Tensor:
-    """Indices [count] of `total` images, evenly spaced; with labels [total], evenly through every class."""
+    """Indices [count] of `total` images, evenly spaced; with labels [total], evenly through every class.
+
+    None of none.
+    """
     order = torch.arange(total) if labels is None else labels.argsort(stable=True)
-    positions = (torch.arange(count, dtype=torch.float64) + 0.5) * (total / count)
+    positions = (torch.arange(count, dtype=torch.float64) + 0.5) * (total / max(1, count))
     return order[positions.long()].sort().values

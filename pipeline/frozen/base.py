@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.recipes.schema import Recipe
 from pipeline.teachers.classifier import Classifier
-from pipeline.vision.weights import hub_id, locate, remedy
+from pipeline.vision.weights import hub_id, locate, locate_model, remedy
 
 if TYPE_CHECKING:
     from pipeline.frozen.networks import FrozenNetworks
@@ -45,6 +45,14 @@ class FrozenInput(ABC):
         if teacher != "auto":
             return teacher
         return self.auto if locate(self.auto, weights) or hub_id(self.auto, weights) else STAND_IN
+
+    def origin(self) -> str:
+        """Which network it is and where its weights are, in a line."""
+        teacher, given = self.teacher, self.arguments.get("teacher", "auto")
+        if teacher == STAND_IN:
+            why = f", for the weights {self.auto} are not on this machine" if given == "auto" else ""
+            return f"a small classifier of these images, which is trained first{why}"
+        return f"{teacher}, {locate_model(teacher, self.recipe.weights, 'teacher') or 'to be fetched from the hub'}"
 
     def check(self) -> None:
         """ValueError where the network cannot be had or does not fit; reads the config of the weights, not the weights.

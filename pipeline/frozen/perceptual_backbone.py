@@ -14,6 +14,26 @@ class PerceptualBackbone(FrozenInput):
     The classifier is named in every number that comes of it.
     """
 
+    @property
+    def missing(self) -> list[str]:
+        """The names of the files that are not on this machine."""
+        return [name for name in LpipsVgg.FILES if locate(name, self.recipe.weights) is None]
+
+    def origin(self) -> str:
+        if self.missing:
+            return (
+                "a small classifier of these images, which is trained first, for the weights"
+                f" {' and '.join(self.missing)} are not on this machine"
+            )
+        return f"LPIPS-VGG, {' and '.join(str(locate(name, self.recipe.weights)) for name in LpipsVgg.FILES)}"
+
+    def check(self) -> None:
+        smallest = LpipsVgg.SMALLEST
+        if self.recipe.data.size < smallest and not self.missing:
+            raise ValueError(
+                f"LPIPS needs images of {smallest} pixels a side or more; raise data.size, or leave it out"
+            )
+
     def load(self, networks: FrozenNetworks) -> nn.Module:
         files = [locate(name, self.recipe.weights) for name in LpipsVgg.FILES]
         return LpipsVgg.load(*files) if all(files) else networks.stand_in()

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline.checks.evaluation import check_archive
 from pipeline.content import hash_files
 from pipeline.features.moments import Gaussian, Moments
 from pipeline.features.networks import FeatureExtractors
@@ -90,12 +91,8 @@ def _source(recipe: Recipe) -> ImageSource | None:
     if given not in SPLITS and not path.is_dir():
         if "arr_0" not in array_names(path):
             return None
-        pixels, size = open_archive(path), recipe.data.size
-        if pixels.shape[1:3] != (size, size):
-            shape = " x ".join(map(str, pixels.shape[1:3]))
-            raise ValueError(
-                f"evaluate.reference: the images of {given} are {shape}, data.size is {size}; they must agree"
-            )
+        check_archive(path, recipe.data.size)
+        pixels = open_archive(path)
         return ImageSource(f"{len(pixels)} images of {path.name}", len(pixels), lambda i: from_bytes(pixels[i.numpy()]))
     images = Images(recipe.data, given) if given in SPLITS else images_of_folder(path, recipe.data.size)
     title = {"train": "the training split", "held_out": "the held-out split"}.get(given, path.name)

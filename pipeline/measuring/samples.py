@@ -1,7 +1,7 @@
 """Samples beside real images: the rows of both, and the numbers of a report and of a sweep."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch import Tensor
 from pipeline.features.judge import fit_judge
 from pipeline.features.moments import Moments
 from pipeline.features.networks import FeatureExtractors
-from pipeline.features.passes import PerImage, collect_rows, evenly_spaced
+from pipeline.features.passes import PerImage, collect_rows, count, evenly_spaced
 from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
+from pipeline.measuring.numbers import measure_metric
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.reference import Reference, load_reference
-from pipeline.metrics.base import Comparison, Measurement, SampleInputs, SampleMetric, count, report_metrics
+from pipeline.metrics.base import Comparison, Measurement, SampleInputs, SampleMetric, report_metrics
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace
 from pipeline.whole_files import read_json
@@ -51,6 +52,7 @@ class SampleMeasuring:
     extractors: FeatureExtractors
     metrics: list[SampleMetric]
     accelerator: Accelerator
+    left_out: dict[str, str] = field(default_factory=dict)  # why a number is not among those measured, by its name
 
     @classmethod
     def of_run(cls, recipe: Recipe, work: Workspace, train: Images, folder: Path) -> "SampleMeasuring":
@@ -112,21 +114,21 @@ class SampleMeasuring:
         inputs = self.inputs(samples, real, record)
         for metric in self.metrics:
             if metric.needs <= inputs.available:
-                yield metric, dict(metric.measure(inputs))
+                yield metric, measure_metric(metric, inputs, self.left_out)
 
     def inputs(self, samples: ImageStatistics, real: RealImages, record: dict[str, Any]) -> SampleInputs:
-        """What the metrics are given: distances compare as many samples as held-out images."""
+        """What the metrics are given: distances compare as many samples as held-out images, where there are any."""
         sampling = {key: value for key, value in record.items() if key not in CIRCUMSTANCES}
-        fewest = min(count(samples.rows), count(real.held_out))
+        fewest = min(filter(None, (count(samples.rows), count(real.held_out))))
         few, floor = (
-            select_rows(rows, evenly_spaced(rows.get("labels"), count(rows), fewest))
+            select_rows(rows, evenly_spaced(rows.get("labels"), count(rows), min(fewest, count(rows))))
             for rows in (samples.rows, real.held_out)
         )
         if real.reference is None:
             rows = against_training(few, floor, real.train)
             moments = moments_of(rows, list(self.extractors.statistics))
         else:
-            held_out = None if self.recipe.evaluate.reference == "held_out" else floor
+            held_out = None if self.recipe.evaluate.reference == "held_out" or not floor else floor
             moments, rows = against_reference(samples, few, held_out, real.reference)
         return SampleInputs(
             self.extractors,
@@ -145,17 +147,17 @@ def against_training(samples: PerImage, held_out: PerImage, train: PerImage) -> 
     """Samples beside the training split, and as many held-out images beside it."""
     images = {
         "images": f"{count(samples)} samples",
-        "held_out": f"{count(samples)} real held-out images",
+        "held_out": f"{count(held_out)} real held-out images",
         "references": f"{count(train)} images of the training split",
     }
-    assert count(samples) == count(held_out)
-    return Comparison(samples, train, held_out, images)
+    assert not held_out or count(samples) == count(held_out)
+    return Comparison(samples, train, held_out or None, images)
 
 
 def moments_of(rows: Comparison, names: list[str]) -> Comparison:
     """The same comparison by the moments of the rows under `names`."""
-    sets = [{name: Moments.of(of[name]) for name in names} for of in (rows.samples, rows.references, rows.held_out)]
-    return Comparison(*sets, rows.described)
+    sets = (rows.samples, rows.references, rows.held_out)
+    return Comparison(*(of and {name: Moments.of(of[name]) for name in names} for of in sets), rows.described)
 
 
 def against_reference(

@@ -1,7 +1,7 @@
 """A tokenizer under measurement: held-out images go through it, and its metrics are measured on them."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from pipeline.draws import ImageDraws, mix
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage
 from pipeline.images.rendering import rendered
+from pipeline.measuring.numbers import measure_metric
 from pipeline.metrics.base import EncodedImages, Measurement, TokenizerInputs, TokenizerMetric
 from pipeline.tokenizers.base import Tokenizer
 
@@ -25,6 +26,7 @@ class TokenizerMeasuring:
     seed: int
     encode: Callable[[Tensor], Code]
     vision: Callable[[Tensor], Tensor] | None = None  # images to a vision model's features [B, D]
+    left_out: dict[str, str] = field(default_factory=dict)  # why a number is not among those measured, by its name
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, indices: Tensor) -> EncodedImages:
@@ -46,7 +48,7 @@ class TokenizerMeasuring:
         """Each metric with its numbers by key. Every process takes part, and the first one has all numbers."""
         for metric in self.metrics:
             if metric.needs <= inputs.available and (metric.collective or inputs.accelerator.is_main_process):
-                yield metric, dict(metric.measure(inputs))
+                yield metric, measure_metric(metric, inputs, self.left_out)
 
 
 def suited_metrics(metrics: Iterable[TokenizerMetric], spec: LatentSpec) -> list[TokenizerMetric]:

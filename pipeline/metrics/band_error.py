@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from pipeline.features.passes import PerImage
-from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.features.summaries import mean
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.haar import BANDS, haar
 
 

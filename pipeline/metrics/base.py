@@ -1,8 +1,7 @@
 """What every metric states of itself, what it is given, and what it returns: a number with its protocol."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -14,12 +13,13 @@ from pipeline.components import build, find, kinds
 from pipeline.draws import ImageDraws
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.networks import FeatureExtractors
-from pipeline.features.passes import PerImage
+from pipeline.features.passes import PerImage, count
 from pipeline.ranges import RangedArguments
 from pipeline.recipes.schema import Evaluation
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.validation import suggestion
 
+HELD_OUT = "held-out images"
 NEEDS = {  # what a metric can need; it is measured where all that it needs is there
     "moments": "mean and covariance of features",
     "rows": "rows of features, one per image",
@@ -84,9 +84,24 @@ class Metric(RangedArguments, ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # names in NEEDS
     order: ClassVar[int] = 1000  # in reports and cards: smaller numbers stand first
     on_demand: ClassVar[str | None] = None  # setting of `evaluate` without which a report does not have it
+    fewest: int = 1  # images of each set that its numbers are of
+    of_held_out: ClassVar[bool] = False  # whether it has no numbers at all without held-out images
 
     def __init__(self) -> None:
         """A metric without settings."""
+
+    @property
+    def name(self) -> str:
+        """Its kind, as recipes name it."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def why_too_few(self, images: Mapping[str, int]) -> str | None:
+        """Why it has no numbers of so many `images` of each set, by what messages call the set; None where it has."""
+        for title, there in images.items():
+            if there < self.fewest and (there or title != HELD_OUT or self.of_held_out):
+                needed = f"{self.fewest} {title if self.fewest > 1 else title.removesuffix('s')}"
+                return f"it needs {needed} or more, and there {'is' if there == 1 else 'are'} {there}"
+        return None
 
     @classmethod
     def description(cls) -> list[str]:
@@ -126,17 +141,23 @@ class SampleInputs:
     moments: Comparison  # of Gaussian | Moments
     rows: Comparison | None  # of Tensor [n, D]; None where no images of the reference are known
     samples: PerImage  # rows of the evaluated samples
-    held_out: PerImage  # rows of real held-out images
+    held_out: PerImage  # rows of real held-out images; empty where there are none
     train: PerImage  # rows of real training images
     count: int  # of all samples
     score: float | None  # inception score of all samples
     protocol: dict[str, Any]  # how samples and numbers were computed
 
     @property
+    def images(self) -> dict[str, int]:
+        """How many images there are of each set, as `Metric.why_too_few` takes them."""
+        references = {"training images": count(self.train)} if self.train else {}
+        return {"samples": count(self.samples), HELD_OUT: count(self.held_out)} | references
+
+    @property
     def available(self) -> set[str]:
         """The names in NEEDS that these inputs have."""
         judge = self.extractors.described["judge"]["kind"]
-        there = {"moments": True, "rows": self.rows is not None, "labels": "labels" in self.held_out}
+        there = {"moments": True, "rows": self.rows is not None, "labels": "labels" in self.train}
         there |= {"classifier": judge == "classifier", "logits": self.score is not None}
         return {name for name, has in there.items() if has}
 
@@ -240,6 +261,11 @@ class TokenizerInputs:
         return self.tokenizer.spec
 
     @property
+    def images(self) -> dict[str, int]:
+        """How many images there are of each set, as `Metric.why_too_few` takes them."""
+        return {HELD_OUT: count(self.held_out.rows)}
+
+    @property
     def available(self) -> set[str]:
         """The names in NEEDS that these inputs have."""
         train, held_out = self.train.rows, self.held_out.rows
@@ -270,6 +296,7 @@ class TokenizerMetric(Metric):
 
     group: ClassVar[str]  # heading in the card
     report_group: ClassVar[str | None] = None  # heading in the report, for those that it has
+    of_held_out = True
     collective: ClassVar[bool] = False  # whether `measure` makes a pass over images, which every process takes part in
 
     def rows(self, batch: EncodedImages) -> PerImage:
@@ -321,22 +348,3 @@ def report_metrics(part: Evaluation, family: type[Metric]) -> list[Any]:
     names = [kind for kind, switch in switches.items() if switch is None] if part.metrics is None else part.metrics
     on_demand = [kind for kind, switch in switches.items() if switch is not None and getattr(part, switch)]
     return build_metrics(family, [*names, *on_demand], neighbours=part.neighbours)
-
-
-def mean(rows: Tensor) -> float:
-    """The mean of all values, computed in float64."""
-    return rows.double().mean().item()
-
-
-def count(rows: PerImage) -> int:
-    """The number of images that rows are of."""
-    return len(next(iter(rows.values())))
-
-
-def extremes(values: Tensor, names: list[str] | None = None) -> dict[str, float]:
-    """Values [n] by name, as far as they are finite; of more than 16 the smallest, the median and the largest."""
-    names = names or [f"channel_{i}" for i in range(len(values))]
-    if len(values) <= 16:
-        return {name: value for name, value in zip(names, values.tolist()) if math.isfinite(value)}
-    values = values[values.isfinite()]
-    return {"least": values.min().item(), "median": values.median().item(), "most": values.max().item()}

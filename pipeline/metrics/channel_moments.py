@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric, extremes, mean
+from pipeline.features.summaries import extremes, mean
+from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
 
 
 class ChannelMoments(TokenizerMetric):

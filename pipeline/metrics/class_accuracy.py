@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from pipeline.features.networks import FeatureExtractors
-from pipeline.features.passes import PerImage
-from pipeline.metrics.base import Measurements, Quantity, SampleInputs, SampleMetric, mean
+from pipeline.features.passes import PerImage, count
+from pipeline.features.summaries import mean
+from pipeline.metrics.base import Measurements, Quantity, SampleInputs, SampleMetric
 
 
 class ClassAccuracy(SampleMetric):
@@ -35,11 +36,14 @@ class ClassAccuracy(SampleMetric):
 
     def measure(self, inputs: SampleInputs) -> Measurements:
         of_samples, of_judge = self.quantities
-        judge, real = inputs.extractors.described["judge"], accuracy(inputs.held_out)
-        images = f"{len(inputs.held_out['labels'])} real held-out images"
+        judge = inputs.extractors.described["judge"]
+        real = accuracy(inputs.held_out) if inputs.held_out else None
+        images = f"{count(inputs.held_out)} real held-out images"
         if "labels" in inputs.samples:
-            where = {"judge": judge, "images": f"{len(inputs.samples['labels'])} samples", "held_out": images}
+            where = {"judge": judge, "images": f"{count(inputs.samples)} samples", "held_out": images}
             yield of_samples.measurement(accuracy(inputs.samples), where | inputs.protocol, held_out=real)
+        if real is None:
+            return
         computed = {key: inputs.protocol[key] for key in ("precision", "versions")}
         yield of_judge.measurement(real, {"judge": judge, "images": images} | computed)
 

@@ -5,7 +5,8 @@ import math
 import torch
 
 from pipeline.code import stack_ids
-from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric, extremes
+from pipeline.features.summaries import extremes
+from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.id_entropy import class_information, entropy_by_class
 
 

@@ -26,6 +26,7 @@ class CodeUsage(TokenizerMetric):
     )
     needs = frozenset({"ids"})
     order = 400
+    of_held_out = False
     group = "Ids"
     report_group = "Codes"
 

@@ -29,6 +29,7 @@ class DensityCoverage(FeatureMetric):
             "share",
         ),
     )
+    fewest = NEIGHBOURS + 1
     order = 60
 
     def described(self) -> dict[str, Any]:

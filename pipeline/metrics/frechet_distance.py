@@ -19,6 +19,7 @@ class FrechetDistance(SampleMetric):
         ),
     )
     needs = frozenset({"moments"})
+    fewest = 2  # of a covariance
     order = 20
 
     def measure(self, inputs: SampleInputs) -> Measurements:

@@ -20,6 +20,7 @@ class KernelDistance(FeatureMetric):
             "squared discrepancy in a cubic polynomial kernel; 0 on average for equal distributions, and also negative",
         ),
     )
+    fewest = 2  # whose pairs are compared
     order = 30
 
     def described(self) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.features.passes import PerImage
+from pipeline.features.summaries import mean
 from pipeline.images.eight_bits import levels
-from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.structural_similarity import similarity
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # fine to coarse

@@ -24,6 +24,8 @@ class NearCopies(SampleMetric):
             "share",
         ),
     )
+    fewest = 2  # nearest training images
+    of_held_out = True
     order = 80
 
     def spaces(self, extractors: FeatureExtractors) -> dict[str, FeatureExtractor]:

@@ -1,7 +1,8 @@
 """Perceptual distance: how far reconstructions are from their images in the feature maps of a network."""
 
 from pipeline.features.passes import PerImage
-from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.features.summaries import mean
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.feature_distance import perceptual_distance
 
 

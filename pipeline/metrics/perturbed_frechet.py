@@ -30,6 +30,7 @@ class PerturbedFrechet(TokenizerMetric):
             "distance between images and reconstructions of their perturbed codes, mean over perturbations",
         ),
     )
+    fewest = 2  # of a covariance
     order = 150
     group = report_group = "Reconstructions"
     on_demand = "perturbed"

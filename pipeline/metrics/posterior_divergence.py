@@ -3,7 +3,8 @@
 import math
 
 from pipeline.features.passes import PerImage
-from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.features.summaries import mean
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 
 
 class PosteriorDivergence(TokenizerMetric):

@@ -28,7 +28,7 @@ class PrecisionRecall(FeatureMetric):
     order = 50
 
     def __init__(self, neighbours: Count = 3):
-        self.neighbours = neighbours
+        self.neighbours, self.fewest = neighbours, neighbours + 1
 
     def described(self) -> dict[str, Any]:
         return {"neighbours": self.neighbours}
@@ -37,7 +37,7 @@ class PrecisionRecall(FeatureMetric):
         return precision_recall(samples, real, self.neighbours)
 
 
-def precision_recall(samples: Tensor, real: Tensor, neighbours: Count = 3) -> tuple[float, float]:
+def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
     """Shares in [0, 1] for feature rows [m, D] and [n, D] (Kynkäänniemi et al., arXiv:1904.06991, equations 1 and 2).
 
     Precision: samples within the radius of at least one real row, which is its distance to its `neighbours`-th nearest
@@ -46,7 +46,7 @@ def precision_recall(samples: Tensor, real: Tensor, neighbours: Count = 3) -> tu
     return covered(samples, real, neighbours), covered(real, samples, neighbours)
 
 
-def covered(points: Tensor, manifold: Tensor, neighbours: Count) -> float:
+def covered(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     """Share of `points` [m, D] in the union of the balls round the rows of `manifold` [n, D]."""
     reach = radii(manifold, neighbours)
     return torch.cat([(block <= reach).any(dim=1) for block in blocks(points, manifold)]).double().mean().item()

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from pipeline.features.passes import PerImage
+from pipeline.features.summaries import mean
 from pipeline.images.eight_bits import levels
-from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 
 CEILING = 100.0  # dB, for an image that is reconstructed exactly
 

@@ -16,6 +16,7 @@ class ReconstructionFrechet(TokenizerMetric):
             "distance between the means and covariances of the features of reconstructions and of their images",
         ),
     )
+    fewest = 2  # of a covariance
     order = 140
     group = report_group = "Reconstructions"
 

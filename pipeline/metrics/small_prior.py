@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from pipeline.code import LatentSpec, stack_ids
-from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.features.summaries import mean
+from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.id_entropy import entropy_by_position
 
 LARGEST = 2**18  # codes, beyond which the table of the small network is no longer small

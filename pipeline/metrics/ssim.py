@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from pipeline.features.passes import PerImage
+from pipeline.features.summaries import mean
 from pipeline.images.eight_bits import levels
-from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.structural_similarity import structural_similarity
 
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from pipeline.draws import Draws
 from pipeline.features.passes import PerImage
-from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric, mean
+from pipeline.features.summaries import mean
+from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.ranges import Number
 
 NOISE = (30.0, 20.0, 10.0)

@@ -4,21 +4,9 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
+from pipeline.checks.publication import check_stock_network
 from pipeline.networks.base import Network
 
-SAME = {  # what the stock class cannot do otherwise
-    "position": "fixed",
-    "norm": "layer",
-    "feed_forward": "gelu",
-    "feed_forward_ratio": 4.0,
-    "query_key_norm": False,
-    "time_scale": 1000.0,
-    "time_direction": "noise",
-    "class_token": 0,
-}
-CONDITIONS = "a class-conditional diffusion_transformer on a square grid with " + ", ".join(
-    f"{name}={value}" for name, value in SAME.items()
-)
 NOTE = """The stock class spaces the frequencies of its time embedding a little wider than DiT does (127 steps where
 DiT has 128), and no setting of it says so. With this after loading it gives the same numbers as the network here:
 
@@ -28,22 +16,10 @@ DiT has 128), and no setting of it says so. With this after loading it gives the
 It takes codes as maps [B, C, H, W] and timesteps 1000 u."""
 
 
-def check_stock(network: Network) -> None:
-    """ValueError with one line unless the stock class can compute this network."""
-    config, name = network.config, type(network).__name__
-    if name != "DiffusionTransformer":
-        raise ValueError(f"{name} has no stock class in diffusers; DiTTransformer2DModel is {CONDITIONS}")
-    for setting, value in SAME.items():
-        if config[setting] != value:
-            raise ValueError(f"DiTTransformer2DModel has no {setting}={config[setting]}; it is {CONDITIONS}")
-    if not config.num_classes or len(config.grid) != 2 or config.grid[0] != config.grid[1]:
-        raise ValueError(f"DiTTransformer2DModel needs classes and a square grid; it is {CONDITIONS}")
-
-
 @torch.no_grad()
 def stock_transformer(network: Network) -> DiTTransformer2DModel:
     """The same function, up to the note in `NOTE`; ValueError with one line where the stock class has no such shape."""
-    check_stock(network)
+    check_stock_network(network)
     c = network.config
     stock = DiTTransformer2DModel(
         num_attention_heads=c.heads,

@@ -13,6 +13,7 @@ from pipeline.components import ShortForm
 from pipeline.ranges import Count, Fraction, NotNegative, Number, RangedFields
 from pipeline.validation import SettingError
 
+SHARED = ("grid", "dim", "outputs", "num_classes", "class_token")  # arguments that a network and a weak one agree in
 NOTHING_TO_GUIDE = "an unconditional generator has nothing to guide away from; leave the guidance scale at 1"
 
 
@@ -84,7 +85,7 @@ def guided(
 
 def check_pair(network: nn.Module, weak: nn.Module) -> None:
     """ValueError unless two networks answer for the same codes and classes."""
-    for name in ("grid", "dim", "outputs", "num_classes", "class_token"):
+    for name in SHARED:
         ours, theirs = network.config.get(name, 0), weak.config.get(name, 0)
         if ours != theirs:
             raise ValueError(
@@ -124,7 +125,7 @@ def combine(conditional: Tensor, unconditional: Tensor, scale: float, channels: 
     return torch.cat([result, conditional[..., channels:]], dim=-1)
 
 
-def guided_logits(logits: Tensor, scale: Number) -> Tensor:
+def guided_logits(logits: Tensor, scale: float) -> Tensor:
     """Logits [2B, ...], the conditional half first, to guided ones [B, ...]; a scale of 1 is the conditional half."""
     conditional, unconditional = logits.chunk(2)
     return conditional if scale == 1 else torch.lerp(unconditional, conditional, scale)  # in one pass

@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.components import find, kinds
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
+from pipeline.samplers.guidance import SHARED
 from pipeline.saved_folders import load_component
 from pipeline.whole_files import read_json
 
@@ -45,6 +46,15 @@ def check_weak_folder(folder: Path, objective: Objective) -> None:
             raise ValueError(
                 f"sample.weak.folder: {folder} was trained with {name}={other[name]}, the recipe has {ours}"
             )
+
+
+def check_weak_shape(folder: Path, network: Network) -> None:
+    """ValueError unless the network in `folder` answers for the same codes and classes as `network`."""
+    stored = read_json(network_folder(folder) / "config.json")
+    for name in SHARED:
+        ours, theirs = network.config.get(name, 0), stored.get(name, 0)
+        if ours != theirs:
+            raise ValueError(f"sample.weak.folder: {folder} has {name}={theirs}, the recipe's network {ours}")
 
 
 def load_weak(folder: Path) -> Network:

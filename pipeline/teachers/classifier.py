@@ -69,11 +69,11 @@ class Classifier(RangedArguments, ConvolutionStages, ModelMixin, ConfigMixin):
 def fit(
     images: Tensor,
     labels: Tensor | None,
-    num_classes: Whole,
+    num_classes: int,
     seed: int,
     steps: int = 300,
     batch: int = 64,
-    dim: Count = 64,
+    dim: int = 64,
 ) -> Classifier:
     """Train on images [n, 3, H, W] in [-1, 1] with labels [n], under small shifts, turns and changes of size.
 

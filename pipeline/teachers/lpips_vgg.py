@@ -21,6 +21,7 @@ class LpipsVgg(ModelMixin, ConfigMixin):
     published ones. Images need 16 pixels a side or more.
     """
 
+    SMALLEST = 16  # pixels a side
     FILES = ("vgg16", "lpips_vgg")  # names in pipeline.vision.weights, in the order that `load` takes them
     name = "lpips_vgg"
 
@@ -43,8 +44,9 @@ class LpipsVgg(ModelMixin, ConfigMixin):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Five maps [B, C, h, w] of images [B, 3, H, W] in [-1, 1], halving in size."""
-        if min(images.shape[2:]) < 16:
-            raise ValueError(f"LPIPS needs images of 16 pixels a side or more, not {list(images.shape[2:])}")
+        if min(images.shape[2:]) < self.SMALLEST:
+            sides = list(images.shape[2:])
+            raise ValueError(f"LPIPS needs images of {self.SMALLEST} pixels a side or more, not {sides}")
         h, maps = (images - self.mean) / self.std, []
         for i, stage in enumerate(self.stages):
             h = F.max_pool2d(h, 2) if i else h

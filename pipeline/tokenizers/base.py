@@ -119,6 +119,10 @@ class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, Witho
     def last_layer(self) -> nn.Parameter:
         """The weight that makes pixels, at which adaptive weights compare gradients."""
 
+    def check_stock(self) -> None:
+        """ValueError unless the tokenizer has a method `stock`, and that makes a model of diffusers' own of it."""
+        raise ValueError(f"{type(self).__name__} has no stock class in diffusers")
+
     @abstractmethod
     def parts(self) -> dict[str, list[nn.Module]]:
         """The modules of `encoder` (all before the bottleneck, and it), `decoder` (all after) and further parts."""

@@ -92,13 +92,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
             "decoder": [self.post_quant_conv, self.decoder],
         }
 
-    @torch.no_grad()
-    def stock(self) -> AutoencoderKL:
-        """The same function as a stock `AutoencoderKL`, its latents at unit scale (scaling_factor 1).
-
-        The stored mean and std go into the 1x1 convolutions: mean' = (mean - m) / s, logvar' = logvar - 2 log s, and
-        z = s z' + m. Raises ValueError where the stock class has no such shape.
-        """
+    def check_stock(self) -> None:
         c, dim = self.config, self.neck.dim
         inner = self.post_quant_conv.out_channels
         same = inner == dim and (c.decoder_width or c.width) == c.width and c.patch_size == 1
@@ -109,6 +103,17 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         widths = [c.width * m for m in c.multipliers]
         if any(width % c.groups for width in widths):
             raise ValueError(f"AutoencoderKL needs widths that {c.groups} groups divide; these are {widths}")
+
+    @torch.no_grad()
+    def stock(self) -> AutoencoderKL:
+        """The same function as a stock `AutoencoderKL`, its latents at unit scale (scaling_factor 1).
+
+        The stored mean and std go into the 1x1 convolutions: mean' = (mean - m) / s, logvar' = logvar - 2 log s, and
+        z = s z' + m. Raises ValueError where the stock class has no such shape.
+        """
+        self.check_stock()
+        c, dim = self.config, self.neck.dim
+        widths = [c.width * m for m in c.multipliers]
         attends = [i in c.attention for i in range(len(widths))]
         stock = AutoencoderKL(
             down_block_types=tuple("AttnDownEncoderBlock2D" if at else "DownEncoderBlock2D" for at in attends),
@@ -137,6 +142,6 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         return state
 
 
-def encoded_channels(neck: Bottleneck, z_channels: Count | None) -> int:
+def encoded_channels(neck: Bottleneck, z_channels: int | None) -> int:
     """The encoder ends in `z_channels`, or as many as the code has: twice, for a Gaussian's mean and log variance."""
     return (z_channels or neck.dim) * max(1, neck.inputs // neck.dim)

@@ -125,7 +125,7 @@ class Pretrained(MapTokenizer):
         }
 
 
-def spec_of(image_size: int, dim: Count, stride: Count) -> LatentSpec:
+def spec_of(image_size: int, dim: int, stride: int) -> LatentSpec:
     if image_size % stride:
         raise ValueError(f"images of {image_size} pixels do not divide by the stride of {stride}; change data.size")
     return LatentSpec((image_size // stride,) * 2, dim)

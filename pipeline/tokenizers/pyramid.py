@@ -116,7 +116,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         return {"encoder": encoder, "decoder": [self.post, self.decoder]}
 
 
-def choose_encoder(frozen_encoder: Node, image_size: Count) -> tuple[type[FrozenEncoder], Arguments]:
+def choose_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEncoder], Arguments]:
     encoder, arguments = components.choose(ENCODERS, frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
     return encoder, arguments | {"image_size": image_size}
 

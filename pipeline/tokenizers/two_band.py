@@ -202,7 +202,7 @@ class TwoBand(Branched, MapTokenizer):
         }
 
 
-def split_dim(dim: int, high_dim: Count | None) -> dict[str, int]:
+def split_dim(dim: int, high_dim: int | None) -> dict[str, int]:
     """Channels of a code of `dim` for each band; ValueError where one is left without."""
     high = dim // 2 if high_dim is None else high_dim
     if not 0 < high < dim:

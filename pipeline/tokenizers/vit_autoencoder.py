@@ -159,7 +159,7 @@ def drops_tokens(token_drop: Sequence[float]) -> bool:
     return token_drop[1] > 0
 
 
-def check_position(position: Position, width: Count, heads: Count) -> None:
+def check_position(position: Position, width: int, heads: int) -> None:
     """ValueError where that width cannot hold these positions."""
     check_heads("vit_autoencoder", width, heads)
     if "fixed" in position and width % 4:

@@ -1,13 +1,12 @@
 """Weights that a training starts from: the folder of an imported, or of an earlier trained, component."""
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusers import ModelMixin
 
+from pipeline.checks.starting_weights import check_start
 from pipeline.saved_folders import INDEX, fingerprint_files, load_component
-from pipeline.whole_files import read_json
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -19,30 +18,9 @@ def load_start(model: Model, folder: str | None, where: str) -> Model:
     """
     if folder is None:
         return model
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{where}: {folder} holds no config.json; name the folder of a saved {type(model).__name__}")
-    stored = read_json(path / "config.json")
-    if stored["_class_name"] != type(model).__name__:
-        raise ValueError(f"{where}: {folder} holds a {stored['_class_name']}, the recipe a {type(model).__name__}")
-    given = json.loads(model.to_json_string())
-    for name in sorted(set(given) & set(stored) - set(model.run_arguments)):
-        if not name.startswith("_") and differ(given[name], stored[name]):
-            raise ValueError(f"{where}: {folder} was made with {name} {stored[name]}, the recipe has {given[name]}")
-    weights, needed = load_component(type(model), path).state_dict(), model.state_dict()
-    for name in needed:
-        if weights[name].shape != needed[name].shape:
-            sizes = [list(values[name].shape) for values in (weights, needed)]
-            raise ValueError(f"{where}: {name} is {sizes[0]} in {folder} and {sizes[1]} under this recipe")
-    model.load_state_dict(weights)
+    check_start(model, folder, where)
+    model.load_state_dict(load_component(type(model), Path(folder)).state_dict())
     return model
-
-
-def differ(config: Any, stored: Any) -> bool:
-    """Whether two values of an argument differ; of nested nodes, where both state one."""
-    if isinstance(config, dict) and isinstance(stored, dict):
-        return any(differ(config[name], stored[name]) for name in set(config) & set(stored))
-    return config != stored
 
 
 def fingerprints(part: Any) -> dict[str, str]:

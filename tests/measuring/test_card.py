@@ -19,9 +19,10 @@ import run
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import ImageDraws
 from pipeline.features import judge
+from pipeline.features.summaries import extremes
 from pipeline.measuring.small_prior import batch_of, learn, loss_on
 from pipeline.metrics.band_error import band_power
-from pipeline.metrics.base import Measurement, extremes
+from pipeline.metrics.base import Measurement
 from pipeline.metrics.channel_moments import channel_moments
 from pipeline.metrics.code_size import CodeSize
 from pipeline.metrics.flow_probe import FLOW_LEVELS, FlowProbe

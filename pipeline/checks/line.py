@@ -1,0 +1,65 @@
+"""The one check before the first stage: a recipe, the images of both splits, and what it starts from and publishes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.checks.images import check_images, numbers_left_out
+from pipeline.checks.publication import check_publication
+from pipeline.checks.recipe import CheckedRecipe
+from pipeline.checks.starting_weights import check_folder, check_start
+from pipeline.checks.weights import describe_weights
+from pipeline.components import find
+from pipeline.images.facts import SplitFacts
+from pipeline.networks.base import Network
+from pipeline.recipes.building import build_network, build_tokenizer_on_meta
+from pipeline.recipes.schema import Recipe
+from pipeline.sampling.weak_network import check_weak_shape
+from pipeline.tokenizers.base import Tokenizer
+
+CLASSES = 1000  # of a network whose images are not on this machine
+
+
+@dataclass(frozen=True)
+class CheckedLine:
+    """What a line that is right comes to on this machine."""
+
+    tokenizer: Tokenizer | None  # on the meta device; None where it is frozen
+    network: Network  # on the meta device
+    weights: list[str]  # a line for each frozen network: which one, and where from
+    left_out: list[str]  # a line for each number, or folder, that will not be there
+
+
+def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, SplitFacts]) -> CheckedLine:
+    """ValueError with one line for what else can be known to be wrong with a `checked` recipe before the first step.
+
+    `facts` are those of both splits; they are empty where the images are not on this machine.
+    """
+    if facts:
+        check_images(recipe, facts)
+    classes = len(facts["train"].class_names) if facts else CLASSES
+    with torch.device("meta"):
+        conditional = recipe.generator.condition == "class"
+        network = build_network(recipe, checked.spec, classes if conditional else 0, checked.objective)
+    tokenizer = None if checked.tokenizer.frozen else build_tokenizer_on_meta(recipe)
+    if facts:
+        check_starts(recipe, network)
+    refusals = check_publication(recipe, checked.tokenizer, tokenizer, network)
+    left_out = [f"publish.stock leaves out one part: {refusal}" for refusal in refusals]
+    if facts:
+        left_out += [f"evaluate leaves out {line}" for line in numbers_left_out(recipe, facts, checked.spec)]
+    return CheckedLine(tokenizer, network, describe_weights(recipe), left_out)
+
+
+def check_starts(recipe: Recipe, network: Network) -> None:
+    """ValueError where a folder that a later stage begins with, or is guided by, does not fit."""
+    start, weak = recipe.generator.start, recipe.sample.weak
+    if start is not None and not recipe.generator.starts_joint:
+        check_start(network, start, "generator.start")
+    if recipe.joint is not None and recipe.joint.critic is not None and recipe.joint.phase.adversary is not None:
+        critic = find("critics", recipe.joint.phase.adversary.critic["kind"])
+        check_folder(critic.__name__, Path(recipe.joint.critic), "joint.critic")
+    if weak is not None and weak.folder is not None:
+        check_weak_shape(Path(weak.folder), network)

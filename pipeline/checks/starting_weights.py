@@ -1,0 +1,54 @@
+"""Whether a folder of weights that a training starts from fits the model of the recipe, known from its headers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import ModelMixin
+from safetensors import safe_open
+
+from pipeline.whole_files import read_json
+
+
+def check_start(model: ModelMixin, folder: str, where: str) -> None:
+    """ValueError where `folder` holds another model than `model`, which may be on the meta device.
+
+    Its config and the shapes of its weights are read. The line says what differs, and `where` the recipe names it.
+    """
+    path = Path(folder)
+    stored, given = check_folder(type(model).__name__, path, where), json.loads(model.to_json_string())
+    for name in sorted(set(given) & set(stored) - set(model.run_arguments)):
+        if not name.startswith("_") and differ(given[name], stored[name]):
+            raise ValueError(f"{where}: {folder} was made with {name} {stored[name]}, the recipe has {given[name]}")
+    stored_shapes = shapes_in(path)
+    for name, weight in model.state_dict().items():
+        if name in stored_shapes and stored_shapes[name] != list(weight.shape):
+            raise ValueError(
+                f"{where}: {name} is {stored_shapes[name]} in {folder} and {list(weight.shape)} under this recipe"
+            )
+
+
+def check_folder(kind: str, folder: Path, where: str) -> dict[str, Any]:
+    """The config of the model in `folder`; ValueError where it is none of the class `kind`."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{where}: {folder} holds no config.json; name the folder of a saved {kind}")
+    stored = read_json(folder / "config.json")
+    if stored.get("_class_name") != kind:
+        raise ValueError(f"{where}: {folder} holds a {stored.get('_class_name')}, the recipe a {kind}")
+    return stored
+
+
+def differ(config: Any, stored: Any) -> bool:
+    """Whether two values of an argument differ; of nested nodes, where both state one."""
+    if isinstance(config, dict) and isinstance(stored, dict):
+        return any(differ(config[name], stored[name]) for name in set(config) & set(stored))
+    return config != stored
+
+
+def shapes_in(folder: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in the safetensors files of a folder, by name."""
+    shapes: dict[str, list[int]] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            shapes |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
