@@ -136,7 +136,7 @@ def _settle(value: Written, hint: Any) -> tuple[Any, Any]:
         return chosen[0], hint
     if type(None) in members and value.text in (NULL, ""):
         return None, hint
-    if str in members or choices:
+    if str in members or (choices and not {bool, int, float} & set(members)):
         return (value.text or None), hint  # an empty one is a file's null
     content = value.structure()
     return (content.scalar() if isinstance(content, Written) else content), Any
