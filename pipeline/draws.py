@@ -128,6 +128,9 @@ class PartDraws(Draws):
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         return self.draws.uniform(f"{self.part}.{name}", shape)
 
+    def uniform_of_all(self, name: str) -> Tensor:
+        return self.draws.uniform_of_all(f"{self.part}.{name}")
+
     def keep_mask(self, name: str, shape: tuple[int, ...], rate: float) -> Tensor:
         return self.draws.keep_mask(f"{self.part}.{name}", shape, rate)
 

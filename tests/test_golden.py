@@ -85,6 +85,9 @@ def tolerance(case: Case, kind, name: str) -> float:
     return case.meta["tolerance"]["value"]
 
 
+NOISE = 1e-7  # of float32: what is exactly zero by the formula comes out as less
+
+
 def own_scale(case: Case, name: str) -> float:
     """What max|a - b| / max|b| may be besides, of the small outputs that the case names; infinite for any other."""
     stated = case.meta["tolerance"].get("own_scale", {})
@@ -92,8 +95,8 @@ def own_scale(case: Case, name: str) -> float:
 
 
 def compare(ours: Tensor, theirs: Tensor, allowed: float, of_largest: float = math.inf) -> None:
-    """max|a - b| <= allowed * max(1, max|b|), which no NaN meets, and <= of_largest * max|b|; whole numbers and exact
-    outputs must be equal."""
+    """max|a - b| <= allowed * max(1, max|b|), which no NaN meets, and <= of_largest * max|b| but for noise; whole
+    numbers and exact outputs must be equal."""
     assert ours.shape == theirs.shape, f"{list(ours.shape)} instead of {list(theirs.shape)}"
     if allowed == 0 or not theirs.is_floating_point():
         assert ours.is_floating_point() == theirs.is_floating_point(), f"{ours.dtype} instead of {theirs.dtype}"
@@ -103,5 +106,5 @@ def compare(ours: Tensor, theirs: Tensor, allowed: float, of_largest: float = ma
     largest = theirs.abs().max().item()
     limit = allowed * max(1.0, largest)
     if largest and of_largest < math.inf:
-        limit = min(limit, of_largest * largest)
+        limit = min(limit, max(of_largest * largest, NOISE))
     assert difference <= limit, f"differs by {difference:.3g}, allowed {limit:.3g}"

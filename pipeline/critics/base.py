@@ -29,6 +29,11 @@ class Critic(RangedArguments, ModelMixin, ConfigMixin):
         return ()
 
     @classmethod
+    def judges_batches(cls, arguments: Arguments) -> bool:
+        """Whether a verdict depends on the other images of the batch, so that real and rebuilt ones pass apart."""
+        return False
+
+    @classmethod
     def sizes_of(cls, extractor: nn.Module) -> dict[str, Any]:
         """Constructor arguments that the frozen network determines, of a critic that declares one."""
         return {}

@@ -14,9 +14,9 @@ from pipeline.critics.base import Critic
 from pipeline.nn.spectral import SpectralConv1d
 from pipeline.nn.unregistered import Unregistered
 from pipeline.ranges import Count, Counts, Layers
-from pipeline.teachers.base import Teacher
+from pipeline.teachers.base import GELU, Resize, Teacher
 
-VIRTUAL_BATCH = 8
+EPSILON = 1e-6  # of the virtual batch norm
 Norm = Literal["group", "batch"]
 
 
@@ -25,15 +25,16 @@ class FrozenFeatures(Critic):
 
     A frozen `teacher` gives the maps `layers` of its patches; each has its own head over its positions, row by row.
     Only the heads are trained and saved. With `norm="group"` (eight groups) a verdict depends on its own image alone,
-    so that any number of processes trains the same critic; "batch" is the published form, statistics of every eight
-    images of a batch at hand, with no running ones.
+    so that any number of processes trains the same critic; "batch" is the published form, statistics of groups of at
+    most `virtual_batch` images, equally many each, with no running ones.
 
     `teacher` is the name of known weights, a folder, a model of the hub, or `classifier`: a small one of the recipe's
     own images, all of whose maps are judged. `auto` is DINO's ViT-S/16 where that is found, else the classifier.
     Layers are counted in blocks and read as `readout` of `pipeline.teachers.vision_model` says; None is what the first
     block reads and the output of each quarter of the blocks, which is the published choice. `teacher_size` is the side
-    in pixels that images are brought to, None the model's own. `widths` are the channels of the maps, and `source` is
-    the teacher's name: both are determined by it.
+    in pixels that images are brought to, None the model's own; `teacher_resize` and `teacher_gelu` are the `resize` and
+    the activation of `pipeline.teachers.vision_model`, in RobusTok's released code `area` and `tanh`. `widths` are the
+    channels of the maps, and `source` is the teacher's name: both are determined by it.
     """
 
     extractor_kind = "critic_maps"
@@ -48,14 +49,21 @@ class FrozenFeatures(Critic):
         teacher_size: Count | Literal["grid"] | None = None,
         kernel: Count = 9,
         norm: Norm = "group",
+        virtual_batch: Count = 8,
+        teacher_resize: Resize = "antialiased",
+        teacher_gelu: GELU = "exact",
     ):
         super().__init__()
-        self.heads = nn.ModuleList(Head(width, kernel, norm) for width in widths)
+        self.heads = nn.ModuleList(Head(width, kernel, norm, virtual_batch) for width in widths)
         self.extractor: Unregistered | None = None
 
     @property
     def name(self) -> str:
         return f"_{self.config.source}"
+
+    @classmethod
+    def judges_batches(cls, arguments: Arguments) -> bool:
+        return arguments.norm == "batch"
 
     @classmethod
     def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
@@ -90,9 +98,9 @@ class Head(nn.Module):
     A 1x1 unit, a unit over `kernel` positions beside it, and a 1x1 convolution.
     """
 
-    def __init__(self, width: int, kernel: Count, norm: Norm):
+    def __init__(self, width: int, kernel: int, norm: Norm, virtual_batch: int):
         super().__init__()
-        self.enter, self.mix = Unit(width, 1, norm), Unit(width, kernel, norm)
+        self.enter, self.mix = Unit(width, 1, norm, virtual_batch), Unit(width, kernel, norm, virtual_batch)
         self.leave = SpectralConv1d(width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,24 +111,26 @@ class Head(nn.Module):
 class Unit(nn.Module):
     """Convolution, norm, leaky ReLU, [B, C, N] to the same."""
 
-    def __init__(self, width: int, kernel: Count, norm: Norm):
+    def __init__(self, width: int, kernel: int, norm: Norm, virtual_batch: int):
         super().__init__()
         self.convolution = SpectralConv1d(width, width, kernel)
-        self.norm = VirtualBatchNorm(width) if norm == "batch" else nn.GroupNorm(math.gcd(8, width), width)
+        groups = math.gcd(8, width)
+        self.norm = VirtualBatchNorm(width, virtual_batch) if norm == "batch" else nn.GroupNorm(groups, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.norm(self.convolution(x)), 0.2)
 
 
 class VirtualBatchNorm(nn.Module):
-    """Batch norm over every eight images of [B, C, N], or over as many below eight as divide B; never by running
-    statistics."""
+    """Batch norm of [B, C, N] over groups of at most `size` images, as few as divide B; never by running statistics."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, size: int):
         super().__init__()
+        self.size = size
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        groups = x.unflatten(0, (-1, math.gcd(VIRTUAL_BATCH, len(x))))  # [G, b, C, N]
-        normalised = [F.batch_norm(group, None, None, self.weight, self.bias, training=True) for group in groups]
-        return torch.cat(normalised)
+        count = next(n for n in range(-(-len(x) // self.size), len(x) + 1) if len(x) % n == 0)
+        groups = x.unflatten(0, (count, -1))  # [G, b, C, N]
+        arguments = None, None, self.weight, self.bias
+        return torch.cat([F.batch_norm(group, *arguments, training=True, eps=EPSILON) for group in groups])

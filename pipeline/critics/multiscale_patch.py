@@ -33,6 +33,10 @@ class MultiscalePatch(Critic):
         return (smallest_side(arguments.layers) - 1) * 2 ** (arguments.scales - 1) + 1  # halved sides are rounded up
 
     @classmethod
+    def judges_batches(cls, arguments: Arguments) -> bool:
+        return arguments.norm == "batch"
+
+    @classmethod
     def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
         return ("the critic's batch norms",) if arguments.norm == "batch" else ()
 

@@ -31,6 +31,10 @@ class Patch(Critic):
         return smallest_side(arguments.layers)
 
     @classmethod
+    def judges_batches(cls, arguments: Arguments) -> bool:
+        return arguments.norm == "batch"
+
+    @classmethod
     def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
         return ("the critic's batch norms",) if arguments.norm == "batch" else ()
 

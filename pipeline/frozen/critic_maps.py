@@ -6,7 +6,7 @@ from pipeline.frozen.base import STAND_IN
 from pipeline.frozen.feature_maps import FeatureMaps
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.teachers.base import Teacher
-from pipeline.teachers.vision_model import VisionModel
+from pipeline.teachers.vision_model import VisionModel, approximate_gelu
 from pipeline.validation import SettingError
 from pipeline.vision.backbone import read_depth
 from pipeline.vision.weights import require_model
@@ -35,7 +35,11 @@ class CriticMaps(FeatureMaps):
             return self.load_stand_in(networks)
         weights = require_model(self.teacher, self.recipe.weights, f"{self.name}.teacher")
         layers = quarters(weights) if self.arguments.get("layers") is None else self.layers
-        return VisionModel.load(weights, size=self.arguments.get("teacher_size"), layers=layers, readout=True)
+        size, resize = (self.arguments.get(f"teacher_{name}") for name in ("size", "resize"))
+        teacher = VisionModel.load(weights, size=size, layers=layers, readout=True, resize=resize or "antialiased")
+        if self.arguments.get("teacher_gelu") == "tanh":
+            approximate_gelu(teacher)
+        return teacher
 
 
 def quarters(weights: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """What is computed of a critic's logits and layers beside its loss: LeCam's penalty and feature matching."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from pipeline.nn.processes import sum_over_processes, world_size
 
+MeansMove = Literal["after", "before"]  # the penalty is taken
 Logits = Tensor | Sequence[Tensor]  # of one view of an image, or of several, which count equally
 
 
@@ -32,21 +34,29 @@ class LeCam(nn.Module):
 
     With m_r and m_f as they were before: mean relu(real - m_f)^2 + mean relu(m_r - fake)^2, Tseng et al.,
     arXiv:2104.03310, equation 5, so that only a logit beyond the other side's mean costs. The means are those of all
-    processes; they begin at 0, as published, and logits that are not finite leave them as they are.
+    processes; they begin at 0, as published, and logits that are not finite leave them as they are. With `move` before
+    they are those that already hold this batch.
     """
 
-    def __init__(self, decay: float = 0.999):
+    def __init__(self, decay: float = 0.999, move: MeansMove = "after"):
         super().__init__()
-        self.decay = decay
+        self.decay, self.move = decay, move
         self.register_buffer("real", torch.zeros(()))
         self.register_buffer("fake", torch.zeros(()))
 
     def forward(self, real: Logits, fake: Logits) -> Tensor:
-        """The penalty of this batch's logits, which the means then move towards."""
+        """The penalty of this batch's logits; the means move towards these."""
+        if self.move == "before":
+            self.move_means(real, fake)
         m_real, m_fake = self.real.clone(), self.fake.clone()
         penalty = mean_of([F.relu(view - m_fake).square().mean() for view in views(real)])
         penalty = penalty + mean_of([F.relu(m_real - view).square().mean() for view in views(fake)])
-        for mean, logits in ((self.real, real), (self.fake, fake)):
-            here = sum_over_processes(mean_of([view.mean() for view in views(logits)])) / world_size()
-            mean.lerp_(torch.where(here.isfinite(), here, mean), 1 - self.decay)
+        if self.move == "after":
+            self.move_means(real, fake)
         return penalty
+
+    def move_means(self, real: Logits, fake: Logits) -> None:
+        """The running means after this batch."""
+        for mean, logits in ((self.real, real), (self.fake, fake)):
+            here = sum_over_processes(mean_of([view.detach().mean() for view in views(logits)])) / world_size()
+            mean.lerp_(torch.where(here.isfinite(), here, mean), 1 - self.decay)

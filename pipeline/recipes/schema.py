@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from omegaconf import OmegaConf
 
 from pipeline.components import Node, structure
+from pipeline.nn.augmentation import First
+from pipeline.nn.critic_logits import MeansMove
 from pipeline.ranges import (
     Count,
     Fraction,
@@ -94,6 +96,10 @@ class Augmentation(RangedFields):
     colour: bool = True  # brightness, saturation and contrast
     translation: Fraction = 0.125  # largest shift, as a fraction of the sides; 0: none
     cutout: Fraction = 0.5  # sides of the blanked square, as a fraction of the image's; 0: none
+    first: First = "colour"  # or translation, as RobusTok has it
+    shared: bool = True  # real and rebuilt images are changed alike, in both turns; else each by draws of its own
+    blur_fade: Whole = 0  # steps from `start` over which a blur of what the critic judges fades; 0: none
+    crop: Count | None = None  # side in pixels to which, with probability 1/2, a whole batch is cropped at one place
 
 
 @dataclass
@@ -111,6 +117,7 @@ class Adversary(RangedFields):
     augmentation: Augmentation | None = None
     lecam: NotNegative = 0.0  # weight of the LeCam regularisation
     lecam_decay: FractionBelowOne = 0.999  # of its running means of logits
+    lecam_means: MeansMove = "after"  # the means move after the penalty is taken, or before, as RobusTok has it
     feature_matching: bool = False  # also the term feature_matching: distance of the critic's hidden features
 
     def learns(self, step: int) -> bool:

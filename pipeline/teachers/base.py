@@ -1,12 +1,15 @@
 """What every teacher promises: feature maps of images, with a name for the numbers that come of them."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.nn.resize import resize_map
+
+Resize = Literal["antialiased", "area", "bilinear"]  # how a vision model's images are brought to its size
+GELU = Literal["exact", "tanh"]
 
 
 class Teacher(Protocol):

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.teachers.base import Resize
 from pipeline.vision.backbone import (
     FAMILIES,
     GENERAL,
@@ -28,9 +30,11 @@ class VisionModel(Backbone):
     DINOv2 (Oquab et al., arXiv:2304.07193), CLIP (Radford et al., arXiv:2103.00020), SigLIP (Zhai et al.,
     arXiv:2303.15343; also the second, where its images have one size), or another that transformers' AutoModel reads.
 
-    Images are resampled (bicubic, with antialiasing) to `size` pixels a side, None for the model's own; "grid" makes 16
-    of their pixels a patch, so that a tokenizer of stride 16 and the model see one grid (DINOv2's patches are of 14:
-    256 becomes 224). Then they are normalised by the colours' `mean` and `std` [3] that the model has learned from.
+    Images are resampled (bicubic, with antialiasing; with `resize: area` by the mean over areas where they are larger,
+    else bicubic without antialiasing; with `bilinear` by that, without) to `size` pixels a side, None for the model's
+    own; "grid" makes 16 of their pixels a patch, so that a tokenizer of stride 16 and the model see one grid (DINOv2's
+    patches are of 14: 256 becomes 224). Then they are normalised by the colours' `mean` and `std` [3] that the model
+    has learned from.
 
     `layers` are those that `maps` are of, counted in blocks: 0 is what the first one reads, k the output of block k,
     and the last, its number or -1, is after the model's last norm. ValueError where there is no such layer. With
@@ -47,8 +51,10 @@ class VisionModel(Backbone):
         size: Size = None,
         layers: Sequence[int] = (-1,),
         readout: bool = False,
+        resize: Resize = "antialiased",
     ):
-        super().__init__(model, mean, std, antialias=True)
+        super().__init__(model, mean, std, antialias=resize == "antialiased")
+        self.resize = resize
         self.kind, self.family = kind, FAMILIES.get(kind, GENERAL)
         trained = model.config.image_size if isinstance(model.config.image_size, int) else model.config.image_size[0]
         self.size, self.readout = trained if size is None else size, readout
@@ -64,6 +70,7 @@ class VisionModel(Backbone):
         layers: Sequence[int] = (-1,),
         affine: bool = True,
         readout: bool = False,
+        resize: Resize = "antialiased",
     ) -> "VisionModel":
         """From a folder with config.json and model.safetensors, as facebook/dinov2-base; frozen, in evaluation mode.
 
@@ -79,7 +86,7 @@ class VisionModel(Backbone):
         mean, std = (preprocessor.get(name, usual) for name, usual in zip(("image_mean", "image_std"), family.colours))
         if not affine:
             remove_scale_and_shift(last_norm(model, kind))
-        return cls(kind, model, mean, std, size, layers, readout).requires_grad_(False).eval()
+        return cls(kind, model, mean, std, size, layers, readout, resize).requires_grad_(False).eval()
 
     @property
     def name(self) -> str:
@@ -139,6 +146,10 @@ class VisionModel(Backbone):
         sides = [self.size] * 2
         if self.size == "grid":
             sides = [self.model.config.patch_size * max(1, round(side / PATCH)) for side in images.shape[2:]]
+        mode = {"area": "area", "bilinear": "bilinear"}.get(self.resize)
+        smaller = any(old < new for old, new in zip(images.shape[2:], sides))
+        if mode is not None and list(images.shape[2:]) != list(sides) and not (mode == "area" and smaller):
+            images = F.interpolate(images.float(), list(sides), mode=mode)
         return self.normalise(images, sides)
 
     @property
@@ -155,6 +166,16 @@ class VisionModel(Backbone):
         """All tokens of a layer, None for the last one after the norm."""
         layer, normed = (self.last, self.last) if layer is None else (layer, None)
         return self.layers_of(pixels, [layer], normed)[0]
+
+
+def approximate_gelu(model: nn.Module) -> None:
+    """Replace every exact GELU of a model of transformers by its approximation with tanh."""
+    from transformers.activations import GELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, GELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def last_norm(model: nn.Module, kind: str) -> nn.Module:

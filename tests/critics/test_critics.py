@@ -26,7 +26,7 @@ from pipeline.draws import GivenDraws, StepDraws
 from pipeline.frozen.networks import FrozenNetworks, check_extractor
 from pipeline.images.reading import ImageBatch, Images
 from pipeline.losses.pixel import Pixel
-from pipeline.nn.augmentation import DRAWS, augment
+from pipeline.nn.augmentation import DRAWS, augment, blur, crop_batch
 from pipeline.nn.critic_logits import LeCam, feature_matching
 from pipeline.nn.spectral import SpectralConv1d
 from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, load
@@ -140,13 +140,70 @@ def test_the_largest_singular_value_becomes_one_and_only_training_moves_its_dire
     assert not torch.equal(layer.direction, kept)
 
 
-def test_virtual_batches_are_of_eight_images():
-    x, norm = torch.randn(16, 3, 5), VirtualBatchNorm(3)
-    parts = [(h - h.mean((0, 2), keepdim=True)) / (h.var((0, 2), keepdim=True, correction=0) + 1e-5).sqrt()
+def test_virtual_batches_are_of_eight_images_at_most():
+    x, norm = torch.randn(16, 3, 5), VirtualBatchNorm(3, 8)
+    parts = [(h - h.mean((0, 2), keepdim=True)) / (h.var((0, 2), keepdim=True, correction=0) + 1e-6).sqrt()
              for h in x.split(8)]  # fmt: skip
     torch.testing.assert_close(norm(x), torch.cat(parts))
     torch.testing.assert_close(norm.eval()(x), norm.train()(x))
-    assert norm(x[:6]).shape == (6, 3, 5)
+    halves = torch.cat([norm(x[:6]), norm(x[6:12])])  # twelve are two groups of six
+    torch.testing.assert_close(norm(x[:12]), halves)
+    alone = VirtualBatchNorm(3, 1)
+    torch.testing.assert_close(alone(x)[5:6], alone(x[5:6]))
+
+
+def test_a_critic_with_batch_norm_learns_from_real_and_rebuilt_images_in_passes_of_their_own():
+    task = task_of(frozen(norm="batch"), lecam=0.0)
+    player, critic = task.players["critic"].eval(), task.game.critic
+    real, fake = images(4), -images(4) / 3
+    terms = task.game.critic_terms(player, real, fake, draws())
+    expected = task.game.loss.critic_loss(critic(real), critic(fake))
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, atol=1e-5, rtol=1e-4)
+    together = [view.chunk(2) for view in critic(torch.cat([real, fake]))]
+    assert not torch.allclose(together[0][0], critic(real)[0], atol=1e-3)
+
+
+def test_blur_keeps_even_images_and_the_mean_and_fades():
+    x = images(2)
+    assert torch.equal(blur(x, 0.0), x)
+    even = torch.full((1, 3, 16, 16), 0.3)
+    torch.testing.assert_close(blur(even, 0.5), even)
+    variances = [blur(x, strength).var() for strength in (0.0, 0.2, 0.5, 1.0)]
+    assert all(less < more for more, less in zip(variances, variances[1:]))
+    task = task_of(Patch(8, 1), start=2, augmentation=Augmentation(probability=0.0, blur_fade=2), ahead=2)
+    seen = [task.game.augment(x, draws(2, step=step), "real") for step in (0, 2, 3, 4)]
+    for image, strength in zip(seen, (1.0, 1.0, 0.5, 0.0)):
+        torch.testing.assert_close(image, blur(x, strength))
+
+
+def test_a_batch_is_cropped_as_one_or_not_at_all():
+    x, sides = images(3), []
+    for step in range(24):
+        seen = crop_batch(x, 6, draws(3, step=step))
+        sides.append(seen.shape[2])
+        if sides[-1] == 6:
+            rows = x.unfold(2, 6, 1).unfold(3, 6, 1)  # [B, C, 11, 11, 6, 6]
+            places = [(rows[i] == seen[i, :, None, None]).all(dim=(0, 3, 4)).nonzero().tolist() for i in range(3)]
+            assert len(places[0]) == 1 and places[0] == places[1] == places[2]
+    assert set(sides) == {6, 16} and crop_batch(x, 16, draws(3)) is x
+
+
+def test_each_side_and_turn_has_draws_of_its_own_where_they_are_not_shared():
+    game = task_of(Patch(8, 1), augmentation=Augmentation(shared=False)).game
+    seen = [game.augment(images(), draws(), side) for side in ("tokenizer", "real", "fake", "fake")]
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
+    moved = augment(images(), draws(), cutout=0.0, first="translation")
+    assert not torch.allclose(moved, augment(images(), draws(), cutout=0.0))
+
+
+def test_the_means_of_lecam_may_move_before_the_penalty():
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5])
+    before, after = LeCam(0.75, "before"), LeCam(0.75)
+    after(real, fake)
+    first = before(real, fake)
+    assert first == after(real, fake) and first == pytest.approx((2 - 0.125) ** 2 / 2)
+    assert not before.real.requires_grad
 
 
 def given(*values: float, count: int = 1) -> GivenDraws:
