@@ -1,13 +1,14 @@
 """Recipes as files: finding them, what they include, and changes of single values stated on the command line."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from pipeline.validation import suggestion
 from pipeline.written import Written, opened
@@ -15,6 +16,7 @@ from pipeline.written import Written, opened
 PACKAGE = Path(__file__).parents[1]
 # In a checkout configs/ lies beside the package; a wheel holds it inside.
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -67,23 +69,24 @@ def read(path: Path, known: Sequence[str] = (), above: tuple[Path, ...] = ()) ->
         raise ValueError(f"{above[-1].name} includes {path}, which is no recipe: it has none of a recipe's settings")
     merged: dict[str, Any] = {}
     included = values.pop("include", None) or []
-    for entry in [included] if isinstance(included, str) else included:
+    for entry in included if isinstance(included, list) else [included]:
         merged = merge(merged, read(_included(entry, path), known, (*above, path)))
     return merge(merged, expand(values))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=LOADER)
+        values = OmegaConf.to_container(OmegaConf.load(path)) if isinstance(root, yaml.MappingNode) else None
+    except (OmegaConfBaseException, OSError, ValueError) as error:  # whose texts may quote the file
         reason = error.strerror if isinstance(error, OSError) else None
         raise ValueError(f"{path} cannot be read as a recipe{f': {reason}' if reason else ''}") from None
-    except YAMLError as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ValueError(f"{path} is not YAML{where}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no settings; a recipe is a mapping")
+    if not isinstance(values, dict) or not all(str(name).isidentifier() for name in values):
+        raise ValueError(f"{path} holds no settings; a recipe is a mapping of names")
     if place := _interpolated(values):
         raise ValueError(f"{path}: {place} refers to another value by ${{...}}, which recipes do not; write the value")
     return values
@@ -182,6 +185,35 @@ def _parse(word: str) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return expand(value)
+
+
+def leave_out_known(values: Any, fields: Collection[str], within: str = "") -> Any:
+    """`values` without the nulls in the mappings `fields`, of names that a recipe chooses, whose names recipes know.
+
+    They would leave out what is not there, as one does to be sure; a null of an unknown name stays, and is a mistake.
+    """
+    values = opened(values) if within in fields else values
+    if not isinstance(values, Mapping):
+        return values
+    kept = {
+        name: leave_out_known(entry, fields, str(name))
+        for name, entry in values.items()
+        if not (within in fields and _is_null(entry) and name in names_within(within))
+    }
+    return kept
+
+
+@cache
+def names_within(field: str) -> frozenset[str]:
+    """The names that the recipes in configs/, and what they include, have in their mappings `field`."""
+    recipes = (yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) for path in CONFIGS.rglob("*.yaml"))
+    return frozenset(name for values in recipes for name in _names_within(values, field))
+
+
+def _names_within(value: Any, field: str) -> Iterator[str]:
+    for name, entry in value.items() if isinstance(value, dict) else ():
+        yield from (map(str, entry) if name == field and isinstance(entry, dict) else ())
+        yield from _names_within(entry, field)
 
 
 def _text(value: Any) -> Any:

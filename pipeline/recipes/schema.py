@@ -20,7 +20,7 @@ from pipeline.ranges import (
     Seed,
     Whole,
 )
-from pipeline.recipes.files import locate, merge, parse_settings, read
+from pipeline.recipes.files import leave_out_known, locate, merge, parse_settings, read
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import Length, Range, SettingError, check_folder_name
 
@@ -321,17 +321,21 @@ class Recipe(RangedFields):
             check_folder_name(f"tokenizer.phases.{phase}", phase)
 
 
+FREE_NAMES = ("lr", "weight_decay", "weights", "losses", "balance", "alignment")  # fields of names a recipe chooses
+
+
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe `name` (a file, or a name in configs/) with `key=value` overrides applied, typed and complete.
 
     `null` removes what an included file sets: a whole mapping, which is then empty, or one entry of `losses`,
-    `weights`, `lr` or `phases` by name.
+    `weights`, `lr` or `phases` by name; one that is not there may be left out where any recipe has such a name.
 
     Raises ValueError with one line that says what to change where a name or a type is wrong; all other rules are
     checked by `pipeline.checks.recipe`.
     """
     values = read(locate(name), [f.name for f in fields(Recipe)])
-    return structure(Recipe, merge(values, parse_settings(overrides)))
+    values = merge(values, parse_settings(overrides))
+    return structure(Recipe, leave_out_known(values, FREE_NAMES))
 
 
 def settings(recipe: Recipe) -> str:
