@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SETTINGS = "[key=value ...]"
 ALL = "Runs every stage that is missing or out of date"
 HELP = ("--help", "-h", "help")
+NO_MEMORY = ("can't allocate memory", "out of memory", "storage size calculation overflowed")  # in what torch raises
 STOPS = ("Interrupted", "FloatingPointError", "SafetensorError")  # errors that say in one line what happened
 USAGE = """Tessera trains image tokenizers and the generators on their latents, and publishes diffusers pipelines.
 
@@ -64,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug or (message := expected(error)) is None:
             raise
+        if command == "check":
+            return complain(message, 2)
         return complain(message, 130 if type(error).__name__ == "Interrupted" else 1)
     except KeyboardInterrupt:
         return complain("stopped", 130)
@@ -73,6 +76,9 @@ def expected(error: Exception) -> str | None:
     """What to say where no fault of the program ended it: it was stopped, or left alone, or cannot write."""
     if type(error).__name__ in STOPS:
         return str(error)
+    if isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY):
+        reason = " ".join(str(error).split())[:100]
+        return f"this machine has too little memory; give smaller sizes, or a smaller loop.batch ({reason})"
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return f"{error}{'; make space, and the same command continues' if full else ''}"
@@ -185,7 +191,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
                         raise ValueError(f"{work.root / read} is missing or out of date{why}; run: {again}")
                 if work.claimed is None:
                     held.enter_context(work.claim(origin(name), settings(recipe)))
-                    for text in line.weights + line.left_out if chosen == stages.ORDER else ():
+                    for text in line.weights + line.left_out + line.warnings if chosen == stages.ORDER else ():
                         work.say(text)
             if work.current(stage.writes, because[stage.writes]):  # another command may have ended meanwhile
                 work.say(f"{stage.name}: {work.root / stage.writes} is up to date")

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from pipeline.code import LatentSpec
 from pipeline.components import conform, plain_value, structure
 from pipeline.draws import Draws, GivenDraws, ImageDraws
-from pipeline.ranges import Count, RangedFields
+from pipeline.ranges import Evaluations, RangedFields
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import suggestion
 
@@ -26,7 +26,7 @@ NUMBER = re.compile(r"[+-]?[0-9]+")
 class Defaults(RangedFields):
     """How a pipeline samples when a call does not say; saved in model_index.json as `sampling`."""
 
-    steps: Count | None = None  # network evaluations; None: as many as the objective says
+    steps: Evaluations | None = None  # network evaluations; None: as many as the objective says
     guidance: Guidance = Guidance()
     sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
     weak: str | None = None  # where the pipeline's weak network, if it has one, comes from

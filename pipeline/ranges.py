@@ -16,6 +16,8 @@ from pipeline.validation import Length, Range
 Integer = Annotated[int, Range()]
 Whole = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
+Evaluations = Annotated[int, Range(1, 10**6)]  # of a network, for one sample
+ImageCount = Annotated[int, Range(1, 10**9)]
 Seed = Annotated[int, Range(0, 10**18)]
 Number = Annotated[float, Range()]
 NotNegative = Annotated[float, Range(0)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.checks.images import check_images, numbers_left_out
+from pipeline.checks.machine import memory_lacking
 from pipeline.checks.publication import check_publication
 from pipeline.checks.recipe import CheckedRecipe
 from pipeline.checks.starting_weights import check_folder, check_start
@@ -30,6 +31,7 @@ class CheckedLine:
     network: Network  # on the meta device
     weights: list[str]  # a line for each frozen network: which one, and where from
     left_out: list[str]  # a line for each number, or folder, that will not be there
+    warnings: list[str]  # a line for each training that this machine may be too small for
 
 
 def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, SplitFacts]) -> CheckedLine:
@@ -50,7 +52,7 @@ def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, Split
     left_out = [f"publish.stock leaves out one part: {refusal}" for refusal in refusals]
     if facts:
         left_out += [f"evaluate leaves out {line}" for line in numbers_left_out(recipe, facts, checked.spec)]
-    return CheckedLine(tokenizer, network, describe_weights(recipe), left_out)
+    return CheckedLine(tokenizer, network, describe_weights(recipe), left_out, memory_lacking(tokenizer, network))
 
 
 def check_starts(recipe: Recipe, network: Network) -> None:

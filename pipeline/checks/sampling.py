@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.code import LatentSpec
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Recipe
+from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.weak_network import check_weak_folder
 from pipeline.validation import SettingError, at
 
@@ -15,12 +16,23 @@ def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> No
     settings = objective.read_settings(sample.sampler, "sample.sampler")
     with at("sample.sampler"):
         objective.check_sampler(objective.steps_for(spec, sample.steps), spec, settings)
+    with at("sample.guidance"):
+        check_guidance(sample.guidance, spec)
     if objective.class_token and sample.guidance.channels is not None:
         raise SettingError("sample.guidance.channels", ": with a class token all channels are guided; leave it out")
     if sample.weak is not None:
         check_weak(recipe, objective)
     elif sample.guidance.scale != 1:
         check_unconditional(recipe)
+
+
+def check_guidance(guidance: Guidance, spec: LatentSpec) -> None:
+    """ValueError where a setting of the guidance is not for such codes."""
+    if spec.vocab and (guidance.channels is not None or guidance.rescale):
+        name = "rescale" if guidance.channels is None else "channels"
+        raise SettingError(name, " is for continuous codes, and this tokenizer gives ids; leave it out")
+    if guidance.channels is not None and guidance.channels > spec.dim:
+        raise SettingError("channels", f" is {guidance.channels}, and codes have {spec.dim}; give at most {spec.dim}")
 
 
 def check_unconditional(recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline.checks.accumulation import dependent_on_accumulation, trainings
 from pipeline.checks.line import CLASSES, check_line
-from pipeline.checks.machine import disk_here, memory_here
+from pipeline.checks.machine import disk_here, in_bytes, memory_here, memory_needed
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import LatentSpec
 from pipeline.components import Node
@@ -20,9 +20,7 @@ from pipeline.recipes.schema import Recipe
 from pipeline.runs.machine import RUNS
 from pipeline.tokenizers.base import Tokenizer
 
-BYTES_TRAINED = 20  # per trained fp32 parameter: weight, gradient, two moments of AdamW, average
-BYTES_FROZEN = 4
-BYTES_SAVED = 16  # the same in a checkpoint, without the gradient
+BYTES_SAVED = 16  # per trained fp32 parameter in a checkpoint: weight, two moments of AdamW, average
 
 
 def print_check(recipe: Recipe) -> None:
@@ -57,6 +55,7 @@ def print_check(recipe: Recipe) -> None:
         ),
         *[("batches", str(training)) for training in dependent_on_accumulation(recipe)],
         *[("left out", text) for text in line.left_out],
+        *[("warning", text) for text in line.warnings],
         ("output", f"runs/{recipe.name}/"),
     ]
     for title, text in rows:
@@ -104,11 +103,7 @@ def sizes(tokenizer: Tokenizer) -> str:
 
 
 def memory(tokenizer: Tokenizer | None, network: nn.Module) -> str:
-    text = [f"generator {in_bytes(count_parameters(network) * BYTES_TRAINED)}"]
-    if tokenizer is not None:
-        fixed = sum(parameter.numel() for parameter in tokenizer.frozen_parameters())
-        needed = fixed * BYTES_FROZEN + (count_parameters(tokenizer) - fixed) * BYTES_TRAINED
-        text.insert(0, f"tokenizer {in_bytes(needed)}")
+    text = [f"{name} {in_bytes(needed)}" for name, needed in memory_needed(tokenizer, network).items()]
     return f"{', '.join(text)} to train in fp32, without activations; this machine has {in_bytes(memory_here())}"
 
 
@@ -149,8 +144,3 @@ def stored_features(recipe: Recipe, node: Node, network: Network) -> int | None:
     width, block = declared.width(), declared.component.attachment_of(declared.arguments).block
     grid, _ = hidden_layout(network, block)
     return None if width is None else math.prod(grid) * width
-
-
-def in_bytes(count: float) -> str:
-    power = min(4, int(math.log(max(count, 1), 1000)))
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

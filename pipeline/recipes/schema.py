@@ -11,9 +11,11 @@ from pipeline.nn.augmentation import First
 from pipeline.nn.critic_logits import MeansMove
 from pipeline.ranges import (
     Count,
+    Evaluations,
     Fraction,
     FractionAboveZero,
     FractionBelowOne,
+    ImageCount,
     NotNegative,
     Positive,
     RangedFields,
@@ -42,7 +44,7 @@ class Data(RangedFields):
     """Which images, and how they are prepared: RGB [3, size, size] in [-1, 1]."""
 
     source: Node = field(metadata=slot("datasets"))  # slot datasets
-    size: Count  # pixels per side, after cropping to a square
+    size: Annotated[int, Range(1, 2**14)]  # pixels per side, after cropping to a square
     crop: Literal["center", "random"] = "center"  # of training images; all others are cropped at the center
     resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"  # filter
     flip: bool = False  # mirror each training image with probability 0.5
@@ -267,8 +269,8 @@ class Weak(RangedFields):
 class Sampling(RangedFields):
     """What is asked of the finished line. `sampler` holds the objective's own settings (solver, ...)."""
 
-    images: Count = 64
-    steps: Count | None = None  # network evaluations; null: 50 for continuous codes, what the objective says for ids
+    images: ImageCount = 64
+    steps: Evaluations | None = None  # network evaluations; null: 50 for continuous codes, else as the objective says
     guidance: Guidance = Guidance()
     weak: Weak | None = None  # what guidance leads away from, in place of the null label
     labels: Literal["balanced", "random"] = "balanced"

@@ -19,7 +19,7 @@ from pipeline.images.files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
 from pipeline.nn.finite import NotFinite
-from pipeline.ranges import Count, Number, RangedFields, Seed, Whole
+from pipeline.ranges import Count, Evaluations, ImageCount, Number, RangedFields, Seed, Whole
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.precision import Precision, autocast
@@ -39,8 +39,8 @@ class FolderSettings(RangedFields):
     """What `run.py sample FOLDER` takes; what is None is as the pipeline says."""
 
     labels: Whole | str | Labels = "balanced"  # or "random", or a label or name, or a list taken round
-    images: Count | None = None  # as many as labels or seeds are listed, else 16
-    steps: Count | None = None  # network evaluations
+    images: ImageCount | None = None  # as many as labels or seeds are listed, else 16
+    steps: Evaluations | None = None  # network evaluations
     guidance: Number | dict[str, Any] | None = None  # its scale, or what differs: guidance.interval=[0,0.8], ...
     sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
     seed: Seed = 0  # image i has seed + i
