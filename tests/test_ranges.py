@@ -48,7 +48,8 @@ def numbers(hint: Any) -> Iterator[tuple[type, Range | None, Any]]:
     elif origin is Annotated and inner[0] in (int, float):
         yield inner[0], inner[1], lambda number: number
     elif origin is Annotated:
-        yield from numbers(inner[0])
+        for of, allowed, make in numbers(inner[0]):
+            yield of, allowed, lambda number, make=make, count=inner[1].least: make(number) * count
     elif origin in (Union, UnionType):
         for one in inner:
             yield from numbers(one)
