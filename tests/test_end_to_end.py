@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 
 import run
 from pipeline import LatentPipeline
+from pipeline.whole_files import states_in
 from stages import ORDER
 
 ROOT = Path(__file__).parents[1]
@@ -76,8 +77,13 @@ def test_every_artefact_is_there_with_its_provenance(finished):
 def test_the_same_command_does_nothing_and_a_changed_value_what_follows(finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
+    before = states_in(tmp_path)
     assert run.main(["all", "digits", *SHORT]) == 0
     assert sum("is up to date" in line for line in lines(capsys)) == len(ORDER)
+    after = states_in(tmp_path)
+    assert {path: (state.st_ino, state.st_mtime_ns) for path, state in before.items()} == {
+        path: (state.st_ino, state.st_mtime_ns) for path, state in after.items()
+    }, "nothing is written, so that the disk need not be writable"
     assert run.main(["all", "digits", *SHORT, "sample.batch=3"]) == 0, "only the speed"
     assert sum("is up to date" in line for line in lines(capsys)) == len(ORDER)
     assert run.main(["all", "digits", *SHORT, "sample.guidance=1.5"]) == 0
