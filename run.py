@@ -173,7 +173,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
     from pipeline.runs.workspace import fingerprint
 
     checked = check_recipe(recipe)
-    work, table = start(recipe), stages.table()
+    work, table = start(recipe), stages.table()[: 1 + max(map(stages.ORDER.index, chosen))]
     images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
     line = check_line(recipe, checked, images.facts)
     check_processes(recipe, work.accelerator.num_processes)

@@ -17,6 +17,9 @@ def check_images(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> None:
     if not train.images:
         raise SettingError("data.source", ": no image is left to train on; hold out fewer, or name other images")
     count_condition_classes(recipe, len(train.class_names))
+    empty = [name for name, count in zip(train.class_names, train.class_counts) if not count]
+    if empty and recipe.generator.condition == "class":
+        raise SettingError("data.source", f": no training image is of the class {empty[0]!r}, which would be sampled")
     if train.class_names != held_out.class_names:
         raise SettingError(
             "data.source",

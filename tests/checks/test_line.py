@@ -47,6 +47,14 @@ def test_images_without_classes_are_refused_under_a_conditional_generator(folder
     check(recipe_of(images, "generator.condition=none", "sample.guidance=1"))
 
 
+def test_a_class_that_no_training_image_has_is_not_sampled():
+    recipe = load("image_folder", ["data.source={kind: shapes, images: 2, held_out: 8}", "data.size=32", SMALL[1]])
+    with pytest.raises(
+        ValueError, match="^data.source: no training image is of the class '.*', which would be sampled"
+    ):
+        check(recipe)
+
+
 def test_what_is_held_out_is_there_where_it_is_needed(folder):
     images = folder({"a": 6, "b": 6})
     none = "data.source.held_out=0"
