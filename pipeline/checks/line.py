@@ -47,7 +47,7 @@ def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, Split
         network = build_network(recipe, checked.spec, classes if conditional else 0, checked.objective)
     tokenizer = None if checked.tokenizer.frozen else build_tokenizer_on_meta(recipe)
     if facts:
-        check_starts(recipe, network)
+        check_starts(recipe, tokenizer, network)
     refusals = check_publication(recipe, checked.tokenizer, tokenizer, network)
     left_out = [f"publish.stock leaves out one part: {refusal}" for refusal in refusals]
     if facts:
@@ -55,8 +55,10 @@ def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, Split
     return CheckedLine(tokenizer, network, describe_weights(recipe), left_out, memory_lacking(tokenizer, network))
 
 
-def check_starts(recipe: Recipe, network: Network) -> None:
-    """ValueError where a folder that a later stage begins with, or is guided by, does not fit."""
+def check_starts(recipe: Recipe, tokenizer: Tokenizer | None, network: Network) -> None:
+    """ValueError where a folder that a stage begins with, or is guided by, does not fit."""
+    if recipe.tokenizer.start is not None and tokenizer is not None:
+        check_start(tokenizer, recipe.tokenizer.start, "tokenizer.start")
     start, weak = recipe.generator.start, recipe.sample.weak
     if start is not None and not recipe.generator.starts_joint:
         check_start(network, start, "generator.start")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
-from safetensors import safe_open
 
+from pipeline.stored_weights import read_stored
 from pipeline.whole_files import read_json
 
 
@@ -20,7 +20,7 @@ def check_start(model: ModelMixin, folder: str, where: str) -> None:
     for name in sorted(set(given) & set(stored) - set(model.run_arguments)):
         if not name.startswith("_") and differ(given[name], stored[name]):
             raise ValueError(f"{where}: {folder} was made with {name} {stored[name]}, the recipe has {given[name]}")
-    stored_shapes = shapes_in(path)
+    stored_shapes = {name: list(shape) for name, shape in read_stored(path).shapes.items()}
     for name, weight in model.state_dict().items():
         if name in stored_shapes and stored_shapes[name] != list(weight.shape):
             raise ValueError(
@@ -43,12 +43,3 @@ def differ(config: Any, stored: Any) -> bool:
     if isinstance(config, dict) and isinstance(stored, dict):
         return any(differ(config[name], stored[name]) for name in set(config) & set(stored))
     return config != stored
-
-
-def shapes_in(folder: Path) -> dict[str, list[int]]:
-    """The shapes of the tensors in the safetensors files of a folder, by name."""
-    shapes: dict[str, list[int]] = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            shapes |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return shapes

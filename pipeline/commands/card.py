@@ -12,6 +12,7 @@ from pipeline.images import grids
 from pipeline.images.facts import SPLITS, UsedImages
 from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
+from pipeline.local_paths import given_path
 from pipeline.measuring.card import CardMeasuring
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.measuring.numbers import describe_left_out
@@ -48,7 +49,7 @@ def card(words: list[str]) -> None:
     accelerator = accelerate("fp32")
     if accelerator.num_processes > 1:
         raise ValueError("a card is made by one process; run it without torchrun")
-    out = Path(settings.out) if settings.out else target.folder / "card"
+    out = given_path(settings.out) if settings.out else target.folder / "card"
     if out.exists() and any(out.iterdir()) and not (out / CARD).exists():
         raise ValueError(f"{out} exists and is not a card; set another out=FOLDER")
     work, images = Workspace(out.parent, accelerator), images_of_card(target, settings, accelerator)

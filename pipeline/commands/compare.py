@@ -1,9 +1,9 @@
 """The command `compare`: finished runs side by side, in numbers and figures."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.components import structure
+from pipeline.local_paths import given_path
 from pipeline.measuring.comparison import choose_aim, compare_numbers, correlations, read_runs
 from pipeline.recipes.files import is_setting, parse_settings
 from pipeline.reporting.comparison_page import write_comparison
@@ -23,7 +23,7 @@ def compare(words: list[str]) -> None:
     runs = read_runs([word for word in words if not is_setting(word)])
     numbers = compare_numbers(runs)
     aim = numbers[choose_aim(numbers, settings.by)]
-    out = Path(settings.out)
+    out = given_path(settings.out)
     if out.exists() and any(out.iterdir()) and not (out / "comparison.json").exists():
         raise ValueError(f"{out} exists and is not a comparison; set another out=FOLDER")
     out.mkdir(parents=True, exist_ok=True)

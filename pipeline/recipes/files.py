@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.local_paths import is_there
 from pipeline.validation import suggestion
 from pipeline.written import Written, opened
 
@@ -30,7 +31,9 @@ def locate(name: str) -> Path:
 
 def is_recipe(name: str) -> bool:
     """Whether `name` is meant as a recipe: a YAML file, or a name in configs/; a pipeline's folder or hub id is not."""
-    return name.endswith(SUFFIXES) or _is_file(CONFIGS / f"{name}.yaml") or not (Path(name).is_dir() or "/" in name)
+    if name.endswith(SUFFIXES) or _is_file(CONFIGS / f"{name}.yaml"):
+        return True
+    return not ("/" in name or name.startswith(("~", ".")) or is_there(Path(name)))
 
 
 def origin(name: str) -> str:

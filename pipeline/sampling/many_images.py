@@ -17,6 +17,7 @@ from pipeline.components import find, structure
 from pipeline.draws import mix
 from pipeline.images.files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
+from pipeline.local_paths import given_path
 from pipeline.networks.base import Network
 from pipeline.nn.finite import NotFinite
 from pipeline.ranges import Count, Evaluations, ImageCount, Number, RangedFields, Seed, Whole
@@ -74,7 +75,7 @@ def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerato
         folder = fetch(source, {})
     pipe = LatentPipeline.from_pretrained(folder, variant=asked.variant)
     if asked.weak is not None:
-        pipe.weak = load_weak(Path(asked.weak))
+        pipe.weak = load_weak(given_path(asked.weak))
         pipe.defaults = replace(pipe.defaults, weak=asked.weak)
     given = asked.guidance if isinstance(asked.guidance, dict) else {"scale": asked.guidance}
     guidance = resolve_guidance(pipe.defaults.guidance, given)
@@ -84,7 +85,8 @@ def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerato
     pipe.defaults = replace(pipe.defaults, steps=steps, guidance=guidance, sampler=sampler)
     plan = plan_folder(asked, pipe)
     plan.protocol |= {"source": str(source), "variant": asked.variant, "files": fingerprint_files(folder)}
-    out = Path(asked.out if asked.out is not None else Path("samples") / "-".join(Path(source).resolve().parts[-2:]))
+    default = Path("samples") / "-".join(Path(source).resolve().parts[-2:])
+    out = given_path(default if asked.out is None else asked.out)
     _claim(out, plan.protocol | describe(pipe, plan), accelerator)
     sample_images(pipe, plan, out, accelerator)
     return out
