@@ -14,7 +14,7 @@ from pipeline.nn.embeddings import rotate
 Norm = Literal["layer", "rms"]
 FeedForward = Literal["gelu", "swiglu"]
 QueryKeyNorm = bool | Literal["layer"]  # an RMS norm, or a layer norm with weights of its own
-Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [N, head width]
+Rotary = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, bool]  # cosines and sines [N, head width], whether paired
 
 EPSILON = 1e-6  # of every norm here, as in DiT, SiT and LightningDiT
 

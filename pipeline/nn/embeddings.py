@@ -96,6 +96,23 @@ def rotary_tables(grid: Sequence[int], head_width: int) -> tuple[Tensor, Tensor]
     return angles.cos().float(), angles.sin().float()
 
 
+def unit_rotary_tables(grid: Sequence[int], head_width: int) -> tuple[Tensor, Tensor]:
+    """As `rotary_tables`, of coordinates from 0 to 1, in RecTok's form (Shi-qingyu/RecTok, ee87aaf).
+
+    The frequencies are 14 pi 10000^(-j / (n - 1)) for j below n = head_width / 4, and an axis has all n of them twice
+    in a row. `rotate` pairs neighbouring channels, which so have different angles: it is no rotation, and needs
+    `paired=False`. Raises ValueError when the head width does not divide, or is below 8.
+    """
+    if len(grid) != 2 or head_width % 4 or head_width < 8:
+        raise ValueError(f"unit rotary positions need a 2-D grid and a head width of 8, 12, ..., not {head_width}")
+    count = head_width // 4
+    frequencies = 7 * 10000.0 ** (-torch.arange(count, dtype=torch.float64, device="cpu") / (count - 1))
+    sides = [torch.linspace(0, 1, side, dtype=torch.float64, device="cpu") for side in grid]
+    places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
+    angles = (2 * math.pi * places[:, :, None] * frequencies).repeat(1, 1, 2).flatten(1)
+    return angles.cos().float(), angles.sin().float()
+
+
 def register_table(module: nn.Module, name: str, table: Tensor | None) -> None:
     """A buffer that is made anew at loading and never saved; an absent one stays None.
 
@@ -104,12 +121,13 @@ def register_table(module: nn.Module, name: str, table: Tensor | None) -> None:
     module.register_buffer(name, table, persistent=table is None)
 
 
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor, paired: bool = True) -> Tensor:
     """Turn adjacent channel pairs of x [..., N, D] by the angles of its token; lengths are kept.
 
-    (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin). Returns x's type.
+    (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin). Returns x's type. Where the two channels of a pair have angles
+    of their own the tables are not `paired`.
     """
-    if not torch.compiler.is_compiling():  # one pass over x in place of five; a compiler fuses the real form alone
+    if paired and not torch.compiler.is_compiling():  # one pass over x, not five; a compiler fuses the real form alone
         pairs = torch.view_as_complex(x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)))
         turns = torch.complex(cosines[..., ::2].float(), sines[..., ::2].float())
         return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

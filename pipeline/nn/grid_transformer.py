@@ -7,10 +7,19 @@ from torch import Tensor, nn
 
 from pipeline.nn.blocks import FeedForward, Norm, Rotary, SelfAttention, make_feed_forward, make_norm
 from pipeline.nn.convolution import Tower
-from pipeline.nn.embeddings import fixed_positions, register_table, rotary_tables
+from pipeline.nn.embeddings import fixed_positions, register_table, rotary_tables, unit_rotary_tables
 from pipeline.nn.patch_heads import Grid, Head, make_head
 
-Position = Literal["rotary", "rotary_sequence", "learned", "fixed", "rotary_and_learned", "rotary_and_fixed"]
+Position = Literal[
+    "rotary",
+    "rotary_sequence",
+    "learned",
+    "fixed",
+    "rotary_and_learned",
+    "rotary_and_fixed",
+    "unit_rotary",
+    "unit_rotary_and_learned",
+]
 OuterNorms = Literal["none", "last", "both"]  # outside of the blocks: after the last one, and before the first
 
 
@@ -55,9 +64,10 @@ class PlainBlock(nn.Module):
 class GridTransformer(Tower):
     """Plain blocks on tokens [B, N, width], each with its position on a grid; the last norm after them.
 
-    `position`: `rotary` in two axes; `rotary_sequence` in one, along the rows one after the other (ViTok's); `learned`
-    or `fixed` (sine-cosine) vectors added at the input; or two of these. All but the learned ones are there for any
-    grid. `options` are those of `PlainBlock`.
+    `position`: `rotary` in two axes; `rotary_sequence` in one, along the rows one after the other (ViTok's);
+    `unit_rotary` as in RecTok's released code, see `pipeline.nn.embeddings.unit_rotary_tables`; `learned` or `fixed`
+    (sine-cosine) vectors added at the input; or two of these. All but the learned ones are there for any grid.
+    `options` are those of `PlainBlock`.
     """
 
     def __init__(
@@ -85,7 +95,8 @@ class GridTransformer(Tower):
         cosines = sines = fixed = None
         if "rotary" in self.position:
             axes = (grid[0] * grid[1],) if self.position == "rotary_sequence" else grid
-            cosines, sines = rotary_tables(axes, self.head_width)
+            make = unit_rotary_tables if "unit" in self.position else rotary_tables
+            cosines, sines = make(axes, self.head_width)
         if "fixed" in self.position:
             fixed = fixed_positions(grid, self.width)
         return {"fixed": fixed, "cosines": cosines, "sines": sines}
@@ -105,10 +116,12 @@ class GridTransformer(Tower):
                 h = h + vectors.to(h)
         rotary = None
         if tables["cosines"] is not None:
-            rotary = tables["cosines"].to(h.device), tables["sines"].to(h.device)
+            rotary = tuple(tables[name].to(h.device) for name in ("cosines", "sines"))
         if kept is not None:
             h = gather_positions(h, kept)
             rotary = rotary and tuple(table[kept][:, None] for table in rotary)  # [B, 1, K, D]
+        if rotary is not None and "unit" in self.position:
+            rotary = (*rotary, False)
         h = self.norm_in(h)
         for block in self.blocks:
             h = self.run(block, h, rotary)

@@ -28,6 +28,7 @@ OPTIONS = {
     "drop": "probability that the branch of an image is left out while it is trained further",
     "matching": "whether the branch has the frozen features' moments (channels) or its own (none)",
     "decoder": "file of the decoder's weights, where these are apart",
+    "token_drop": "least and largest share of tokens that are left out while it is trained further",
     "drop_path": "probability that an image skips a branch of the last block while it is trained further",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }

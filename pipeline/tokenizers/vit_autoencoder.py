@@ -165,6 +165,8 @@ def check_position(position: Position, width: int, heads: int) -> None:
     if "fixed" in position and width % 4:
         raise ValueError(f"vit_autoencoder: position={position} needs a width divisible by 4, not {width}")
     multiple = 2 if position == "rotary_sequence" else 4
+    if "unit" in position and width // heads < 8:
+        raise ValueError(f"vit_autoencoder: position={position} needs width / heads of 8 or more, not {width // heads}")
     if "rotary" in position and width // heads % multiple:
         raise ValueError(
             f"vit_autoencoder: position={position} needs width / heads divisible by {multiple}, not {width // heads}"

@@ -36,6 +36,7 @@ CASES = [
     Published("robustok_row", "robustok", ["heads=4", "decoder_heads=3"], image_size=20),
     Published("rae_autoencoder", "rae", ["heads=4", "encoder_heads=3"], image_size=20),
     Published("vitok2_autoencoder", "vitok2"),
+    Published("rectok", "rectok", ["heads=2", "decoder_heads=4"]),
     Published("svg_autoencoder", "svg", ["heads=2"], image_size=48, encoder_width=12),
 ]
 
@@ -67,7 +68,7 @@ def test_every_key_is_read_or_known_to_be_left_out(published, options):
     state = published.state
     with pytest.raises(ValueError, match="1 unexpected keys in the checkpoint: other"):
         converted(published.format, state | {"other": torch.zeros(1)}, options)
-    key = next(key for key in state if any(name in key for name in ("blocks.1", "layer.1", "layer_1")))
+    key = next(key for key in state if any(name in key for name in ("blocks.1", "layer.1", "layer_1", "transformer.1")))
     with pytest.raises(ValueError, match="missing from the checkpoint"):
         converted(published.format, {k: v for k, v in state.items() if k != key}, options)
     with pytest.raises(ValueError, match="not a .* checkpoint"):

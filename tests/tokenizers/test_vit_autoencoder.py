@@ -1,5 +1,7 @@
 """The autoencoder of two vision transformers: its shapes, positions, heads, dropped patches, and what is refused."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from pipeline.draws import GivenDraws, StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.feature_cosine import FeatureCosine
 from pipeline.losses.pixel import Pixel
-from pipeline.nn.embeddings import rotary_tables
+from pipeline.nn.embeddings import rotary_tables, rotate, unit_rotary_tables
 from pipeline.nn.feature_head import HeadShape
 from pipeline.nn.grid_transformer import GridTransformer, PlainBlock
 from pipeline.nn.patch_heads import make_head
@@ -312,6 +314,29 @@ def test_the_fragments_have_the_published_size(fragment, millions):
     with torch.device("meta"):
         built = build("tokenizers", node, image_size=256)
     assert round(count_parameters(built) / 1e6) == millions and built.spec.grid == (16, 16)
+
+
+def test_positions_on_a_unit_square_have_all_frequencies_twice_in_a_row_and_turn_no_pairs():
+    cosines, sines = unit_rotary_tables((2, 3), 8)
+    assert cosines.shape == (6, 8)
+    for table, function in ((cosines, math.cos), (sines, math.sin)):
+        last = [function(2 * math.pi * frequency) for frequency in (7.0, 7e-4)]  # of the row at 1, and the column at 1
+        torch.testing.assert_close(table[5], torch.tensor(4 * last), atol=1e-5, rtol=0)
+        torch.testing.assert_close(table[0], torch.full((8,), function(0.0)))
+    x = torch.randn(1, 6, 8)
+    first, second = x[..., ::2], x[..., 1::2]
+    turned = first * cosines[:, ::2] - second * sines[:, ::2], second * cosines[:, 1::2] + first * sines[:, 1::2]
+    expected = torch.stack(turned, dim=-1).flatten(-2)
+    torch.testing.assert_close(rotate(x, cosines, sines, paired=False), expected)
+    narrow = {
+        "kind": "vit_autoencoder",
+        "bottleneck": {"kind": "gaussian", "dim": 2},
+        "width": 8,
+        "depth": 1,
+        "heads": 2,
+    }
+    with pytest.raises(ValueError, match="needs width / heads of 8 or more, not 4"):
+        build("tokenizers", narrow | {"patch_size": 4, "position": "unit_rotary"}, image_size=8)
 
 
 class Means(nn.Module):
