@@ -74,14 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def expected(error: Exception) -> str | None:
     """What to say where no fault of the program ended it: it was stopped, or left alone, or cannot write."""
-    if type(error).__name__ in STOPS:
-        return str(error)
+    if type(error).__name__ in STOPS or isinstance(error, OSError):
+        full = "(os error 28)" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        return f"{error}{'; make space, and the same command continues' if full else ''}"
     if isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY):
         reason = " ".join(str(error).split())[:100]
         return f"this machine has too little memory; give smaller sizes, or a smaller loop.batch ({reason})"
-    if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return f"{error}{'; make space, and the same command continues' if full else ''}"
     if isinstance(error, RuntimeError):
         from pipeline.runs.processes import is_lost_connection
 

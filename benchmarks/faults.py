@@ -20,8 +20,10 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import random
 import resource
 import shutil
@@ -39,6 +41,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import pipeline  # noqa: E402
 import run  # noqa: E402
 import stages  # noqa: E402
 from pipeline import LatentPipeline  # noqa: E402
@@ -388,7 +391,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="8 kills, one full disk a stage, a tenth of the damages")
     options = parser.parse_args()
-    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+        importlib.import_module(module.name)  # once for all forks
+    for stage in stages.ORDER:
+        stages.load(stage)
     stand_in.train_stand_in = functools.partial(stand_in.train_stand_in, steps=4)
     judge.fit = functools.partial(judge.fit, steps=4)
     chance, kinds, names = random.Random(options.seed), options.only.split(","), options.lines.split(",")

@@ -91,6 +91,21 @@ def test_the_same_command_does_nothing_and_a_changed_value_what_follows(finished
     assert made == ["sample", "evaluate", "publish"]
 
 
+def test_nothing_is_made_of_what_is_damaged(finished, tmp_path, monkeypatch, capsys):
+    """Where a file keeps its size its content tells; where it does not, `all` says so although all is up to date."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    weights = Path("runs", "digits", "tokenizer", "diffusion_pytorch_model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    shutil.rmtree("runs/digits/joint")
+    assert run.main(["train-jointly", "digits", *SHORT]) == 2 and not Path("runs", "digits", "joint").exists()
+    assert f"{weights} is damaged: it is not what was written; delete runs/digits/tokenizer" in capsys.readouterr().err
+    weights.write_bytes(content[:1000])
+    assert run.main(["all", "digits", *SHORT]) == 2
+    assert f"{weights} is damaged: it has 1000 bytes" in capsys.readouterr().err
+
+
 def test_a_stage_needs_those_before_it(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished)
     assert run.main(["train-generator", "digits", *SHORT, "tokenizer.phases.main.loop.steps=5"]) == 2

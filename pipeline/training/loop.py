@@ -90,7 +90,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
     training = Training(task, run, micro, progress, journal)
     source = batches(data, micro, run.seed, progress.step, run.workers)
-    with stop_requests() as requests:
+    with stop_requests() as requests, contextlib.closing(journal):
         while progress.step < loop.steps:
             train_step(training, source)
             ended = run.after_step is not None and run.after_step(progress.step, progress.modules())
@@ -102,7 +102,6 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
                 break
             if stopped and not last:
                 raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command resumes from it")
-    journal.close()
     check_ending(training)
     accelerator.free_memory()
     return progress.modules()
