@@ -1,7 +1,9 @@
 """Results depend on what the images are: every change of them is seen, said in a line, and makes stages out of date."""
 
+import inspect
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 import run
+import stages
 from pipeline.components import build
 from pipeline.datasets.base import MissingImages
 from pipeline.images.facts import UsedImages, describe_change, split_facts
@@ -150,6 +153,27 @@ def test_nothing_is_written_where_the_images_are_wrong(line, tmp_path):
     assert status == 2 and "split/val/c" in text
     assert line("all", "data.source.path=nowhere")[0] == 2
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_that_change_between_two_stages_of_a_command_stop_it(line, tmp_path, monkeypatch):
+    save = ConvAutoencoder.save_pretrained
+
+    def change(*arguments, **options):
+        draw(tmp_path / "images", names(), seed=3)
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(ConvAutoencoder, "save_pretrained", change)
+    status, text = line("all")
+    assert status == 2 and "images have changed (16 as then) while this command ran; give it again" in text
+    assert not (tmp_path / "runs/tiny/joint").exists()
+
+
+@pytest.mark.parametrize("stage", stages.table(), ids=lambda stage: stage.name)
+def test_stages_state_the_splits_that_they_open(stage):
+    """The training images may stand in the codes that a stage reads, which are compared with them."""
+    calls = re.findall(r'Images\(recipe.data, "(\w+)"\)', inspect.getsource(stages.load(stage.name)))
+    through_codes = {"train"} if "latents" in stage.reads else set()
+    assert set(calls) <= set(stage.images) | through_codes
 
 
 def test_a_half_made_draft_is_not_continued_on_other_images(line, tmp_path, monkeypatch):
