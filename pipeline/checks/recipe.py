@@ -7,6 +7,7 @@ from pipeline.checks.generator import check_generator
 from pipeline.checks.joint_training import check_joint_training
 from pipeline.checks.posttraining import check_posttraining
 from pipeline.checks.sampling import check_sampling
+from pipeline.checks.starting_weights import check_statistics
 from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.code import LatentSpec
 from pipeline.components import check, find
@@ -31,6 +32,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     """Check every section against the components it names; ValueError with one line that says what to change."""
     check("datasets", recipe.data.source, DERIVED["datasets"], "data.source")
     tokenizer = check_tokenizer(recipe)
+    check_statistics(recipe, tokenizer.spec)
     objective = check_generator(recipe, tokenizer.spec)
     check_joint_training(recipe, tokenizer)
     check_sampling(recipe, tokenizer.spec, objective)

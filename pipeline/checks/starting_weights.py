@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
+from safetensors import safe_open
 
+from pipeline.code import LatentSpec
+from pipeline.recipes.schema import Recipe
 from pipeline.stored_weights import read_stored
+from pipeline.validation import SettingError
 from pipeline.whole_files import read_json
 
 
@@ -26,6 +30,24 @@ def check_start(model: ModelMixin, folder: str, where: str) -> None:
             raise ValueError(
                 f"{where}: {name} is {stored_shapes[name]} in {folder} and {list(weight.shape)} under this recipe"
             )
+
+
+def check_statistics(recipe: Recipe, spec: LatentSpec) -> None:
+    """ValueError where codes are to have the mean and std that the tokenizer came with, and it came with none."""
+    start = recipe.tokenizer.start
+    if recipe.latents.statistics == "measured" or recipe.joint is not None or spec.vocab:
+        return
+    if start is None:
+        raise SettingError(
+            "latents.statistics",
+            " is stored, and the tokenizer is of no folder that holds the mean and std of its codes; set it to"
+            " measured, or tokenizer.start=FOLDER",
+        )
+    for file in Path(start).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            moments = [tensors.get_tensor(name) for name in ("mean", "std") if name in set(tensors.keys())]
+        if len(moments) == 2 and not moments[0].any() and (moments[1] == 1).all():
+            raise SettingError("latents.statistics", f" is stored, and {start} holds none; set it to measured")
 
 
 def check_folder(kind: str, folder: Path, where: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.frozen.networks import FrozenNetworks
 
 STAND_IN = "classifier"  # as a `teacher`: a small one that the library trains on the recipe's own images
+STAND_IN_WIDTH = 64  # of its features, unless a loss needs another
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +70,7 @@ class FrozenInput(ABC):
     def load(self, networks: "FrozenNetworks") -> nn.Module:
         """The network, frozen and in evaluation mode."""
 
-    def load_stand_in(self, networks: "FrozenNetworks", dim: int = 64) -> Classifier:
+    def load_stand_in(self, networks: "FrozenNetworks", dim: int = STAND_IN_WIDTH) -> Classifier:
         """The classifier with `dim` features; where `auto` came to it, the log says so."""
         classifier = networks.stand_in(self.stand_in_folder, dim)
         if self.arguments.get("teacher", "auto") == "auto" and networks.accelerator.is_main_process:

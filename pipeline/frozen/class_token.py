@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.frozen.base import STAND_IN, STAND_IN_WIDTH
 from pipeline.frozen.feature_maps import FeatureMaps
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.recipes.schema import Recipe
+from pipeline.validation import at
+from pipeline.vision.backbone import read_features
+from pipeline.vision.weights import locate_model
 
 PLACE = "latents.class_token"  # where a recipe names the network
 
@@ -24,13 +28,24 @@ class ClassToken(FeatureMaps):
     def load(self, networks: FrozenNetworks) -> "ClassTokenFeature":
         """ValueError unless it has the width that is modelled."""
         feature = ClassTokenFeature(super().load(networks).teacher)
-        modelled = self.recipe.generator.objective.get("class_token")
-        if feature.width != modelled:
-            raise ValueError(
-                f"{PLACE}: {feature.name} has {feature.width} values; set generator.objective.class_token to that,"
-                f" not to {modelled}"
-            )
+        with at(PLACE):
+            self.check_width(feature.name, feature.width)
         return feature
+
+    def check(self) -> None:
+        super().check()
+        if self.teacher == STAND_IN:
+            self.check_width("the classifier", STAND_IN_WIDTH)
+        elif (folder := locate_model(self.teacher, self.recipe.weights, "teacher")) is not None:
+            self.check_width(*read_features(folder))
+
+    def check_width(self, name: str, width: int) -> None:
+        """ValueError unless a feature of `width` values is what the generator's objective models."""
+        modelled = self.recipe.generator.objective.get("class_token")
+        if width != modelled:
+            raise ValueError(
+                f"{name} has {width} values; set generator.objective.class_token to that, not to {modelled}"
+            )
 
 
 class ClassTokenFeature(nn.Module):

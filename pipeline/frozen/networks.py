@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.components import Node, check, find
 from pipeline.frozen import stand_in
-from pipeline.frozen.base import FrozenInput
+from pipeline.frozen.base import STAND_IN_WIDTH, FrozenInput
 from pipeline.images.reading import Images
 from pipeline.recipes.building import DERIVED
 from pipeline.recipes.schema import Recipe
@@ -33,7 +33,7 @@ class FrozenNetworks:
         """The network on the accelerator's device, frozen and in evaluation mode."""
         return declared.load(self).requires_grad_(False).eval().to(self.accelerator.device)
 
-    def stand_in(self, name: str = FrozenInput.stand_in_folder, dim: int = 64) -> Classifier:
+    def stand_in(self, name: str = FrozenInput.stand_in_folder, dim: int = STAND_IN_WIDTH) -> Classifier:
         """The classifier with `dim` features that is kept under this name."""
         return stand_in.load_stand_in(self.recipe, self.images, self.folder / name, self.accelerator, dim)
 

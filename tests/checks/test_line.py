@@ -108,6 +108,25 @@ def test_weights_that_a_later_stage_starts_from_are_looked_at_first(folder, tmp_
         check(recipe_of(folder({"a": 4, "b": 4, "c": 4}, "three"), *guided))
 
 
+def test_what_an_earlier_stage_will_have_is_known():
+    stored = "^latents.statistics is stored, and the tokenizer is of no folder"
+    with pytest.raises(ValueError, match=stored):
+        check_recipe(load("digits", ["latents.statistics=stored"]))
+    width = (
+        "^latents.class_token: the classifier has 64 values; set generator.objective.class_token to that, not to 32$"
+    )
+    with pytest.raises(ValueError, match=width):
+        check_recipe(load("digits_reg", ["generator.objective.class_token=32"]))
+
+
+def test_guidance_fits_the_codes():
+    with pytest.raises(ValueError, match="^sample.guidance.channels is 9, and codes have 8; give at most 8$"):
+        check_recipe(load("digits", ["sample.guidance.channels=9"]))
+    for setting in ("channels", "rescale"):
+        with pytest.raises(ValueError, match=f"^sample.guidance.{setting} is for continuous codes"):
+            check_recipe(load("digits_vq_ar", [f"sample.guidance.{setting}=1"]))
+
+
 def test_processes_divide_every_batch():
     recipe = load("digits", ["generator.loop.accumulate=2"])
     check_processes(recipe, 4)
