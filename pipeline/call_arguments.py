@@ -63,12 +63,13 @@ def find_label(asked: int | str, id2label: dict[int, str], num_classes: int) -> 
     if isinstance(asked, str):
         named = classes_called(asked, id2label)
         if len(named) == 1:
-            return named[0]
-        if not NUMBER.fullmatch(asked.strip()):
+            asked = named[0]
+        elif not NUMBER.fullmatch(asked.strip()):
             if named:
                 raise ValueError(f"several classes are called {asked!r}: {', '.join(map(str, named))}; give the number")
             raise ValueError(f"there is no class called {asked!r}{suggestion(asked, list(id2label.values()))}")
-        asked = int(asked)
+        else:
+            asked = int(asked)
     if isinstance(asked, bool) or not isinstance(asked, int):
         raise ValueError(f"class_labels: {asked!r} is neither a label nor a class name")
     if not 0 <= asked < num_classes:

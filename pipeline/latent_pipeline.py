@@ -78,6 +78,8 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         weak: ModelMixin | None = None,
     ):
         super().__init__()
+        for part in (tokenizer, network, objective, *([] if weak is None else [weak])):
+            refuse_empty(part)
         self.register_modules(tokenizer=tokenizer, network=network, objective=objective, scheduler=None, weak=None)
         id2label = network.class_names if id2label is None else id2label
         names = network.class_names = {int(label): str(name) for label, name in (id2label or {}).items()}
@@ -86,9 +88,6 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._interrupt, self._before_saving = False, {}
         self._guidance_scale, self._num_timesteps = self.defaults.guidance.scale, self.steps
-        for part in (tokenizer, network, weak):
-            if part is not None:
-                refuse_empty(part)
         check_same_codes(tokenizer, network)
         if scheduler is not None:
             self.scheduler = scheduler

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def check_parts(folder: Path, given: Container[str], variant: str | None) -> Non
 def read_index(folder: Path) -> dict[str, Any]:
     """What model_index.json says; ValueError that names it where it is not that of a pipeline."""
     index = read_mapping(folder / INDEX)
-    wrong = [part for part in PARTS if not _is_pair(index.get(part))]
+    wrong = [part for part in PARTS if not _is_pair(index.get(part)) or None in index[part]]
     wrong += ["weak"] if index.get("weak") is not None and not _is_pair(index["weak"]) else []
     wrong += [name for name in ("id2label", "sampling") if not isinstance(index.get(name) or {}, dict)]
     wrong += [] if all(map(str.isdecimal, index.get("id2label") or {})) else ["id2label"]
@@ -122,14 +123,16 @@ def naming_damage(folder: Path) -> Iterator[None]:
     """Say of which folder weights are that cannot be read."""
     try:
         yield
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, JSONDecodeError) as error:
         raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:160]}; get it again") from None
 
 
-def refuse_empty(module: nn.Module) -> None:
-    """ValueError when weights were not in the files they were loaded from, however they were loaded."""
-    if any(hasattr(part, "_hf_hook") for part in module.modules()):
-        return  # accelerate keeps the weights elsewhere
+def refuse_empty(module: Any) -> None:
+    """ValueError for a part that is None, or whose weights were not in the files they were loaded from."""
+    if module is None:
+        raise ValueError("a pipeline needs a tokenizer, a network and an objective, and one of them is None")
+    if not isinstance(module, nn.Module) or any(hasattr(part, "_hf_hook") for part in module.modules()):
+        return  # an objective has none; accelerate keeps them elsewhere
     if empty := [name for name, weight in module.named_parameters() if weight.is_meta]:
         raise ValueError(f"{type(module).__name__} has no value for {empty[0]}; its folder is incomplete")
 

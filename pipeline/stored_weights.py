@@ -96,11 +96,13 @@ def read_arguments_of(cls: type, config: Path) -> dict[str, Any]:
     node = {name: value for name, value in content.items() if name in known}  # others are of another version
     with at(str(config)):
         check_numbers(node)
-        return conform_arguments(cls, {"kind": cls.__name__} | node, (), "config")
+    return conform_arguments(cls, {"kind": cls.__name__} | node, (), str(config))
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
     """The mapping that a JSON file holds; ValueError that names the file where it holds none."""
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}; the folder is incomplete, get it again")
     content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} is damaged: it holds no mapping; get it again")

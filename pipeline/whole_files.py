@@ -53,7 +53,7 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file; ValueError that names the file where it holds none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error})") from None
 
 

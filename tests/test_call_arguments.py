@@ -7,7 +7,16 @@ import torch
 from pipeline.call_arguments import count_images, find_label, find_labels, repeat_labels
 from pipeline.components import conform
 
-NAMES = {0: "crane, bird", 1: "crane", 2: "cafe\u0301", 3: "great white shark", 4: "great grey owl", 5: "10", 6: "2x"}
+NAMES = {
+    0: "crane, bird",
+    1: "crane",
+    2: "cafe\u0301",
+    3: "great white shark",
+    4: "great grey owl",
+    5: "10",
+    6: "2x",
+    99: "far away",
+}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +48,7 @@ def test_a_label_by_name_then_by_beginning_then_by_number(asked, label):
         ("nothing", "there is no class called 'nothing'"),
         ("", "there is no class called ''"),
         ("11", "out of range"),
+        ("far", "label 99 is out of range"),
         ("-1", "out of range"),
         (11, "out of range"),
         (True, "neither a label nor a class name"),

@@ -108,6 +108,15 @@ def test_a_damaged_json_file_is_named(folder, file, text):
     refused(lambda: LatentPipeline.from_pretrained(folder), Path(file).parts[0].removesuffix(".json"))
 
 
+@pytest.mark.parametrize("part", ["network", "objective"])
+def test_a_part_that_is_not_there_is_named(folder, part):
+    shutil.rmtree(folder / part)
+    refused(lambda: LatentPipeline.from_pretrained(folder), part, "get it again")
+    given = LatentPipeline.from_pretrained  # one that is given is not looked for
+    assert given(folder, **{part: getattr(make_pipeline(), part)}).num_classes == 4
+    refused(lambda: given(folder, **{part: None}), "None")
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "header", "missing", "noise"])
 @pytest.mark.parametrize("part", ["network", "tokenizer"])
 def test_a_damaged_weight_file_is_named(folder, part, damage):
