@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
 READERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}  # of single files and of patterns
+YES_OR_NO = "an attribute is true or false, 1 or 0, or 1 or -1"
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +61,7 @@ class Hub(Source):
         values = _label_values(train, label, path) if label else []
         classes = _Classes(train.features[label], values, path) if label else None
         self.class_names = classes.names if classes else []
+        _check_attributes(train, self.attribute_names, path)
         self.rows, self.roots = train, collection.roots
         if held_out_split and split == "held_out":
             self.rows = collection.rows(held_out_split)
@@ -84,7 +86,7 @@ class Hub(Source):
             raise BrokenImage(f"{name}: there is no image")
         name = f"{name} ({stored['path']})" if stored["path"] else name
         encoded = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else _named_file(stored, self.roots, name)
-        attributes = tuple(_yes(row[column], f"{name}: {column}") for column in self.attribute_names)
+        attributes = tuple(row[column] > 0 for column in self.attribute_names)
         return Record(
             decode(encoded, name), self.label_of(index), row[self.caption] if self.caption else None, name, attributes
         )
@@ -315,22 +317,26 @@ def _label_values(rows: "datasets.Dataset", label: str, path: str) -> list[Any]:
             " or false: name another column, or set label=null"
         )
     values = rows.select_columns([label]).with_format("arrow")[:].column(label).to_pylist() if len(rows) else []
-    if None in values:
+    missing = [row for row, value in enumerate(values) if value is None or value == ""]
+    if missing:
         raise ValueError(
-            f"data.source.label: row {values.index(None)} of {path} has no label; leave such rows out, or set"
-            " label=null"
+            f"data.source.label: row {missing[0]} of {path} has no label; leave such rows out, or set label=null"
         )
     return values
 
 
+def _check_attributes(rows: "datasets.Dataset", names: Sequence[str], path: str) -> None:
+    """ValueError naming an attribute's column that does not hold yes or no in every row."""
+    for name in names if len(rows) else ():
+        column = rows.select_columns([name]).with_format("arrow")[:].column(name)
+        if column.null_count or not str(column.type).startswith(("bool", "int", "uint")):
+            values = column.to_pylist()
+            row = next((row for row, value in enumerate(values) if not isinstance(value, int)), 0)
+            raise ValueError(f"data.source.attributes: row {row} of {path}: {name} is {values[row]!r}; {YES_OR_NO}")
+
+
 def _class_name(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _yes(value: bool | int | None, what: str) -> bool:
-    if not isinstance(value, int):
-        raise ValueError(f"{what} is {value!r}; an attribute is true or false, 1 or 0, or 1 or -1")
-    return value > 0
 
 
 def _line(error: BaseException) -> str:

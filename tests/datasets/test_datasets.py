@@ -241,8 +241,8 @@ def test_attributes_are_columns_of_yes_and_no(tmp_path):
     )
     with pytest.raises(ValueError, match="attributes: .* no column 'Old'; set attributes .or null. to one of: image"):
         build("datasets", node | {"attributes": ["Old"]}, split="train")
-    with pytest.raises(ValueError, match="named is 'a'; an attribute is true or false"):
-        build("datasets", node | {"attributes": ["named"]}, split="train").read(0)
+    with pytest.raises(ValueError, match="row 0 of .*: named is 'a'; an attribute is true or false"):
+        build("datasets", node | {"attributes": ["named"]}, split="train")
 
 
 def test_shapes_are_where_and_what_they_are_said_to_be():

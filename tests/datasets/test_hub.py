@@ -75,6 +75,7 @@ def test_named_classes_without_images_are_left_out_and_told_of(tmp_path, caplog)
         ([[1], [2]] * 3, r"column 'label' of .* holds List\(.*set label=null"),
         ([0.5, 1.0] * 3, "column 'label' of .* holds Value"),
         (["a", "b", None] * 2, "row 2 of .* has no label"),
+        (["", "b"] * 3, "row 0 of .* has no label"),
         ([None] * 6, "row 0 of .* has no label"),
     ],
 )
@@ -83,6 +84,12 @@ def test_other_labels_are_refused_by_name_before_an_image_is_read(tmp_path, valu
     with pytest.raises(ValueError, match=message):
         read(path)
     assert read(path, label=None).class_names == []
+
+
+def test_an_attribute_that_a_row_lacks_is_refused_before_an_image_is_read(tmp_path):
+    path = table(tmp_path / "x.parquet", label=[0, 1] * 3, Smiling=[True, None] * 3)
+    with pytest.raises(ValueError, match="row 1 of .*: Smiling is None; an attribute is true or false"):
+        read(path, attributes=["Smiling"])
 
 
 def test_a_held_out_label_that_training_lacks_is_refused_by_its_row(tmp_path):
