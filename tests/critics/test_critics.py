@@ -57,9 +57,9 @@ def teacher() -> Classifier:
         return Classifier(num_classes=3, width=8, dim=4).requires_grad_(False).eval()
 
 
-def frozen(norm: str = "group") -> FrozenFeatures:
+def frozen(norm: str = "group", **arguments) -> FrozenFeatures:
     torch.manual_seed(4)
-    return FrozenFeatures(list(teacher().widths), "classifier", norm=norm).judge_by(teacher())
+    return FrozenFeatures(list(teacher().widths), "classifier", norm=norm, **arguments).judge_by(teacher())
 
 
 def task_of(critic: Critic, weights: dict[str, float] | None = None, **adversary) -> Reconstruction:
@@ -162,6 +162,27 @@ def test_a_critic_with_batch_norm_learns_from_real_and_rebuilt_images_in_passes_
         torch.testing.assert_close(terms[name], value, atol=1e-5, rtol=1e-4)
     together = [view.chunk(2) for view in critic(torch.cat([real, fake]))]
     assert not torch.allclose(together[0][0], critic(real)[0], atol=1e-3)
+
+
+def train_apart_on_half(rank: int) -> Reconstruction:
+    """One batch's turns as process `rank` of two, with a critic that sees real and rebuilt images apart."""
+    task = task_of(frozen(norm="batch", virtual_batch=1), lecam=0.1)
+    for name, player in task.players.items():
+        task.players[name] = torch.nn.parallel.DistributedDataParallel(player)
+    rows = slice(2 * rank, 2 * rank + 2)
+    for _, terms in task.turns(ImageBatch(images()[rows]), StepDraws(0, 0, rows, 4), 0):
+        sum(terms.values()).backward()
+    return task
+
+
+def test_two_processes_train_a_critic_that_sees_both_sides_apart_as_one_does(tmp_path):
+    alone = task_of(frozen(norm="batch", virtual_batch=1), lecam=0.1)
+    run(alone)
+    half = as_two(train_apart_on_half, tmp_path)
+    for name in alone.players:
+        pairs = zip(half.players[name].parameters(), alone.players[name].parameters(), strict=True)
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-3)
 
 
 def test_blur_keeps_even_images_and_the_mean_and_fades():

@@ -29,6 +29,7 @@ MATCHES = "tokenizer.tokenizer_image.xqgan_model.VQModel"
 NOT_OURS = {"*.codebook_usage": "usage is counted over an epoch here, there by a running count of a row's hits"}
 EPOCHS = 200  # over which the scale of the normalised semantic loss grows to LARGEST_SCALE
 LARGEST_SCALE = 100
+ENTROPY_TEMPERATURE = 0.01  # LlamaGen's, whose quantiser it is
 TEACHER = {  # timm's names of DINOv2's weights, and those of transformers
     r"cls_token": "embeddings.cls_token",
     r"pos_embed": "embeddings.position_embeddings",
@@ -151,14 +152,15 @@ def terms(
     change, draws = perturbation(case, f"noise_{noise}", *map(float, numbers.groups()))
     draws.given |= masks or {}
     perturb = partial(change, draws=draws, step=0)
+    tokenizer.neck.entropy_temperature = ENTROPY_TEMPERATURE if stated["entropy_loss_ratio"] else None
     rebuilt = tokenizer(case.inputs["image"], None, draws, perturb, class_features=features)
     losses = {
         "vq_loss": rebuilt.terms["vq"],
         "commit_loss": stated["commit_loss_beta"] * rebuilt.terms["commit"],
         "semantic_loss": stated["sem_loss_weight"] * semantic(case, rebuilt),
     }
-    if not stated["entropy_loss_ratio"]:
-        losses["entropy_loss"] = torch.zeros(())
+    ratio = stated["entropy_loss_ratio"]  # 0 in every release
+    losses["entropy_loss"] = ratio * rebuilt.terms["entropy"] if ratio else torch.zeros(())
     return rebuilt, losses
 
 
