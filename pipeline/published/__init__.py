@@ -57,7 +57,7 @@ def catalogue() -> str:
         for option, parameter in options_of(module.convert).items():
             default = "" if parameter.default is None else parameter.default
             value = f"{option}={str(default).lower() if isinstance(default, bool) else default}"
-            rows.append(f"    {value:<22}{OPTIONS[option]}")
+            rows.append(f"    {value:<21} {OPTIONS[option]}")
         blocks.append("\n".join(rows))
     return "\n".join([*blocks, "", command_line("import FORMAT FILE OUT [KEY=VALUE ...]")])
 

@@ -20,15 +20,20 @@ IMAGE_SIZE = 256  # what these are trained at; no weight depends on it
 Normalised = TypeVar("Normalised", bound=Tokenizer)
 
 
-def convert_autoencoder(state: Mapping[str, Tensor], what: str, dropped: tuple[str, ...] = TRAINING) -> ConvAutoencoder:
+def convert_autoencoder(
+    state: Mapping[str, Tensor], what: str, dropped: tuple[str, ...] = TRAINING, side: int | None = None
+) -> ConvAutoencoder:
     """A ConvAutoencoder with the weights of `state`; keys that match one of `dropped` stay behind.
+
+    It is for images of 256 pixels, or for those whose codes have `side` positions a side.
 
     Raises ValueError for keys or shapes that are not of an LDM autoencoder with a Gaussian posterior.
     """
     arguments = shapes(state, what)
     renamed = rename(state, names(len(arguments["multipliers"])), dropped)
     renamed = {key: flat(key, value) for key, value in renamed.items()}
-    tokenizer = build_component("tokenizers", {"kind": "conv_autoencoder", **arguments}, image_size=IMAGE_SIZE)
+    size = IMAGE_SIZE if side is None else side * 2 ** (len(arguments["multipliers"]) - 1)
+    tokenizer = build_component("tokenizers", {"kind": "conv_autoencoder", **arguments}, image_size=size)
     return fill(tokenizer, renamed | {"mean": tokenizer.mean, "std": tokenizer.std})
 
 

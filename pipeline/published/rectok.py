@@ -28,7 +28,7 @@ NAMES = {
     BLOCK + r"mlp\.w12\.(weight|bias)": OURS + r"feed_forward.up.\3",
     BLOCK + r"mlp\.w3\.(weight|bias)": OURS + r"feed_forward.down.\3",
 }
-DROPPED = (r"sem_decoders\..*", r"(?:model\.)?foundation_models?\..*", r"loss\..*")  # of training alone
+DROPPED = (r"sem_decoders\..*", r"(?:sem_)?foundation_models?\..*", r"loss\..*")  # of training alone
 
 
 def convert(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pipeline.published import repa
-from pipeline.published.autoencoder_trunk import convert_autoencoder, normalised
+from pipeline.published.autoencoder_trunk import TRAINING, convert_autoencoder, normalised
 from pipeline.published.checkpoint import need, read_parts
 
 WHAT = "REPA-E, autoencoder and SiT trained together (REPA-E/sit-repae-*: the dict of model, ema, vae, discriminator)"
@@ -29,8 +29,8 @@ def convert(
     if "vae" not in state or generator is None:
         raise ValueError("not a checkpoint of REPA-E's joint training: it needs vae, and ema or model; try import repa")
     variance = need(generator, "bn.running_var", "REPA-E")
-    tokenizer = convert_autoencoder(state["vae"], "REPA-E")
-    return {
-        "tokenizer": normalised(tokenizer, need(generator, "bn.running_mean", "REPA-E"), variance.sqrt()),
-        **repa.convert(generator, heads, class_drop),
-    }
+    converted = repa.convert(generator, heads, class_drop)
+    side = converted["network"].config.grid[0]
+    tokenizer = convert_autoencoder(state["vae"], "REPA-E", TRAINING, side)
+    tokenizer = normalised(tokenizer, need(generator, "bn.running_mean", "REPA-E"), variance.sqrt())
+    return {"tokenizer": tokenizer, **converted}
