@@ -26,6 +26,7 @@ from pipeline.call_arguments import (
 from pipeline.code import Code, Condition
 from pipeline.components import conform, structure
 from pipeline.draws import Draws
+from pipeline.files.writing import states_in
 from pipeline.nn.finite import NotFinite, check_finite
 from pipeline.nn.memory_saving import DecodingSwitches
 from pipeline.samplers.callbacks import (
@@ -48,7 +49,6 @@ from pipeline.saved_folders import (
     refuse_pickles,
 )
 from pipeline.validation import SettingError, suggestion
-from pipeline.whole_files import states_in
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 

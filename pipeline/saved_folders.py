@@ -17,12 +17,12 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 
-from pipeline.checksums import CHECKSUMS, NOTE, check_content, check_part, recorded_in, write_checksums
 from pipeline.components import build, classes_of
-from pipeline.content import hash_files
-from pipeline.local_paths import given_path, may_be_hub_id, without_paths
+from pipeline.files.checksums import CHECKSUMS, NOTE, check_content, check_part, recorded_in, write_checksums
+from pipeline.files.content import hash_files
+from pipeline.files.paths import given_path, may_be_hub_id, without_paths
+from pipeline.files.writing import read_json, set_modes_of_new, states_in, write_json
 from pipeline.stored_weights import check_component, read_arguments_of, read_mapping
-from pipeline.whole_files import read_json, set_modes_of_new, states_in, write_json
 
 INDEX = "model_index.json"
 PARTS = ("tokenizer", "network", "objective")  # that every pipeline has

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from pipeline.components import conform_arguments, constructor_parameters
+from pipeline.files.writing import read_json
 from pipeline.validation import at
-from pipeline.whole_files import read_json
 
 CONFIG = "config.json"
 SPARE_TENSORS, SPARE_ELEMENTS = 256, 2**24  # beyond twice what is stored: tied weights, and tables that are not saved

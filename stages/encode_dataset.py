@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.components import build, find
+from pipeline.files.writing import new_folder
 from pipeline.frozen.class_token import ClassToken
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
@@ -21,7 +22,6 @@ from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.phase_parts import attachment_of, generator_nodes, generator_taps
-from pipeline.whole_files import new_folder
 
 READS = ("joint",)
 WRITES = "latents"

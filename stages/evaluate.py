@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.features.passes import evenly_spaced
+from pipeline.files.writing import write_json
 from pipeline.images import grids
 from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
@@ -24,7 +25,6 @@ from pipeline.runs.precision import autocast
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
-from pipeline.whole_files import write_json
 
 READS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")
 WRITES = "report"

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.components import find
+from pipeline.files.writing import write_json
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.store import LatentStore
@@ -23,7 +24,6 @@ from pipeline.training.loop import TrainingRun, train
 from pipeline.training.pairs import Pairs, cost_of_pairs, make_pairs
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.training.posttraining import DecoderTraining, EarlyStop
-from pipeline.whole_files import write_json
 
 READS = ("joint", "latents", "generator")
 WRITES = "decoder"

@@ -8,9 +8,10 @@ import torch
 from torch import Generator, Tensor
 
 from pipeline.components import structure
+from pipeline.files.paths import without_paths
+from pipeline.files.writing import new_file, read_json, write_json, write_text
 from pipeline.images.grids import make_grid
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.local_paths import without_paths
 from pipeline.publishing.model_card import Facts, model_card
 from pipeline.publishing.self_contained import write_self_contained
 from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
@@ -18,7 +19,6 @@ from pipeline.publishing.stock_transformer import stock_transformer
 from pipeline.recipes.schema import Recipe, settings
 from pipeline.runs.workspace import OWNER, Workspace
 from pipeline.sampling.many_images import assemble
-from pipeline.whole_files import new_file, read_json, write_json, write_text
 
 READS = ("decoder", "generator", "report")
 WRITES = "pipeline"

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.components import build
+from pipeline.files.writing import write_json
 from pipeline.frozen.feature_maps import stored_features
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
@@ -25,7 +26,6 @@ from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.milestones import Milestones
 from pipeline.training.order import TrainingData
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
-from pipeline.whole_files import write_json
 
 READS = ("latents", "joint")
 WRITES = "generator"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checks.accumulation import dependent_on_accumulation
+from pipeline.files.writing import new_folder, remove_folder
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.nn.code_usage import make_code_usage
@@ -19,7 +20,6 @@ from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses
 from pipeline.training.reconstruction import Reconstruction
-from pipeline.whole_files import new_folder, remove_folder
 
 READS = ()
 WRITES = "tokenizer"

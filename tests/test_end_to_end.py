@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 import run
 from pipeline import LatentPipeline
-from pipeline.whole_files import states_in
+from pipeline.files.writing import states_in
 from stages import ORDER
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,8 @@ def test_every_artefact_is_there_with_its_provenance(finished):
     for name in ("tokenizer", "joint", "latents", "generator", "decoder", "samples", "report", "pipeline"):
         note = json.loads((runs / name / "made_from.json").read_text())
         assert note["seconds"] >= 0 and note["versions"]["torch"] and len(note["hash"]) == 16
-    assert not [path for path in runs.iterdir() if path.name.startswith(".")], "no drafts are left"
+    hidden = [path.name for path in runs.iterdir() if path.name.startswith(".")]
+    assert all(name.startswith(".lock") for name in hidden), "no drafts are left"
     assert not list(runs.rglob("*.bin")) and not list(runs.rglob("*.pkl")) and not list(runs.rglob("checkpoints"))
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in runs.rglob("*.safetensors")), "others may read"
     archive = np.load(runs / "samples" / "samples.npz")

@@ -14,8 +14,8 @@ TAKEN = {"dit", "flux", "sana", "latte", "wan", "prx", "ddpm", "amused", "kandin
 
 # Modules and packages of pipeline/, then the entry points: each may import those before it, and none after it.
 ROOMS = (
-    *("program", "whole_files", "checksums", "content", "code", "draws", "validation", "ranges", "local_paths"),
-    *("written", "components", "stored_weights", "saved_folders", "listing", "data_files"),
+    *("program", "files", "code", "draws", "validation", "ranges", "written", "components"),
+    *("stored_weights", "saved_folders"),
     *("nn", "vision", "samplers", "solvers"),
     *("datasets", "bottlenecks", "teachers", "critics", "adversarial", "tokenizers", "networks", "objectives"),
     *("perturbations", "losses", "call_arguments", "recipes", "images", "features", "metrics"),
@@ -81,7 +81,7 @@ def test_objectives_do_not_know_networks_and_the_loop_no_task():
 
 def test_codes_draws_and_workspace_import_nothing_of_ours():
     for name in ("code", "draws", "runs/workspace"):
-        lowest = ("program", "local_paths", "whole_files", "checksums", "runs.lock")
+        lowest = ("program", "files", "runs.lock")
         lowest = tuple(f"pipeline.{name}" for name in lowest)
         inside = {m for m in ours(ROOT / f"pipeline/{name}.py") if not m.startswith(lowest)}
         assert not inside, name

@@ -5,8 +5,8 @@ from pathlib import Path
 from pipeline.components import build
 from pipeline.features.choice import check_features
 from pipeline.features.statistics_file import SPLITS, array_names, check_reference
+from pipeline.files.paths import given_path
 from pipeline.images.files import open_archive
-from pipeline.local_paths import given_path
 from pipeline.metrics.base import check_metrics, report_kinds
 from pipeline.nn.convolution_stages import stem_and_stages
 from pipeline.recipes.schema import Recipe

@@ -8,10 +8,10 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 
 from pipeline.code import LatentSpec
+from pipeline.files.writing import read_json
 from pipeline.recipes.schema import Recipe
 from pipeline.stored_weights import read_stored
 from pipeline.validation import SettingError
-from pipeline.whole_files import read_json
 
 
 def check_start(model: ModelMixin, folder: str, where: str) -> None:

@@ -8,11 +8,12 @@ from accelerate import Accelerator
 
 from pipeline.components import structure
 from pipeline.features.passes import evenly_spaced
+from pipeline.files.paths import given_path
+from pipeline.files.writing import write_json, write_text
 from pipeline.images import grids
 from pipeline.images.facts import SPLITS, UsedImages
 from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
-from pipeline.local_paths import given_path
 from pipeline.measuring.card import CardMeasuring
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.measuring.numbers import describe_left_out
@@ -28,7 +29,6 @@ from pipeline.runs.machine import accelerate
 from pipeline.runs.workspace import OWNER, Workspace, fingerprint
 from pipeline.saved_folders import load_tokenizer_or_stock
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.whole_files import write_json, write_text
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.components import structure
-from pipeline.local_paths import given_path
+from pipeline.files.paths import given_path
 from pipeline.measuring.comparison import choose_aim, compare_numbers, correlations, read_runs
 from pipeline.recipes.files import is_setting, parse_settings
 from pipeline.reporting.comparison_page import write_comparison

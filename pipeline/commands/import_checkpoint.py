@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.files.writing import new_folder
 from pipeline.program import command_line
 from pipeline.published import catalogue, converted, find_format, formats
 from pipeline.published.checkpoint import read as read_state
 from pipeline.recipes.building import DERIVED
-from pipeline.whole_files import new_folder
 
 
 def import_checkpoint(words: list[str]) -> None:

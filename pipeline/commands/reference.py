@@ -15,8 +15,8 @@ from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Moments
 from pipeline.features.passes import PerImage
 from pipeline.features.statistics_file import SPLITS, write_statistics
+from pipeline.files.paths import given_path
 from pipeline.images.reading import Images
-from pipeline.local_paths import given_path
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.reference import images_of_folder

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.call_arguments import Defaults
 from pipeline.checks.sampling import check_sampling
 from pipeline.components import structure
+from pipeline.files.writing import copy_folder, read_json, write_json
 from pipeline.images.facts import SPLITS, UsedImages
 from pipeline.images.files import image_file
 from pipeline.images.reading import Images
@@ -27,7 +28,6 @@ from pipeline.runs.machine import accelerate
 from pipeline.runs.workspace import OWNER, Workspace, fingerprint, read_note
 from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images, sampling_record
-from pipeline.whole_files import copy_folder, read_json, write_json
 
 MADE_OF = ("generator", "decoder")
 SCALES = [1.0, 1.25, 1.5, 2.0, 3.0]  # of the guidance, where none are stated

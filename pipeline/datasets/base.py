@@ -11,7 +11,7 @@ from typing import IO, Literal
 from PIL import Image
 
 from pipeline.draws import mix
-from pipeline.listing import image_formats, why_no_file
+from pipeline.files.listing import image_formats, why_no_file
 from pipeline.ranges import RangedArguments
 
 Split = Literal["train", "held_out"]

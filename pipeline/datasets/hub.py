@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.content import hash_files
-from pipeline.data_files import file_inside, find_data_files
 from pipeline.datasets.base import BrokenImage, MissingImages, Record, Source, Split, decode, set_aside
-from pipeline.local_paths import given_path, may_be_hub_id
+from pipeline.files.content import hash_files
+from pipeline.files.data_files import file_inside, find_data_files
+from pipeline.files.paths import given_path, may_be_hub_id
 from pipeline.ranges import Count, FractionBelowOne
 
 if TYPE_CHECKING:

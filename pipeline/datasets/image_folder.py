@@ -4,10 +4,10 @@ import hashlib
 import os
 from pathlib import Path, PurePath
 
-from pipeline.content import hash_files
 from pipeline.datasets.base import MissingImages, Record, Source, Split, decode, set_aside
-from pipeline.listing import PASSED_OVER, Lister, Listing, readable_name, visible_entries, why_no_file
-from pipeline.local_paths import given_path
+from pipeline.files.content import hash_files
+from pipeline.files.listing import PASSED_OVER, Lister, Listing, readable_name, visible_entries, why_no_file
+from pipeline.files.paths import given_path
 from pipeline.ranges import FractionBelowOne
 
 TRAIN = ("train", "training")
@@ -63,7 +63,7 @@ class ImageFolder(Source):
         return Record(decode(file, readable_name(file)), self.label_of(index), name=readable_name(file))
 
     def fingerprint(self) -> str:
-        """Of the class names and of the files; `pipeline.content.hash_files` says what it sees of them."""
+        """Of the class names and of the files; `pipeline.files.content.hash_files` says what it sees of them."""
         files = hash_files(self.folder, self.names)
         return hashlib.sha256(repr((self.class_names, files)).encode()).hexdigest()[:16]
 

@@ -10,13 +10,13 @@ import torch
 from pipeline.draws import mix
 from pipeline.features.extractors import ClassifierFeatures
 from pipeline.features.passes import evenly_spaced
+from pipeline.files.writing import read_json, write_json
 from pipeline.images.reading import Images
 from pipeline.nn.feature_distance import Backbone
 from pipeline.stored_weights import check_component
 from pipeline.teachers.classifier import Classifier, fit
 from pipeline.teachers.lpips_vgg import LpipsVgg
 from pipeline.vision.weights import digest, locate
-from pipeline.whole_files import read_json, write_json
 
 NOTE = "judge.json"  # the images and the seed of its training
 VALUES = 2**28  # numbers in the images that train it, at most: 1 GiB

@@ -11,11 +11,11 @@ import torch
 from pipeline.datasets.base import MissingImages
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Gaussian, Moments
+from pipeline.files.paths import given_path
+from pipeline.files.writing import write_arrays
 from pipeline.images.archives import check_array, read_array
 from pipeline.images.reading import Images
-from pipeline.local_paths import given_path
 from pipeline.recipes.schema import Data
-from pipeline.whole_files import write_arrays
 
 SPLITS = ("train", "held_out")
 NAMES = {"inception": ("mu", "sigma"), "inception_spatial": ("mu_s", "sigma_s")}  # as ADM and pytorch-fid write them

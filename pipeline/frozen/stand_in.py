@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from pipeline.files.writing import new_folder
 from pipeline.images.reading import Images
 from pipeline.recipes.schema import Recipe
 from pipeline.stored_weights import check_component
 from pipeline.teachers.classifier import Classifier, fit
-from pipeline.whole_files import new_folder
 
 IMAGES = 20_000  # at most so many train it
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.files.writing import new_file
 from pipeline.images.archives import map_array
 from pipeline.images.grids import make_grid
-from pipeline.whole_files import new_file
 
 GRID_ROWS, GRID_COLUMNS = 8, 8  # at most
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pipeline.code import LatentSpec
 from pipeline.draws import ImageDraws, mix
+from pipeline.files.writing import read_json
 from pipeline.frozen.class_token import ClassTokenFeature
 from pipeline.images.reading import Images
 from pipeline.latents.store import (
@@ -29,7 +30,6 @@ from pipeline.recipes.schema import Latents
 from pipeline.runs.precision import DTYPES, autocast
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.whole_files import read_json
 
 Grid = Sequence[int]  # height and width
 

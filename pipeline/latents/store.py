@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import uniform_by_seed
+from pipeline.files.writing import read_json, write_json, write_tensors
 from pipeline.images.reading import Images
-from pipeline.whole_files import read_json, write_json, write_tensors
 
 FORMAT = 2
 MANIFEST = "manifest.json"

@@ -9,15 +9,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.checks.evaluation import check_archive
-from pipeline.content import hash_files
 from pipeline.features.moments import Gaussian, Moments
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage, evenly_spaced
 from pipeline.features.statistics_file import SPLITS, array_names, file_title, read_statistics
+from pipeline.files.content import hash_files
+from pipeline.files.paths import given_path
 from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
-from pipeline.local_paths import given_path
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.recipes.schema import Data, Recipe
 

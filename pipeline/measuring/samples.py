@@ -14,6 +14,7 @@ from pipeline.features.judge import fit_judge
 from pipeline.features.moments import Moments
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage, collect_rows, count, evenly_spaced
+from pipeline.files.writing import read_json
 from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
@@ -24,7 +25,6 @@ from pipeline.measuring.reference import Reference, load_reference
 from pipeline.metrics.base import Comparison, Measurement, SampleInputs, SampleMetric, report_metrics
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace
-from pipeline.whole_files import read_json
 
 CIRCUMSTANCES = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
 Rows = Callable[[Tensor, Tensor], PerImage]  # images [B, 3, H, W] and their numbers [B] to rows

@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from pipeline.local_paths import given_path, may_be_hub_id
+from pipeline.files.paths import given_path, may_be_hub_id
 from pipeline.stored_weights import build_on_meta, check_numbers, read_sizes
 
 PICKLE = "diffusion_pytorch_model.bin"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.components import NESTED, SLOTS, kinds
+from pipeline.files.writing import read_json, write_json, write_text
 from pipeline.publishing.name_scopes import module_bindings, references
 from pipeline.saved_folders import INDEX
 from pipeline.solvers.base import solvers_of
-from pipeline.whole_files import read_json, write_json, write_text
 
 ROOT = "pipeline"
 PIPELINE = "pipeline.latent_pipeline"

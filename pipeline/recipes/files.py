@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.local_paths import is_there
+from pipeline.files.paths import is_there
 from pipeline.validation import suggestion
 from pipeline.written import Written, opened
 

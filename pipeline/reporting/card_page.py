@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.files.writing import write_text
 from pipeline.images.grids import AMPLIFIED
 from pipeline.reporting.curves import read_log
 from pipeline.reporting.markdown_text import markdown_text
@@ -20,7 +21,6 @@ from pipeline.reporting.page import (
     section,
 )
 from pipeline.reporting.plots import Plot, Series, draw_plot
-from pipeline.whole_files import write_text
 
 CAPTIONS = {  # of a figure, by the group of numbers that it goes with
     "Frequencies": "Power spectra of held-out images and of the residuals of their reconstructions.",

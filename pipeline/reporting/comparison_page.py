@@ -4,6 +4,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.files.writing import write_json, write_text
 from pipeline.measuring.comparison import ComparedNumber, FinishedRun
 from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
@@ -19,7 +20,6 @@ from pipeline.reporting.page import (
     section,
 )
 from pipeline.reporting.plots import Plot, Series, draw_plot
-from pipeline.whole_files import write_json, write_text
 
 RECONSTRUCTION = ("psnr", "rfd_classifier", "rfd_rotation", "rfd_pixels")  # drawn against generation, where there
 WARNING = "Values with a letter were measured differently from those without: they cannot be compared."

@@ -5,12 +5,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.files.writing import write_json, write_text
 from pipeline.reporting.card_page import card_section
 from pipeline.reporting.page import Picture, document, headline_tiles, numbers_section, section
 from pipeline.reporting.sweep_page import SWEEP, sweep_section
 from pipeline.runs.finished import CARD, sha256_of_tokenizer
 from pipeline.runs.workspace import read_values
-from pipeline.whole_files import write_json, write_text
 
 PAGE, NUMBERS, REPORT = "page.json", "metrics.json", "index.html"
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.files.writing import write_text
 from pipeline.images import grids
 from pipeline.images.files import image_file
 from pipeline.reporting.markdown_text import markdown_text
@@ -24,7 +25,6 @@ from pipeline.reporting.page import (
     section,
 )
 from pipeline.reporting.plots import Plot, Series, draw_plot
-from pipeline.whole_files import write_text
 
 SWEEP = "sweep.json"
 SHOWN = 12  # images of every point

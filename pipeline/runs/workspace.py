@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipeline.checksums import (
+from pipeline.files.checksums import (
     NOTE,
     SIGNATURE,
     check_content,
@@ -27,10 +27,10 @@ from pipeline.checksums import (
     write_checksums,
     write_signed,
 )
-from pipeline.local_paths import command_typed
+from pipeline.files.paths import command_typed
+from pipeline.files.writing import entries, read_json, remove, remove_folder, replace_folder, write_json, write_text
 from pipeline.program import command_line
 from pipeline.runs.lock import hold
-from pipeline.whole_files import entries, read_json, remove, remove_folder, replace_folder, write_json, write_text
 
 OWNER = "recipe.yaml"
 LOCK = ".lock"

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from pipeline.call_arguments import find_labels, resolve_guidance
 from pipeline.components import find, structure
 from pipeline.draws import mix
+from pipeline.files.paths import given_path
+from pipeline.files.writing import new_file, read_json, write_json
 from pipeline.images.files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.local_paths import given_path
 from pipeline.networks.base import Network
 from pipeline.nn.finite import NotFinite
 from pipeline.ranges import Count, Evaluations, ImageCount, Number, RangedFields, Seed, Whole
@@ -28,7 +29,6 @@ from pipeline.runs.workspace import surroundings
 from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
 from pipeline.saved_folders import fetch, fingerprint_files, load_component
 from pipeline.validation import Length
-from pipeline.whole_files import new_file, read_json, write_json
 
 PROTOCOL = "samples.json"
 Seeds = Annotated[list[Seed], Length(1)]

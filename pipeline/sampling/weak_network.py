@@ -7,11 +7,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.components import find, kinds
+from pipeline.files.writing import read_json
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
 from pipeline.samplers.guidance import SHARED
 from pipeline.saved_folders import load_component
-from pipeline.whole_files import read_json
 
 MEANINGS = ("prediction", "path", "variance", "num_train_timesteps", "beta_start", "beta_end")  # of what it predicts
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.files.writing import read_json
 from pipeline.teachers.base import Resize
 from pipeline.vision.backbone import (
     FAMILIES,
@@ -18,7 +19,6 @@ from pipeline.vision.backbone import (
     name_of,
     read_kind,
 )
-from pipeline.whole_files import read_json
 
 Size = int | Literal["grid"] | None
 PATCH = 16  # pixels of an image that become a patch where the size is "grid"

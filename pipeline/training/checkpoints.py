@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.checksums import check_content, recorded_in, write_checksums
+from pipeline.files.checksums import check_content, recorded_in, write_checksums
+from pipeline.files.writing import read_json, remove_folder, replace_folder, write_json, write_tensors
 from pipeline.training.ema import Average
-from pipeline.whole_files import read_json, remove_folder, replace_folder, write_json, write_tensors
 
 FOLDER = "checkpoints"
 PROGRESS = "progress.json"

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.whole_files import write_text
+from pipeline.files.writing import write_text
 
 
 class Journal:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.draws import Draws
+from pipeline.files.writing import write_tensors
 from pipeline.losses.base import Loss
 from pipeline.nn.module_outputs import outputs_of
 from pipeline.tokenizers.base import Perturb, Tokenizer, TokenizerOutput
-from pipeline.whole_files import write_tensors
 
 FOLDER = "heads"
 log = logging.getLogger(__name__)

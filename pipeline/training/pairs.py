@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.checks.posttraining import check_held_out
 from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws, mix, uniform_by_seed
+from pipeline.files.writing import copy_folder, read_json
 from pipeline.images.eight_bits import eight_bits
 from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
@@ -24,7 +25,6 @@ from pipeline.nn.finite import check_finite
 from pipeline.recipes.schema import PostTraining, Recipe
 from pipeline.runs.precision import autocast
 from pipeline.sampling.many_images import counted, sampling_record
-from pipeline.whole_files import copy_folder, read_json
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.components import Node, build, check, find
 from pipeline.critics.base import Critic
 from pipeline.draws import mix
+from pipeline.files.writing import read_json
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.losses.base import Alignment, Attachment, Loss
 from pipeline.networks.base import Network
@@ -23,7 +24,6 @@ from pipeline.recipes.building import (
 from pipeline.recipes.schema import Phase, Recipe
 from pipeline.saved_folders import load_component
 from pipeline.teachers.base import Tap
-from pipeline.whole_files import read_json
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from pipeline.checks.posttraining import check_decoder_phase
 from pipeline.code import Code, Condition
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
+from pipeline.files.writing import new_folder, read_json, write_json
 from pipeline.losses.base import Loss
 from pipeline.recipes.schema import Phase, PostTraining
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
@@ -20,7 +21,6 @@ from pipeline.training import checkpoints
 from pipeline.training.pairs import Pairs
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.validation import at
-from pipeline.whole_files import new_folder, read_json, write_json
 
 
 class DecoderPlayer(nn.Module):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.files.writing import read_json
 from pipeline.stored_weights import build_on_meta, check_numbers, read_sizes
 from pipeline.vision.weights import OF_A_FOLDER
-from pipeline.whole_files import read_json
 
 CONFIG = OF_A_FOLDER[0]
 PICKLE = "pytorch_model.bin"

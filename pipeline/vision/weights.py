@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from pipeline.local_paths import given_path, may_be_hub_id
+from pipeline.files.paths import given_path, may_be_hub_id
 from pipeline.validation import SettingError
 
 OF_A_FOLDER = ("config.json", "model.safetensors")  # the files of a model

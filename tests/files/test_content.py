@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from pipeline import content
-from pipeline.content import hash_files
+from pipeline.files import content
+from pipeline.files.content import hash_files
 
 NAMES = ["a/1", "a/2", "b/3"]
 

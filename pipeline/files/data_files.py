@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.content import hash_files
-from pipeline.local_paths import given_path
+from pipeline.files.content import hash_files
+from pipeline.files.paths import given_path
 
 SPECIAL = {character: f"%{ord(character):X}" for character in "[]*?"}  # in patterns
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.whole_files import entries, read_json, write_json
+from pipeline.files.writing import entries, read_json, write_json
 
 CHECKSUMS = "checksums.json"  # {"model.safetensors": {"bytes": 1234, "sha256": "..."}, ...}, by path in the folder
 SIGNATURE = "sha256_of_this"  # in a JSON file: of all else in it

@@ -4,7 +4,7 @@ import getpass
 
 import pytest
 
-from pipeline.local_paths import may_be_hub_id, without_paths
+from pipeline.files.paths import may_be_hub_id, without_paths
 from pipeline.nn.stock_autoencoder import read_config
 from pipeline.saved_folders import fetch
 from pipeline.vision.weights import locate_model

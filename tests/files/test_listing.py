@@ -5,7 +5,7 @@ import os
 import pytest
 from PIL import Image
 
-from pipeline.listing import Lister, image_endings, readable_name
+from pipeline.files.listing import Lister, image_endings, readable_name
 
 
 def draw(path, kind="PNG"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.checksums import CHECKSUMS, check_content, check_sizes, recorded_in, write_checksums
+from pipeline.files.checksums import CHECKSUMS, check_content, check_sizes, recorded_in, write_checksums
 
 
 @pytest.fixture
