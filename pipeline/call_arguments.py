@@ -85,8 +85,8 @@ def classes_called(asked: str, id2label: Mapping[int, str]) -> list[int]:
         lambda name: asked in map(str.strip, name.split(",")),
         lambda name: bool(asked) and name.startswith(asked),
     )
-    found = ([label for label, name in names.items() if rule(name)] for rule in rules)
-    return next(filter(None, found), [])
+    matches = ([label for label, name in names.items() if rule(name)] for rule in rules)
+    return next(filter(None, matches), [])
 
 
 def one_form(text: str) -> str:

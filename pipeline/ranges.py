@@ -54,8 +54,8 @@ def checked(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*values: Any, **named: Any) -> Any:
-        stated = {name: value for name, value in named.items() if name in signature.parameters}
-        check_values(signature.bind_partial(*values, **stated).arguments, type_hints(function))
+        arguments = {name: value for name, value in named.items() if name in signature.parameters}
+        check_values(signature.bind_partial(*values, **arguments).arguments, type_hints(function))
         return function(*values, **named)
 
     return call

@@ -82,9 +82,9 @@ def check_component(cls: type[nn.Module], folder: Path, variant: str | None = No
         raise ValueError(f"{folder} lacks {missing[0]}{more}; the folder is incomplete or of another version")
     for name, shape in needed.items():
         if shape != stored.shapes[name]:
-            found = list(stored.shapes[name])
+            stored_shape = list(stored.shapes[name])
             raise ValueError(
-                f"{folder}: {name} is {found} in its file, and {list(shape)} by its {CONFIG}; get it again"
+                f"{folder}: {name} is {stored_shape} in its file, and {list(shape)} by its {CONFIG}; get it again"
             )
 
 

@@ -139,8 +139,8 @@ def check_folder_name(place: str, name: str) -> None:
         wrong = "is empty"
     elif any(unicodedata.category(character)[0] == "C" for character in name):
         wrong = "holds a character that cannot be printed"
-    elif found := [character for character in name if character in SEPARATORS]:
-        wrong = f"holds {found[0]!r}"
+    elif separators := [character for character in name if character in SEPARATORS]:
+        wrong = f"holds {separators[0]!r}"
     elif name[0] in ".- " or name[-1] in ". ":
         wrong = "begins or ends with a dot, a dash or a space"
     elif len(name.encode()) > LONGEST:

@@ -79,8 +79,8 @@ def _name(node: yaml.Node) -> str:
 
 def _entry(name: str, value: yaml.Node) -> Any:
     if isinstance(value, yaml.ScalarNode) and value.style is None and not value.value:
-        stated = name.replace(":", ": ", 1) if ":" in name else f"{name}: VALUE"
-        raise ValueError(f"{name!r} has no value; write {{{stated}}}")
+        example = name.replace(":", ": ", 1) if ":" in name else f"{name}: VALUE"
+        raise ValueError(f"{name!r} has no value; write {{{example}}}")
     return _content(value)
 
 

@@ -30,12 +30,12 @@ def dependent_on_accumulation(recipe: Recipe, section: str = "") -> list[MicroBa
     All others train the same model up to rounding whatever `loop.accumulate` is. Those of one `section` where it is
     named: tokenizer, joint, generator, posttrain.
     """
-    found = []
+    dependent = []
     for place, loop, statistics in trainings(recipe):
         if place.startswith(section) and loop.accumulate > 1 and statistics:
             each = loop.batch // loop.accumulate
-            found.append(MicroBatches(place, loop.accumulate, each, tuple(dict.fromkeys(statistics))))
-    return found
+            dependent.append(MicroBatches(place, loop.accumulate, each, tuple(dict.fromkeys(statistics))))
+    return dependent
 
 
 def trainings(recipe: Recipe) -> Iterator[tuple[str, Loop, list[str]]]:

@@ -75,8 +75,8 @@ def card_settings(target: CardTarget, overrides: list[str]) -> CardSettings:
 def images_of_card(target: CardTarget, settings: CardSettings, accelerator: Accelerator) -> dict[str, dict[str, Any]]:
     """The images of both splits; ValueError where they are those of the target's run, and have changed since."""
     notes = Workspace(target.folder, accelerator).history(("tokenizer", "latents", "report")).values()
-    images, own, data = UsedImages(settings.data, ()), target.settings.get("data", {}), asdict(settings.data)
-    same = all(own.get(name) == data[name] for name in ("source", "size", "resize"))
+    images, data_of_run, data = UsedImages(settings.data, ()), target.settings.get("data", {}), asdict(settings.data)
+    same = all(data_of_run.get(name) == data[name] for name in ("source", "size", "resize"))
     if same and (change := images.change_since(notes)):
         raise ValueError(f"{change} since {target.folder} was made; type: {command_line('all', 'RECIPE')}")
     return images.of(SPLITS)

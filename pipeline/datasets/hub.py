@@ -139,12 +139,12 @@ class _Collection:
         revision: str | None,
         take: Count | None,
         streaming: bool,
-        stated: dict[str, list[str | None]],
+        columns_of_role: dict[str, list[str | None]],
         files: str | None,
     ):
         self.path, self.take, self.streaming = path, take, streaming
-        self.image, self.stated = stated["image"][0], stated
-        self.columns = [column for columns in stated.values() for column in columns if column]
+        self.image, self.stated = columns_of_role["image"][0], columns_of_role
+        self.columns = [column for columns in columns_of_role.values() for column in columns if column]
         self.local, self.files = find_data_files(path), files
         folder = given_path(path)
         self.saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
@@ -287,14 +287,14 @@ def _paths_alone(rows: "datasets.Dataset", image: str) -> list[tuple[int, str]]:
     column = rows.select_columns([image]).with_format("arrow")
     if not len(rows):
         return []
-    found, first = [], 0
+    paths, first = [], 0
     for chunk in column[:].column(image).chunks:
         if chunk.field("bytes").null_count:
             alone = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())
             for place in compute.indices_nonzero(alone).to_pylist():
-                found.append((first + place, chunk.field("path")[place].as_py()))
+                paths.append((first + place, chunk.field("path")[place].as_py()))
         first += len(chunk)
-    return found
+    return paths
 
 
 def _named_file(stored: dict[str, Any], roots: list[Path], name: str) -> Path:

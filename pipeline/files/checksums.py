@@ -30,7 +30,7 @@ def write_checksums(folder: Path, files: Iterable[Path] | None = None, kept: dic
         sums = list(pool.map(sha256, chosen))
     sizes = [path.stat().st_size for path in chosen]
     names = [path.relative_to(folder).as_posix() for path in chosen]
-    new = {name: {"bytes": size, "sha256": found} for name, size, found in zip(names, sizes, sums)}
+    new = {name: {"bytes": size, "sha256": digest} for name, size, digest in zip(names, sizes, sums)}
     write_signed(folder / CHECKSUMS, dict(sorted(((kept or {}) | new).items())), indent=0)
 
 
@@ -64,8 +64,8 @@ def check_content(folder: Path, remedy: str, chosen: Callable[[str], bool] | Non
     compare_sizes(folder, record, remedy)
     with ThreadPoolExecutor(THREADS) as pool:
         sums = pool.map(sha256, [folder / name for name in record])
-        for (name, known), found in zip(record.items(), sums):
-            if found != known["sha256"]:
+        for (name, known), digest in zip(record.items(), sums):
+            if digest != known["sha256"]:
                 raise ValueError(f"{folder / name} is damaged: it is not what was written; {remedy}")
 
 

@@ -55,27 +55,27 @@ class DataFiles:
 
 def find_data_files(path: str) -> DataFiles | None:
     """The files of a folder, hidden ones apart, of a file, or of a pattern; None where a path means none here."""
-    stated = given_path(path)
-    if stated.is_dir():
-        return DataFiles(stated, stated, sorted(_below(stated)))
-    if stated.is_file():
-        return DataFiles(stated, stated.parent, [stated.name])
+    given = given_path(path)
+    if given.is_dir():
+        return DataFiles(given, given, sorted(_below(given)))
+    if given.is_file():
+        return DataFiles(given, given.parent, [given.name])
     if glob.has_magic(path) and "://" not in path:
-        pattern = DataFiles(stated, stated.parent, []).pattern()
+        pattern = DataFiles(given, given.parent, []).pattern()
         names = sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
         folder = os.path.commonpath([os.path.dirname(name) for name in names]) if names else ""
         return (
-            DataFiles(stated, Path(folder), [os.path.relpath(name, folder or ".") for name in names]) if names else None
+            DataFiles(given, Path(folder), [os.path.relpath(name, folder or ".") for name in names]) if names else None
         )
     return None
 
 
 def _below(folder: Path) -> list[str]:
-    found = []
+    names = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in files if not name.startswith(".")]
-    return found
+        names += [os.path.relpath(os.path.join(place, name), folder) for name in files if not name.startswith(".")]
+    return names
 
 
 def _plain(name: str) -> str:

@@ -68,10 +68,10 @@ def find_array(path: Path, name: str) -> zipfile.ZipInfo:
 def _check_size(path: Path, entry: zipfile.ZipInfo, file: IO[bytes]) -> None:
     """ValueError unless an array fits into its entry, and the entry into the file that it is compressed in."""
     shape, _, dtype = _header(path, file)
-    stated = math.prod(shape) * dtype.itemsize
+    claimed = math.prod(shape) * dtype.itemsize
     packed = min(entry.compress_size, path.stat().st_size)
-    if stated > entry.file_size or (entry.file_size > HARMLESS and entry.file_size > PACKED * packed):
-        asked = max(stated, entry.file_size) / 1e9
+    if claimed > entry.file_size or (entry.file_size > HARMLESS and entry.file_size > PACKED * packed):
+        asked = max(claimed, entry.file_size) / 1e9
         raise ValueError(
             f"{path}: {entry.filename} asks for {asked:,.1f} GB of memory, and its file holds {packed / 1e6:,.1f} MB;"
             " it is no archive of images or statistics"

@@ -61,8 +61,8 @@ class LatentStore:
             if not shard_file(self.folder, number).exists():
                 raise ValueError(f"{self.folder} is not finished: {shard_file(self.folder, number).name} is missing")
             check_shard(self.folder, self.manifest, number)
-        stated = {name: tuple(v) if isinstance(v, list) else v for name, v in self.manifest["spec"].items()}
-        self.spec = LatentSpec(**stated)
+        spec = {name: tuple(v) if isinstance(v, list) else v for name, v in self.manifest["spec"].items()}
+        self.spec = LatentSpec(**spec)
         self.class_names: list[str] = self.manifest["class_names"]
         self.views: int = self.manifest["views"]
         self._shards: tuple[list[dict[str, Tensor]], Tensor] | None = None
@@ -162,11 +162,11 @@ def check_shard(folder: Path, manifest: dict[str, Any], number: int, content: bo
     """ValueError unless the shard is of this store and in its place; with `content` it is read, and its sha256 too."""
     file = shard_file(folder, number)
     with open_shard(file) as shard:
-        stated = shard.metadata() or {}
+        metadata = shard.metadata() or {}
         counts = {shard.get_slice(name).get_shape()[0] for name in shard.keys()}  # noqa: SIM118
-    whole = stated.get("manifest") == key_of(manifest) and stated.get("number", str(number)) == str(number)
+    whole = metadata.get("manifest") == key_of(manifest) and metadata.get("number", str(number)) == str(number)
     if content and whole:
-        whole = stated.get("sha256") == sha256_of(load_shard(file)[0])
+        whole = metadata.get("sha256") == sha256_of(load_shard(file)[0])
     if not whole or counts != {manifest["shards"][number]}:
         raise ValueError(f"{file} is damaged or of another store; delete it and encode again")
 

@@ -43,13 +43,13 @@ def describe(name: str | None = None) -> str:
     sections = dict(sections_of(Recipe))
     if name is None:
         return overview(sections)
-    if found := [path for path in sections if matches(name, path)]:
-        return section(found[0], sections[found[0]])
-    found = [(slot, kind) for slot in PLACES for kind in kinds(slot) if name in (kind, f"{slot}.{kind}")]
-    if not found:
+    if matching := [path for path in sections if matches(name, path)]:
+        return section(matching[0], sections[matching[0]])
+    matching = [(slot, kind) for slot in PLACES for kind in kinds(slot) if name in (kind, f"{slot}.{kind}")]
+    if not matching:
         known = [*sections, *(kind for slot in PLACES for kind in kinds(slot))]
         raise ValueError(f"nothing is called {name!r}{suggestion(name, known)}")
-    return "\n\n".join(component(slot, kind) for slot, kind in found)
+    return "\n\n".join(component(slot, kind) for slot, kind in matching)
 
 
 def sections_of(cls: type, above: str = "") -> Iterator[tuple[str, type]]:

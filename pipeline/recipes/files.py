@@ -100,15 +100,15 @@ def _interpolated(value: Any, place: str = "") -> str | None:
     if isinstance(value, str):
         return (place or "a value") if "${" in value else None
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = (_interpolated(entry, f"{place}.{name}" if place else str(name)) for name, entry in entries)
-    return next(filter(None, found), None)
+    places = (_interpolated(entry, f"{place}.{name}" if place else str(name)) for name, entry in entries)
+    return next(filter(None, places), None)
 
 
 def _included(entry: Any, path: Path) -> Path:
     if not isinstance(entry, str):
         raise ValueError(f"{path.name} includes something that is no text; name recipes, as include: [data/digits]")
-    stated = [path.parent / entry] if entry.endswith(SUFFIXES) else []
-    for candidate in (*stated, path.parent / f"{entry}.yaml", CONFIGS / f"{entry}.yaml"):
+    beside = [path.parent / entry] if entry.endswith(SUFFIXES) else []
+    for candidate in (*beside, path.parent / f"{entry}.yaml", CONFIGS / f"{entry}.yaml"):
         if _is_file(candidate):
             return candidate
     if _is_file(path.parent / entry):

@@ -62,7 +62,7 @@ def best_runs(line: ComparedNumber) -> set[int]:
     if len(values) < 2 or line.better == "neither":
         return set()
     top = (max if line.better == "higher" else min)(values.values())
-    return {i for i, found in values.items() if found == top}
+    return {i for i, value in values.items() if value == top}
 
 
 def table(names: list[str], lines: list[ComparedNumber]) -> str:
@@ -95,7 +95,7 @@ def differences(line: ComparedNumber) -> str:
     marks = ["no letter", *(chr(ord("a") + min(place, 25)) for place in range(len(line.groups) - 1))]
     rows = "".join(
         f"<dt>{escape(name.replace('_', ' '))}<dd>"
-        + "<br>".join(f"{escape(mark)}: {escape(found)}" for mark, found in zip(marks, values))
+        + "<br>".join(f"{escape(mark)}: {escape(value)}" for mark, value in zip(marks, values))
         for name, values in line.differs.items()
     )
     what = ", ".join(name.replace("_", " ") for name in list(line.differs)[:3])

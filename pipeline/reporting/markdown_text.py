@@ -11,4 +11,4 @@ MARKS = re.compile(r"([\\`*\[\]|~])|(?<!\w)(_)|(_)(?!\w)")  # an underscore insi
 def markdown_text(text: Any) -> str:
     """`text` as Markdown, in tables too, that shows it as it is."""
     line = SPACE.sub(" ", str(text)).strip()
-    return MARKS.sub(lambda found: f"\\{found[0]}", escape(line, quote=False))
+    return MARKS.sub(lambda match: f"\\{match[0]}", escape(line, quote=False))

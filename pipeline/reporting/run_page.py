@@ -72,7 +72,7 @@ def sweep_of(run: Path, notes: dict[str, dict[str, Any] | None]) -> str:
     if not (folder / SWEEP).is_file():
         return ""
     sweep = read_values(folder, SWEEP)
-    if any((notes.get(name) or {}).get("hash") != made for name, made in sweep["made_of"].items()):
+    if any((notes.get(name) or {}).get("hash") != recorded for name, recorded in sweep["made_of"].items()):
         return ""
     return section("Guidance sweep", sweep_section(sweep, folder))
 

@@ -101,7 +101,7 @@ def best_points(points: list[dict[str, Any]], key: str) -> set[int]:
     if better == "neither" or len(set(values)) < 2:
         return set()
     top = (max if better == "higher" else min)(values)
-    return {i for i, found in enumerate(values) if found == top}
+    return {i for i, value in enumerate(values) if value == top}
 
 
 def common_entries(protocols: list[dict[str, Any]]) -> dict[str, Any]:

@@ -185,8 +185,8 @@ def sample_images(pipe: LatentPipeline, plan: Plan, out: Path, accelerator: Acce
         labels = [-1] * len(plan.seeds) if plan.labels is None else plan.labels
         write_archive(out / "samples.npz", [image_file(out, i) for i in range(len(plan.seeds))], labels)
         write_grid(out, pipe.num_classes, len(plan.seeds))
-        made = describe(pipe, plan) | {"network_evaluations": calls.total() / len(mine)} | surroundings(accelerator)
-        write_json(out / PROTOCOL, plan.protocol | made | {"precision": plan.precision})
+        record = describe(pipe, plan) | {"network_evaluations": calls.total() / len(mine)} | surroundings(accelerator)
+        write_json(out / PROTOCOL, plan.protocol | record | {"precision": plan.precision})
     accelerator.wait_for_everyone()
 
 

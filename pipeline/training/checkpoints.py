@@ -78,9 +78,9 @@ def restore(accelerator: Accelerator, folder: Path, progress: Progress, players:
         optimizer.load_state_dict(as_optimizer_state(optimizer, state["optimizers"][name], tensors))
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    own = checkpoint / f"random_{accelerator.process_index}.safetensors"
-    if own.exists():  # there are more processes now where it does not
-        restore_random_states(own)
+    random_states = checkpoint / f"random_{accelerator.process_index}.safetensors"
+    if random_states.exists():  # there are more processes now where it does not
+        restore_random_states(random_states)
 
 
 def newest_whole(accelerator: Accelerator, folder: Path) -> Path | None:
