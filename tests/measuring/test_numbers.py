@@ -66,7 +66,7 @@ def metrics() -> Iterator[tuple[Metric, int]]:
     yield from ((FrechetDistance(), 2), (KernelDistance(), 2), (PrecisionRecall(3), 4))
 
 
-@pytest.mark.parametrize("metric, fewest", metrics(), ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("metric, fewest", list(metrics()), ids=lambda one: type(one).__name__)
 def test_a_metric_states_the_fewest_images_that_it_has_numbers_of(metric, fewest):
     for count in range(1, fewest + 1):
         inputs, left_out = sample_inputs([PixelFeatures()], rows(count), rows(count), rows(9)), {}

@@ -1,12 +1,14 @@
 """A pipeline small enough for tests, a run's folders made of it, and one seed a generator."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from pipeline import LatentPipeline
 from pipeline.components import structure
@@ -61,6 +63,18 @@ def make_pipeline(num_classes: int = 4, **arguments: Any) -> LatentPipeline:
 
 def generators(*seeds: int) -> list[Generator]:
     return [Generator().manual_seed(seed) for seed in seeds]
+
+
+def pixels(pipe: LatentPipeline, labels: Any, seeds: Sequence[int], **settings: Any) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] of these labels and seeds."""
+    return pipe(labels, generator=generators(*seeds), output_type="pt", **settings).images
+
+
+def fails(pipe: LatentPipeline, match: str, *arguments: Any, **settings: Any) -> None:
+    """Assert that such a call is refused in one line."""
+    with pytest.raises(ValueError, match=match) as error:
+        pipe(*arguments, **settings)
+    assert "\n" not in str(error.value)
 
 
 def make_recipe(**sections: Any) -> Recipe:
