@@ -73,9 +73,8 @@ def look_at_images(recipe: Recipe) -> tuple[dict[str, SplitFacts], str]:
         return {}, f"not on this machine ({error}); counting with {CLASSES:,} classes"
     train, held_out = facts["train"], facts["held_out"]
     classes = f"{len(train.class_names)} classes" if train.class_names else "no classes"
-    sizes = f"{train.images:,} of {recipe.data.size} px and {held_out.images:,} held out, {classes}"
-    few = f", of {min(train.class_counts):,} to {max(train.class_counts):,} images" if train.class_counts else ""
-    return facts, sizes + few
+    each = f" of {min(train.class_counts):,} to {max(train.class_counts):,} images" if train.class_counts else ""
+    return facts, f"{train.images:,} of {recipe.data.size} px, {classes}{each}; {held_out.images:,} held out"
 
 
 def passes(recipe: Recipe, images: int) -> list[str]:
