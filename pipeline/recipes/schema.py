@@ -335,7 +335,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises ValueError with one line that says what to change where a name or a type is wrong; all other rules are
     checked by `pipeline.checks.recipe`.
     """
-    values = read(locate(name), [f.name for f in fields(Recipe)])
+    values = read(locate(name), tuple(f.name for f in fields(Recipe)))
     values = merge(values, parse_settings(overrides))
     return structure(Recipe, leave_out_known(values, FREE_NAMES))
 

@@ -172,8 +172,8 @@ MISTAKES = {
         "losses.alignment works on codes of one",
     ),
     "places left out": ("digits_rectok", [f"{AT}={{scales: [0.5], images: 0}}"], "or token_drop if set"),
-    "a scale above one": ("digits", [f"{AT}={{scales: [2.0]}}"], "equivariance.scales are"),
-    "no such turn": ("digits", [f"{AT}={{turns: [4]}}"], "equivariance.turns are"),
+    "a scale above one": ("digits", [f"{AT}={{scales: [2.0]}}"], r"equivariance.scales\[0\] is 2; give a fraction"),
+    "no such turn": ("digits", [f"{AT}={{turns: [4]}}"], r"equivariance.turns\[0\] is 4; give a number from 0 to 3"),
     "a share above one": ("digits", [f"{AT}={{codes: 1.5}}"], "equivariance.codes is 1.5"),
     "post-training": (
         "digits_robust_flow",
