@@ -35,7 +35,7 @@ class Defaults(RangedFields):
 def find_labels(
     asked: ClassLabels, num_images: int | None, id2label: dict[int, str], num_classes: int
 ) -> list[int] | None:
-    """Labels of the classes asked for by number or name, one an image; None for an unconditional network.
+    """Labels of the classes asked for by number or name, one per image; None for an unconditional network.
 
     Numbers of numpy and torch, arrays and ranges of them are taken, too. ValueError for what is no label or name.
     """
@@ -49,7 +49,7 @@ def find_labels(
     if not isinstance(asked, (list, tuple)):
         asked = [asked] * (1 if num_images is None else check_count("num_images", num_images))
     if not asked or num_images not in (None, len(asked)):
-        raise ValueError(f"there are {len(asked)} class_labels for num_images={num_images}; give one an image")
+        raise ValueError(f"there are {len(asked)} class_labels for num_images={num_images}; give one per image")
     return [find_label(plain_value(one), id2label, num_classes) for one in asked]
 
 
@@ -153,9 +153,9 @@ def read_generators(given: Any, count: int) -> list[Generator]:
         given = [Generator().manual_seed(seed) for seed in torch.randint(2**62, (count,)).tolist()]
     generators = [given] * count if isinstance(given, Generator) else given
     if not isinstance(generators, (list, tuple)) or not all(isinstance(one, Generator) for one in generators):
-        raise ValueError(f"generator is {given!r}; give a torch.Generator, or a list of one an image")
+        raise ValueError(f"generator is {given!r}; give a torch.Generator, or a list of one per image")
     if len(generators) != count:
-        raise ValueError(f"there are {len(generators)} generators for {count} images; give one an image, or one")
+        raise ValueError(f"there are {len(generators)} generators for {count} images; give one per image, or one")
     return list(generators)
 
 

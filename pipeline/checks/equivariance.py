@@ -21,7 +21,7 @@ def check_equivariance(phase: Phase, tokenizer: TokenizerPlan) -> None:
             needed, smallest = critic.smallest(arguments), tokenizer.arguments.image_size * min(settings.scales)
             if smallest < needed:
                 raise ValueError(
-                    f"the critic needs images of {needed} pixels a side or more, and the smallest scale makes"
+                    f"the critic needs images of {needed} pixels per side or more, and the smallest scale makes"
                     f" {smallest:g}; leave that scale out, or give the critic fewer layers"
                 )
 

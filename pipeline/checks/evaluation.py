@@ -30,7 +30,7 @@ def check_evaluation(recipe: Recipe) -> None:
 
 
 def check_archive(path: Path, size: int) -> None:
-    """ValueError unless the images in an archive have `size` pixels a side."""
+    """ValueError unless the images in an archive have `size` pixels per side."""
     pixels = open_archive(path)
     if pixels.shape[1:3] != (size, size):
         shape = " x ".join(map(str, pixels.shape[1:3]))

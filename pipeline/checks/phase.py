@@ -135,7 +135,7 @@ def check_adversary(adversary: Adversary, critic: type[Critic], arguments: Argum
         )
     if size < (smallest := critic.smallest(arguments)):
         raise SettingError(
-            "critic", f" needs images of {smallest} pixels a side or more, not {size}; give it fewer layers"
+            "critic", f" needs images of {smallest} pixels per side or more, not {size}; give it fewer layers"
         )
     if channels != arguments.get("channels", 3):
         raise SettingError("critic", f" has to judge images of {channels} channels; set {PLACE}.channels={channels}")

@@ -24,7 +24,7 @@ WEIGHTS = {  # names in pipeline.vision.weights, any of which will do
     "siglip": ("siglip_base",),
 }
 KINDS = ("classifier", "pixels", *WEIGHTS)
-SIZES = {"dinov2": 224}  # pixels a side that published distances are on; the other models have their own
+SIZES = {"dinov2": 224}  # pixels per side that published distances are on; the other models have their own
 
 
 def check_features(kinds: Sequence[str], weights: Mapping[str, str]) -> None:

@@ -31,7 +31,7 @@ class PerceptualBackbone(FrozenInput):
         smallest = LpipsVgg.SMALLEST
         if self.recipe.data.size < smallest and not self.missing:
             raise ValueError(
-                f"LPIPS needs images of {smallest} pixels a side or more; raise data.size, or leave it out"
+                f"LPIPS needs images of {smallest} pixels per side or more; raise data.size, or leave it out"
             )
 
     def load(self, networks: FrozenNetworks) -> nn.Module:

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from pipeline.images.eight_bits import to_bytes
 
-TILE = 64  # pixels a side at least; smaller images are enlarged by whole numbers, each pixel staying a square
+TILE = 64  # pixels per side at least; smaller images are enlarged by whole numbers, each pixel staying a square
 WIDTH = 1280  # pixels of a grid at most, as far as whole images allow
 GAP, PAPER, INK = 2, (255, 255, 255), (70, 70, 70)
 AMPLIFIED = 5  # times the absolute difference, so that it can be seen
 
 
 def columns(size: int) -> int:
-    """How many images of `size` pixels a side go beside each other."""
+    """How many images of `size` pixels per side go beside each other."""
     return max(3, min(12, WIDTH // (tile_size(size) + GAP)))
 
 

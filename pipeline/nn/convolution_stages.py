@@ -39,7 +39,7 @@ def stage_channels(width: int, stages: int) -> list[int]:
 def stem_and_stages(size: int) -> dict[str, int]:
     """Stride of the stem and number of stages that reduce a side of `size` pixels to about four."""
     if size < 8:
-        raise ValueError(f"the classifier needs images of 8 pixels a side or more, not {size}; raise data.size")
+        raise ValueError(f"the classifier needs images of 8 pixels per side or more, not {size}; raise data.size")
     stride = max(1, size // 32)
     return {"stride": stride, "stages": max(1, round(math.log2(size / stride / 4)))}
 

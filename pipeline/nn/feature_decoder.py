@@ -17,8 +17,8 @@ class VitDecoder(RangedArguments, Tower):
 
     A trained class token precedes the tokens, whose positions are fixed; the last linear layer maps every token to a
     patch of pixels, whose colours in [0, 1] are normalised by `mean` and `std` (in the release ImageNet's). `hidden`
-    is the width of the feed-forward layers. With `patch` a token makes so many pixels a side, and where that is not the
-    stride, tokens are resized (bilinear) to the grid of the patches after the first layer.
+    is the width of the feed-forward layers. With `patch` a token makes so many pixels per side, and where that is not
+    the stride, tokens are resized (bilinear) to the grid of the patches after the first layer.
     """
 
     def __init__(

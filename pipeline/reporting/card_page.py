@@ -126,7 +126,7 @@ def spectrum(curves: dict[str, Any]) -> Plot | None:
         for name, values in (("images", curves["power"]), ("residual", curves["residual"]))
     ]
     positive = all(value > 0 for line in series for value in line.down)
-    return Plot("cycles an image", "power", series, log_down=positive)
+    return Plot("cycles per image", "power", series, log_down=positive)
 
 
 def stability(curves: dict[str, Any]) -> Plot | None:

@@ -45,7 +45,7 @@ class FolderSettings(RangedFields):
     guidance: Number | dict[str, Any] | None = None  # its scale, or what differs: guidance.interval=[0,0.8], ...
     sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
     seed: Seed = 0  # image i has seed + i
-    seeds: Seeds | None = None  # or one an image
+    seeds: Seeds | None = None  # or one per image
     precision: Precision = "fp32"
     weak: str | None = None  # folder of a network to guide away from, in place of the pipeline's own
     variant: str | None = None  # of the weights
@@ -101,7 +101,7 @@ def plan_folder(asked: FolderSettings, pipe: LatentPipeline) -> Plan:
         images = len(asked.seeds) if asked.seeds is not None else len(names) if listed else 16
     seeds = asked.seeds if asked.seeds is not None else [asked.seed + i for i in range(images)]
     if len(seeds) != images:
-        raise ValueError(f"there are {len(seeds)} seeds for {images} images; give one an image, or seed=FIRST")
+        raise ValueError(f"there are {len(seeds)} seeds for {images} images; give one per image, or seed=FIRST")
     if listed:
         named = find_labels(names, None, pipe.id2label, pipe.num_classes)
         labels = [named[i % len(named)] for i in range(images)]

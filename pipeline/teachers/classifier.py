@@ -14,7 +14,7 @@ from pipeline.ranges import Count, RangedArguments, Whole
 
 
 class Classifier(RangedArguments, ConvolutionStages, ModelMixin, ConfigMixin):
-    """A convolutional network from images [B, 3, H, W] in [-1, 1] (8 pixels a side or more) to class logits.
+    """A convolutional network from images [B, 3, H, W] in [-1, 1] (8 pixels per side or more) to class logits.
 
     Every stage halves the side and doubles the channels; what each leaves is a feature map, the mean over the last is
     projected to `dim` features. Features are few, so that a covariance over some hundred images has full rank.

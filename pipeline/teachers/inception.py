@@ -13,7 +13,7 @@ from pipeline.vision.weights import verify
 Kernel = int | tuple[int, int] | Literal["fork"]  # a fork: 1 x 3 and 3 x 1 side by side
 Step = tuple[int, Kernel]  # channels out, kernel
 
-SIZE = 299  # pixels a side
+SIZE = 299  # pixels per side
 SPATIAL = 7  # channels that the spatial distance takes, of 17 x 17 places
 BLOCKS = {  # by its name in the published file: channels in, then the branches by theirs, then what the pooled one does
     "Mixed_5b": (192, "fine", "mean", 32),

@@ -18,10 +18,10 @@ class LpipsVgg(ModelMixin, ConfigMixin):
     """Maps after the last ReLU of each of VGG16's five stages, and LPIPS v0.1's weight for each of their channels.
 
     Simonyan and Zisserman, arXiv:1409.1556; Zhang et al., arXiv:1801.03924. Built with random weights; `load` reads the
-    published ones. Images need 16 pixels a side or more.
+    published ones. Images need 16 pixels per side or more.
     """
 
-    SMALLEST = 16  # pixels a side
+    SMALLEST = 16  # pixels per side
     FILES = ("vgg16", "lpips_vgg")  # names in pipeline.vision.weights, in the order that `load` takes them
     name = "lpips_vgg"
 
@@ -46,7 +46,7 @@ class LpipsVgg(ModelMixin, ConfigMixin):
         """Five maps [B, C, h, w] of images [B, 3, H, W] in [-1, 1], halving in size."""
         if min(images.shape[2:]) < self.SMALLEST:
             sides = list(images.shape[2:])
-            raise ValueError(f"LPIPS needs images of {self.SMALLEST} pixels a side or more, not {sides}")
+            raise ValueError(f"LPIPS needs images of {self.SMALLEST} pixels per side or more, not {sides}")
         h, maps = (images - self.mean) / self.std, []
         for i, stage in enumerate(self.stages):
             h = F.max_pool2d(h, 2) if i else h

@@ -31,7 +31,7 @@ class VisionModel(Backbone):
     arXiv:2303.15343; also the second, where its images have one size), or another that transformers' AutoModel reads.
 
     Images are resampled (bicubic, with antialiasing; with `resize: area` by the mean over areas where they are larger,
-    else bicubic without antialiasing; with `bilinear` by that, without) to `size` pixels a side, None for the model's
+    else bicubic without antialiasing; with `bilinear` by that, without) to `size` pixels per side, None for the model's
     own; "grid" makes 16 of their pixels a patch, so that a tokenizer of stride 16 and the model see one grid (DINOv2's
     patches are of 14: 256 becomes 224). Then they are normalised by the colours' `mean` and `std` [3] that the model
     has learned from.

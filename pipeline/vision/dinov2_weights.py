@@ -102,7 +102,7 @@ def convert(state: Mapping[str, Tensor], depth: int, what: str) -> dict[str, Ten
 
 
 def resampled_kernel(kernel: Tensor, size: int) -> Tensor:
-    """A patch embedding's kernel [width, 3, p, p] for patches of `size` pixels a side, [width, 3, size, size].
+    """A patch embedding's kernel [width, 3, p, p] for patches of `size` pixels per side, [width, 3, size, size].
 
     Beyer et al., arXiv:2212.08013, section 3.4: with B the matrix that resizes a patch (bicubic, antialiased), it is
     the pseudo-inverse of B^T times the kernel, so that an enlarged patch gives the same features. This is

@@ -137,7 +137,7 @@ def test_processes_divide_every_batch():
 
 
 def test_images_too_small_for_the_judge_are_refused():
-    with pytest.raises(ValueError, match="the classifier needs images of 8 pixels a side or more, not 4"):
+    with pytest.raises(ValueError, match="the classifier needs images of 8 pixels per side or more, not 4"):
         check_recipe(load("digits", ["data.size=4", "generator.network.patch_size=1"]))
 
 

@@ -271,7 +271,7 @@ def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
         ),
         (
             {"adversary": {"critic": {"kind": "patch", "channels": 9}}},
-            "needs images of 24 pixels a side or more",
+            "needs images of 24 pixels per side or more",
         ),
     ],
 )

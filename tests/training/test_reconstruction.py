@@ -209,7 +209,7 @@ def test_adversaries_that_cannot_work_are_refused():
     for of, critic, words in (
         (phase(), None, "needs its critic"),
         (phase(weights={"pixel": 1.0, "kl": 0.0}), Patch(8, 1), "needs a phase with an adversary"),
-        (phase(), Patch(8, 3), "24 pixels a side or more, not 16"),
+        (phase(), Patch(8, 3), "24 pixels per side or more, not 16"),
         (phase("encoder"), Patch(8, 1), "adversary.adaptive .* set it to false"),
     ):
         with pytest.raises(ValueError, match=words):
