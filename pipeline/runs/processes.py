@@ -1,6 +1,10 @@
-"""What a process of several knows of the others."""
+"""What a process of several knows of the others, and leaves to the main one."""
 
+from collections.abc import Callable
+
+import torch
 import torch.distributed
+from accelerate import Accelerator
 
 BROKEN = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -12,3 +16,20 @@ def is_lost_connection(error: Exception) -> bool:
     if isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in BROKEN)
+
+
+def on_main(accelerator: Accelerator, do: Callable[[], object]) -> None:
+    """Have the main process do something, and the others wait; where it fails there, they end, too."""
+    error = None
+    if accelerator.is_main_process:
+        try:
+            do()
+        except Exception as raised:
+            error = raised
+    failed = error is not None
+    if accelerator.num_processes > 1:
+        failed = bool(accelerator.reduce(torch.tensor(float(failed), device=accelerator.device), "sum") > 0)
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)  # the main process says why

@@ -14,7 +14,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from pipeline.files.checksums import (
@@ -30,10 +29,10 @@ from pipeline.files.checksums import (
 from pipeline.files.paths import command_typed
 from pipeline.files.writing import entries, read_json, remove, remove_folder, replace_folder, write_json, write_text
 from pipeline.program import command_line
-from pipeline.runs.lock import hold
+from pipeline.runs.lock import LOCK, hold
+from pipeline.runs.processes import on_main
 
 OWNER = "recipe.yaml"
-LOCK = ".lock"
 HASH_LINE = "# sha256 of what follows: "
 VERSIONS = ("torch", "diffusers", "accelerate", "transformers", "datasets", "numpy")
 
@@ -106,19 +105,7 @@ class Workspace:
 
     def on_main(self, do: Callable[[], object]) -> None:
         """Have the main process do something, and the others wait; where it fails there, they end, too."""
-        error, accelerator = None, self.accelerator
-        if accelerator.is_main_process:
-            try:
-                do()
-            except Exception as raised:
-                error = raised
-        failed = error is not None
-        if accelerator.num_processes > 1:
-            failed = bool(accelerator.reduce(torch.tensor(float(failed), device=accelerator.device), "sum") > 0)
-        if error is not None:
-            raise error
-        if failed:
-            raise SystemExit(2)  # the main process says why
+        on_main(self.accelerator, do)
 
     def current(self, name: str, because: str) -> bool:
         """Whether the artefact is there and was made from the same; ValueError where a file of it has lost its size."""

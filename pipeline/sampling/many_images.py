@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,9 @@ from pipeline.nn.finite import NotFinite
 from pipeline.ranges import Count, Evaluations, ImageCount, Number, RangedFields, Seed, Whole
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
+from pipeline.runs.lock import LOCK, hold
 from pipeline.runs.precision import Precision, autocast
+from pipeline.runs.processes import on_main
 from pipeline.runs.workspace import surroundings
 from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
 from pipeline.saved_folders import fetch, fingerprint_files, load_component
@@ -88,7 +90,9 @@ def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerato
     default = Path("samples") / "-".join(Path(source).resolve().parts[-2:])
     out = given_path(default if asked.out is None else asked.out)
     _claim(out, plan.protocol | describe(pipe, plan), accelerator)
-    sample_images(pipe, plan, out, accelerator)
+    with ExitStack() as held:
+        on_main(accelerator, lambda: held.enter_context(hold(out / LOCK, str(out))))
+        sample_images(pipe, plan, out, accelerator)
     return out
 
 

@@ -49,6 +49,16 @@ sample_folder(sys.argv[1], {"images": 3000, "batch": 3, "out": sys.argv[2]}, Acc
 """
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.runs.lock import hold
+with hold(Path(sys.argv[1]), "samples"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
 @pytest.fixture(scope="module")
 def accelerator():
     return Accelerator(cpu=True)
@@ -119,7 +129,21 @@ def test_finished_images_are_kept_and_missing_ones_made_again(saved, made, accel
     others = [0, 1, 2, 3, 4, 6]
     assert np.array_equal(again[others], whole[others]), "made in the same batch, to the bit"
     assert abs(whole - read(made)).max() <= 1, "the size of the batch changed the images"
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".lock"]
+
+
+def test_a_folder_that_another_command_fills_is_refused(saved, tmp_path, accelerator):
+    settings = {"images": 2, "out": str(tmp_path)}
+    sample_folder(str(saved), settings, accelerator)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / ".lock")], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=rf"is in use by process {other.pid}"):
+            sample_folder(str(saved), settings, accelerator)
+    finally:
+        other.kill()
+        other.communicate()
+    sample_folder(str(saved), settings, accelerator)
 
 
 def test_damaged_images_are_named_and_a_damaged_protocol_makes_all_anew(saved, made, accelerator, tmp_path, capsys):
