@@ -103,6 +103,8 @@ READERS = {  # the stage that reads an artefact next
     "report": "publish",
 }
 ERRORS = ("noticed", "raw error")
+FINISHED = "finished"  # the runs of a line that nothing happened to
+SPACE = 2**26  # bytes of a disk that is large enough for a line
 RECIPE = "recipe.yaml"  # of a run, read by what finds it again
 DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "cut": lambda content, chance: content[: chance.randrange(1, len(content))] if len(content) > 1 else b"",
@@ -259,40 +261,56 @@ def mount(*arguments: str) -> bool:
     return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
 
 
-def limits(folder: Path, parts: tuple[float, ...]) -> list[int]:
-    """Sizes of a disk that is full at the given parts of every artefact, as a line without checkpoints fills it."""
-    total, sizes = 4096, [4096]
-    for stage in stages.table():
-        files = [path for path in (folder / "runs" / "line" / stage.writes).rglob("*") if path.is_file()]
-        size = sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
-        sizes += [int(total + part * size) // 4096 * 4096 for part in parts]
-        total += size
-    return sorted(set(sizes))
+def begin(folder: Path, count: int) -> None:
+    """Copy the recipe and the artefacts of the first `count` stages of the line that lies in FINISHED."""
+    source, run_of = folder / FINISHED / "line", folder / "runs" / "line"
+    run_of.mkdir(parents=True)
+    shutil.copy2(source / RECIPE, run_of / RECIPE)
+    for stage in stages.table()[:count]:
+        shutil.copytree(source / stage.writes, run_of / stage.writes)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder, in whole blocks."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
 def fill_disk(names: list[str], parts: tuple[float, ...]) -> Counts:
-    """A full disk at every stage of each line, and more space then."""
+    """A disk that is full when a stage has written a part of its artefact, at every stage; then more space."""
     counts = Counts()
     for name in names:
         with place(name) as folder:
             whole, _ = unkilled(folder)
-            sizes = limits(folder, parts)
-        for size in sizes:
-            with place(name) as folder, small_disk(folder / "runs", size) as mounted:
-                first = wait(line(folder, limit=None if mounted else size // 8))
-                if first.status == 0:
-                    counts.add(name, "had space")
-                    continue
-                stopped = [text.split(" -> ")[0] for text in first.output.splitlines() if " -> runs" in text] or ["-"]
-                counts.add(f"{name}, full in", stopped[-1])
-                told = first.in_one_line
-                counts.add(name, "noticed" if told else "raw error", "" if told else first.output[-300:])
-                if mounted:
-                    mount("-o", "remount,size=64m", str(folder / "runs"))
-                second = wait(line(folder))
-                survived = second.status == 0 and made(folder) == whole
-                counts.add(name, "continued" if survived else "stuck", "" if survived else second.output[-300:])
+            (folder / "runs").rename(folder / FINISHED)
+            for number, stage in enumerate(stages.table()):
+                for part in parts:
+                    room = int(part * size_of(folder / FINISHED / "line" / stage.writes))
+                    fill_once(counts, name, folder, number, room, whole)
     return counts
+
+
+def fill_once(counts: Counts, name: str, folder: Path, number: int, room: int, whole: str) -> None:
+    """Continue a line from stage `number` with `room` bytes, and then with space enough."""
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    with small_disk(folder / "runs", SPACE) as mounted:
+        begin(folder, number)
+        if mounted:
+            state = os.statvfs(folder / "runs")
+            used = (state.f_blocks - state.f_bavail) * state.f_frsize
+            mount("-o", f"remount,size={used + max(room, 4096)}", str(folder / "runs"))
+        first = wait(line(folder, limit=None if mounted else room // 4))
+        if first.status == 0:
+            counts.add(name, "had space")
+            return
+        stopped = [text.split(" -> ")[0] for text in first.output.splitlines() if " -> runs" in text] or ["-"]
+        counts.add(f"{name}, full in", stopped[-1])
+        told = first.in_one_line
+        counts.add(name, "noticed" if told else "raw error", "" if told else first.output[-300:])
+        if mounted:
+            mount("-o", f"remount,size={SPACE}", str(folder / "runs"))
+        second = wait(line(folder))
+        survived = second.status == 0 and made(folder) == whole
+        counts.add(name, "continued" if survived else "stuck", "" if survived else second.output[-300:])
 
 
 def damage(name: str, chance: random.Random, share: float) -> Counts:
