@@ -114,7 +114,9 @@ def read_solver_settings(record: type, problem: str, settings: Mapping[str, Any]
     for name, value in settings.items():
         having = {other: solver for other, solver in solvers.items() if name in names_of(solver)}
         if name not in of_record and not having:
-            known = [*of_record, *(field for solver in solvers.values() for field in names_of(solver))]
+            known = list(
+                dict.fromkeys([*of_record, *(field for solver in solvers.values() for field in names_of(solver))])
+            )
             raise SettingError(f"{dot}{name}", f": there is no such setting{suggestion(name, known)}")
         if name not in of_record and name not in inner:
             check_unused(f"{dot}{name}", structure(next(iter(having.values())), {name: value}, where), name, having)
