@@ -26,7 +26,7 @@ class Critic(RangedArguments, ModelMixin, ConfigMixin):
     @classmethod
     def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
         """What it computes over all images of a batch together, and so, with `loop.accumulate`, of a micro-batch."""
-        return ()
+        return ("the critic's batch norms",) if cls.judges_batches(arguments) else ()
 
     @classmethod
     def judges_batches(cls, arguments: Arguments) -> bool:

@@ -67,8 +67,7 @@ class FrozenFeatures(Critic):
 
     @classmethod
     def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
-        norms = ("the critic's batch norms",) if arguments.norm == "batch" else ()
-        return (*norms, "the directions of the critic's spectral norms")
+        return (*super().batch_statistics(arguments), "the directions of the critic's spectral norms")
 
     @classmethod
     def sizes_of(cls, extractor: Teacher) -> dict[str, Any]:

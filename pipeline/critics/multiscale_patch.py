@@ -36,10 +36,6 @@ class MultiscalePatch(Critic):
     def judges_batches(cls, arguments: Arguments) -> bool:
         return arguments.norm == "batch"
 
-    @classmethod
-    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
-        return ("the critic's batch norms",) if arguments.norm == "batch" else ()
-
     def forward(self, images: Tensor, inner: bool = False) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
         """Logits [B, 1, h, w] of each scale, fine to coarse; with `inner` also the layers' outputs."""
         logits, outputs = [], []

@@ -34,10 +34,6 @@ class Patch(Critic):
     def judges_batches(cls, arguments: Arguments) -> bool:
         return arguments.norm == "batch"
 
-    @classmethod
-    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
-        return ("the critic's batch norms",) if arguments.norm == "batch" else ()
-
     def forward(self, images: Tensor, inner: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits [B, 1, h, w], one per patch; with `inner` also the layers' outputs."""
         return activations(self.main, images) if inner else self.main(images)

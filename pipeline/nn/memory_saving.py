@@ -9,11 +9,8 @@ from pipeline.code import Condition
 from pipeline.nn.convolution import run_tiled
 
 
-class MemorySaving:
-    """diffusers' switches of autoencoders. Slices give the images of the whole batch; tiles are an approximation.
-
-    A class whose encoder and decoder are convolutional sets `use_tiling = False` and runs them through `by_tile`.
-    """
+class Slicing:
+    """diffusers' switch of work that is done image by image."""
 
     use_slicing: bool = False
 
@@ -24,6 +21,13 @@ class MemorySaving:
     def disable_slicing(self) -> None:
         """Encode and decode all images of a batch at once."""
         self.use_slicing = False
+
+
+class MemorySaving(Slicing):
+    """diffusers' switches of autoencoders. Slices give the images of the whole batch; tiles are an approximation.
+
+    A class whose encoder and decoder are convolutional sets `use_tiling = False` and runs them through `by_tile`.
+    """
 
     def enable_tiling(self) -> None:
         """Encode and decode large images by overlapping tiles; ValueError where every token sees the whole image."""
@@ -55,18 +59,8 @@ class MemorySaving:
         return run_tiled(function, maps, tile, unit) if self.use_tiling else function(maps)
 
 
-class DecodingSwitches:
+class DecodingSwitches(Slicing):
     """diffusers' switches of pipelines, for one whose `tokenizer` decodes."""
-
-    use_slicing: bool = False
-
-    def enable_slicing(self) -> None:
-        """Decode images one by one, in less memory."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Decode all images of a call at once."""
-        self.use_slicing = False
 
     def enable_vae_slicing(self) -> None:
         """As `enable_slicing`, under the name that diffusers' older pipelines have."""

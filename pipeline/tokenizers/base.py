@@ -223,6 +223,12 @@ class MapTokenizer(Tokenizer):
         """Pixels per token along a side."""
         return self.config.image_size // self.spec.grid[0]
 
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Height and width in pixels of the tiles of an image, whose code has the grid of `spec`."""
+        height, width = self.spec.grid
+        return height * self.stride, width * self.stride
+
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Height and width of the code of `images`; ValueError where a side does not divide by the stride."""
         (height, width), stride = images.shape[2:], self.stride

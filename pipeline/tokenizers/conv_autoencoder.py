@@ -75,8 +75,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         return self.quant_conv(features[:, :, None, None])[:, :, 0, 0]
 
     def encode_map(self, images: Tensor) -> Tensor:
-        tile = tuple(side * self.stride for side in self.spec.grid)
-        return self.by_tile(lambda x: self.quant_conv(self.encoder(x)), images, tile, self.stride)
+        return self.by_tile(lambda x: self.quant_conv(self.encoder(x)), images, self.tile, self.stride)
 
     def decode_map(self, maps: Tensor) -> Tensor:
         maps = match_memory_format(maps, self.decoder.conv_in.weight)

@@ -58,8 +58,7 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
         return self.encoder.conv_out(features[:, :, None, None])[:, :, 0, 0]
 
     def encode_map(self, images: Tensor) -> Tensor:
-        tile = tuple(side * self.stride for side in self.spec.grid)
-        return self.by_tile(self.encoder, (images + 1) / 2, tile, self.stride)
+        return self.by_tile(self.encoder, (images + 1) / 2, self.tile, self.stride)
 
     def decode_map(self, maps: Tensor) -> Tensor:
         maps = match_memory_format(maps, self.decoder.conv_in.weight)

@@ -143,8 +143,7 @@ class TwoBand(Branched, MapTokenizer):
         return inverse_haar(2 * torch.cat([resize_bicubic(low, high.shape[2:])[:, None], detail], dim=1))
 
     def encode_map(self, images: Tensor) -> Tensor:
-        tile = tuple(side * self.stride for side in self.spec.grid)
-        return self.by_tile(self.encode_bands, images, tile, self.stride)
+        return self.by_tile(self.encode_bands, images, self.tile, self.stride)
 
     def decode_map(self, maps: Tensor) -> Tensor:
         return self.by_tile(self.decode_bands, maps, self.spec.grid)

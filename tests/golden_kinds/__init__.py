@@ -15,6 +15,7 @@ import importlib
 import json
 import pkgutil
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -113,3 +114,12 @@ def grid(codes: Tensor, height: int, width: int) -> Tensor:
 def bare(network: torch.nn.Module) -> torch.nn.Module:
     """As the cases were made: eval mode, float32."""
     return network.eval().float()
+
+
+def split_projections(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What lies below `prefix`, without it, with queries, keys and values of attention in tensors of their own."""
+    below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    for key in [key for key in below if ".attn.qkv." in key]:
+        for part, value in zip("qkv", below.pop(key).chunk(3)):
+            below[key.replace("qkv", part)] = value
+    return below

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from golden_kinds import Case, bare, grid
+from golden_kinds import Case, bare, grid, split_projections
 from pipeline.code import Code
 from pipeline.draws import Draws, GivenDraws
 from pipeline.losses.class_contrast import ClassContrast
@@ -186,11 +186,7 @@ def semantic(case: Case, rebuilt: TokenizerOutput) -> Tensor:
 
 def teacher_of(case: Case) -> VisionModel:
     stated = case.meta["constructor"]["encoder_vit"]
-    prefix = "semantic_model."
-    state = {key.removeprefix(prefix): value for key, value in case.state.items() if key.startswith(prefix)}
-    for key in [key for key in state if ".attn.qkv." in key]:
-        for part, value in zip("qkv", state.pop(key).chunk(3)):
-            state[key.replace("qkv", part)] = value
+    state = split_projections(case.state, "semantic_model.")
     model = Dinov2Model(
         Dinov2Config(
             hidden_size=stated["embed_dim"],

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
-from golden_kinds import Case, bare
+from golden_kinds import Case, bare, split_projections
 from golden_kinds.robustok import BatchDraws
 from pipeline.adversarial.hinge import Hinge
 from pipeline.adversarial.nonsaturating import NonSaturating
@@ -90,11 +90,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
 
 def teacher_of(case: Case) -> VisionModel:
     stated = case.meta["constructor"]["dino"]
-    prefix = "dino."
-    state = {key.removeprefix(prefix): value for key, value in case.state.items() if key.startswith(prefix)}
-    for key in [key for key in state if ".attn.qkv." in key]:
-        for part, value in zip("qkv", state.pop(key).chunk(3)):
-            state[key.replace("qkv", part)] = value
+    state = split_projections(case.state, "dino.")
     sizes = {"hidden_size": stated["width"], "intermediate_size": len(state["blocks.0.mlp.fc1.bias"])}
     sizes |= {"image_size": stated["side"], "patch_size": stated["patch"], "layer_norm_eps": 1e-6}
     config = ViTConfig(num_hidden_layers=stated["depth"], num_attention_heads=stated["heads"], **sizes)
