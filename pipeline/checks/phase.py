@@ -14,8 +14,9 @@ from pipeline.critics.base import Critic
 from pipeline.frozen.networks import check_extractor
 from pipeline.losses.base import Attachment, Loss
 from pipeline.nn.branched import last_layer_of
+from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import DERIVED, TokenizerPlan, output_layout
-from pipeline.recipes.schema import Adversary, Loop, Phase, Recipe
+from pipeline.recipes.schema import Loop, Phase, Recipe
 from pipeline.validation import PLACE, SettingError, at, check_known, check_names
 
 

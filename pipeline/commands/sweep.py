@@ -19,8 +19,9 @@ from pipeline.measuring.reference import fingerprint_reference
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
 from pipeline.program import command_line
 from pipeline.ranges import Count, RangedFields
+from pipeline.recipes.field_metadata import ONLY_SPEED
 from pipeline.recipes.files import parse_settings
-from pipeline.recipes.schema import ONLY_SPEED, Recipe, Sampling, load
+from pipeline.recipes.schema import Recipe, Sampling, load
 from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
 from pipeline.runs.finished import run_folder

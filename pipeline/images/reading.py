@@ -60,9 +60,12 @@ class Images:
     def __init__(self, data: Data, split: Split):
         self.data, self.split = data, split
         self.source = build("datasets", data.source, split=split)
-        self.in_memory = len(self.source) * 3 * data.size**2 <= IN_MEMORY
+        self.sides = {data.size}  # in which a row is kept in memory; not those that are drawn
+        if split == "train" and data.shorter_sides[0] == data.shorter_sides[1]:
+            self.sides.add(data.shorter_sides[0])
+        self.in_memory = len(self.source) * 3 * sum(side**2 for side in self.sides) <= IN_MEMORY
         self.broken: list[str] = []
-        self._kept: dict[int, Row] = {}
+        self._kept: dict[tuple[int, int], Row] = {}  # by index and shorter side
         self._next: dict[int, int] = {}
         self._lost: Counter[int | None] = Counter()  # broken rows, by label
         for index, message in self.source.broken().items():  # known before the first step, so refused before it
@@ -86,7 +89,7 @@ class Images:
         return self.source.attribute_names
 
     def batch(self, indices: Tensor, seeds: Tensor) -> ImageBatch:
-        """Rows `indices` [B] for training; mirroring and cropping of row i are functions of `seeds[i]` alone.
+        """Rows `indices` [B] for training; size, cropping and mirroring of row i are functions of `seeds[i]` alone.
 
         The held-out split is never augmented.
         """
@@ -95,7 +98,9 @@ class Images:
         draws = None
         if self.data.crop == "random":
             draws = torch.stack([uniform_by_seed(seeds, "crop across"), uniform_by_seed(seeds, "crop down")], 1)
-        batch = self._read(indices, draws)
+        least, most = self.data.shorter_sides
+        sides = least + (uniform_by_seed(seeds, "shorter side") * (most - least + 1)).long().clamp(max=most - least)
+        batch = self._read(indices, sides.tolist(), draws)
         if self.data.flip:
             mirrored = uniform_by_seed(seeds, "flip") < 0.5
             batch.images[mirrored] = batch.images[mirrored].flip(-1)
@@ -103,7 +108,7 @@ class Images:
 
     def plain(self, indices: Tensor, flip: bool = False) -> ImageBatch:
         """Rows `indices` [B] without augmentation, cropped at the centre; all mirrored with `flip`."""
-        batch = self._read(indices)
+        batch = self._read(indices, [self.data.size] * len(indices))
         return ImageBatch(batch.images.flip(-1), batch.condition) if flip else batch
 
     def views(self, indices: Tensor, crops: Sequence[float] = (), flip: bool = False) -> Iterator[ImageBatch]:
@@ -137,14 +142,15 @@ class Images:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}}  # a worker process decodes what it reads
 
-    def _read(self, indices: Tensor, draws: Tensor | None = None) -> ImageBatch:
-        rows = [self._row(index) for index in indices.tolist()]
+    def _read(self, indices: Tensor, sides: Sequence[int], draws: Tensor | None = None) -> ImageBatch:
+        """Crops of rows whose shorter sides are `sides`: at the centre, or at `draws` [B, 2]."""
+        rows = [self._row(index, (side,)) for index, side in zip(indices.tolist(), sides, strict=True)]
         places = [None] * len(rows) if draws is None else draws.tolist()
         return self._ready([crop(row.pixels[0], self.data.size, place) for row, place in zip(rows, places)], rows)
 
     def _crops(self, indices: Tensor, factors: Sequence[float]) -> Iterator[ImageBatch]:
         sides = tuple(round(factor * self.data.size) for factor in factors)
-        rows = [self._row(index, sides) for index in indices.tolist()]
+        rows = [self._row(index, sides, squares=True) for index in indices.tolist()]
         for number, place in product(range(len(sides)), FIVE):
             yield self._ready([crop(row.pixels[number], self.data.size, place) for row in rows], rows)
 
@@ -155,14 +161,14 @@ class Images:
         attributes = torch.tensor([row.attributes for row in rows]) if self.attribute_names else None
         return ImageBatch(images, condition, attributes)
 
-    def _row(self, index: int, sides: tuple[int, ...] = ()) -> Row:
-        """A row as `_decode` makes it, or the next one that can be read; kept where no `sides` are asked for."""
+    def _row(self, index: int, sides: tuple[int, ...], squares: bool = False) -> Row:
+        """A row as `_decode` makes it, or the next one that can be read; kept in memory where no squares are asked."""
         index = self._next.get(index, index)
-        if index in self._kept and not sides:
-            return self._kept[index]
+        if (index, sides[0]) in self._kept and not squares:
+            return self._kept[index, sides[0]]
         for following in range(index, index + len(self)):
             try:
-                row = self._decode(following % len(self), sides)
+                row = self._decode(following % len(self), sides, squares)
             except BrokenImage as error:
                 self._leave_out(following % len(self), str(error))
                 continue
@@ -171,21 +177,21 @@ class Images:
             return row
         raise ValueError("data.source: not one image can be read")
 
-    def _decode(self, index: int, sides: tuple[int, ...]) -> Row:
-        """The whole image, or its central square unless crops are random; with `sides`, central squares of these."""
+    def _decode(self, index: int, sides: tuple[int, ...], squares: bool) -> Row:
+        """The whole image at these shorter sides; its central square where crops are not random, and for `squares`."""
         record = self.source.read(index)
         try:
             image = to_rgb(record.image)
-            pixels = [np.asarray(fit(image, side, self.data.resize)) for side in sides or (self.data.size,)]
+            pixels = [np.asarray(fit(image, side, self.data.resize)) for side in sides]
         except BrokenImage:
             raise
         except DAMAGED as error:
             raise BrokenImage(f"{record.name}: {' '.join(str(error).split())}") from error
-        if sides or self.data.crop == "center":
+        if squares or self.data.crop == "center":
             pixels = [crop(array, min(array.shape[:2])) for array in pixels]
         row = Row([np.ascontiguousarray(array) for array in pixels], record.label, record.attributes)
-        if self.in_memory and not sides:
-            self._kept[index] = row
+        if self.in_memory and not squares and sides[0] in self.sides:
+            self._kept[index, sides[0]] = row
         return row
 
     def _leave_out(self, index: int, message: str) -> None:

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 from omegaconf import OmegaConf
 
 from pipeline.components import Node, structure
-from pipeline.nn.augmentation import First
-from pipeline.nn.critic_logits import MeansMove
 from pipeline.ranges import (
     Count,
     Evaluations,
@@ -22,6 +20,8 @@ from pipeline.ranges import (
     Seed,
     Whole,
 )
+from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.field_metadata import ONLY_SPEED, slot
 from pipeline.recipes.files import leave_out_known, locate, merge, parse_settings, read
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import Length, Range, SettingError, check_folder_name
@@ -30,13 +30,7 @@ Scales = Annotated[tuple[FractionAboveZero, ...], Length(1)]
 Turns = Annotated[tuple[Annotated[int, Range(0, 3)], ...], Length(1)]
 Enlargements = tuple[Annotated[float, Range(1)], ...]
 Features = Annotated[tuple[str, ...], Length(1)]
-
-ONLY_SPEED = {"only_speed": True}  # a setting that changes how fast a result is computed, not the result
-
-
-def slot(name: str) -> dict[str, str]:
-    """The metadata of a field that names components of this slot, by which texts of a command line find their type."""
-    return {"slot": name}
+Side = Annotated[int, Range(1, 2**14)]  # of an image, in pixels
 
 
 @dataclass
@@ -44,12 +38,30 @@ class Data(RangedFields):
     """Which images, and how they are prepared: RGB [3, size, size] in [-1, 1]."""
 
     source: Node = field(metadata=slot("datasets"))  # slot datasets
-    size: Annotated[int, Range(1, 2**14)]  # pixels per side, after cropping to a square
+    size: Side  # pixels per side, after cropping to a square
     crop: Literal["center", "random"] = "center"  # of training images; all others are cropped at the center
+    shorter_side: Side | tuple[Side, Side] | None = (
+        None  # of training images before the crop; [256, 320]: drawn; null: size
+    )
     resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"  # filter
     flip: bool = False  # mirror each training image with probability 0.5
     tolerate: Whole = 0  # unreadable files that are skipped before the run stops
     workers: Whole = field(default=0, metadata=ONLY_SPEED)  # processes that read images; 0: the main one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least, most = self.shorter_sides
+        if not self.size <= least <= most:
+            raise SettingError(
+                "shorter_side", f" is {self.shorter_side}; give one number or two in order, {self.size} (size) or more"
+            )
+
+    @property
+    def shorter_sides(self) -> tuple[int, int]:
+        """The least and the largest shorter side of a training image before its crop."""
+        if isinstance(self.shorter_side, tuple):
+            return self.shorter_side
+        return (self.shorter_side or self.size,) * 2
 
     @property
     def preparation(self) -> "Data":
@@ -88,49 +100,6 @@ class Loop(RangedFields):
     def decay_of(self, player: str) -> float:
         """The weight decay of a player, 0 where a mapping does not name it."""
         return self.weight_decay.get(player, 0.0) if isinstance(self.weight_decay, dict) else self.weight_decay
-
-
-@dataclass
-class Augmentation(RangedFields):
-    """Augmentation of the critic's input, real and reconstructed: DiffAugment (Zhao et al., arXiv:2006.10738)."""
-
-    probability: Fraction = 1.0  # per image, for each of the three independently
-    colour: bool = True  # brightness, saturation and contrast
-    translation: Fraction = 0.125  # largest shift, as a fraction of the sides; 0: none
-    cutout: Fraction = 0.5  # sides of the blanked square, as a fraction of the image's; 0: none
-    first: First = "colour"  # or translation, as RobusTok has it
-    shared: bool = True  # real and rebuilt images are changed alike, in both turns; else each by draws of its own
-    blur_fade: Whole = 0  # steps from `start` over which a blur of what the critic judges fades; 0: none
-    crop: Count | None = None  # side in pixels to which, with probability 1/2, a whole batch is cropped at one place
-
-
-@dataclass
-class Adversary(RangedFields):
-    """A critic that is trained with the tokenizer, and the loss term `adversarial` that it gives."""
-
-    critic: Node = field(metadata=slot("critics"))  # slot critics
-    loss: str | Node = field(default="hinge", metadata=slot("adversarial"))  # a kind, or a node with its arguments
-    start: Whole = 0  # first step at which the term is used and the critic is trained
-    warmup: Whole = 0  # steps after `start` over which the term's weight rises linearly
-    adaptive: bool = True  # scale the weight by the ratio of gradients at the decoder's last layer, as VQGAN does
-    largest: Positive = 1e4  # ratio at most, for losses that are means per element
-    epsilon: Positive = 1e-4  # added to the norm that the ratio divides by; RAE has 1e-6
-    ahead: Whole = 0  # steps before `start` at which the critic's training begins; 0 to start
-    augmentation: Augmentation | None = None
-    lecam: NotNegative = 0.0  # weight of the LeCam regularisation
-    lecam_decay: FractionBelowOne = 0.999  # of its running means of logits
-    lecam_means: MeansMove = "after"  # the means move after the penalty is taken, or before, as RobusTok has it
-    feature_matching: bool = False  # also the term feature_matching: distance of the critic's hidden features
-
-    def learns(self, step: int) -> bool:
-        """Whether the critic is trained at `step`."""
-        return step >= self.start - self.ahead
-
-    def weight_factor(self, step: int) -> float:
-        """What the term's weight is multiplied by at `step`: 0 before `start`, above 0 from then on, at most 1."""
-        if step < self.start:
-            return 0.0
-        return min(1.0, (step - self.start + 1) / self.warmup) if self.warmup else 1.0
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pipeline.critics.base import Critic
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.augmentation import augment, blur, crop_batch
 from pipeline.nn.critic_logits import LeCam, feature_matching, mean_of, views
-from pipeline.recipes.schema import Adversary
+from pipeline.recipes.adversary import Adversary
 
 
 class CriticPlayer(nn.Module):

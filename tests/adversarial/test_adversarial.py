@@ -9,7 +9,8 @@ from pipeline.adversarial.least_squares import LeastSquares
 from pipeline.adversarial.nonsaturating import NonSaturating
 from pipeline.checks.recipe import check_recipe
 from pipeline.components import build, kinds
-from pipeline.recipes.schema import Adversary, load
+from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.schema import load
 
 ADVERSARY = "tokenizer.phases.main.adversary"
 RECIPE = [

@@ -29,7 +29,8 @@ from pipeline.losses.pixel import Pixel
 from pipeline.nn.augmentation import DRAWS, augment, blur, crop_batch
 from pipeline.nn.critic_logits import LeCam, feature_matching
 from pipeline.nn.spectral import SpectralConv1d
-from pipeline.recipes.schema import Adversary, Augmentation, Loop, Phase, load
+from pipeline.recipes.adversary import Adversary, Augmentation
+from pipeline.recipes.schema import Loop, Phase, load
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder

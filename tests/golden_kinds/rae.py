@@ -14,7 +14,8 @@ from pipeline.losses.pixel import Pixel
 from pipeline.perturbations.gaussian import Gaussian
 from pipeline.published.checkpoint import rename
 from pipeline.published.rae import NAMES
-from pipeline.recipes.schema import Adversary, Loop, Phase
+from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.schema import Loop, Phase
 from pipeline.tokenizers.representation import Representation
 from pipeline.training.reconstruction import Reconstruction
 

@@ -20,7 +20,8 @@ from pipeline.nn.embeddings import unit_rotary_tables
 from pipeline.nn.feature_head import HeadShape
 from pipeline.published.checkpoint import rename
 from pipeline.published.rectok import NAMES, in_shape
-from pipeline.recipes.schema import Adversary, Loop, Phase
+from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.schema import Loop, Phase
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
 from pipeline.training.reconstruction import Reconstruction

@@ -23,7 +23,8 @@ from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.published import autoencoder_trunk
 from pipeline.published.checkpoint import rename
 from pipeline.published.transformer_trunk import NAMES
-from pipeline.recipes.schema import Adversary, Loop, Phase
+from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.schema import Loop, Phase
 from pipeline.samplers.guidance import drop
 from pipeline.teachers.base import Tap
 from pipeline.training.generation import Generation

@@ -11,7 +11,8 @@ from pipeline.critics.patch import Patch
 from pipeline.draws import GivenDraws
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.relational import Relational
-from pipeline.recipes.schema import Adversary, Loop, Phase
+from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.schema import Loop, Phase
 from pipeline.teachers.base import Tap
 from pipeline.training.reconstruction import Reconstruction
 

@@ -208,6 +208,47 @@ def test_seeds_decide_where_a_random_crop_lies(tmp_path, in_memory):
     assert ((images.plain(rows[:1]).images[0, 0, 0, 0] + 1) * 12.75).round() == 8
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_training_images_are_cropped_from_a_larger_one(tmp_path, in_memory):
+    """Twice as large, 24 x 8 pixels are 48 x 16: a crop of 8 lies in one of 41 x 9 places and shows half the ramp."""
+    images = Images(Data(ramp_folder(tmp_path), size=8, crop="random", shorter_side=16, resize="nearest"), "train")
+    images.in_memory = in_memory
+    rows, seeds = torch.zeros(400, dtype=torch.int64), torch.arange(400)
+    for _ in range(2):
+        batch = images.batch(rows, seeds)
+        levels = ((batch.images[:, 0, 0] + 1) * 12.75).round()
+        assert (levels[:, -1] - levels[:, 0] <= 4).all() and set(levels[:, 0].tolist()) == set(range(21))
+    plain = Images(Data(ramp_folder(tmp_path), size=8), "train").plain(rows[:1]).images
+    assert torch.equal(images.plain(rows[:1]).images, plain)  # of what is encoded and measured nothing changes
+    assert images.fingerprint() == Images(Data(ramp_folder(tmp_path), size=8, resize="nearest"), "train").fingerprint()
+    centred = Images(Data(ramp_folder(tmp_path), size=8, shorter_side=16, resize="nearest"), "train")
+    torch.testing.assert_close(
+        (centred.batch(rows[:1], seeds[:1]).images[0, 0, 0, [0, -1]] + 1) * 12.75, torch.tensor([10.0, 13])
+    )
+
+
+def test_a_drawn_shorter_side_is_of_every_size_of_its_range_and_a_function_of_the_seed(tmp_path):
+    images = Images(Data(ramp_folder(tmp_path), size=8, shorter_side=(8, 10), resize="nearest"), "train")
+    rows, seeds = torch.zeros(300, dtype=torch.int64), torch.arange(300)
+    shown = images.batch(rows, seeds).images
+    sizes = [
+        Images(Data(ramp_folder(tmp_path), size=8, shorter_side=side, resize="nearest"), "train").batch(
+            rows[:1], seeds[:1]
+        )
+        for side in (8, 9, 10)
+    ]
+    which = torch.stack([(shown == one.images).flatten(1).all(1) for one in sizes])
+    assert (which.sum(0) == 1).all() and (which.sum(1) > 70).all()
+    assert torch.equal(images.batch(rows[7:9], seeds[7:9]).images, shown[7:9])
+    assert not any(side != 8 for _, side in images._kept)
+
+
+@pytest.mark.parametrize("side", [7, (8, 7), (7, 9)])
+def test_a_shorter_side_below_the_crop_or_out_of_order_is_refused(side):
+    with pytest.raises(ValueError, match="shorter_side is .*; give one number or two in order, 8"):
+        Data({"kind": "digits"}, size=8, shorter_side=side)
+
+
 def test_a_broken_file_stops_the_run_by_name(tmp_path):
     images = Images(Data(ramp_folder(tmp_path, broken=[3]), size=8), "train")
     images.plain(torch.tensor([0, 1, 2]))

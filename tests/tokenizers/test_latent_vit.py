@@ -24,8 +24,9 @@ from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.dinov2 import ScaledBlock
 from pipeline.nn.lora import LowRankLinear
+from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import count_parameters
-from pipeline.recipes.schema import Adversary, Loop, Phase, load
+from pipeline.recipes.schema import Loop, Phase, load
 from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.latent_vit import LatentViT
 from pipeline.training.reconstruction import Reconstruction

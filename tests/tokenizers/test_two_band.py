@@ -17,9 +17,10 @@ from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.wavelet import Wavelet
 from pipeline.nn.haar import haar
+from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.files import CONFIGS, read
-from pipeline.recipes.schema import Adversary, Loop, Phase
+from pipeline.recipes.schema import Loop, Phase
 from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.two_band import TwoBand, resize_bicubic
 from pipeline.training.reconstruction import Reconstruction

@@ -30,8 +30,9 @@ from pipeline.losses.pixel import Pixel
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.objectives.flow_matching import FlowMatching
+from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import build_tokenizer
-from pipeline.recipes.schema import Adversary, Loop, Phase, Recipe, TokenizerTraining, load
+from pipeline.recipes.schema import Loop, Phase, Recipe, TokenizerTraining, load
 from pipeline.runs.workspace import NOTE, Workspace, fingerprint
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier

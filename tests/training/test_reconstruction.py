@@ -13,8 +13,9 @@ from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.base import Loss
 from pipeline.losses.pixel import Pixel
+from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import plan_built_tokenizer
-from pipeline.recipes.schema import Adversary, Loop, Phase
+from pipeline.recipes.schema import Loop, Phase
 from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.adversarial_game import frozen_judge
