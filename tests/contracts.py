@@ -80,7 +80,12 @@ RAR = {
     "bias": True,
 }
 OF_DATA = {"time_scale": 1.0, "time_direction": "data"}
-DROPOUTS = {"token_dropout": 0.2, "residual_dropout": 0.2, "feed_forward_dropout": 0.2}
+DROPOUTS = {
+    "token_dropout": 0.2,
+    "residual_dropout": 0.2,
+    "feed_forward_dropout": 0.2,
+    "attention_dropout": 0.2,
+}
 # Further examples, of switches that no tiny example and no recipe has.
 VARIANTS: dict[str, dict[str, Node]] = {
     "networks": {

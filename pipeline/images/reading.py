@@ -115,7 +115,7 @@ class Images:
         """Rows `indices` [B] without augmentation, a batch a view; each is followed by its mirror with `flip`.
 
         Without `crops` there is one, `plain`. With them, every factor gives five: the image is resized until the
-        shorter side is round(factor * size), and of the square at its centre the centre is taken and the four corners.
+        shorter side is int(factor * size), and of the square at its centre the centre is taken and the four corners.
         With flips this is the ten-crop of LlamaGen (arXiv:2406.06525, extract_codes_c2i.py).
         """
         for batch in self._crops(indices, crops) if crops else [self.plain(indices)]:
@@ -149,7 +149,7 @@ class Images:
         return self._ready([crop(row.pixels[0], self.data.size, place) for row, place in zip(rows, places)], rows)
 
     def _crops(self, indices: Tensor, factors: Sequence[float]) -> Iterator[ImageBatch]:
-        sides = tuple(round(factor * self.data.size) for factor in factors)
+        sides = tuple(int(factor * self.data.size) for factor in factors)
         rows = [self._row(index, sides, squares=True) for index in indices.tolist()]
         for number, place in product(range(len(sides)), FIVE):
             yield self._ready([crop(row.pixels[number], self.data.size, place) for row in rows], rows)

@@ -88,7 +88,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         feed_forward_ratio: the hidden width over the width; SwiGLU takes two thirds of it, since it has three matrices.
         feed_forward_multiple: the hidden width is rounded up to a multiple of it.
         token_dropout: of the embedded sequence. residual_dropout: of what each branch adds. feed_forward_dropout: of
-            the activations inside the feed-forward layer.
+            the activations inside the feed-forward layer. attention_dropout: of the attention weights, as in RAR.
+        zero_head: begin with the head at zero, so that every id is as likely, as LlamaGen does; else as all layers.
 
     Raises ValueError, as `validate` does, when sizes do not fit together.
     """
@@ -126,6 +127,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         token_dropout: FractionBelowOne = 0.0,
         residual_dropout: FractionBelowOne = 0.0,
         feed_forward_dropout: FractionBelowOne = 0.0,
+        attention_dropout: FractionBelowOne = 0.0,
+        zero_head: bool = True,
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -142,7 +145,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         hidden = int(2 * hidden / 3) if feed_forward == "swiglu" else hidden
         hidden = feed_forward_multiple * math.ceil(hidden / feed_forward_multiple)
         sizes = (width, heads, norm, norm_epsilon, feed_forward, hidden, bias, query_key_norm)
-        shape = BlockShape(*sizes, residual_dropout, feed_forward_dropout)
+        shape = BlockShape(*sizes, residual_dropout, feed_forward_dropout, attention_dropout)
         self.blocks = nn.ModuleList((ModulatedCausalBlock if modulated else CausalBlock)(shape) for _ in range(depth))
         self.last_norm = (ModulatedNorm if modulated else learned_norm)(norm, width, norm_epsilon)
         self.head = TokenHead(vocab, codebooks, width, bias=bias)
@@ -309,7 +312,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.positions = nn.Parameter(torch.zeros(self.prefix + self.tokens, width)) if learned else None
 
     def _initialise(self) -> None:
-        """As published: normal weights, modulations at zero; with the head at zero every id is as likely at first."""
+        """As published: normal weights, modulations at zero, and with `zero_head` the head."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -319,5 +322,5 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
             if table is not None:
                 nn.init.normal_(table, std=0.02)
         modulations = [m.modulation for m in self.modules() if isinstance(m, (ModulatedCausalBlock, ModulatedNorm))]
-        for layer in [*modulations, *self.head.outputs]:
+        for layer in [*modulations, *(self.head.outputs if self.config.zero_head else ())]:
             nn.init.zeros_(layer.weight)

@@ -8,6 +8,9 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.nn.dropout import apply_dropout
 
 Backend = Literal["auto", "sdpa", "written_out", "xformers"]
 
@@ -32,6 +35,28 @@ def attention(
     if causal and mask is not None:
         raise ValueError("attention takes a mask or causal=True, not both; put the triangle into the mask")
     return _KERNELS[_choose_backend(q, k, v)](q, k, v, mask, causal, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def dropped_attention(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, rate: float, causal: bool = False) -> Tensor:
+    """Attention whose weights are dropped: softmax(D^-0.5 q k^T) where `kept`, times 1 / (1 - rate), times v.
+
+    `kept` is bool [B, heads, N, M], see `Draws.keep_mask`; with `causal` query i sees keys 0..i. The products are
+    written out, since no kernel takes a mask of its caller for that, and computed again in the backward pass: of this
+    call no more is kept than q, k, v and the mask, one byte a weight, where the weights would be four.
+    """
+    return checkpoint(_weigh, q, k, v, kept, rate, causal, use_reentrant=False, preserve_rng_state=False)
+
+
+def _weigh(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, rate: float, causal: bool) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [B, heads, N, M]
+    if causal:
+        scores = scores.masked_fill(~_triangle(scores), float("-inf"))
+    return apply_dropout(scores.softmax(dim=-1), kept, rate).to(v.dtype) @ v
+
+
+def _triangle(scores: Tensor) -> Tensor:
+    """Which of scores [..., N, M] are of a query and a key that it sees, [N, M] bool."""
+    return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
 
 
 def set_backend(name: Backend) -> None:
@@ -85,7 +110,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     scores = (q * scale) @ k.transpose(-2, -1)  # [B, heads, N, M]
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        mask = _triangle(scores)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(dim=-1) @ v

@@ -8,6 +8,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from torch import Tensor, nn
 
 from pipeline.draws import Draws
+from pipeline.nn.attention import dropped_attention
 from pipeline.nn.blocks import AttentionProcessor
 from pipeline.nn.dropout import apply_dropout
 
@@ -34,7 +35,7 @@ EVERYTHING = Masks()
 
 
 class DroppingAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention on [B, N, width] whose weights can be dropped; then they are written out."""
+    """Multi-head self-attention on [B, N, width] whose weights can be dropped."""
 
     _default_processor_cls = AttentionProcessor
     _available_processors = [AttentionProcessor]
@@ -50,11 +51,7 @@ class DroppingAttention(nn.Module, AttentionModuleMixin):
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, heads, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D]
-        if kept is None:
-            mixed = self.processor(q, k, v)
-        else:
-            weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # [B, heads, N, N]
-            mixed = apply_dropout(weights, kept, self.dropout).to(v.dtype) @ v
+        mixed = self.processor(q, k, v) if kept is None else dropped_attention(q, k, v, kept, self.dropout)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 

@@ -8,6 +8,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from torch import Tensor, nn
 
 from pipeline.draws import Draws
+from pipeline.nn.attention import dropped_attention
 from pipeline.nn.blocks import AttentionProcessor, Norm, RMSNorm, Rotary, modulate
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import rotate
@@ -28,14 +29,16 @@ class BlockShape(NamedTuple):
     query_key_norm: bool
     residual_dropout: float  # of what attention and feed-forward layer add to the stream
     feed_forward_dropout: float  # of the activations inside the feed-forward layer
+    attention_dropout: float  # of the attention weights
 
 
 class Masks(NamedTuple):
-    """Dropout's masks of one block, each bool [B, S, channels]; None keeps all."""
+    """Dropout's masks of one block, bool tensors; None keeps all."""
 
-    attention: Tensor | None = None
-    hidden: Tensor | None = None
-    feed_forward: Tensor | None = None
+    attention: Tensor | None = None  # [B, S, width]
+    hidden: Tensor | None = None  # [B, S, hidden]
+    feed_forward: Tensor | None = None  # [B, S, width]
+    weights: Tensor | None = None  # [B, heads, S, S]
 
 
 EVERYTHING = Masks()
@@ -80,14 +83,20 @@ class CausalAttention(nn.Module, AttentionModuleMixin):
     def __init__(self, shape: BlockShape):
         super().__init__()
         self.heads, self.normed, head_width = shape.heads, shape.query_key_norm, shape.width // shape.heads
+        self.dropout = shape.attention_dropout
         self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.bias)
         self.query_norm = learned_norm(shape.norm, head_width, shape.epsilon) if self.normed else None
         self.key_norm = learned_norm(shape.norm, head_width, shape.epsilon) if self.normed else None
         self.proj = nn.Linear(shape.width, shape.width, bias=shape.bias)
         self.set_processor(AttentionProcessor())
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, cache: Cache | None = None) -> Tensor:
-        """With a cache, x are the next positions after those in it: one, or any number while it is empty."""
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, cache: Cache | None = None, kept: Tensor | None = None
+    ) -> Tensor:
+        """With a cache, x are the next positions after those in it: one, or any number while it is empty.
+
+        `kept` says which weights dropout leaves.
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # each [B, heads, N, D]
         if self.normed:
@@ -97,7 +106,11 @@ class CausalAttention(nn.Module, AttentionModuleMixin):
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm's output is float32
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.proj(self.processor(q, k, v, causal=q.shape[2] > 1).transpose(1, 2).flatten(2))
+        if kept is None:
+            mixed = self.processor(q, k, v, causal=q.shape[2] > 1)
+        else:
+            mixed = dropped_attention(q, k, v, kept, self.dropout, causal=True)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class CausalFeedForward(nn.Module):
@@ -135,10 +148,12 @@ class CausalBlock(nn.Module):
         if draws is None:
             return EVERYTHING
         width, residual, inner = self.shape.width, self.shape.residual_dropout, self.shape.feed_forward_dropout
+        heads, rate = self.shape.heads, self.shape.attention_dropout
         return Masks(
             draws.keep_mask(f"{name}.attention", (tokens, width), residual) if residual else None,
             draws.keep_mask(f"{name}.hidden", (tokens, self.shape.hidden), inner) if inner else None,
             draws.keep_mask(f"{name}.feed_forward", (tokens, width), residual) if residual else None,
+            draws.keep_mask(f"{name}.weights", (heads, tokens, tokens), rate) if rate else None,
         )
 
     def forward(
@@ -150,7 +165,8 @@ class CausalBlock(nn.Module):
     ) -> Tensor:
         """hidden_states [B, N, width] to the same shape."""
         h, rate = hidden_states, self.shape.residual_dropout
-        h = h + apply_dropout(self.attention(self.norm1(h), rotary, cache), masks.attention, rate)
+        branch = self.attention(self.norm1(h), rotary, cache, masks.weights)
+        h = h + apply_dropout(branch, masks.attention, rate)
         return h + apply_dropout(self.feed_forward(self.norm2(h), masks.hidden), masks.feed_forward, rate)
 
 
@@ -175,7 +191,7 @@ class ModulatedCausalBlock(CausalBlock):
         """hidden_states and condition (after its SiLU) [B, N, width] to [B, N, width]."""
         h, rate = hidden_states, self.shape.residual_dropout
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        branch = self.attention(modulate(self.norm1(h), shift1, scale1), rotary, cache)
+        branch = self.attention(modulate(self.norm1(h), shift1, scale1), rotary, cache, masks.weights)
         h = torch.addcmul(h, gate1, apply_dropout(branch, masks.attention, rate))
         branch = self.feed_forward(modulate(self.norm2(h), shift2, scale2), masks.hidden)
         return torch.addcmul(h, gate2, apply_dropout(branch, masks.feed_forward, rate))

@@ -170,6 +170,14 @@ def test_views_are_the_image_or_five_crops_a_factor_each_with_its_mirror(tmp_pat
     assert torch.equal(images.plain(rows).images, plain)
 
 
+def test_the_side_that_crops_are_taken_of_is_rounded_down_as_in_the_released_scripts(tmp_path):
+    across, down = np.meshgrid(np.arange(17), np.arange(17))
+    Image.fromarray(np.stack([across, down, across * 0], -1).astype(np.uint8)).save(tmp_path / "square.png")
+    images = Images(Data({"kind": "image_folder", "path": str(tmp_path), "held_out": 0.0}, size=16), "train")
+    first = [((view.images[0, :2, 0, 0] + 1) * 127.5).round().int().tolist() for view in images.views(ROWS[:1], (1.1,))]
+    assert first == [[0, 0], [0, 0], [1, 0], [0, 1], [1, 1]]  # of 17 pixels, which is 1.1 times 16 without its fraction
+
+
 def test_crops_are_of_the_next_readable_image_and_no_random_crop_reaches_them(tmp_path):
     images = Images(Data(ramp_folder(tmp_path, broken=[3]), size=8, crop="random", tolerate=1), "train")
     found, expected = (list(images.views(torch.tensor([row]), (1.25,))) for row in (3, 4))

@@ -151,12 +151,17 @@ def test_a_new_network_finds_every_id_as_likely_and_new_modulated_blocks_are_the
     assert torch.equal(model.blocks[0](h, torch.randn(2, 12, 16)), h)
 
 
+def test_a_head_that_does_not_begin_at_zero_is_drawn_as_the_other_layers():
+    logits = CausalTransformer([16, 16], **SIZE | {"vocab": 512}, zero_head=False).head.outputs[0].weight
+    assert 0.018 < logits.std() < 0.022
+
+
 def test_a_prefix_at_zero_has_no_query_and_no_key():
     rows = {kind: network(prefix_rotary=kind).cosines[0] for kind in ("none", "zero")}
     assert rows["none"].eq(1).all() and rows["zero"].eq(0).all()
 
 
-DROPOUTS = {"token_dropout": 0.2, "residual_dropout": 0.3, "feed_forward_dropout": 0.1}
+DROPOUTS = {"token_dropout": 0.2, "residual_dropout": 0.3, "feed_forward_dropout": 0.1, "attention_dropout": 0.2}
 
 
 @pytest.mark.parametrize("arguments", [{}, RAR], ids=["llamagen", "rar"])
@@ -186,8 +191,8 @@ def test_every_layer_has_masks_of_its_own():
         block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
     ids, condition = request(model)
     model(ids, condition, dropout=StepDraws(0, 0, slice(0, 3), 3))
-    masks = [mask[..., :16] for each in seen for mask in each]
-    assert len(masks) == 6 and not any(torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
+    masks = [mask.flatten(1)[:, :128] for each in seen for mask in each]
+    assert len(masks) == 8 and not any(torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
 
 
 @pytest.mark.parametrize("arguments", [{}, RAR], ids=["llamagen", "rar"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.nn import attention as door
-from pipeline.nn.attention import attention, backend, set_backend
+from pipeline.nn.attention import attention, backend, dropped_attention, set_backend
 
 
 def inputs(dtype=torch.float32, tokens=17, keys=None, gradients=False):
@@ -107,3 +107,33 @@ def test_compiled_is_eager(monkeypatch, native):
     assert torch.allclose(compiled(q, k, v), attention(q, k, v), atol=2e-2)
     with torch.no_grad():
         assert torch.allclose(compiled(q, k, v), attention(q, k, v), atol=2e-2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_dropped_weights_are_those_of_a_softmax_where_they_are_kept(causal):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3))
+    kept = torch.rand(2, 3, 5, 5) > 0.3
+    scores = q @ k.mT / 2  # the square root of 4 channels
+    if causal:
+        scores = scores + torch.full((5, 5), float("-inf")).triu(1)
+    expected = (scores.softmax(dim=-1) * kept / 0.7) @ v
+    dropped = dropped_attention(q, k, v, kept, 0.3, causal)
+    assert torch.allclose(dropped, expected, atol=1e-6)
+    slope = torch.randn_like(dropped)
+    found, wanted = (torch.autograd.grad(y, (q, k, v), slope) for y in (dropped, expected))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted))
+
+
+def test_dropping_nothing_is_attention():
+    q, k, v = (torch.randn(2, 3, 5, 4) for _ in range(3))
+    kept = torch.ones(2, 3, 5, 5, dtype=torch.bool)
+    assert torch.allclose(dropped_attention(q, k, v, kept, 0.0, True), attention(q, k, v, causal=True), atol=1e-6)
+
+
+def test_of_dropped_attention_its_inputs_alone_are_kept():
+    q, k, v = (torch.randn(2, 3, 64, 4, requires_grad=True) for _ in range(3))
+    kept, sizes = torch.rand(2, 3, 64, 64) > 0.1, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append((x.numel(), x.dtype)) or x, lambda x: x):
+        dropped_attention(q, k, v, kept, 0.1, True)
+    assert not any(count >= kept.numel() and dtype != torch.bool for count, dtype in sizes)
