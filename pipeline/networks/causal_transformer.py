@@ -141,9 +141,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.start = nn.Parameter(torch.zeros(width)) if start_token else None
         self.targets = nn.Parameter(torch.zeros(self.tokens, width)) if target_positions else None
         self.steps = nn.Parameter(torch.zeros(length, width)) if modulated else None  # a vector per position, for adaLN
-        hidden = int(feed_forward_ratio * width)
-        hidden = int(2 * hidden / 3) if feed_forward == "swiglu" else hidden
-        hidden = feed_forward_multiple * math.ceil(hidden / feed_forward_multiple)
+        hidden = hidden_width(width, feed_forward, feed_forward_ratio, feed_forward_multiple)
         sizes = (width, heads, norm, norm_epsilon, feed_forward, hidden, bias, query_key_norm)
         shape = BlockShape(*sizes, residual_dropout, feed_forward_dropout, attention_dropout)
         self.blocks = nn.ModuleList((ModulatedCausalBlock if modulated else CausalBlock)(shape) for _ in range(depth))
@@ -324,3 +322,10 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         modulations = [m.modulation for m in self.modules() if isinstance(m, (ModulatedCausalBlock, ModulatedNorm))]
         for layer in [*modulations, *(self.head.outputs if self.config.zero_head else ())]:
             nn.init.zeros_(layer.weight)
+
+
+def hidden_width(width: int, feed_forward: FeedForward, ratio: float, multiple: int) -> int:
+    """Channels inside the feed-forward layer; SwiGLU takes two thirds of `ratio`, since it has three matrices."""
+    hidden = int(ratio * width)
+    hidden = int(2 * hidden / 3) if feed_forward == "swiglu" else hidden
+    return multiple * math.ceil(hidden / multiple)
