@@ -14,6 +14,7 @@ from pipeline.latents.store import CodeBatch
 from pipeline.metrics.base import LearnedPrior
 from pipeline.objectives.base import Objective
 from pipeline.recipes.schema import Loop
+from pipeline.training.ema import Averages
 from pipeline.training.generation import Generation
 from pipeline.training.loop import TrainingRun, train
 
@@ -67,9 +68,9 @@ def learn(
     course: dict[int, float] = {}
     new = new[:ASKED]
 
-    def check(step: int, averages: dict[str, nn.Module]) -> bool:
+    def check(step: int, averages: Averages) -> bool:
         if step % max(1, steps // CHECKS) == 0:
-            course[step] = loss_on(new, spec, averages["network"], objective, seed)
+            course[step] = loss_on(new, spec, averages()["network"], objective, seed)
         return False
 
     task = Generation(network, objective, {name: 1.0 for name in objective.terms})

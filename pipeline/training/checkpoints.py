@@ -8,7 +8,6 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.files.checksums import check_content, recorded_in, write_checksums
 from pipeline.files.writing import read_json, remove_folder, replace_folder, write_json, write_tensors
 from pipeline.training.ema import Average
+from pipeline.training.sharding import divided_as, whole
 
 FOLDER = "checkpoints"
 PROGRESS = "progress.json"
@@ -45,8 +45,7 @@ def save(accelerator: Accelerator, folder: Path, progress: Progress, players: di
         draft.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     write_random_states(draft / f"random_{accelerator.process_index}.safetensors")
-    if accelerator.is_main_process:
-        write_state(draft, accelerator, progress, players)
+    write_state(draft, accelerator, progress, players)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_checksums(draft)
@@ -68,14 +67,12 @@ def restore(accelerator: Accelerator, folder: Path, progress: Progress, players:
     if (checkpoint := newest_whole(accelerator, folder)) is None:
         return
     for name, player in players.items():
-        accelerator.unwrap_model(player).load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
-        average = load_file(checkpoint / f"{name}.average.safetensors")
-        progress.averages[name].module.load_state_dict(average)
+        plain = accelerator.unwrap_model(player)
+        load_weights(plain, load_file(checkpoint / f"{name}.safetensors"))
+        load_weights(progress.averages[name].module, load_file(checkpoint / f"{name}.average.safetensors"))
+        load_moments(progress.optimizers[name], plain, load_file(checkpoint / f"{name}.optimizer.safetensors"))
     state = read_json(checkpoint / PROGRESS)
     progress.step, progress.skipped = state["step"], state["skipped"]
-    for name, optimizer in progress.optimizers.items():
-        tensors = load_file(checkpoint / f"{name}.optimizer.safetensors")
-        optimizer.load_state_dict(as_optimizer_state(optimizer, state["optimizers"][name], tensors))
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     random_states = checkpoint / f"random_{accelerator.process_index}.safetensors"
@@ -114,46 +111,68 @@ def finished(folder: Path) -> list[Path]:
 
 
 def write_state(draft: Path, accelerator: Accelerator, progress: Progress, players: Mapping[str, nn.Module]) -> None:
-    """What all processes have alike: players, averages, optimisers, progress."""
-    groups = {}
+    """What all processes have alike, whole: players, averages, optimisers' moments, progress; the main one writes."""
     for name, player in players.items():
-        write_tensors(draft / f"{name}.safetensors", separate(accelerator.unwrap_model(player).state_dict()))
-        average = progress.averages[name].module.state_dict()
-        write_tensors(draft / f"{name}.average.safetensors", separate(average))
-        state = progress.optimizers[name].state_dict()
-        moments = {f"{index}.{key}": value for index, own in state["state"].items() for key, value in own.items()}
-        write_tensors(draft / f"{name}.optimizer.safetensors", separate(moments))
-        groups[name] = state["param_groups"]
-    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
-    values = {"step": progress.step, "skipped": progress.skipped, "optimizers": groups, "scaler": scaler}
-    write_json(draft / PROGRESS, values, indent=None)
+        plain = accelerator.unwrap_model(player)
+        parts = {
+            f"{name}.safetensors": plain.state_dict(),
+            f"{name}.average.safetensors": progress.averages[name].module.state_dict(),
+            f"{name}.optimizer.safetensors": moments_of(progress.optimizers[name], plain),
+        }
+        for file, tensors in parts.items():
+            tensors = separate(tensors, accelerator.is_main_process)
+            if accelerator.is_main_process:
+                write_tensors(draft / file, tensors)
+    if accelerator.is_main_process:
+        scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        values = {"step": progress.step, "skipped": progress.skipped, "scaler": scaler}
+        write_json(draft / PROGRESS, values, indent=None)
 
 
-def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: contiguous, and none in the memory of another."""
+def separate(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: whole, contiguous, and none in the memory of another.
+
+    Parts are brought together by all processes; one that does not `keep` the whole gets nothing.
+    """
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if place in seen else tensor
-        seen.add(place)
+        tensor = whole(tensor.detach())
+        if keep:
+            tensor = tensor.cpu().contiguous()
+            place = tensor.untyped_storage().data_ptr()
+            result[name] = tensor.clone() if place in seen else tensor
+            seen.add(place)
     return result
 
 
-def as_optimizer_state(
-    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    """The state that an optimiser loads; every moment lies in memory as its parameter does."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        parameter = parameters[int(index)]
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load whole tensors into a module, of which each process may have a part; RuntimeError where names differ."""
+    state = module.state_dict()
+    module.load_state_dict({name: divided_as(t, state[name]) if name in state else t for name, t in tensors.items()})
+
+
+def moments_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The state of an optimiser of the module's parameters, by `<parameter>.<key>`."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_moments(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `moments_of`; every moment lies in memory, and is divided, as its parameter is."""
+    updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    number = {id(parameter): index for index, parameter in enumerate(updated)}
+    parameters, state = dict(module.named_parameters()), {}
+    for place, tensor in tensors.items():
+        name, _, key = place.rpartition(".")
+        parameter = parameters[name]
         if tensor.shape == parameter.shape:  # a fused update reads both in the order of memory
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
-        state.setdefault(int(index), {})[key] = tensor
-    return {"state": state, "param_groups": groups}
+            tensor = divided_as(tensor, torch.empty_like(parameter, dtype=tensor.dtype))
+        state.setdefault(number[id(parameter)], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def write_random_states(file: Path) -> None:

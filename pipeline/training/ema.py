@@ -1,9 +1,12 @@
 """The running average of a module's weights, in fp32, buffers included."""
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+
+Averages = Callable[[], dict[str, nn.Module]]  # gives that of every player, whole; all processes have to ask
 
 
 class Average:

@@ -19,7 +19,7 @@ from pipeline.draws import StepDraws
 from pipeline.recipes.schema import Loop
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Progress
-from pipeline.training.ema import Average
+from pipeline.training.ema import Average, Averages
 from pipeline.training.journal import Journal
 from pipeline.training.order import MicroBatches, TrainingData, batches
 from pipeline.validation import at
@@ -44,7 +44,7 @@ class Task(Protocol):
         """Yield (player, weighted loss terms), one optimiser update each, in order."""
 
 
-AfterStep = Callable[[int, dict[str, nn.Module]], bool]  # (step, average of every player) -> whether training ends
+AfterStep = Callable[[int, Averages], bool]  # (step, averages) -> whether training ends; asked after every step
 
 
 class Interrupted(Exception):
@@ -93,7 +93,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     with stop_requests() as requests, contextlib.closing(journal):
         while progress.step < loop.steps:
             train_step(training, source)
-            ended = run.after_step is not None and run.after_step(progress.step, progress.modules())
+            ended = run.after_step is not None and run.after_step(progress.step, progress.modules)
             last = ended or progress.step == loop.steps
             stopped = any_process(accelerator, bool(requests), progress.step)
             if stopped or last or (loop.save_every and progress.step % loop.save_every == 0):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch import nn
 
 from pipeline.sampling.weak_network import milestone
+from pipeline.training.ema import Averages
 from pipeline.training.loss_heads import detach_heads
 
 
@@ -18,7 +18,9 @@ class Milestones:
     folder: Path
     accelerator: Accelerator
 
-    def __call__(self, step: int, averages: dict[str, nn.Module]) -> bool:
-        if step in self.steps and self.accelerator.is_main_process:
-            detach_heads(averages["network"])[0].save_pretrained(milestone(self.folder, step))
+    def __call__(self, step: int, averages: Averages) -> bool:
+        if step in self.steps:
+            network, _ = detach_heads(averages()["network"])
+            if self.accelerator.is_main_process:
+                network.save_pretrained(milestone(self.folder, step))
         return False

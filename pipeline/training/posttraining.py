@@ -18,6 +18,7 @@ from pipeline.losses.base import Loss
 from pipeline.recipes.schema import Phase, PostTraining
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training import checkpoints
+from pipeline.training.ema import Averages
 from pipeline.training.pairs import Pairs
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.validation import at
@@ -92,10 +93,10 @@ class EarlyStop:
         """The check whose weights are in `best_folder`: the first with the smallest error."""
         return min(self.checks, key=lambda check: check.error)
 
-    def __call__(self, step: int, averages: dict[str, nn.Module]) -> bool:
+    def __call__(self, step: int, averages: Averages) -> bool:
         if step % self.settings.check_every and step != self.settings.phase.loop.steps:
             return False
-        self.check(step, averages["tokenizer"])
+        self.check(step, averages()["tokenizer"])
         return self.out_of_patience
 
     def check(self, step: int, player: DecoderPlayer) -> None:
