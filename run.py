@@ -164,6 +164,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
     from pipeline.checks.line import check_line
     from pipeline.checks.machine import check_processes
     from pipeline.checks.recipe import check_recipe
+    from pipeline.checks.weights import check_weights
     from pipeline.images.facts import UsedImages
     from pipeline.recipes.files import origin
     from pipeline.recipes.schema import settings
@@ -175,6 +176,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
     images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
     line = check_line(recipe, checked, images.facts)
     check_processes(recipe, work.accelerator.num_processes)
+    check_weights(recipe)
     because: dict[str, str] = {}
     with contextlib.ExitStack() as held:
         for number, stage in enumerate(table):

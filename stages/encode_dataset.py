@@ -32,7 +32,7 @@ def uses(recipe: Recipe) -> Any:
     inputs = (recipe.data.preparation, recipe.latents, recipe.seed, recipe.precision)
     if recipe.latents.class_token is not None:
         width = recipe.generator.objective.get("class_token")
-        inputs = (*inputs, width, starting_weights.fingerprints(recipe.latents.class_token), recipe.weights)
+        inputs = (*inputs, width, starting_weights.fingerprints(recipe.latents.class_token), recipe.weights.files)
     if not recipe.latents.features:
         return inputs
     generator = recipe.generator
@@ -41,7 +41,7 @@ def uses(recipe: Recipe) -> Any:
         generator.losses,
         generator.network,
         starting_weights.fingerprints(plain(generator.losses)),
-        recipe.weights,
+        recipe.weights.files,
     )
 
 

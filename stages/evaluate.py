@@ -35,7 +35,7 @@ BETWEEN = 4  # rows of interpolations, each of a class
 
 def uses(recipe: Recipe) -> Any:
     reference = fingerprint_reference(recipe)
-    return recipe.evaluate, reference, recipe.data.preparation, recipe.seed, recipe.weights
+    return recipe.evaluate, reference, recipe.data.preparation, recipe.seed, recipe.weights.files
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

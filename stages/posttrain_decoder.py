@@ -36,7 +36,7 @@ def uses(recipe: Recipe) -> Any:
     folders = starting_weights.fingerprints([plain(recipe.posttrain), plain(recipe.sample.weak)])
     sampled = plain(sampling_record(recipe)), recipe.latents.precision
     training = recipe.posttrain, dependent_on_accumulation(recipe, "posttrain")
-    return *training, folders, sampled, recipe.data.preparation, recipe.seed, recipe.precision, recipe.weights
+    return *training, folders, sampled, recipe.data.preparation, recipe.seed, recipe.precision, recipe.weights.files
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

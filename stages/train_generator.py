@@ -35,7 +35,7 @@ IMAGES = ()  # those that the codes it reads are of, and no others
 def uses(recipe: Recipe) -> Any:
     training = recipe.generator, dependent_on_accumulation(recipe, "generator")
     inputs = (*training, starting_weights.fingerprints(plain(recipe.generator)), recipe.seed, recipe.precision)
-    return (*inputs, recipe.data.preparation, recipe.weights) if recipe.generator.losses else inputs
+    return (*inputs, recipe.data.preparation, recipe.weights.files) if recipe.generator.losses else inputs
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

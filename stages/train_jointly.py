@@ -46,7 +46,7 @@ def uses(recipe: Recipe) -> Any:
     folders = starting_weights.fingerprints([plain(recipe.joint), plain(part.losses)])
     training = recipe.joint, dependent_on_accumulation(recipe, "joint"), generator
     prepared = recipe.data.preparation
-    return *training, folders, recipe.latents, prepared, recipe.seed, recipe.precision, recipe.weights
+    return *training, folders, recipe.latents, prepared, recipe.seed, recipe.precision, recipe.weights.files
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

@@ -31,7 +31,7 @@ def uses(recipe: Recipe) -> Any:
     folders = starting_weights.fingerprints(plain(recipe.tokenizer))
     batches = dependent_on_accumulation(recipe, "tokenizer")
     prepared = recipe.data.preparation
-    return recipe.tokenizer, batches, folders, prepared, recipe.seed, recipe.precision, recipe.weights
+    return recipe.tokenizer, batches, folders, prepared, recipe.seed, recipe.precision, recipe.weights.files
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

@@ -14,15 +14,18 @@ from pipeline.validation import SettingError
 
 
 def check_evaluation(recipe: Recipe) -> None:
-    """ValueError where there is no such metric, or features, their weights or the reference are not on this machine."""
+    """ValueError where there is no such metric or feature, or the reference does not fit them or the images.
+
+    Weights and a reference that are not on this machine are told by `pipeline.checks.weights`.
+    """
     evaluate = recipe.evaluate
     check_metrics(evaluate.metrics, report_kinds(), "evaluate.metrics")
     stem_and_stages(recipe.data.size)  # of the judge, which every report trains
-    check_features(evaluate.features, recipe.weights)
-    check_reference(evaluate.reference, evaluate.features)
+    check_features(evaluate.features, recipe.weights.files)
     path = given_path(evaluate.reference)
-    if evaluate.reference in SPLITS:
+    if evaluate.reference in SPLITS or not path.exists():
         return
+    check_reference(evaluate.reference, evaluate.features)
     if path.is_dir():
         build("datasets", {"kind": "image_folder", "path": str(path), "held_out": 0.0}, split="train")
     elif "arr_0" in array_names(path):

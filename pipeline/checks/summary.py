@@ -8,6 +8,7 @@ from pipeline.checks.accumulation import dependent_on_accumulation, trainings
 from pipeline.checks.line import CLASSES, check_line
 from pipeline.checks.machine import disk_here, in_bytes, memory_here, memory_needed
 from pipeline.checks.recipe import check_recipe
+from pipeline.checks.weights import check_weights
 from pipeline.code import LatentSpec
 from pipeline.components import Node
 from pipeline.datasets.base import MissingImages
@@ -27,7 +28,7 @@ def print_check(recipe: Recipe) -> None:
     """Print parameters, shapes, weights, memory and disk; builds on the meta device and writes nothing.
 
     Raises ValueError with one line for all that is wrong with the recipe or its images; images that are not on this
-    machine are said to be missing.
+    machine are said to be missing. Weights that are missing are such a line too, after all has been printed.
     """
     checked = check_recipe(recipe)
     facts, note = look_at_images(recipe)
@@ -60,6 +61,7 @@ def print_check(recipe: Recipe) -> None:
     ]
     for title, text in rows:
         print(f"{title:<12}{text}")
+    check_weights(recipe)
 
 
 def look_at_images(recipe: Recipe) -> tuple[dict[str, SplitFacts], str]:

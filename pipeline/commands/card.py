@@ -86,7 +86,7 @@ def find_target(target: str) -> CardTarget:
     """The tokenizer of a run, or the one in a folder; ValueError where `target` is neither."""
     if (run := run_folder(target)) is not None:
         recipe = load(str(run / OWNER))
-        known = {"data": asdict(recipe.data), "seed": recipe.seed, "weights": recipe.weights}
+        known = {"data": asdict(recipe.data), "seed": recipe.seed, "weights": asdict(recipe.weights)}
         part = recipe.evaluate
         known |= {"images": part.images, "features": list(part.features), "resize": part.resize}
         judge = run / "report" / "judge"

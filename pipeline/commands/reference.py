@@ -23,6 +23,7 @@ from pipeline.measuring.reference import images_of_folder
 from pipeline.ranges import Count, RangedFields
 from pipeline.recipes.files import is_recipe, parse_settings
 from pipeline.recipes.schema import Features, load
+from pipeline.recipes.weights import Weights
 from pipeline.runs.machine import accelerate
 
 
@@ -33,7 +34,7 @@ class FolderSettings(RangedFields):
     size: Count  # pixels per side that every image is resized and cropped to
     features: Features = ("inception",)
     resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"
-    weights: dict[str, str] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def images_of_recipe(given: str, settings: list[str]) -> MeasuredImages:
     if not kinds:
         raise ValueError("evaluate.features names the classifier alone, which every run trains for itself; add others")
     split = recipe.evaluate.reference if recipe.evaluate.reference in SPLITS else "train"
-    return MeasuredImages(Images(recipe.data, split), kinds, recipe.weights, recipe.evaluate.resize)
+    return MeasuredImages(Images(recipe.data, split), kinds, recipe.weights.files, recipe.evaluate.resize)
 
 
 def images_in_folder(given: str, settings: list[str]) -> MeasuredImages:
@@ -94,4 +95,4 @@ def images_in_folder(given: str, settings: list[str]) -> MeasuredImages:
     if "classifier" in folder.features:
         raise ValueError("features: the classifier is trained by every run for itself; name others")
     images = images_of_folder(Path(given), folder.size)
-    return MeasuredImages(images, folder.features, folder.weights, folder.resize)
+    return MeasuredImages(images, folder.features, folder.weights.files, folder.resize)

@@ -100,8 +100,8 @@ def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, Any]) ->
     for combination in product(*tried.values()):
         values = {".".join(path).removesuffix(".scale"): value for path, value in zip(tried, combination)}
         variant = replace(recipe, sample=chosen_sampling(base, dict(zip(tried, combination))))
-        parts = (variant.sample, recipe.seed, recipe.precision, made_of, recipe.evaluate, prepared, recipe.weights)
-        points.append(SweepPoint(values, variant, fingerprint(*parts)))
+        parts = (variant.sample, recipe.seed, recipe.precision, made_of, recipe.evaluate, prepared)
+        points.append(SweepPoint(values, variant, fingerprint(*parts, recipe.weights.files)))
     return points
 
 

@@ -28,12 +28,17 @@ SIZES = {"dinov2": 224}  # pixels per side that published distances are on; the 
 
 
 def check_features(kinds: Sequence[str], weights: Mapping[str, str]) -> None:
-    """ValueError when `evaluate.features` names what is not there, or what has no weights on this machine."""
+    """ValueError when `evaluate.features` names what there is not, or weights of another model.
+
+    Weights that are not on this machine are told by `missing_weights`.
+    """
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"evaluate.features: there are no features {kind!r}{suggestion(kind, list(KINDS))}")
-        if kind in WEIGHTS and (path := locate(weights_name(kind, weights), weights)) and path.is_dir():
-            read_kind(path, kind)
+        if kind in WEIGHTS and (name := name_here(kind, weights)):
+            path = locate(name, weights)
+            if path is not None and path.is_dir():
+                read_kind(path, kind)
 
 
 def build_features(
@@ -55,12 +60,16 @@ def build_features(
 
 def weights_name(kind: str, weights: Mapping[str, str]) -> str:
     """The name in pipeline.vision.weights of those that a kind takes; ValueError where none are on this machine."""
-    for name in WEIGHTS[kind]:
-        if locate(name, weights) or hub_id(name, weights):
-            return name
+    if name := name_here(kind, weights):
+        return name
     raise ValueError(
         f"evaluate.features names {kind}, whose weights are not on this machine; {remedy(WEIGHTS[kind][0])}"
     )
+
+
+def name_here(kind: str, weights: Mapping[str, str]) -> str | None:
+    """As `weights_name`; None where none are on this machine, and none are fetched from the hub."""
+    return next((name for name in WEIGHTS[kind] if locate(name, weights) or hub_id(name, weights)), None)
 
 
 def _published(kind: str, weights: Mapping[str, str], resize: str, device: torch.device) -> FeatureExtractor:

@@ -28,10 +28,8 @@ def check_reference(given: str, kinds: tuple[str, ...]) -> None:
     path = given_path(given)
     if given in SPLITS or path.is_dir():
         return
-    if not path.is_file():
-        raise ValueError(
-            f"evaluate.reference: there is no file or folder {given!r}; state train, held_out, an .npz or a folder"
-        )
+    if missing := missing_reference(given):
+        raise ValueError(missing)
     held = array_names(path)
     lacking = [kind for kind in kinds if not set(statistics_names(kind)) <= held]
     if "arr_0" not in held and lacking:
@@ -43,6 +41,13 @@ def check_reference(given: str, kinds: tuple[str, ...]) -> None:
         if name in held:
             check_array(path, name)
     check_images_of(path)
+
+
+def missing_reference(given: str) -> str | None:
+    """What to say where an `evaluate.reference` is not there; None where it is."""
+    if given in SPLITS or given_path(given).exists():
+        return None
+    return f"evaluate.reference: there is no file or folder {given!r}; state train, held_out, an .npz or a folder"
 
 
 def check_images_of(path: Path) -> None:

@@ -3,13 +3,14 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from pipeline.recipes.schema import Recipe
 from pipeline.teachers.classifier import Classifier
-from pipeline.vision.weights import hub_id, locate, locate_model, remedy
+from pipeline.vision.weights import KNOWN, hub_id, locate, locate_model, remedy
 
 if TYPE_CHECKING:
     from pipeline.frozen.networks import FrozenNetworks
@@ -25,7 +26,7 @@ class FrozenInput(ABC):
     A component declares which kind by its class attribute `extractor_kind`, the name of a file of pipeline/frozen/. The
     kind reads the component's arguments: `teacher` is the name of known weights (dinov2_large, ...), a folder, a model
     of the hub, `classifier`, or `auto`: the weights `auto` of the kind where they can be had, else the classifier,
-    which the log then says.
+    which the log then says. Under `weights.require` nothing stands in for what cannot be had.
     """
 
     auto: str = "dinov2_base"  # what `teacher: auto` takes, a name in pipeline.vision.weights
@@ -42,10 +43,30 @@ class FrozenInput(ABC):
     @property
     def teacher(self) -> str:
         """The network that the recipe comes to: what it states, with `auto` resolved."""
-        teacher, weights = self.arguments.get("teacher", "auto"), self.recipe.weights
+        teacher, files = self.arguments.get("teacher", "auto"), self.recipe.weights.files
         if teacher != "auto":
             return teacher
-        return self.auto if locate(self.auto, weights) or hub_id(self.auto, weights) else STAND_IN
+        there = self.recipe.weights.require or locate(self.auto, files) or hub_id(self.auto, files)
+        return self.auto if there else STAND_IN
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the teacher's weights; None of a classifier, and of weights that are not on this machine."""
+        teacher, files = self.teacher, self.recipe.weights.files
+        if teacher == STAND_IN:
+            return None
+        return locate(teacher, files) if teacher in KNOWN else locate_model(teacher, files, "teacher")
+
+    @property
+    def missing(self) -> list[str]:
+        """The known weights that it takes and that are neither on this machine nor fetched from the hub, by name."""
+        teacher, files = self.teacher, self.recipe.weights.files
+        return [teacher] if teacher in KNOWN and self.folder is None and hub_id(teacher, files) is None else []
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether the classifier may stand in for it: the recipe names no network of its own."""
+        return self.arguments.get("teacher", "auto") == "auto"
 
     def origin(self) -> str:
         """Which network it is and where its weights are, in a line."""
@@ -53,7 +74,7 @@ class FrozenInput(ABC):
         if teacher == STAND_IN:
             why = f", for the weights {self.auto} are not on this machine" if given == "auto" else ""
             return f"a small classifier of these images, which is trained first{why}"
-        return f"{teacher}, {locate_model(teacher, self.recipe.weights, 'teacher') or 'to be fetched from the hub'}"
+        return f"{teacher}, {self.folder or ('missing' if self.missing else 'to be fetched from the hub')}"
 
     def check(self) -> None:
         """ValueError where the network cannot be had or does not fit; reads the config of the weights, not the weights.

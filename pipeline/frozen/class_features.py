@@ -7,7 +7,7 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.recipes.building import find_tokenizer
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.vision.backbone import read_features
-from pipeline.vision.weights import locate_model, require_model
+from pipeline.vision.weights import require_model
 
 
 class ClassFeatures(FrozenInput):
@@ -21,12 +21,12 @@ class ClassFeatures(FrozenInput):
         return self.component.projected_width(*find_tokenizer(self.recipe))
 
     def check(self) -> None:
-        width, teacher = self.needed_width, self.teacher
-        if teacher != STAND_IN and (folder := locate_model(teacher, self.recipe.weights, "teacher")):
+        width, folder = self.needed_width, self.folder
+        if folder is not None:
             self.component.check_width(*read_features(folder), width)
 
     def load(self, networks: FrozenNetworks) -> nn.Module:
         if self.teacher == STAND_IN:
             return self.load_stand_in(networks, self.needed_width)
-        weights = require_model(self.teacher, self.recipe.weights, f"{self.name}.teacher")
+        weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
         return VisionModel.load(weights, size="grid")

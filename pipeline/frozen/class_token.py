@@ -12,7 +12,6 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.recipes.schema import Recipe
 from pipeline.validation import at
 from pipeline.vision.backbone import read_features
-from pipeline.vision.weights import locate_model
 
 PLACE = "latents.class_token"  # where a recipe names the network
 
@@ -36,8 +35,8 @@ class ClassToken(FeatureMaps):
         super().check()
         if self.teacher == STAND_IN:
             self.check_width("the classifier", STAND_IN_WIDTH)
-        elif (folder := locate_model(self.teacher, self.recipe.weights, "teacher")) is not None:
-            self.check_width(*read_features(folder))
+        elif self.folder is not None:
+            self.check_width(*read_features(self.folder))
 
     def check_width(self, name: str, width: int) -> None:
         """ValueError unless a feature of `width` values is what the generator's objective models."""

@@ -33,7 +33,7 @@ class CriticMaps(FeatureMaps):
     def load(self, networks: FrozenNetworks) -> Teacher:
         if self.teacher == STAND_IN:
             return self.load_stand_in(networks)
-        weights = require_model(self.teacher, self.recipe.weights, f"{self.name}.teacher")
+        weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
         layers = quarters(weights) if self.arguments.get("layers") is None else self.layers
         size, resize = (self.arguments.get(f"teacher_{name}") for name in ("size", "resize"))
         teacher = VisionModel.load(weights, size=size, layers=layers, readout=True, resize=resize or "antialiased")

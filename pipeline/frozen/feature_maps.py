@@ -11,7 +11,7 @@ from pipeline.nn.convolution_stages import WIDTH, stage_channels, stem_and_stage
 from pipeline.teachers.base import Tap
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.vision.backbone import check_layer, read_config, read_depth, read_kind
-from pipeline.vision.weights import locate_model, require_model
+from pipeline.vision.weights import require_model
 
 
 class FeatureMaps(FrozenInput):
@@ -31,21 +31,19 @@ class FeatureMaps(FrozenInput):
                 if not -count <= layer < count:
                     raise ValueError(f"layer {layer} is asked for; the classifier's are 0 to {count - 1}, or -1")
             return
-        folder = locate_model(self.teacher, self.recipe.weights, "teacher")
-        if folder is not None and (count := read_depth(folder)) is not None:
+        if self.folder is not None and (count := read_depth(self.folder)) is not None:
             for layer in self.layers:
-                check_layer(layer, count, read_kind(folder))
+                check_layer(layer, count, read_kind(self.folder))
 
     def width(self) -> int | None:
         if self.teacher == STAND_IN:
             return stage_channels(WIDTH, stem_and_stages(self.recipe.data.size)["stages"])[self.layers[0]]
-        folder = locate_model(self.teacher, self.recipe.weights, "teacher")
-        return None if folder is None else read_config(folder).get("hidden_size")
+        return None if self.folder is None else read_config(self.folder).get("hidden_size")
 
     def load(self, networks: FrozenNetworks) -> Tap:
         if self.teacher == STAND_IN:
             return Tap(self.load_stand_in(networks), *self.layers)
-        weights = require_model(self.teacher, self.recipe.weights, f"{self.name}.teacher")
+        weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
         size = self.arguments.get("teacher_size", "grid")
         return Tap(VisionModel.load(weights, size=size, layers=self.layers), *range(len(self.layers)))
 

@@ -5,7 +5,7 @@ from torch import nn
 from pipeline.frozen.base import FrozenInput
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.teachers.lpips_vgg import LpipsVgg
-from pipeline.vision.weights import locate
+from pipeline.vision.weights import expect, locate
 
 
 class PerceptualBackbone(FrozenInput):
@@ -17,23 +17,31 @@ class PerceptualBackbone(FrozenInput):
     @property
     def missing(self) -> list[str]:
         """The names of the files that are not on this machine."""
-        return [name for name in LpipsVgg.FILES if locate(name, self.recipe.weights) is None]
+        return [name for name in LpipsVgg.FILES if locate(name, self.recipe.weights.files) is None]
+
+    @property
+    def replaceable(self) -> bool:
+        return True
 
     def origin(self) -> str:
+        if self.missing and self.recipe.weights.require:
+            return f"LPIPS-VGG, missing {' and '.join(self.missing)}"
         if self.missing:
             return (
                 "a small classifier of these images, which is trained first, for the weights"
                 f" {' and '.join(self.missing)} are not on this machine"
             )
-        return f"LPIPS-VGG, {' and '.join(str(locate(name, self.recipe.weights)) for name in LpipsVgg.FILES)}"
+        return f"LPIPS-VGG, {' and '.join(str(locate(name, self.recipe.weights.files)) for name in LpipsVgg.FILES)}"
 
     def check(self) -> None:
         smallest = LpipsVgg.SMALLEST
-        if self.recipe.data.size < smallest and not self.missing:
+        if self.recipe.data.size < smallest and (self.recipe.weights.require or not self.missing):
             raise ValueError(
                 f"LPIPS needs images of {smallest} pixels per side or more; raise data.size, or leave it out"
             )
 
     def load(self, networks: FrozenNetworks) -> nn.Module:
-        files = [locate(name, self.recipe.weights) for name in LpipsVgg.FILES]
-        return LpipsVgg.load(*files) if all(files) else networks.stand_in()
+        weights = self.recipe.weights
+        if self.missing and not weights.require:
+            return networks.stand_in()
+        return LpipsVgg.load(*(expect(name, weights.files) for name in LpipsVgg.FILES))

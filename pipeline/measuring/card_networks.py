@@ -14,6 +14,7 @@ from pipeline.images.reading import Images
 from pipeline.ranges import Count, Number, RangedFields, Seed
 from pipeline.recipes.field_metadata import ONLY_SPEED
 from pipeline.recipes.schema import Data, Features
+from pipeline.recipes.weights import Weights
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.vision.weights import digest
 
@@ -31,7 +32,7 @@ class CardSettings(RangedFields):
     noise: tuple[Number, ...] = (30.0, 20.0, 10.0)  # decibels of the image over the noise
     prior_steps: Count = 300  # of the small generator's training
     seed: Seed = 0
-    weights: dict[str, str] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
     out: str | None = field(default=None, metadata=ONLY_SPEED)
 
 
@@ -51,7 +52,7 @@ class CardNetworks:
         size, seed = settings.data.size, settings.seed
         fit_judge(train, size, seed, device, out, earlier=judge_folder)
         extractors = FeatureExtractors.load(
-            out, settings.features, settings.resize, settings.weights, size, seed, device
+            out, settings.features, settings.resize, settings.weights.files, size, seed, device
         )
         if settings.vision is None:
             judge_features = extractors.judge_features

@@ -62,7 +62,7 @@ class SampleMeasuring:
             fit_judge(train, recipe.data.size, recipe.seed, device, folder, earlier=work.root / "report" / "judge")
         work.accelerator.wait_for_everyone()
         sizes = (recipe.data.size, recipe.seed, device)
-        extractors = FeatureExtractors.load(folder, part.features, part.resize, recipe.weights, *sizes)
+        extractors = FeatureExtractors.load(folder, part.features, part.resize, recipe.weights.files, *sizes)
         return cls(recipe, extractors, report_metrics(recipe.evaluate, SampleMetric), work.accelerator)
 
     @torch.no_grad()

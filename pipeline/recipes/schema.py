@@ -23,6 +23,7 @@ from pipeline.ranges import (
 from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.field_metadata import ONLY_SPEED, slot
 from pipeline.recipes.files import leave_out_known, locate, merge, parse_settings, read
+from pipeline.recipes.weights import Weights
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import Length, Range, SettingError, check_folder_name
 
@@ -283,7 +284,7 @@ class Recipe(RangedFields):
     sample: Sampling = field(default_factory=Sampling)
     evaluate: Evaluation = field(default_factory=Evaluation)
     publish: Publication = field(default_factory=Publication)
-    weights: dict[str, str] = field(default_factory=dict)  # published weights: name -> file or folder
+    weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -216,7 +216,9 @@ def candidates(name: str) -> list[Path]:
 
 
 def remedy(name: str) -> str:
-    return f"{KNOWN[name].instruction}, or set weights.{name} to its path"
+    """How to have weights of a known name on this machine."""
+    what = "FILE" if isinstance(KNOWN[name], File) else "FOLDER"
+    return f"{KNOWN[name].instruction}, or set weights.{name}={what}"
 
 
 def digest(path: Path) -> str:

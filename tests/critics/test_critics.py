@@ -31,6 +31,7 @@ from pipeline.nn.critic_logits import LeCam, feature_matching
 from pipeline.nn.spectral import SpectralConv1d
 from pipeline.recipes.adversary import Adversary, Augmentation
 from pipeline.recipes.schema import Loop, Phase, load
+from pipeline.recipes.weights import Weights
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
@@ -458,7 +459,7 @@ def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
     tokens = whole(pixel_values=model.pixels(images())).last_hidden_state
     torch.testing.assert_close(model.maps(images())[2].flatten(2).mT, tokens[:, 1:])
     torch.testing.assert_close(model.features(images()), tokens[:, 0])
-    recipe = replace(load("digits"), weights={"dino_small": str(tmp_path / "dino-vits16")})
+    recipe = replace(load("digits"), weights=Weights(dino_small=str(tmp_path / "dino-vits16")))
     networks = FrozenNetworks(recipe, Images(recipe.data, "train"), tmp_path, Accelerator(cpu=True))
     found = networks.extractor("critics", {"kind": "frozen_features"})
     blocks = whole(pixel_values=model.pixels(images()), output_hidden_states=True).hidden_states

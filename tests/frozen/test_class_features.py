@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from transformers import Dinov2Config, Dinov2Model
 
 from pipeline.checks.recipe import check_recipe
+from pipeline.checks.weights import check_weights
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.frozen.stand_in import train_stand_in
 from pipeline.images.reading import Images
@@ -70,6 +71,7 @@ def test_a_recipe_says_which_teacher_and_what_does_not_fit_stops_at_load(recipe,
     ):
         with pytest.raises(ValueError, match=words) as caught:
             check_recipe(load(recipe, settings))
+            check_weights(load(recipe, settings))
         assert "\n" not in str(caught.value)
 
 

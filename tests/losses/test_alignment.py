@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.checks.recipe import check_recipe
+from pipeline.checks.weights import check_weights
 from pipeline.code import Batched, Code, LatentSpec
 from pipeline.components import Arguments, build
 from pipeline.draws import GivenDraws, StepDraws
@@ -429,6 +430,7 @@ def test_what_cannot_be_aligned_is_refused_in_one_line(tmp_path):
     ):
         with pytest.raises(ValueError, match=words) as error:
             check_recipe(load("digits", [*start, *settings]))
+            check_weights(load("digits", [*start, *settings]))
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="^posttrain.phase.balance is for terms that are not of pixels"):
         check_recipe(load("digits_robust_ar", [f"posttrain.phase.balance.pixel={LAYER}"]))

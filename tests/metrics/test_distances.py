@@ -12,7 +12,7 @@ from metric_inputs import extractors_of, measured, sample_inputs
 from PIL import Image
 from torch import Tensor
 
-from pipeline.checks.recipe import check_recipe
+from pipeline.checks.weights import check_weights
 from pipeline.commands.reference import reference as reference_command
 from pipeline.features.extractors import PixelFeatures
 from pipeline.features.moments import Gaussian, Moments, factor, frechet_distance
@@ -239,7 +239,7 @@ def test_statistics_beside_images_are_of_their_own_images_and_of_the_published_r
 
 def test_a_reference_that_is_not_there_stops_a_recipe_at_load():
     with pytest.raises(ValueError, match="evaluate.reference: there is no file or folder 'nowhere.npz'"):
-        check_recipe(load("digits", ["evaluate.reference=nowhere.npz"]))
+        check_weights(load("digits", ["evaluate.reference=nowhere.npz"]))
 
 
 def test_the_command_makes_statistics_of_a_recipes_split_and_of_a_folder(tmp_path, capsys):

@@ -16,6 +16,7 @@ from transformers import Dinov2Config, Dinov2Model
 import run
 from pipeline import LatentPipeline
 from pipeline.checks.recipe import check_recipe
+from pipeline.checks.weights import check_weights
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import find, kinds
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
@@ -243,6 +244,7 @@ def test_what_does_not_fit_is_refused_in_a_line():
     ):
         with pytest.raises(ValueError, match=says):
             check_recipe(load(recipe, changes))
+            check_weights(load(recipe, changes))
     for kind in set(kinds("objectives")) - {"flow_matching", "random_order"}:
         assert find("objectives", kind)().class_token == 0
 

@@ -347,7 +347,7 @@ def test_nothing_published_tells_where_the_makers_files_lie(tmp_path, monkeypatc
     made = json.loads((folder / "made_from.json").read_text())["command"]
     assert made == "run.py all r.yaml seed=1 a.b=..."
     saved = yaml.safe_load((folder / "recipe.yaml").read_text())
-    assert saved["data"]["source"]["path"] == "new imgs" and saved["weights"] == {"vgg16": "vgg16.pth"}
+    assert saved["data"]["source"]["path"] == "new imgs" and saved["weights"]["vgg16"] == "vgg16.pth"
     text = (folder / "README.md").read_text()
     assert "trained on new imgs" in text and "parameters (weak)" in text
     assert LatentPipeline.from_pretrained(folder).defaults.weak == "weak"

@@ -18,6 +18,7 @@ from pipeline.images.reading import Images
 from pipeline.losses.relational import Relational
 from pipeline.nn.resize import resize_map
 from pipeline.recipes.schema import load
+from pipeline.recipes.weights import Weights
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel
@@ -108,14 +109,13 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
     assert torch.equal(first, named.maps(made)[0]) and torch.equal(last, several.teacher.maps(made)[1])
     torch.autograd.backward(first.sum() + last.square().sum())
     assert made.grad.abs().sum() > 0 and all(p.grad is None for p in several.parameters())
-    recipe.weights = {"dinov2_base": str(folders / "dinov2")}
+    recipe.weights = Weights(dinov2_base=str(folders / "dinov2"))
     assert built().name == built(teacher="dinov2_base").name == "dinov2_16"
-    recipe.weights = {}
+    recipe.weights = Weights()
     with caplog.at_level(logging.WARNING):
         assert built(layer=1).width == 32 and "dinov2_base are not on this machine, so a classifier" in caplog.text
     for node, words in (
         ({"teacher": "dinov2"}, r"^teacher: 'dinov2' is no folder here, .* none of dinov2_base, dinov2_large"),
-        ({"teacher": "dinov3_large"}, "weights dinov3_large are not on this machine; run hf download facebook/dinov3"),
         ({"teacher": str(folders / "clip"), "layer": 7}, "^there is no layer 7 in a clip of 2"),
         ({"teacher": str(tmp_path)}, "holds no config.json"),
         ({"teacher": "classifier", "layer": 3}, "^layer 3 is asked for; the classifier's are 0 to 2, or -1"),
@@ -123,5 +123,6 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
         with pytest.raises(ValueError, match=words) as error:
             FeatureMaps(recipe, Relational, node).check()
         assert "\n" not in str(error.value)
+    assert FeatureMaps(recipe, Relational, {"teacher": "dinov3_large"}).missing == ["dinov3_large"]
     for node in ({}, {"teacher": "classifier", "layer": 1}, {"teacher": "someone/vit-tiny"}):
         FeatureMaps(recipe, Relational, node).check()

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipeline.checks.recipe import check_recipe
+from pipeline.checks.weights import check_weights
 from pipeline.code import Code, Condition
 from pipeline.components import build
 from pipeline.draws import StepDraws
@@ -162,4 +163,5 @@ def test_losses_that_a_generator_cannot_have_are_refused_in_one_line():
     ):
         with pytest.raises(ValueError, match=words) as error:
             check_recipe(load(recipe, settings))
+            check_weights(load(recipe, settings))
         assert "\n" not in str(error.value)
