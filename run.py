@@ -205,6 +205,8 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
 
 def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: "UsedImages", because: str) -> None:
     """Make a stage's artefact, from others that are whole."""
+    from pipeline.runs.precision import rounding
+
     images.check_unchanged(stage.images)
     for read in stage.reads:
         work.verify(read)
@@ -212,7 +214,9 @@ def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: 
     work.say(f"{stage.name} -> {final}{reason(images, work, stage.writes)}")
     started = time.monotonic()
     about = {"stage": stage.name, "reads": stage.reads, "seed": recipe.seed, "images": images.of(stage.images)}
-    with work.publish(stage.writes, because, **about) as out:
+    word = getattr(recipe.precision, stage.precision) if stage.precision else "fp32"
+    about |= {"precision": word} if stage.precision else {}
+    with work.publish(stage.writes, because, **about) as out, rounding(word):
         stages.load(stage.name).run(recipe, work, out)
     work.say(f"{stage.name}: done in {time.monotonic() - started:.1f} s, {final}")
 

@@ -1,8 +1,9 @@
 """The stages, in order: the only list of them.
 
 A stage is a module: its docstring says what it does, READS and WRITES name artefacts, IMAGES the splits that its result
-depends on beside these, `uses` says which part of a recipe it depends on, and `run` does it. What the help prints is
-read off the source, since importing a stage imports torch and all that it needs.
+depends on beside these, PRECISION which word of the recipe's `precision` it computes in, `uses` says which part of a
+recipe it depends on, and `run` does it. What the help prints is read off the source, since importing a stage imports
+torch and all that it needs.
 """
 
 import ast
@@ -32,6 +33,7 @@ class Stage:
     reads: tuple[str, ...]  # artefacts of earlier stages
     writes: str  # the artefact that it makes
     images: tuple[str, ...]  # splits that it looks at, beside what it reads; both where the module does not say
+    precision: str | None  # whose word of the recipe's `precision` it computes in; None where it computes nothing
 
     @property
     def command(self) -> str:
@@ -56,7 +58,8 @@ def describe(name: str) -> Stage:
     }
     reads, writes = (ast.literal_eval(assigned[constant]) for constant in ("READS", "WRITES"))
     images = ast.literal_eval(assigned["IMAGES"]) if "IMAGES" in assigned else ("train", "held_out")
-    return Stage(name, ast.get_docstring(tree), reads, writes, images)
+    precision = ast.literal_eval(assigned["PRECISION"]) if "PRECISION" in assigned else None
+    return Stage(name, ast.get_docstring(tree), reads, writes, images, precision)
 
 
 def table() -> list[Stage]:

@@ -26,10 +26,11 @@ from pipeline.training.phase_parts import attachment_of, generator_nodes, genera
 READS = ("joint",)
 WRITES = "latents"
 IMAGES = ("train",)
+PRECISION = "latents"
 
 
 def uses(recipe: Recipe) -> Any:
-    inputs = (recipe.data.preparation, recipe.latents, recipe.seed, recipe.precision)
+    inputs = (recipe.data.preparation, recipe.latents, recipe.seed, recipe.precision.latents)
     if recipe.latents.class_token is not None:
         width = recipe.generator.objective.get("class_token")
         inputs = (*inputs, width, starting_weights.fingerprints(recipe.latents.class_token), recipe.weights.files)
@@ -51,7 +52,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     feature = networks.load(ClassToken(recipe)) if recipe.latents.class_token is not None else None
     tokenizer = load_scaled_tokenizer(recipe, work, out / "tokenizer", images)
     taps = taps_of_generator(networks, tokenizer) if recipe.latents.features else {}
-    plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision, taps, feature)
+    plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.latents, taps, feature)
     encode(tokenizer, images, plan, out, work.accelerator)
 
 
@@ -76,7 +77,8 @@ def load_scaled_tokenizer(recipe: Recipe, work: Workspace, folder: Path, images:
     if not folder.exists():
         tokenizer = cls.from_pretrained(work.artefact("joint"))
         if recipe.joint is None and recipe.latents.statistics == "measured":
-            mean, std = measure(cls.from_pretrained(work.artefact("joint")), images, recipe, work)
+            plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.latents)
+            mean, std = measure(cls.from_pretrained(work.artefact("joint")), images, plan, work.accelerator)
             tokenizer.mean.copy_(mean), tokenizer.std.copy_(std)
         elif not (tokenizer.spec.vocab or tokenizer.mean.any() or (tokenizer.std != 1).any()):
             raise ValueError("the tokenizer came with no mean and std of its codes; set latents.statistics=measured")

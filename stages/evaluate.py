@@ -21,7 +21,7 @@ from pipeline.recipes.schema import Recipe, settings
 from pipeline.reporting.curves import draw_curves
 from pipeline.reporting.page import Picture
 from pipeline.reporting.run_page import render_report, save_report
-from pipeline.runs.precision import autocast
+from pipeline.runs.precision import arithmetic
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
@@ -29,13 +29,15 @@ from pipeline.sampling.many_images import assemble
 READS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")
 WRITES = "report"
 IMAGES = ("train", "held_out")
+PRECISION = "evaluate"
 CODES = 50_000  # stored codes at most that their use is counted on
 BETWEEN = 4  # rows of interpolations, each of a class
 
 
 def uses(recipe: Recipe) -> Any:
     reference = fingerprint_reference(recipe)
-    return recipe.evaluate, reference, recipe.data.preparation, recipe.seed, recipe.weights.files
+    prepared = recipe.data.preparation
+    return recipe.evaluate, reference, prepared, recipe.seed, recipe.precision.evaluate, recipe.weights.files
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -70,7 +72,8 @@ def tokenizer_measuring(recipe: Recipe, pipe: LatentPipeline, of_samples: Sample
     """Measures the pipeline's tokenizer by those metrics that its codes are suited to."""
     tokenizer = pipe.tokenizer.eval()
     metrics = suited_metrics(report_metrics(recipe.evaluate, TokenizerMetric), tokenizer.spec)
-    return TokenizerMeasuring(tokenizer, of_samples.extractors, metrics, recipe.seed, tokenizer.encode)
+    word = recipe.precision.evaluate
+    return TokenizerMeasuring(tokenizer, of_samples.extractors, metrics, recipe.seed, tokenizer.encode, precision=word)
 
 
 def tokenizer_inputs(
@@ -120,7 +123,7 @@ def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:
     count = len(labels) if labels else BETWEEN
     seeds = [(recipe.seed + 2 * i, recipe.seed + 2 * i + 1) for i in range(count)]
     names = [pipe.id2label.get(label, str(label)) for label in labels or []]
-    with autocast(pipe.device, recipe.precision):
+    with arithmetic(pipe.device, recipe.precision.sample):
         rows = interpolate(pipe, labels, seeds)
     grids.rows_of(rows.float(), names).save(path)
     each = "Each row one class" if labels else "Each row"

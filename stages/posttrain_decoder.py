@@ -28,6 +28,7 @@ from pipeline.training.posttraining import DecoderTraining, EarlyStop
 READS = ("joint", "latents", "generator")
 WRITES = "decoder"
 IMAGES = ()  # those that the codes it reads are of, and no others
+PRECISION = "posttrain"
 
 
 def uses(recipe: Recipe) -> Any:
@@ -36,7 +37,15 @@ def uses(recipe: Recipe) -> Any:
     folders = starting_weights.fingerprints([plain(recipe.posttrain), plain(recipe.sample.weak)])
     sampled = plain(sampling_record(recipe)), recipe.latents.precision
     training = recipe.posttrain, dependent_on_accumulation(recipe, "posttrain")
-    return *training, folders, sampled, recipe.data.preparation, recipe.seed, recipe.precision, recipe.weights.files
+    return (
+        *training,
+        folders,
+        sampled,
+        recipe.data.preparation,
+        recipe.seed,
+        recipe.precision.posttrain,
+        recipe.weights.files,
+    )
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -64,7 +73,7 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
     networks = FrozenNetworks(recipe, images, folder, accelerator)
     losses = build_losses(networks, part.phase)
     held_out = Pairs(out / "pairs", store, images, recipe, count, part.held_out)
-    stop = EarlyStop(part, losses, held_out, folder, accelerator)
+    stop = EarlyStop(part, losses, held_out, folder, accelerator, recipe.precision.posttrain)
     critic, carried = build_critic(networks, part.phase, recipe.seed), None
     if critic is not None:
         critic, carried = carry_over(critic, work.artefact("joint") / "critic")
@@ -73,7 +82,8 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
     if not stop.checks:
         stop.check(0, task.players["tokenizer"].to(accelerator.device).eval())
     if not stop.out_of_patience:
-        train(task, pairs, TrainingRun(part.phase.loop, folder, recipe.seed, accelerator, recipe.data.workers, stop))
+        where = folder, recipe.seed, accelerator, recipe.data.workers
+        train(task, pairs, TrainingRun(part.phase.loop, *where, stop, recipe.precision.posttrain))
     if accelerator.is_main_process:
         write_json(out / "posttraining.json", describe(stop, out / "pairs", carried))
     return stop.best_folder

@@ -11,10 +11,11 @@ from pipeline.training.starting_weights import fingerprints
 READS = ("decoder", "generator")
 WRITES = "samples"
 IMAGES = ()
+PRECISION = "sample"
 
 
 def uses(recipe: Recipe) -> Any:
-    return recipe.sample, fingerprints(plain(recipe.sample.weak)), recipe.seed, recipe.precision
+    return recipe.sample, fingerprints(plain(recipe.sample.weak)), recipe.seed, recipe.precision.sample
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:

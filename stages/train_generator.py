@@ -30,11 +30,17 @@ from pipeline.training.phase_parts import build_generator_losses, generator_taps
 READS = ("latents", "joint")
 WRITES = "generator"
 IMAGES = ()  # those that the codes it reads are of, and no others
+PRECISION = "generator"
 
 
 def uses(recipe: Recipe) -> Any:
     training = recipe.generator, dependent_on_accumulation(recipe, "generator")
-    inputs = (*training, starting_weights.fingerprints(plain(recipe.generator)), recipe.seed, recipe.precision)
+    inputs = (
+        *training,
+        starting_weights.fingerprints(plain(recipe.generator)),
+        recipe.seed,
+        recipe.precision.generator,
+    )
     return (*inputs, recipe.data.preparation, recipe.weights.files) if recipe.generator.losses else inputs
 
 
@@ -53,7 +59,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
             carry_heads(losses.values(), [work.artefact("joint") / "generator"])
     task = Generation(network, objective, part.weights, losses)
     milestones = Milestones(part.milestones, out, work.accelerator)
-    settings = TrainingRun(part.loop, out, recipe.seed, work.accelerator, workers, after_step=milestones)
+    where = out, recipe.seed, work.accelerator, workers
+    settings = TrainingRun(part.loop, *where, milestones, recipe.precision.generator)
     averages = train(task, data, settings)
     if work.accelerator.is_main_process:
         network, heads = detach_heads(averages["network"])

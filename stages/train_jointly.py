@@ -12,6 +12,7 @@ from pipeline.components import build, find
 from pipeline.critics.base import Critic
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
+from pipeline.latents.encoding import EncodingPlan
 from pipeline.latents.scale import measure, of_channels
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.recipes.building import build_network, count_condition_classes, seed_initial_weights
@@ -36,6 +37,7 @@ from pipeline.training.phase_parts import (
 READS = ("tokenizer",)
 WRITES = "joint"
 IMAGES = ("train",)
+PRECISION = "joint"
 
 
 def uses(recipe: Recipe) -> Any:
@@ -46,7 +48,7 @@ def uses(recipe: Recipe) -> Any:
     folders = starting_weights.fingerprints([plain(recipe.joint), plain(part.losses)])
     training = recipe.joint, dependent_on_accumulation(recipe, "joint"), generator
     prepared = recipe.data.preparation
-    return *training, folders, recipe.latents, prepared, recipe.seed, recipe.precision, recipe.weights.files
+    return *training, folders, recipe.latents, prepared, recipe.seed, recipe.precision.joint, recipe.weights.files
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -67,7 +69,8 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     """Train all players, and write what later stages read: `out` is the tokenizer, out/generator the network."""
     part, accelerator, images = recipe.joint, work.accelerator, Images(recipe.data, "train")
     cls = find("tokenizers", recipe.tokenizer.model["kind"])
-    scale = of_channels(*measure(load_component(cls, source), images, recipe, work))
+    plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.joint)
+    scale = of_channels(*measure(load_component(cls, source), images, plan, accelerator))
     norm = RunningNorm(*scale, part.epsilon, part.momentum)
     tokenizer: Tokenizer = load_component(cls, source)
     networks = FrozenNetworks(recipe, images, out, accelerator)
@@ -78,7 +81,8 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     generation = build_generation(networks, tokenizer)
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     player = task.players["tokenizer"]
-    settings = TrainingRun(part.phase.loop, out, recipe.seed, accelerator, recipe.data.workers)
+    where = out, recipe.seed, accelerator, recipe.data.workers
+    settings = TrainingRun(part.phase.loop, *where, precision=recipe.precision.joint)
     averages = train(task, images, settings)
     if not accelerator.is_main_process:
         return

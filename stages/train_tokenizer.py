@@ -24,6 +24,7 @@ from pipeline.training.reconstruction import Reconstruction
 READS = ()
 WRITES = "tokenizer"
 IMAGES = ("train",)
+PRECISION = "tokenizer"
 FROZEN = "frozen"  # in its folder: networks that are trained for losses and critics, once for all phases
 
 
@@ -31,7 +32,7 @@ def uses(recipe: Recipe) -> Any:
     folders = starting_weights.fingerprints(plain(recipe.tokenizer))
     batches = dependent_on_accumulation(recipe, "tokenizer")
     prepared = recipe.data.preparation
-    return recipe.tokenizer, batches, folders, prepared, recipe.seed, recipe.precision, recipe.weights.files
+    return recipe.tokenizer, batches, folders, prepared, recipe.seed, recipe.precision.tokenizer, recipe.weights.files
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -65,7 +66,8 @@ def train_phase(networks: FrozenNetworks, folder: Path, tokenizer: Tokenizer, ph
     epoch = min(len(images), phase.loop.steps * phase.loop.batch)
     usage = make_code_usage(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
-    averages = train(task, images, TrainingRun(phase.loop, folder, seed, accelerator, recipe.data.workers))
+    where = folder, seed, accelerator, recipe.data.workers
+    averages = train(task, images, TrainingRun(phase.loop, *where, precision=recipe.precision.tokenizer))
     tokenizer, heads = detach_heads(averages["tokenizer"])
     if accelerator.is_main_process:
         save_heads(heads, folder)

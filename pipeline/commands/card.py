@@ -46,7 +46,7 @@ def card(words: list[str]) -> None:
     """`run.py card RUN|FOLDER key=value ...`; prints where the card is."""
     target = find_target(words[0])
     settings = card_settings(target, words[1:])
-    accelerator = accelerate("fp32")
+    accelerator = accelerate()
     if accelerator.num_processes > 1:
         raise ValueError("a card is made by one process; run it without torchrun")
     out = given_path(settings.out) if settings.out else target.folder / "card"

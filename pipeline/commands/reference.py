@@ -52,7 +52,7 @@ def reference(words: list[str]) -> None:
     if len(words) < 2 or not words[1].endswith(".npz"):
         raise ValueError("reference needs DATA (a recipe or a folder of images) and OUT.npz; a folder also size=256")
     given, out, settings = words[0], given_path(words[1]), words[2:]
-    accelerator = accelerate("fp32")
+    accelerator = accelerate()
     measured = images_of_recipe(given, settings) if is_recipe(given) else images_in_folder(given, settings)
     images = measured.images
     features = build_features(measured.features, measured.weights, measured.resize, accelerator.device)

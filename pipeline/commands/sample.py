@@ -2,7 +2,7 @@
 
 from pipeline.components import structure
 from pipeline.recipes.files import parse_settings
-from pipeline.runs.machine import accelerate
+from pipeline.runs.machine import accelerate, check_precision
 from pipeline.sampling.many_images import PROTOCOL, FolderSettings, sample_folder
 
 
@@ -13,7 +13,8 @@ def sample(words: list[str]) -> None:
     """
     source, *overrides = words
     settings = parse_settings(overrides)
-    accelerator = accelerate(structure(FolderSettings, settings).precision)
+    check_precision(structure(FolderSettings, settings).precision)
+    accelerator = accelerate()
     out = sample_folder(source, settings, accelerator)
     if accelerator.is_main_process:
         print(f"{out}: {len(list(out.glob('[0-9]*.png')))} images, grid.png, samples.npz and {PROTOCOL}")

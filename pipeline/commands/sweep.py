@@ -61,7 +61,7 @@ def sweep(words: list[str]) -> None:
     if (folder := run_folder(target)) is None:
         raise ValueError(f"{target} is no run; name its folder, which holds {OWNER}, its name in runs/, or its recipe")
     settings, recipe = structure(SweepSettings, parse_settings(overrides)), load(str(folder / OWNER))
-    work = Workspace(folder, accelerate(recipe.precision))
+    work = Workspace(folder, accelerate())
     made_of = {name: read_note(work.artefact(name)).get("hash") for name in MADE_OF}
     images = images_of_run(recipe, work)
     points = combine(recipe, settings, made_of | {"images": images, "reference": fingerprint_reference(recipe)})
@@ -100,8 +100,9 @@ def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, Any]) ->
     for combination in product(*tried.values()):
         values = {".".join(path).removesuffix(".scale"): value for path, value in zip(tried, combination)}
         variant = replace(recipe, sample=chosen_sampling(base, dict(zip(tried, combination))))
-        parts = (variant.sample, recipe.seed, recipe.precision, made_of, recipe.evaluate, prepared)
-        points.append(SweepPoint(values, variant, fingerprint(*parts, recipe.weights.files)))
+        words = recipe.precision.sample, recipe.precision.evaluate
+        parts = (variant.sample, recipe.seed, words, made_of, recipe.evaluate, prepared, recipe.weights.files)
+        points.append(SweepPoint(values, variant, fingerprint(*parts)))
     return points
 
 

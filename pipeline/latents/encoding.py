@@ -27,7 +27,7 @@ from pipeline.latents.store import (
     write_shard,
 )
 from pipeline.recipes.schema import Latents
-from pipeline.runs.precision import DTYPES, autocast
+from pipeline.runs.precision import DTYPES, arithmetic
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer
 
@@ -130,16 +130,16 @@ class Encoder:
 
     def _codes(self, pixels: Tensor, rows: Tensor, view: int) -> dict[str, Tensor]:
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        with autocast(self.device, self.plan.precision):
+        with arithmetic(self.device, self.plan.precision):
             if self.tokenizer.spec.vocab:
                 tensors = {"ids": self.tokenizer.encode(pixels).ids}
             elif self.latents.posterior == "moments":
                 tensors = dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
             else:
                 tensors = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows, view)).z.float()}
-        if self.plan.class_feature is not None:
-            tensors["class_token"] = self.plan.class_feature(pixels)
-        tensors |= {FEATURE + term: tap(pixels, grid) for term, (tap, grid) in self.plan.taps.items()}
+            if self.plan.class_feature is not None:
+                tensors["class_token"] = self.plan.class_feature(pixels)
+            tensors |= {FEATURE + term: tap(pixels, grid).float() for term, (tap, grid) in self.plan.taps.items()}
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def _draws(self, rows: Tensor, view: int) -> ImageDraws | None:

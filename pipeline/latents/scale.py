@@ -1,18 +1,19 @@
 """The scale of a tokenizer's codes: the mean and std that bring them to zero mean and unit std."""
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import Encoder, EncodingPlan
-from pipeline.recipes.schema import Recipe
-from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.base import Tokenizer
 
 MEASURED = 10_000  # images at most that mean and std are taken from
 
 
-def measure(tokenizer: Tokenizer, images: Images, recipe: Recipe, work: Workspace) -> tuple[Tensor, Tensor]:
+def measure(
+    tokenizer: Tokenizer, images: Images, plan: EncodingPlan, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
     """Mean and std, [C] or [N, C] as the tokenizer has them, of the codes as a generator will see them.
 
     They are of samples, unless only modes are stored. One pass with sums in double precision. Discrete codes keep 0 and
@@ -21,14 +22,12 @@ def measure(tokenizer: Tokenizer, images: Images, recipe: Recipe, work: Workspac
     tokenizer.mean.zero_(), tokenizer.std.fill_(1)
     if tokenizer.spec.vocab:
         return tokenizer.mean, tokenizer.std
-    latents, accelerator = recipe.latents, work.accelerator
     rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED), dtype=torch.float64).long()
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    plan = EncodingPlan(latents, recipe.seed, recipe.precision)
     encoder = Encoder(tokenizer, images, plan, accelerator.device)
     shape = tokenizer.mean.shape
     sums = torch.zeros(3, *shape, dtype=torch.float64)  # count, z, z^2
-    for part in mine.split(latents.batch):
+    for part in mine.split(plan.latents.batch):
         sums += power_sums(len(shape), **encoder(part))
     count, first, second = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
     mean = first / count

@@ -51,7 +51,8 @@ class ClassContrast(ClassFeatureLoss):
         if self.normalize:
             pairs = F.normalize(pairs, dim=-1)
         codes, features = gather_rows(pairs).unbind(1)
-        logits = self.scale * codes @ features.T
+        with torch.autocast(codes.device.type, enabled=False):
+            logits = self.scale * codes @ features.T
         same = torch.arange(len(logits), device=logits.device)
         self.metrics = {f"class_match_{self.name}": (logits.detach().argmax(dim=1) == same).float().mean()}
         return {"class_contrast": (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2}

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,7 +34,8 @@ class Gram(Alignment):
 
     def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         z, f = F.normalize(tokens.float(), dim=-1), F.normalize(targets.float(), dim=-1)
-        ours, theirs = z @ z.mT, f @ f.mT
+        with torch.autocast(z.device.type, enabled=False):
+            ours, theirs = z @ z.mT, f @ f.mT
         both = [(matrix.detach() - matrix.detach().mean()).flatten() for matrix in (ours, theirs)]
         self.metrics = {f"gram_{self.name}": F.cosine_similarity(*both, dim=0)}
         return {"gram": (ours - theirs).square().mean()}

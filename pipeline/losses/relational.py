@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,7 +47,8 @@ class Relational(Alignment):
     def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         z, f = F.normalize(tokens.float(), dim=-1), F.normalize(targets.float(), dim=-1)
         cosine = F.relu(1 - self.margins[0] - (z * f).sum(dim=-1)).mean()
-        matrix = F.relu((z @ z.mT - f @ f.mT).abs() - self.margins[1]).mean()
+        with torch.autocast(z.device.type, enabled=False):
+            matrix = F.relu((z @ z.mT - f @ f.mT).abs() - self.margins[1]).mean()
         metrics = {"cosine": cosine.detach(), "matrix": matrix.detach()}
         self.metrics = {f"relational_{name}_{self.name}": value for name, value in metrics.items()}
         return {"relational": self.weights[0] * cosine + self.weights[1] * matrix}

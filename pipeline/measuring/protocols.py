@@ -6,9 +6,10 @@ from typing import Any
 LIBRARIES = ("torch", "numpy", "scikit-learn", "diffusers")
 
 
-def computation() -> dict[str, Any]:
+def computation(precision: str = "fp32") -> dict[str, Any]:
     """How numbers are computed: precision, and versions of the libraries."""
-    return {"precision": "networks float32, statistics float64", "versions": versions()}
+    networks = "float32" if precision == "fp32" else precision
+    return {"precision": f"networks {networks}, statistics float64", "versions": versions()}
 
 
 def versions() -> dict[str, str]:

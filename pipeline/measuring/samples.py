@@ -23,7 +23,9 @@ from pipeline.measuring.numbers import measure_metric
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.reference import Reference, load_reference
 from pipeline.metrics.base import Comparison, Measurement, SampleInputs, SampleMetric, report_metrics
+from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.schema import Recipe
+from pipeline.runs.precision import arithmetic
 from pipeline.runs.workspace import Workspace
 
 CIRCUMSTANCES = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
@@ -38,10 +40,11 @@ class RealImages:
     held_out: PerImage
     reference: Reference | None  # where the recipe has one; else samples are measured against `train`
     sizes: dict[str, int]  # images of the splits
+    precision: Precision = "fp32"  # in which the features of all images were computed
 
     @property
     def protocol(self) -> dict[str, Any]:
-        return computation() | {"splits": self.sizes}
+        return computation(self.precision) | {"splits": self.sizes}
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class SampleMeasuring:
     def rows(self, images: Tensor) -> PerImage:
         """The rows of images [B, 3, H, W] in [-1, 1] under every name that a metric of samples needs."""
         images = images.to(self.extractors.device)
-        rows = self.extractors.extract_all(images)
+        with arithmetic(self.extractors.device, self.recipe.precision.evaluate):
+            rows = {name: each.float() for name, each in self.extractors.extract_all(images).items()}
         for metric in self.metrics:
             rows |= metric.rows(images, self.extractors)
         return rows
@@ -79,7 +83,8 @@ class SampleMeasuring:
         splits = self.read_split(train), self.read_split(held_out, more)
         given = self.recipe.evaluate.reference != "train"
         reference = load_reference(self.recipe, self.extractors, self.accelerator) if given else None
-        return RealImages(*splits, reference, {"train": len(train), "held_out": len(held_out)})
+        sizes = {"train": len(train), "held_out": len(held_out)}
+        return RealImages(*splits, reference, sizes, self.recipe.precision.evaluate)
 
     def read_split(self, images: Images, more: Rows | None = None) -> PerImage:
         """The rows of at most evaluate.images images of a split, evenly spaced in it."""

@@ -13,6 +13,8 @@ from pipeline.features.passes import PerImage
 from pipeline.images.rendering import rendered
 from pipeline.measuring.numbers import measure_metric
 from pipeline.metrics.base import EncodedImages, Measurement, TokenizerInputs, TokenizerMetric
+from pipeline.recipes.arithmetic import Precision
+from pipeline.runs.precision import arithmetic
 from pipeline.tokenizers.base import Tokenizer
 
 
@@ -26,16 +28,18 @@ class TokenizerMeasuring:
     seed: int
     encode: Callable[[Tensor], Code]
     vision: Callable[[Tensor], Tensor] | None = None  # images to a vision model's features [B, D]
+    precision: Precision = "fp32"  # of encoding and decoding
     left_out: dict[str, str] = field(default_factory=dict)  # why a number is not among those measured, by its name
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, indices: Tensor) -> EncodedImages:
         """Images [B, 3, H, W] through the tokenizer; `indices` [B] are their numbers, which randomness depends on."""
         images = images.to(self.extractors.device)
-        code = self.encode(images)
+        with arithmetic(images.device, self.precision):
+            code = self.encode(images)
+            reconstructions = rendered(self.tokenizer, code)
         seeds = [mix(self.seed, "card", index) for index in indices.tolist()]
         draws = ImageDraws.from_seeds(seeds, self.extractors.device)
-        reconstructions = rendered(self.tokenizer, code)
         networks = (self.tokenizer, self.extractors)
         return EncodedImages(images, code, reconstructions, self.encode, *networks, draws, self.vision)
 

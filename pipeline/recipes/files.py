@@ -1,7 +1,8 @@
 """Recipes as files: finding them, what they include, and changes of single values stated on the command line."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.files.paths import is_there
+from pipeline.recipes.arithmetic import StagePrecision
 from pipeline.validation import suggestion
 from pipeline.written import Written, opened
 
@@ -74,7 +76,7 @@ def read(path: Path, known: Sequence[str] = (), above: tuple[Path, ...] = ()) ->
     included = values.pop("include", None) or []
     for entry in included if isinstance(included, list) else [included]:
         merged = merge(merged, read(_included(entry, path), known, (*above, path)))
-    return merge(merged, expand(values))
+    return merge(merged, expand(spread(values)))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -119,6 +121,16 @@ def _included(entry: Any, path: Path) -> Path:
 SHORT_FORMS = {"guidance": "scale"}  # a section that may be given as the bare value of one of its entries
 
 
+FOR_ALL = {"precision": [field.name for field in fields(StagePrecision)]}  # a bare value is that of all these entries
+
+
+def spread(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe; a section that is given as the one value of all its entries has each of them."""
+    opened_values = {key: opened(value) if key in FOR_ALL else value for key, value in values.items()}
+    whole = {k for k, v in opened_values.items() if k in FOR_ALL and not isinstance(v, Mapping) and not _is_null(v)}
+    return {key: dict.fromkeys(FOR_ALL[key], value) if key in whole else value for key, value in opened_values.items()}
+
+
 def expand(values: Any) -> Any:
     """Short forms as the sections they stand for, so that either can be given over the other."""
     if not isinstance(values, Mapping):
@@ -151,15 +163,19 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any], by_kind: bool = Tr
     return result
 
 
-def parse_settings(words: Iterable[str]) -> dict[str, Any]:
+def parse_settings(
+    words: Iterable[str], whole: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+) -> dict[str, Any]:
     """Settings `a.b=value` as one nested mapping, to be merged over others or given a structure.
 
     The values are texts still: the type of a setting decides what they are. In which order the settings are given does
-    not matter, but for one that is given twice. ValueError for what is no setting.
+    not matter, but for one that is given twice, and that one value for a `whole` section, as `spread` has them, leaves
+    what is stated of its entries. ValueError for what is no setting.
     """
+    parsed = [_parse(word) for word in words]
     values: dict[str, Any] = {}
-    for word in words:
-        values = merge(values, _parse(word), by_kind=False)
+    for each in [*(one for one in parsed if whole(one) != one), *(one for one in parsed if whole(one) == one)]:
+        values = merge(values, whole(each), by_kind=False)
     return values
 
 

@@ -21,8 +21,10 @@ from pipeline.ranges import (
     Whole,
 )
 from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.arithmetic import StagePrecision
 from pipeline.recipes.field_metadata import ONLY_SPEED, slot
-from pipeline.recipes.files import leave_out_known, locate, merge, parse_settings, read
+from pipeline.recipes.files import leave_out_known, locate, merge, parse_settings, read, spread
+from pipeline.recipes.loops import Loop
 from pipeline.recipes.weights import Weights
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import Length, Range, SettingError, check_folder_name
@@ -71,39 +73,6 @@ class Data(RangedFields):
 
 
 @dataclass
-class Loop(RangedFields):
-    """Steps, batch, optimizer (AdamW) and checkpoints of a training; steps are optimizer steps, the batch is global."""
-
-    steps: Whole
-    lr: dict[str, NotNegative]  # peak learning rate by player: tokenizer, critic, network
-    batch: Count = 64  # images per step, over all processes
-    accumulate: Count = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step; `check` names what it changes
-    warmup: Whole = 0  # steps from zero to the full rate
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after the warm-up
-    final: Fraction = 0.0  # fraction of the peak rate at which cosine and linear end
-    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.95)  # of AdamW
-    weight_decay: NotNegative | dict[str, NotNegative] = 0.0  # of matrices and kernels, for all players or by player
-    clip: NotNegative = 1.0  # largest norm of a player's gradient; 0: no clipping
-    ema: FractionBelowOne = 0.999  # decay of the running average of the weights, which is what is kept
-    skip: Whole = 10  # consecutive steps with non-finite gradients that are skipped before the run stops
-    save_every: Whole = field(default=1000, metadata=ONLY_SPEED)  # steps between checkpoints; 0: the last step alone
-    keep: Count = field(default=2, metadata=ONLY_SPEED)  # checkpoints, the newest
-    log_every: Count = field(default=50, metadata=ONLY_SPEED)  # steps between lines of metrics.jsonl
-    compile: bool = field(default=False, metadata=ONLY_SPEED)  # the players, by torch.compile
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch % self.accumulate:
-            raise SettingError(
-                "accumulate", f" is {self.accumulate}, which does not divide the batch of {self.batch}; give a divisor"
-            )
-
-    def decay_of(self, player: str) -> float:
-        """The weight decay of a player, 0 where a mapping does not name it."""
-        return self.weight_decay.get(player, 0.0) if isinstance(self.weight_decay, dict) else self.weight_decay
-
-
-@dataclass
 class Equivariance(RangedFields):
     """Train the decoder on codes that are shrunk and turned, towards images transformed in the same way.
 
@@ -129,6 +98,7 @@ class Phase(RangedFields):
     adversary: Adversary | None = None
     perturbation: Node | None = field(default=None, metadata=slot("perturbations"))  # noise on the decoder's input
     equivariance: Equivariance | None = None
+    loss_precision: Literal["stage", "fp32"] = "stage"  # of losses, their frozen networks and the critic
     least_usage: Fraction = field(default=0.5, metadata=ONLY_SPEED)  # of codes in use, below which the log warns
 
 
@@ -277,7 +247,7 @@ class Recipe(RangedFields):
     tokenizer: TokenizerTraining
     generator: GeneratorTraining
     seed: Seed = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: StagePrecision = field(default_factory=StagePrecision)  # a word alone: of all stages
     latents: Latents = field(default_factory=Latents)
     joint: JointTraining | None = None  # null: no joint training
     posttrain: PostTraining | None = None  # null: no post-training
@@ -306,7 +276,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     checked by `pipeline.checks.recipe`.
     """
     values = read(locate(name), tuple(f.name for f in fields(Recipe)))
-    values = merge(values, parse_settings(overrides))
+    values = merge(values, parse_settings(overrides, spread))
     return structure(Recipe, leave_out_known(values, FREE_NAMES))
 
 

@@ -1,5 +1,6 @@
-"""What this process runs on: the one Accelerator, made with the recipe's precision."""
+"""What this process runs on: the one Accelerator, and whether it can do a recipe's precision."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,14 +14,20 @@ RUNS = Path("runs")
 
 
 def start(recipe: Recipe) -> Workspace:
-    """The workspace of a recipe's run; ValueError when the machine cannot do the recipe's precision."""
-    accelerator = accelerate(recipe.precision)
+    """The workspace of a recipe's run; ValueError when the machine cannot do the precision of a stage."""
+    for stage, word in asdict(recipe.precision).items():
+        check_precision(word, f"precision.{stage}")
+    work = Workspace(RUNS / recipe.name, accelerate())
     set_seed(recipe.seed)
-    return Workspace(RUNS / recipe.name, accelerator)
+    return work
 
 
-def accelerate(precision: str) -> Accelerator:
-    cpu = not torch.cuda.is_available()
-    if precision == "fp16" and cpu:
-        raise ValueError("precision=fp16 needs a GPU (on a CPU it would silently be fp32); set precision=bf16 or fp32")
-    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+def check_precision(precision: str, place: str = "precision") -> None:
+    """ValueError where this machine cannot compute in it."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError(f"{place}=fp16 needs a GPU; set {place}=bf16 or fp32")
+
+
+def accelerate() -> Accelerator:
+    """Every stage sets its own precision, see `pipeline.runs.precision`; the accelerator has none."""
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")

@@ -256,7 +256,6 @@ def surroundings(accelerator: Accelerator) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision if accelerator.mixed_precision != "no" else "fp32",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "commit": _commit(),

@@ -22,10 +22,11 @@ from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
 from pipeline.nn.finite import NotFinite
 from pipeline.ranges import Count, Evaluations, ImageCount, Number, RangedFields, Seed, Whole
+from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.lock import LOCK, hold
-from pipeline.runs.precision import Precision, autocast
+from pipeline.runs.precision import arithmetic
 from pipeline.runs.processes import on_main
 from pipeline.runs.workspace import surroundings
 from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
@@ -121,7 +122,7 @@ def plan_recipe(recipe: Recipe, pipe: LatentPipeline) -> Plan:
     part = recipe.sample
     seeds = [recipe.seed + i for i in range(part.images)]
     rule = {"labels": part.labels, "seeds": f"{recipe.seed} + i", "recipe": recipe.name}
-    return Plan(choose_labels(part.labels, seeds, pipe.num_classes), seeds, part.batch, recipe.precision, rule)
+    return Plan(choose_labels(part.labels, seeds, pipe.num_classes), seeds, part.batch, recipe.precision.sample, rule)
 
 
 def choose_labels(rule: str, seeds: list[int], num_classes: int) -> list[int] | None:
@@ -201,7 +202,7 @@ def _make(pipe: LatentPipeline, plan: Plan, mine: list[range], out: Path, accele
             labels = None if plan.labels is None else [plan.labels[i] for i in batch]
             generators = [Generator().manual_seed(plan.seeds[i]) for i in batch]
             try:
-                with autocast(accelerator.device, plan.precision):
+                with arithmetic(accelerator.device, plan.precision):
                     images = pipe(labels, num_images=len(batch), generator=generators).images
             except NotFinite as error:
                 raise error.of_images(numbers=batch) from None

@@ -14,6 +14,7 @@ from pipeline.draws import Draws, PartDraws
 from pipeline.nn.augmentation import augment, blur, crop_batch
 from pipeline.nn.critic_logits import LeCam, feature_matching, mean_of, views
 from pipeline.recipes.adversary import Adversary
+from pipeline.runs.precision import without_autocast
 
 
 class CriticPlayer(nn.Module):
@@ -117,7 +118,8 @@ def gradient(value: Tensor, leaf: Tensor, retain_graph: bool = False) -> Tensor:
     Scaled on its way, for one pixel's fraction of a mean is too small for half precision.
     """
     scale = leaf.numel() ** 0.5
-    return torch.autograd.grad(value * scale, leaf, retain_graph=retain_graph)[0] / scale
+    with without_autocast(leaf.device):  # what was computed in float32 goes back in float32
+        return torch.autograd.grad(value * scale, leaf, retain_graph=retain_graph)[0] / scale
 
 
 def as_float32(logits: Any) -> Any:

@@ -31,6 +31,7 @@ class Progress:
     def __init__(self, averages: dict[str, Average]):
         self.step, self.skipped, self.averages = 0, 0, averages
         self.optimizers: dict[str, torch.optim.Optimizer] = {}  # by player
+        self.scaler: torch.amp.GradScaler | None = None  # of the losses, in fp16
 
     def modules(self) -> dict[str, nn.Module]:
         """The average of every player."""
@@ -73,8 +74,8 @@ def restore(accelerator: Accelerator, folder: Path, progress: Progress, players:
         load_moments(progress.optimizers[name], plain, load_file(checkpoint / f"{name}.optimizer.safetensors"))
     state = read_json(checkpoint / PROGRESS)
     progress.step, progress.skipped = state["step"], state["skipped"]
-    if accelerator.scaler is not None and state["scaler"] is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    if progress.scaler is not None and state["scaler"] is not None:
+        progress.scaler.load_state_dict(state["scaler"])
     random_states = checkpoint / f"random_{accelerator.process_index}.safetensors"
     if random_states.exists():  # there are more processes now where it does not
         restore_random_states(random_states)
@@ -124,7 +125,7 @@ def write_state(draft: Path, accelerator: Accelerator, progress: Progress, playe
             if accelerator.is_main_process:
                 write_tensors(draft / file, tensors)
     if accelerator.is_main_process:
-        scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        scaler = None if progress.scaler is None else progress.scaler.state_dict()
         values = {"step": progress.step, "skipped": progress.skipped, "scaler": scaler}
         write_json(draft / PROGRESS, values, indent=None)
 

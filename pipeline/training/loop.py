@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.checks.phase import check_loop
 from pipeline.draws import StepDraws
-from pipeline.recipes.schema import Loop
+from pipeline.recipes.arithmetic import Precision
+from pipeline.recipes.loops import Loop
+from pipeline.runs.precision import autocast, rounding
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Progress
 from pipeline.training.ema import Average, Averages
@@ -61,6 +63,7 @@ class TrainingRun:
     accelerator: Accelerator
     workers: int = 0  # processes that read data
     after_step: AfterStep | None = None  # called before a step is saved; its answer is the same in all processes
+    precision: Precision = "fp32"  # of the task's turns: networks, teachers and critics alike
 
 
 @dataclass
@@ -85,12 +88,14 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     loop, accelerator = run.loop, run.accelerator
     micro = MicroBatches(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
     progress = Progress({name: Average(player, loop.ema) for name, player in task.players.items()})
+    if run.precision == "fp16":
+        progress.scaler = torch.amp.GradScaler(accelerator.device.type)
     progress.optimizers = prepare(task, loop, progress, accelerator)
     checkpoints.restore(accelerator, run.folder, progress, task.players)
     journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
     training = Training(task, run, micro, progress, journal)
     source = batches(data, micro, run.seed, progress.step, run.workers)
-    with stop_requests() as requests, contextlib.closing(journal):
+    with stop_requests() as requests, contextlib.closing(journal), rounding(run.precision):
         while progress.step < loop.steps:
             train_step(training, source)
             ended = run.after_step is not None and run.after_step(progress.step, progress.modules)
@@ -149,8 +154,9 @@ def train_step(training: Training, source: Iterator[Any]) -> None:
         with contextlib.ExitStack() as stack:
             for player in [] if final else task.players.values():
                 stack.enter_context(accelerator.no_sync(player))
-            for name, terms in task.turns(batch, draws, progress.step):
-                accelerator.backward(sum(terms.values()) / micro.accumulate)
+            for name, terms in turns_of(training, batch, draws):
+                loss = sum(terms.values()) / micro.accumulate
+                accelerator.backward(loss if progress.scaler is None else progress.scaler.scale(loss))
                 for term, value in terms.items():
                     training.journal.add(f"{name}/{term}", value)
                 if final:
@@ -161,17 +167,32 @@ def train_step(training: Training, source: Iterator[Any]) -> None:
     finish_step(training, finite)
 
 
+def turns_of(training: Training, batch: Any, draws: StepDraws) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The task's turns, each computed by autocast; it ends before the caller goes back through them, or steps."""
+    turns, device = training.task.turns(batch, draws, training.progress.step), training.run.accelerator.device
+    while True:
+        with autocast(device, training.run.precision):
+            turn = next(turns, None)
+        if turn is None:
+            return
+        yield turn
+
+
 def update_player(training: Training, name: str) -> bool:
     """Clip the gradient and step the optimiser; a non-finite gradient changes nothing. Whether it was finite."""
-    loop, accelerator, optimizer = training.run.loop, training.run.accelerator, training.progress.optimizers[name]
-    accelerator.unscale_gradients(optimizer)
+    loop, scaler, optimizer = training.run.loop, training.progress.scaler, training.progress.optimizers[name]
+    if scaler is not None:
+        scaler.unscale_(optimizer)
     updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(updated, loop.clip or math.inf)
     finite = bool(norm.isfinite())
     training.journal.add(f"{name}/gradient_norm", norm if finite else torch.zeros_like(norm))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(loop, loop.lr[name], training.progress.step)
-    if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and lowers its scale
+    if scaler is not None:  # it skips by itself, and lowers its scale
+        scaler.step(optimizer)
+        scaler.update()
+    elif finite:
         optimizer.step()
     optimizer.zero_grad()
     return finite

@@ -23,7 +23,7 @@ from pipeline.latents.encoding import as_stored, fill
 from pipeline.latents.store import FORMAT, MANIFEST, LatentStore, key_of, load_shard, shard_file
 from pipeline.nn.finite import check_finite
 from pipeline.recipes.schema import PostTraining, Recipe
-from pipeline.runs.precision import autocast
+from pipeline.runs.precision import arithmetic
 from pipeline.sampling.many_images import counted, sampling_record
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def pair_maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Call
         batch = store.plain(chosen).to(device)
         names = zip(chosen.tolist(), rounds[positions].tolist())
         draws = ImageDraws.from_seeds([mix(recipe.seed, "pair", *name) for name in names], device)
-        with autocast(device, recipe.precision), counted(pipe.network) as calls:
+        with arithmetic(device, recipe.precision.posttrain), counted(pipe.network) as calls:
             code = regenerate(pipe, batch.code, batch.condition, posttrain.preserve, draws)
             if posttrain.route == "reencode":
                 code = pipe.tokenizer.encode(eight_bits(pipe.decode(code)))
@@ -181,7 +181,7 @@ def manifest_of(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
         "route": posttrain.route,
         "sampling": sampling_record(recipe),
         "stored": recipe.latents.precision,
-        "computed": recipe.precision,
+        "computed": recipe.precision.posttrain,
         "seed": recipe.seed,
         "views": 1,
         "flip": False,

@@ -15,7 +15,9 @@ from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
 from pipeline.files.writing import new_folder, read_json, write_json
 from pipeline.losses.base import Loss
+from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.schema import Phase, PostTraining
+from pipeline.runs.precision import autocast
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training import checkpoints
 from pipeline.training.ema import Averages
@@ -71,9 +73,15 @@ class EarlyStop:
     """
 
     def __init__(
-        self, settings: PostTraining, losses: dict[str, Loss], held_out: Pairs, folder: Path, accelerator: Accelerator
+        self,
+        settings: PostTraining,
+        losses: dict[str, Loss],
+        held_out: Pairs,
+        folder: Path,
+        accelerator: Accelerator,
+        precision: Precision = "fp32",
     ):
-        self.settings, self.losses, self.held_out = settings, losses, held_out
+        self.settings, self.losses, self.held_out, self.precision = settings, losses, held_out, precision
         self.folder, self.accelerator = folder, accelerator
         self.best_folder = folder / checkpoints.FOLDER / "best"
         self._file = folder / "checks.json"
@@ -119,10 +127,11 @@ class EarlyStop:
         total = torch.zeros((), device=accelerator.device)
         for indices in mine.split(self.settings.phase.loop.batch):
             batch = self.held_out.plain(indices).to(accelerator.device)
-            rebuilt = player(batch.code, batch.condition)
-            for loss in self.losses.values():
-                for name, value in loss(batch.images, rebuilt).items():
-                    total += len(batch) * weights[name] * value
+            with autocast(accelerator.device, self.precision):
+                rebuilt = player(batch.code, batch.condition)
+                for loss in self.losses.values():
+                    for name, value in loss(batch.images, rebuilt).items():
+                        total += len(batch) * weights[name] * value
         error = float(accelerator.reduce(total, "sum")) / len(self.held_out)
         if not error < float("inf"):
             raise FloatingPointError("the decoder's images of held-out pairs are not finite; lower the rate")

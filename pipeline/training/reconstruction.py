@@ -1,6 +1,7 @@
 """The task of training a tokenizer, and of post-training its decoder: rebuild images, optionally against a critic."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.nn.map_transform import UNCHANGED
 from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.recipes.building import plan_built_tokenizer
 from pipeline.recipes.schema import Phase
+from pipeline.runs.precision import without_autocast
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training.adversarial_game import AdversarialGame, gradient
 from pipeline.training.equivariance import draw_transforms
@@ -87,20 +89,27 @@ class Reconstruction:
         if self.usage is not None:
             self.usage.add(rebuilt.code.ids)
             self.metrics |= self.usage.values
-        terms = self.tokenizer_terms(images, batch.images, rebuilt, ramp, draws)
+        with self.arithmetic_of_losses(images.device):
+            terms = self.tokenizer_terms(images, batch.images, rebuilt, ramp, draws)
         for loss in self.losses.values():
             self.metrics |= loss.metrics
         yield "tokenizer", terms
         if adversary is not None and adversary.learns(step):
-            terms = self.game.critic_terms(self.players["critic"], images, rebuilt.images, draws)
+            with self.arithmetic_of_losses(images.device):
+                terms = self.game.critic_terms(self.players["critic"], images, rebuilt.images, draws)
             self.metrics |= self.game.metrics
             yield "critic", terms
+
+    def arithmetic_of_losses(self, device: torch.device) -> AbstractContextManager:
+        """That of the stage, unless the phase has its losses in float32."""
+        return nullcontext() if self.phase.loss_precision == "stage" else without_autocast(device)
 
     def rebuild(self, batch: Any, draws: StepDraws, step: int, **arguments: Any) -> TokenizerOutput:
         """The tokenizer's pass that the losses read, with the `arguments` that this step needs besides."""
         arguments |= self.arguments
-        for loss in self.losses.values():
-            arguments |= loss.forward_arguments(batch.images)
+        with self.arithmetic_of_losses(batch.images.device):
+            for loss in self.losses.values():
+                arguments |= loss.forward_arguments(batch.images)
         if self.perturbation is not None:
             arguments["perturb"] = partial(self.perturbation, draws=draws, step=step)
         return self.players["tokenizer"](batch.images, batch.condition, draws, **arguments)
@@ -150,8 +159,9 @@ class Reconstruction:
         `value` is the unweighted term, `slope` the gradient of the pixel terms at the rebuilt `images`.
         """
         scale = images.numel() ** 0.5  # as in `gradient`
-        nll = torch.autograd.grad(images, layer, (scale * slope).to(images.dtype), retain_graph=True)[0]
-        of_term = torch.autograd.grad(scale * value, layer, retain_graph=True)[0]
+        with without_autocast(images.device):
+            nll = torch.autograd.grad(images, layer, (scale * slope).to(images.dtype), retain_graph=True)[0]
+            of_term = torch.autograd.grad(scale * value, layer, retain_graph=True)[0]
         balance = ratio(nll.float() / scale, of_term.float() / scale, LARGEST, EPSILON)
         self.metrics[f"balanced_weight_{term}"] = self.phase.weights[term] * balance
         return balance
@@ -167,7 +177,8 @@ class Reconstruction:
             return pixel_slope.new_ones(())
         scale = images.numel() ** 0.5  # as in `gradient`
         slopes = [(scale * slope).to(images.dtype) for slope in (pixel_slope, adversarial_slope)]
-        at_layer = [torch.autograd.grad(images, self.last_layer, slope, retain_graph=True)[0] for slope in slopes]
+        with without_autocast(images.device):
+            at_layer = [torch.autograd.grad(images, self.last_layer, slope, retain_graph=True)[0] for slope in slopes]
         nll, of_critic = (slope.float() / scale for slope in at_layer)
         balance = ratio(nll, of_critic, adversary.largest, adversary.epsilon)
         self.metrics["adaptive_weight"] = self.phase.weights["adversarial"] * balance

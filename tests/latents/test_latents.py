@@ -21,6 +21,7 @@ from pipeline.images.reading import Images
 from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.latents.scale import measure
 from pipeline.latents.store import LatentStore
+from pipeline.recipes.arithmetic import StagePrecision
 from pipeline.recipes.schema import Data, Latents, load
 from pipeline.tokenizers.base import Tokenizer
 from stages import encode_dataset
@@ -353,7 +354,7 @@ def run_stage(root, accelerator, **settings):
         tokenizer=SimpleNamespace(model={"kind": "patches"}),
         joint=None,
         seed=0,
-        precision="fp32",
+        precision=StagePrecision(),
     )
     out = root / f"latents_{accelerator.num_processes}"
     with pytest.MonkeyPatch.context() as patch:
@@ -406,20 +407,19 @@ def test_statistics_that_a_tokenizer_came_with_stay_where_they_are_asked_for(tmp
 
 
 def test_moments_are_brought_to_the_scale_of_their_samples(images):
-    recipe = SimpleNamespace(latents=Latents(posterior="moments"), seed=0, precision="fp32")
-    work = SimpleNamespace(accelerator=Process())
+    plan = EncodingPlan(Latents(posterior="moments"), 0, "fp32")
     model = tokenizer()
-    mean, std = measure(model, images, recipe, work)
-    recipe.latents.posterior = "sample"
-    sampled = measure(model, images, recipe, work)
+    mean, std = measure(model, images, plan, Process())
+    plan.latents.posterior = "sample"
+    sampled = measure(model, images, plan, Process())
     torch.testing.assert_close(mean, sampled[0], atol=0.1, rtol=0)
     torch.testing.assert_close(std, sampled[1], rtol=0.05, atol=0)
 
 
 def test_statistics_are_of_all_stored_views(images):
     latents = Latents(posterior="mode", crops=(1.5,), flip=True)
-    recipe = SimpleNamespace(latents=latents, seed=0, precision="fp32")
-    mean, std = measure(tokenizer(), images, recipe, SimpleNamespace(accelerator=Process()))
+    plan = EncodingPlan(latents, 0, "fp32")
+    mean, std = measure(tokenizer(), images, plan, Process())
     views = torch.cat([batch.images for batch in images.views(torch.arange(359), (1.5,), True)])
     z = 3 * Patches().features(views).flatten(0, 1) + 5
     torch.testing.assert_close(mean, z.mean(0), atol=1e-4, rtol=1e-4)

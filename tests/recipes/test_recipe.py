@@ -27,7 +27,7 @@ MISTAKES = {
     "dashes": ("--steps=3", "write key=value"),
     "empty value": ("generator.loop.steps=", "has no value"),
     "fraction for a count": ("generator.loop.steps=1.5e-1", "0.15 is not a whole number"),
-    "no for a text": ("precision=no", "precision: 'no' is not one of fp32, bf16, fp16"),
+    "no for a text": ("precision=no", "precision.tokenizer: 'no' is not one of fp32, tf32, bf16"),
     "off for a choice": ("generator.condition=off", "generator.condition: 'off' is not one of class, none"),
     "list element": ("tokenizer.model.multipliers[0]=2", "give a whole list"),
     "size not divisible by the stride": ("data.size=18", "18"),

@@ -25,6 +25,7 @@ from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
 from pipeline.frozen import stand_in
 from pipeline.images.reading import ImageBatch, Images
+from pipeline.latents.encoding import EncodingPlan
 from pipeline.latents.scale import measure, of_channels
 from pipeline.losses.pixel import Pixel
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
@@ -388,9 +389,8 @@ def test_later_stages_read_the_tokenizer_and_the_scale_that_the_generator_knows(
     assert not torch.equal(before["encoder.conv_in.weight"], joint["encoder.conv_in.weight"])
     encoded = weights_in(work.root / "latents" / "tokenizer")
     assert all(torch.equal(encoded[name], value) for name, value in joint.items())
-    measured = measure(
-        ConvAutoencoder.from_pretrained(work.root / "tokenizer"), Images(recipe.data, "train"), recipe, work
-    )
+    plan, model = EncodingPlan(recipe.latents, 0, "fp32"), ConvAutoencoder.from_pretrained(work.root / "tokenizer")
+    measured = measure(model, Images(recipe.data, "train"), plan, work.accelerator)
     assert not torch.equal(joint["mean"], measured[0])
     torch.testing.assert_close(joint["mean"], measured[0], atol=0.5, rtol=0.5)
     torch.testing.assert_close(joint["std"], measured[1], atol=0.5, rtol=0.5)
