@@ -6,12 +6,17 @@ from pipeline.frozen.base import STAND_IN, FrozenInput
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.recipes.building import find_tokenizer
 from pipeline.teachers.vision_model import VisionModel
-from pipeline.vision.backbone import read_features
+from pipeline.validation import SettingError
+from pipeline.vision.backbone import read_features, read_kind
+from pipeline.vision.dinov2_weights import resample_patches
 from pipeline.vision.weights import require_model
 
 
 class ClassFeatures(FrozenInput):
-    """The teacher's `features`; a classifier is trained with as many channels as the loss needs for the tokenizer."""
+    """The teacher's `features`; a classifier is trained with as many channels as the loss needs for the tokenizer.
+
+    With `teacher_patch` a DINOv2 reads images as they are, in patches of so many pixels per side.
+    """
 
     stand_in_folder = "class_teacher"
 
@@ -20,13 +25,34 @@ class ClassFeatures(FrozenInput):
         """Channels that the loss needs; ValueError where the tokenizer does not project features."""
         return self.component.projected_width(*find_tokenizer(self.recipe))
 
+    @property
+    def patch(self) -> int | None:
+        return self.arguments.get("teacher_patch")
+
     def check(self) -> None:
         width, folder = self.needed_width, self.folder
+        if self.patch is not None:
+            self.check_patch()
         if folder is not None:
             self.component.check_width(*read_features(folder), width)
+
+    def check_patch(self) -> None:
+        """ValueError where the teacher's patches cannot be resampled to `teacher_patch`."""
+        size, folder = self.recipe.data.size, self.folder
+        if size % self.patch:
+            raise SettingError("teacher_patch", f" is {self.patch}, which does not divide {size} pixels; change one")
+        if self.arguments.get("teacher", "auto") == STAND_IN:
+            raise SettingError("teacher_patch", " is for a DINOv2, and the teacher is a classifier; leave it out")
+        if folder is not None and (kind := read_kind(folder)) != "dinov2":
+            raise SettingError("teacher_patch", f" is for a DINOv2, and {folder} holds a {kind}; leave it out")
 
     def load(self, networks: FrozenNetworks) -> nn.Module:
         if self.teacher == STAND_IN:
             return self.load_stand_in(networks, self.needed_width)
         weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
-        return VisionModel.load(weights, size="grid")
+        if self.patch is None:
+            return VisionModel.load(weights, size="grid")
+        size = self.recipe.data.size
+        teacher = VisionModel.load(weights, kind="dinov2", size=size)
+        resample_patches(teacher.model, self.patch, size // self.patch)
+        return teacher

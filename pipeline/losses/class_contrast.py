@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.components import Arguments
 from pipeline.losses.base import ClassFeatureLoss
 from pipeline.nn.processes import gather_rows
-from pipeline.ranges import Positive
+from pipeline.ranges import Count, Positive
 from pipeline.tokenizers.base import TokenizerOutput
 
 
@@ -24,6 +24,10 @@ class ClassContrast(ClassFeatureLoss):
     -log softmax_j(a)_ii plus half that of -log softmax_i(a)_ii. As published, s and t are of any length and the scale
     is 1; with `normalize` their length is one. With accumulation the i and j are those of a micro-batch.
 
+    The `teacher` reads images resampled so that 16 of their pixels are one of its own patches. With `teacher_patch`
+    it reads them as they are, its patches resampled to so many pixels per side and its positions to their grid, as timm
+    does; the released code has 16. That is for a DINOv2; the stand-in is the same with and without.
+
     The metric `class_match_<teacher>` is the fraction of codes whose largest logit is their own image's.
     """
 
@@ -36,6 +40,7 @@ class ClassContrast(ClassFeatureLoss):
         normalize: bool = False,
         scale: Positive = 1.0,
         source: Literal["clean", "perturbed"] = "clean",
+        teacher_patch: Count | None = None,
     ):
         super().__init__(extractor)
         self.teacher, self.normalize, self.scale, self.source = teacher, normalize, scale, source

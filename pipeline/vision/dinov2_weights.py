@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.vision.backbone import difference, read_config
@@ -99,6 +99,23 @@ def convert(state: Mapping[str, Tensor], depth: int, what: str) -> dict[str, Ten
         names = ", ".join(sorted(unread)[:3])
         raise ValueError(f"{what} has {len(unread)} weights that this transformer lacks: {names}")
     return converted
+
+
+@torch.no_grad()
+def resample_patches(model: nn.Module, patch: int, side: int) -> None:
+    """Make transformers' Dinov2Model read `side` x `side` patches of `patch` pixels per side.
+
+    Kernel and positions are resampled as in `start_from`.
+    """
+    embeddings = model.embeddings
+    layer, positions = embeddings.patch_embeddings, embeddings.position_embeddings
+    kernel = resampled_kernel(layer.projection.weight, patch)
+    projection = nn.Conv2d(kernel.shape[1], kernel.shape[0], patch, stride=patch)
+    projection.load_state_dict({"weight": kernel, "bias": layer.projection.bias})
+    layer.projection, layer.patch_size, layer.num_patches = projection, (patch, patch), side**2
+    embeddings.position_embeddings = nn.Parameter(resampled_positions(positions[0], side)[None])
+    embeddings.patch_size = model.config.patch_size = patch
+    model.config.image_size = patch * side
 
 
 def resampled_kernel(kernel: Tensor, size: int) -> Tensor:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from huggingface_hub import constants
-from transformers import Dinov2Config, Dinov2Model
+from safetensors.torch import load_file, save_file
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from pipeline.checks.recipe import check_recipe
 from pipeline.checks.weights import check_weights
@@ -15,11 +17,14 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.frozen.stand_in import train_stand_in
 from pipeline.images.reading import Images
 from pipeline.losses.class_contrast import ClassContrast
+from pipeline.nn.dinov2 import Dinov2
 from pipeline.recipes.schema import Recipe, load
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.training.phase_parts import build_losses
 from pipeline.vision import weights
+from pipeline.vision.backbone import IMAGENET
+from pipeline.vision.dinov2_weights import start_from
 
 TEACHER = "tokenizer.phases.main.losses.semantic.teacher"
 WIDER = "tokenizer.model.z_channels=48"
@@ -99,6 +104,37 @@ def test_weights_that_are_found_are_used_and_a_stand_in_is_named(recipe, dinov2,
     (tmp_path / "b/class_teacher").rename(tmp_path / "c/kept")
     kept = Classifier.from_pretrained(tmp_path / "c/kept")
     assert torch.equal(kept.project.weight, absent.extractor.project.weight)
+
+
+def test_a_teacher_of_resampled_patches_is_the_transformer_that_starts_from_the_same_weights(recipe, dinov2, tmp_path):
+    kept = "tokenizer.phases.main.losses.semantic.teacher_patch"
+    stated = load(recipe, [f"{TEACHER}={dinov2}", f"{kept}=8"])
+    check_recipe(stated)
+    size, loss = stated.data.size, losses_of(stated, tmp_path / "resampled")
+    started = Dinov2((size // 8) ** 2, 32, 2, 2, 8).eval()
+    file = dinov2 / "model.safetensors"
+    state = load_file(file)
+    state = {k: F.pad(v, (0, 0) * (v.ndim - 1) + (0, 64)) if ".fc1." in k else v for k, v in state.items()}
+    state = {k: F.pad(v, (0, 64)) if k.endswith("fc2.weight") else v for k, v in state.items()}  # four times as wide
+    save_file(state, file)
+    start_from(started, str(dinov2), "start")
+    x = torch.rand(2, 3, size, size) * 2 - 1
+    pixels = ((x + 1) / 2 - torch.tensor(IMAGENET[0])[:, None, None]) / torch.tensor(IMAGENET[1])[:, None, None]
+    with torch.no_grad():
+        expected = started.run_blocks(started.add_positions(started.embed_patches(pixels)))[:, 0]
+    torch.testing.assert_close(loss.forward_arguments(x)["class_features"], expected)
+
+
+def test_patches_that_cannot_be_resampled_are_one_line(recipe, dinov2, tmp_path):
+    patch = "tokenizer.phases.main.losses.semantic.teacher_patch"
+    ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
+    for settings, words in (
+        ([f"{TEACHER}={dinov2}", f"{patch}=7"], r"semantic\.teacher_patch is 7, which does not divide 16 pixels"),
+        ([f"{TEACHER}=classifier", f"{patch}=8"], r"semantic\.teacher_patch is for a DINOv2, and .* classifier"),
+        ([f"{TEACHER}={tmp_path / 'vit'}", f"{patch}=8"], r"semantic\.teacher_patch is for a DINOv2, and .* a vit"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_recipe(load(recipe, settings))
 
 
 def test_a_model_of_the_hub_may_be_stated_and_is_fetched_when_it_is_built(recipe, dinov2, tmp_path, monkeypatch):
