@@ -62,6 +62,7 @@ def statistics_of(phase: Phase, tokenizer: Node | None) -> list[str]:
         statistics += of_component("critics", adversary.critic)
         statistics += ["the adaptive weight of the adversarial term"] if adversary.adaptive else []
         statistics += ["LeCam's running means"] if adversary.lecam else []
+        statistics += ["what the critic learns from, rebuilt before the update"] if adversary.rebuild else []
     return statistics
 
 

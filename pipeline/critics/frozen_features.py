@@ -33,7 +33,8 @@ class FrozenFeatures(Critic):
     Layers are counted in blocks and read as `readout` of `pipeline.teachers.vision_model` says; None is what the first
     block reads and the output of each quarter of the blocks, which is the published choice. `teacher_size` is the side
     in pixels that images are brought to, None the model's own; `teacher_resize` and `teacher_gelu` are the `resize` and
-    the activation of `pipeline.teachers.vision_model`, in RobusTok's released code `area` and `tanh`. `widths` are the
+    the activation of `pipeline.teachers.vision_model`, in RobusTok's released code `area` and `tanh`. The
+    class token is added to every patch's unless `class_token` is false, as in RAE's released code. `widths` are the
     channels of the maps, and `source` is the teacher's name: both are determined by it.
     """
 
@@ -52,6 +53,7 @@ class FrozenFeatures(Critic):
         virtual_batch: Count = 8,
         teacher_resize: Resize = "antialiased",
         teacher_gelu: GELU = "exact",
+        class_token: bool = True,
     ):
         super().__init__()
         self.heads = nn.ModuleList(Head(width, kernel, norm, virtual_batch) for width in widths)

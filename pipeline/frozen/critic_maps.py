@@ -36,7 +36,8 @@ class CriticMaps(FeatureMaps):
         weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
         layers = quarters(weights) if self.arguments.get("layers") is None else self.layers
         size, resize = (self.arguments.get(f"teacher_{name}") for name in ("size", "resize"))
-        teacher = VisionModel.load(weights, size=size, layers=layers, readout=True, resize=resize or "antialiased")
+        readout = "class_token" if self.arguments.get("class_token", True) else "patches"
+        teacher = VisionModel.load(weights, size=size, layers=layers, readout=readout, resize=resize or "antialiased")
         if self.arguments.get("teacher_gelu") == "tanh":
             approximate_gelu(teacher)
         return teacher

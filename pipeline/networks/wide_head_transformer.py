@@ -29,7 +29,8 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     trunk need not. Positions are fixed and rotary in the trunk, rotary in the head; times have Gaussian frequencies.
 
     `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived. The frequencies see u for
-    `time_direction="noise"` (RAE) and 1 - u for `"data"` (RecTok).
+    `time_direction="noise"` (RAE) and 1 - u for `"data"` (RecTok). Before training linear layers are Xavier's or, as
+    in the released code, but for the embeddings of codes, as torch makes them (`initialisation`).
 
     Raises ValueError, as `validate` does, when sizes do not fit together.
     """
@@ -58,6 +59,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         query_key_norm: bool = False,
         class_drop: Fraction = 0.1,
         time_direction: Literal["noise", "data"] = "noise",
+        initialisation: Literal["xavier", "torch"] = "xavier",
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -73,7 +75,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         self.set_rotary(patches, head_width // head_heads, "head_")
         self.head_blocks = nn.ModuleList(ModulatedBlock(head_width, head_heads, *style) for _ in range(head_depth))
         self.head = ModulatedHead(head_width, patch * outputs * dim, "rms")
-        self.initialise()
+        self.initialise(None if initialisation == "xavier" else [self.patch_embedding, self.head_embedding])
 
     @classmethod
     def validate(cls, arguments: Arguments) -> None:

@@ -20,6 +20,7 @@ Position = Literal[
     "unit_rotary",
     "unit_rotary_and_learned",
 ]
+Initialisation = Literal["xavier", "truncated"]  # of matrices and kernels
 OuterNorms = Literal["none", "last", "both"]  # outside of the blocks: after the last one, and before the first
 
 
@@ -162,15 +163,19 @@ class PatchDecoder(nn.Module):
         return self.head(self.transformer(h, grid), grid)
 
 
-def initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module, kind: Initialisation = "xavier") -> None:
     """Xavier matrices and kernels (of one patch as one vector), biases at zero, learned vectors of length about one.
 
-    As in ViTok's public implementation.
+    As in ViTok's public implementation; `truncated` is RecTok's: matrices and kernels of a truncated normal law with
+    standard deviation 0.02.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             with torch.no_grad():
-                nn.init.xavier_uniform_(layer.weight.flatten(1))
+                if kind == "truncated":
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                else:
+                    nn.init.xavier_uniform_(layer.weight.flatten(1))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         for name in ("positions", "mask_token"):

@@ -68,9 +68,12 @@ class ModulatedTransformer:
         return h, [tapped[number] for number in taps]
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """adaLN-Zero as published: Xavier linear layers, normal embeddings, gates and the last layer at zero."""
-        for module in self.modules():
+    def initialise(self, xavier: Sequence[nn.Linear] | None = None) -> None:
+        """adaLN-Zero as published: Xavier linear layers, normal embeddings, gates and the last layer at zero.
+
+        Only the layers in `xavier` are changed where it is given; others stay as torch makes them.
+        """
+        for module in self.modules() if xavier is None else xavier:
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
@@ -81,9 +84,9 @@ class ModulatedTransformer:
             nn.init.normal_(weight, std=0.02)
         for module in self.modules():
             if isinstance(module, (ModulatedBlock, ModulatedHead)):
-                nn.init.zeros_(module.modulation.weight)
+                nn.init.zeros_(module.modulation.weight), nn.init.zeros_(module.modulation.bias)
             if isinstance(module, (ModulatedHead, ClassTokenLayers)):
-                nn.init.zeros_(module.linear.weight)
+                nn.init.zeros_(module.linear.weight), nn.init.zeros_(module.linear.bias)
 
 
 def check_patches(grid: Sequence[int], patch_size: int) -> None:

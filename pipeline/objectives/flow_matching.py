@@ -13,7 +13,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.nn.class_token import join_token, split_token
 from pipeline.objectives.base import DenoiserInput, Objective
-from pipeline.ranges import Count, Number, Positive, RangedFields, Whole
+from pipeline.ranges import Count, FractionAboveZero, FractionBelowOne, Number, Positive, RangedFields, Whole
 from pipeline.samplers.guidance import Predict
 from pipeline.samplers.levels import check_shift, settled_shift, shifted
 from pipeline.samplers.paths import PATHS, Path
@@ -38,6 +38,7 @@ class FlowSampling(RangedFields):
     solver: FlowSolver = Euler()
     shift: Positive = 1.0  # u -> s u / (1 + (s - 1) u), above 1 longer at the noise; 1/0.3 is LightningDiT's 0.3
     shift_base: Positive | None = None  # in place of shift, as in training
+    end: FractionBelowOne = 0.0  # level, before the shift, at which the result is read; in RAE's release 0.001
 
 
 class FlowRandomness(NamedTuple):
@@ -61,6 +62,8 @@ class FlowMatching(Objective):
             `likelihood`. Of data, `velocity` is the error of the velocity that follows from it, sigma held at 0.05 or
             above.
         time: how noise levels are drawn in training; the logit's mean is that of the noise level (positive: noisier).
+        largest_time: no level is above it before the shift: 0.999 in RAE's released code, where uniform levels are
+            multiplied by it, and the logit's normal law is cut off there.
         uniform_after: training steps after which levels are uniform (LightningDiT's 800 epochs: 600,000).
         shift: u -> s u / (1 + (s - 1) u) on the drawn levels; above 1 is noisier.
         shift_base: in place of `shift`, s = sqrt(tokens * channels / shift_base): 4096 as published, less for latents
@@ -89,6 +92,7 @@ class FlowMatching(Objective):
         uniform_after: Count | None = None,
         shift_base: Positive | None = None,
         class_token: Whole = 0,
+        largest_time: FractionAboveZero = 1.0,
     ):
         if weighting not in WEIGHTINGS[prediction]:
             known = " or ".join(WEIGHTINGS[prediction])
@@ -114,12 +118,20 @@ class FlowMatching(Objective):
     def draw(self, code: Code, draws: Draws) -> FlowRandomness:
         shape, late = tuple(code.z.shape[1:]), self.config.uniform_after
         if self.config.time == "uniform" or (late is not None and (draws.step or 0) >= late):
-            time = draws.uniform("time")
+            time = self.config.largest_time * draws.uniform("time")
         else:
-            time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * draws.normal("time", ()))
+            time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * self._draw_logit(draws))
         shift = settled_shift(shape, self.config.shift, self.config.shift_base)
         time = shifted(time, shift).clamp(*self.bounds())
         return FlowRandomness(time, self._noise(draws, "noise", shape))
+
+    def _draw_logit(self, draws: Draws) -> Tensor:
+        """[B], standard normal, or as much of that law as lies below the logit of `largest_time`."""
+        if self.config.largest_time == 1:
+            return draws.normal("time", ())
+        largest = torch.logit(torch.tensor(self.config.largest_time, dtype=torch.float64))
+        below = torch.special.ndtr((largest - self.config.logit_mean) / self.config.logit_std)
+        return torch.special.ndtri(below.to(torch.float32) * draws.uniform("time"))
 
     def bounds(self) -> tuple[float, float]:
         """The noise levels at which every conversion is finite, as SiT bounds them in training."""
@@ -194,6 +206,8 @@ class FlowMatching(Objective):
         start = self._noise(request.draws, "start", request.spec.shape)
         if request.scheduler is None:
             return self._code(self._descend(request, start, 1.0, settings))
+        if settings.end:
+            raise ValueError("a scheduler of diffusers ends at data; leave end out, or take a solver")
         self.check_scheduler(request.scheduler)
         set_evaluations(request.scheduler, request.steps)
         field, report = self._field(request), self._of_code(request.on_step)
@@ -217,6 +231,8 @@ class FlowMatching(Objective):
         check_at_least("steps", steps, 1)
         settled_shift(spec.shape, settings.shift, settings.shift_base)
         settings.solver.check(steps)
+        if settings.end and not settings.solver.stops_early:
+            raise ValueError(f"solver={type(settings.solver).__name__} has its own end; leave end out, or use euler")
         self._check_path(settings.solver)
 
     def check_codes(self, spec: LatentSpec) -> None:
@@ -262,7 +278,7 @@ class FlowMatching(Objective):
         top = 1 - 1e-3 if singular and self.config.path != "variance_preserving" else 1.0
         shift = settled_shift(request.spec.shape, settings.shift, settings.shift_base)
         report, field = self._of_code(request.on_step), self._field(request)
-        flow = Flow(field, self.route, request.steps, request.draws, shift, min(level, top), report)
+        flow = Flow(field, self.route, request.steps, request.draws, shift, min(level, top), report, settings.end)
         return settings.solver.solve(flow, z)
 
     def _field(self, request: SamplingRequest) -> Predict:

@@ -36,6 +36,8 @@ class Adversary(RangedFields):
     epsilon: Positive = 1e-4  # added to the norm that the ratio divides by; RAE has 1e-6
     ahead: Whole = 0  # steps before `start` at which the critic's training begins; 0 to start
     augmentation: Augmentation | None = None
+    rebuild: bool = False  # the critic learns from images that the updated tokenizer rebuilds, without perturbation
+    eight_bits: bool = False  # and that are rounded to 8 bits, as stored images are; the tokenizer's turn is as it is
     lecam: NotNegative = 0.0  # weight of the LeCam regularisation
     lecam_decay: FractionBelowOne = 0.999  # of its running means of logits
     lecam_means: MeansMove = "after"  # the means move after the penalty is taken, or before, as RobusTok has it

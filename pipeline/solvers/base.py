@@ -28,10 +28,11 @@ class Flow:
     shift: float = 1.0  # of the noise levels
     start: float = 1.0
     report: Report | None = None  # called after every step
+    end: float = 0.0  # level before the shift, as a fraction of the start's, at which the result is read
 
     def levels(self, intervals: int, end: float = 0.0) -> list[float]:
-        """`intervals` + 1 falling noise levels; see `ladder`."""
-        return ladder(intervals, self.shift, unshifted(self.start, self.shift), end)
+        """`intervals` + 1 falling noise levels to `end`, or the flow's own; see `ladder`."""
+        return ladder(intervals, self.shift, unshifted(self.start, self.shift), end or self.end)
 
 
 class FlowSolver(RangedFields, ABC):
@@ -39,6 +40,7 @@ class FlowSolver(RangedFields, ABC):
 
     solves: ClassVar[str] = "flow"
     linear_only: ClassVar[bool] = False  # whether it is for the linear path alone
+    stops_early: ClassVar[bool] = False  # whether it can stop above the noise level of data
 
     @property
     def singular_at_noise(self) -> bool:

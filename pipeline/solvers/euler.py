@@ -1,6 +1,7 @@
 """Euler's method: first order, one evaluation per interval."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from pipeline.solvers.base import Flow, FlowSolver
 @dataclass(frozen=True)
 class Euler(FlowSolver):
     """First order; bit-equal to diffusers' FlowMatchEulerDiscreteScheduler."""
+
+    stops_early: ClassVar[bool] = True
 
     def solve(self, flow: Flow, z: Tensor) -> Tensor:
         return euler(flow.velocity, z, flow.levels(flow.steps), flow.report)

@@ -1,6 +1,7 @@
 """Heun's method: second order, two evaluations per interval."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from pipeline.solvers.base import Flow, FlowSolver
 @dataclass(frozen=True)
 class Heun(FlowSolver):
     """Second order; it ends in one Euler step, or in two when the number of evaluations is even."""
+
+    stops_early: ClassVar[bool] = True
 
     def solve(self, flow: Flow, z: Tensor) -> Tensor:
         intervals, plain = heun_intervals(flow.steps)

@@ -21,6 +21,7 @@ from pipeline.vision.backbone import (
 )
 
 Size = int | Literal["grid"] | None
+Readout = Literal["normed", "patches", "class_token"]
 PATCH = 16  # pixels of an image that become a patch where the size is "grid"
 
 
@@ -37,9 +38,9 @@ class VisionModel(Backbone):
     has learned from.
 
     `layers` are those that `maps` are of, counted in blocks: 0 is what the first one reads, k the output of block k,
-    and the last, its number or -1, is after the model's last norm. ValueError where there is no such layer. With
-    `readout` maps have the class token added to every patch's, where there is one, and no last norm, as the projected
-    critic reads them (Sauer et al., arXiv:2301.09515).
+    and the last, its number or -1, is after the model's last norm. ValueError where there is no such layer. With a
+    `readout` other than `normed` maps have no last norm; with `class_token` that token is added to every patch's, where
+    there is one, as the projected critic reads them (Sauer et al., arXiv:2301.09515).
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class VisionModel(Backbone):
         std: list[float],
         size: Size = None,
         layers: Sequence[int] = (-1,),
-        readout: bool = False,
+        readout: Readout = "normed",
         resize: Resize = "antialiased",
     ):
         super().__init__(model, mean, std, antialias=resize == "antialiased")
@@ -69,7 +70,7 @@ class VisionModel(Backbone):
         size: Size = None,
         layers: Sequence[int] = (-1,),
         affine: bool = True,
-        readout: bool = False,
+        readout: Readout = "normed",
         resize: Resize = "antialiased",
     ) -> "VisionModel":
         """From a folder with config.json and model.safetensors, as facebook/dinov2-base; frozen, in evaluation mode.
@@ -112,7 +113,7 @@ class VisionModel(Backbone):
     def maps(self, images: Tensor) -> list[Tensor]:
         """[B, width, h, w], the patches' tokens at their positions, for each of `layers`; without any other token."""
         pixels = self.pixels(images)
-        normed = None if self.readout and self.depth is not None else self.last
+        normed = self.last if self.readout == "normed" or self.depth is None else None
         layers = self.layers_of(pixels, self.layers, normed)
         return [self.as_map(self._read(tokens, pixels), pixels) for tokens in layers]
 
@@ -160,7 +161,8 @@ class VisionModel(Backbone):
     def _read(self, tokens: Tensor, pixels: Tensor) -> Tensor:
         """What `maps` has of tokens [B, N, width]: [B, P, width]."""
         patches = self.patch_tokens(tokens, pixels)
-        return patches + tokens[:, :1] if self.readout and tokens.shape[1] > patches.shape[1] else patches
+        added = self.readout == "class_token" and tokens.shape[1] > patches.shape[1]
+        return patches + tokens[:, :1] if added else patches
 
     def _hidden(self, pixels: Tensor, layer: int | None) -> Tensor:
         """All tokens of a layer, None for the last one after the norm."""

@@ -16,6 +16,7 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.grid_transformer import (
     GridTransformer,
+    Initialisation,
     OuterNorms,
     PatchDecoder,
     PatchEncoder,
@@ -80,6 +81,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
         decoder_feed_forward_width: Count | None = None,
         bias: bool = True,
         token_drop: list[Annotated[float, Range(high=1, open_high=True)]] = [0.0, 0.0],  # noqa: B006  never changed; saved as JSON
+        initialisation: Initialisation = "xavier",
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -95,7 +97,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
         self.neck = neck
         self.decoder = PatchDecoder(painting, patch_size, neck.dim, head, masks=drops_tokens(token_drop))
         for module in (self.encoder, self.decoder):
-            initialise(module)
+            initialise(module, initialisation)
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:

@@ -84,7 +84,8 @@ class AdversarialGame:
 
     def critic_terms(self, player: nn.Module, images: Tensor, rebuilt: Tensor, draws: Draws) -> dict[str, Tensor]:
         """The critic's terms, of real images and of rebuilt ones."""
-        sides = {"real": images.float(), "fake": rebuilt.detach().float()}
+        rebuilt = rebuilt.detach().float()
+        sides = {"real": images.float(), "fake": round_to_levels(rebuilt) if self.adversary.eight_bits else rebuilt}
         seen = [self.augment(each, draws, side) for side, each in sides.items()]
         if self.apart:
             real, fake = (list(views(as_float32(logits))) for logits in player(seen))
@@ -120,6 +121,11 @@ def gradient(value: Tensor, leaf: Tensor, retain_graph: bool = False) -> Tensor:
     scale = leaf.numel() ** 0.5
     with without_autocast(leaf.device):  # what was computed in float32 goes back in float32
         return torch.autograd.grad(value * scale, leaf, retain_graph=retain_graph)[0] / scale
+
+
+def round_to_levels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] with the nearest of the 256 values that stored images have."""
+    return ((images + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
 
 def as_float32(logits: Any) -> Any:

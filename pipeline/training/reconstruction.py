@@ -17,7 +17,7 @@ from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
 from pipeline.nn.branched import last_layer_of
 from pipeline.nn.code_usage import CodeUsage
-from pipeline.nn.map_transform import UNCHANGED
+from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.recipes.building import plan_built_tokenizer
 from pipeline.recipes.schema import Phase
@@ -95,8 +95,9 @@ class Reconstruction:
             self.metrics |= loss.metrics
         yield "tokenizer", terms
         if adversary is not None and adversary.learns(step):
+            learned = self.rebuild_anew(batch, after) if adversary.rebuild else rebuilt.images
             with self.arithmetic_of_losses(images.device):
-                terms = self.game.critic_terms(self.players["critic"], images, rebuilt.images, draws)
+                terms = self.game.critic_terms(self.players["critic"], images, learned, draws)
             self.metrics |= self.game.metrics
             yield "critic", terms
 
@@ -113,6 +114,15 @@ class Reconstruction:
         if self.perturbation is not None:
             arguments["perturb"] = partial(self.perturbation, draws=draws, step=step)
         return self.players["tokenizer"](batch.images, batch.condition, draws, **arguments)
+
+    @torch.no_grad()
+    def rebuild_anew(self, batch: Any, transform: MapTransform) -> Tensor:
+        """The images that the updated tokenizer makes of this batch in evaluation, where nothing is perturbed."""
+        arguments = self.arguments | ({} if transform == UNCHANGED else {"transform": transform})
+        player = self.players["tokenizer"].eval()
+        rebuilt = player(batch.images, batch.condition, **arguments).images
+        player.train()
+        return rebuilt
 
     def tokenizer_terms(
         self, images: Tensor, encoded: Tensor, rebuilt: TokenizerOutput, ramp: float, draws: StepDraws

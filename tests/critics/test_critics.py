@@ -352,6 +352,29 @@ def test_real_and_rebuilt_images_are_augmented_alike_in_both_turns():
     assert torch.equal(real, augment(images(), draws())) and not torch.equal(real, images())
 
 
+def test_the_critic_may_learn_from_what_the_updated_tokenizer_rebuilds_rounded_to_eight_bits():
+    """RAE's: its turn follows the update, and what it then learns from no noise has touched."""
+    task = task_of(critic := Patch(8, 1), rebuild=True, eight_bits=True)
+    tokenizer, critic.main = task.players["tokenizer"], Seeing(critic.main)
+    turns = task.turns(ImageBatch(images()), draws(), 0)
+    next(turns)
+    with torch.no_grad():
+        tokenizer.decoder.conv_out.bias += 0.3  # the update of the tokenizer's turn
+    _, terms = next(turns)
+    judged, learned = critic.main.shown
+    real, fake = learned.chunk(2)
+    expected = tokenizer.eval()(images()).images
+    levels = (fake + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+    assert torch.equal(real, images()) and (fake - expected.clamp(-1, 1)).abs().max() <= 0.5 / 127.5 + 1e-6
+    assert not torch.allclose(judged, fake, atol=0.1) and critic.main.training
+    sum(terms.values()).backward()
+    assert all(parameter.grad is None for parameter in tokenizer.parameters())
+    again = task_of(critic := Patch(8, 1), rebuild=True)
+    next(turns := again.turns(ImageBatch(images()), draws(), 0)), next(turns)
+    assert again.players["tokenizer"].training
+
+
 def test_a_phase_may_move_a_few_modules_of_its_part():
     task = task_of(Patch(8, 1))
     tokenizer = task.players["tokenizer"]
@@ -466,6 +489,9 @@ def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
     for layer, shown in zip((0, 1, 4), (found.maps(images())[i] for i in (0, 1, 4))):
         torch.testing.assert_close(shown.flatten(2).mT, blocks[layer][:, 1:] + blocks[layer][:, :1])
     torch.testing.assert_close(whole.layernorm(blocks[4]), tokens)
+    plain = networks.extractor("critics", {"kind": "frozen_features", "layers": [4, 1, 4], "class_token": False})
+    for layer, shown in zip((4, 1, 4), plain.maps(images()), strict=True):  # RAE's: the last block's map first
+        torch.testing.assert_close(shown.flatten(2).mT, blocks[layer][:, 1:])
     assert found.layers == [0, 1, 2, 3, 4] and not (tmp_path / "stand_in").exists()
     critic = build("critics", {"kind": "frozen_features"}, widths=list(found.widths), source=found.name).judge_by(found)
     leaf = images().requires_grad_()

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from golden_kinds import Case, bare, grid, sequence
 from pipeline.code import Condition
-from pipeline.objectives.flow_matching import FlowMatching, FlowRandomness
+from pipeline.draws import GivenDraws
+from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.samplers.guidance import Guidance, guided
 from pipeline.samplers.levels import ladder
 from pipeline.solvers.euler import euler
 
 MATCHES = "stage2.models.DDT.DiTwDDTHead"
 NOT_OURS = {
-    "loss_*_times": "the release cuts times off at 0.999 before the shift, this project draws them up to 1",
     "sde_*": "the release shifts the grid of its stochastic solver, which then ends above the last step's level",
 }
 OURS = {  # parameters whose gradients are stored
@@ -99,23 +99,37 @@ def odes(case: Case, network: nn.Module, weak: nn.Module) -> dict[str, Tensor]:
 
 
 def losses(case: Case, network: nn.Module) -> dict[str, Tensor]:
-    """At the times that the case states; labels drop where their uniform number is below the class dropout."""
+    """By the draws that the case states; labels drop where their uniform number is below the class dropout."""
     stated, values, i = case.meta["constructor"]["model"], {}, 0
     while f"loss_{i}_noise_0" in case.inputs:
         noise, dropped = case.inputs[f"loss_{i}_noise_0"], case.inputs[f"loss_{i}_noise_2"]
         labels = torch.where(dropped < stated["class_dropout_prob"], stated["num_classes"], case.inputs["labels"])
-        randomness = FlowRandomness(case.stored[f"loss_{i}_times"], sequence(noise))
+        objective = objective_of(case, i)
+        given = {"time": case.inputs[f"loss_{i}_noise_1"], "noise": sequence(noise)}
+        randomness = objective.draw(code(case.inputs["latents"]), GivenDraws(given))
         condition, data = Condition(labels=labels), code(case.inputs["latents"])
         network.zero_grad()
         loss = FlowMatching().per_image(network, data, condition, randomness)["flow"]
         loss.mean().backward()
         with torch.no_grad():
             prediction = network(*FlowMatching().denoiser_input(data, condition, randomness))
-        values |= {f"loss_{i}": loss, f"loss_{i}_prediction": grid(prediction, *network.config.grid)}
+        values |= {f"loss_{i}_times": randomness.time, f"loss_{i}": loss}
+        values |= {f"loss_{i}_prediction": grid(prediction, *network.config.grid)}
         for name in (name for name in case.stored_names() if name.startswith(f"loss_{i}_grad.")):
             values[name] = gradient(network, name.partition("_grad.")[2]).view_as(case.stored[name])
         i += 1
     return values
+
+
+def objective_of(case: Case, number: int) -> FlowMatching:
+    """That of the loss of this number: its law of times, cut off as in the release, and the shift."""
+    laws = re.search(r"time distributions (.*?), shift", case.call("training_losses"))[1].split(", ")
+    name, *numbers = laws[number].split("_")
+    if name == "uniform":
+        return FlowMatching(shift=shift_of(case), largest_time=1 - END)
+    mean, std = map(float, numbers)
+    law = {"time": name.replace("-", "_"), "logit_mean": mean, "logit_std": std}
+    return FlowMatching(shift=shift_of(case), largest_time=1 - END, **law)
 
 
 def gradient(network: nn.Module, key: str) -> Tensor:

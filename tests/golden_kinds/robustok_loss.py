@@ -98,7 +98,7 @@ def teacher_of(case: Case) -> VisionModel:
     model = ViTModel(config, add_pooling_layer=False)
     model.load_state_dict(rename(state, DINO, [r"x_scale", r"x_shift"]))
     layers = [0, *(key + 1 for key in stated["keys"])]
-    teacher = VisionModel("vit", model, *IMAGENET, layers=layers, readout=True, resize="area")
+    teacher = VisionModel("vit", model, *IMAGENET, layers=layers, readout="class_token", resize="area")
     approximate_gelu(teacher)
     return bare(teacher)
 

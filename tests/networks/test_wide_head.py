@@ -78,6 +78,22 @@ def test_data_time_runs_the_other_way():
     assert torch.allclose(model(z, time, condition), other(z, 1 - time, condition), atol=1e-4)
 
 
+def test_new_weights_are_xaviers_or_those_of_the_release():
+    """There linear layers are torch's (std 1 / sqrt(3 n) of n inputs), but for the embeddings; gates are zero."""
+    for kind in ("xavier", "torch"):
+        model = WideHeadTransformer([4, 4], 3, 5, depth=2, width=64, heads=4, head_width=128, initialisation=kind)
+        for name in ("patch_embedding", "head_embedding"):
+            layer = model.get_submodule(name)
+            assert layer.bias.eq(0).all() and abs(layer.weight.std() / (2 / sum(layer.weight.shape)) ** 0.5 - 1) < 0.1
+        layer = model.blocks[1].attention.qkv
+        expected = (2 / sum(layer.weight.shape)) ** 0.5 if kind == "xavier" else (3 * 64) ** -0.5
+        assert abs(layer.weight.std() / expected - 1) < 0.05 and layer.bias.eq(0).all() == (kind == "xavier")
+        assert abs(model.time_embedding.down.weight.std() / 0.02 - 1) < 0.1
+        gates = [block.modulation for block in (*model.blocks, *model.head_blocks)]
+        for layer in (*gates, model.head.modulation, model.head.linear):
+            assert layer.weight.eq(0).all() and layer.bias.eq(0).all()
+
+
 def test_gaussian_frequencies_are_two_pi_times_the_stored_ones():
     embedding = GaussianTimeEmbedding(4, frequencies=2)
     embedding.frequencies.copy_(torch.tensor([0.25, -0.5]))

@@ -169,6 +169,21 @@ def test_draws_are_finite_shifted_and_on_the_right_side():
     assert steps.dtype == torch.int64 and steps.min() >= 0 and steps.max() <= 999 and len(steps.unique()) > 900
 
 
+def test_no_level_is_above_the_largest_before_the_shift():
+    """At 0.999 in RAE's release; at 0.6 the parts of both laws below it, each with its own median."""
+    code, draws = Code(z=torch.zeros(4000, 1, 1)), StepDraws(0, 0, slice(None), 4000)
+    even = FlowMatching(largest_time=0.6).draw(code, draws).time
+    assert torch.equal(even, 0.6 * FlowMatching().draw(code, draws).time)
+    law = {"time": "logit_normal", "logit_mean": -0.5, "logit_std": 1.5}
+    cut = FlowMatching(largest_time=0.6, **law).draw(code, draws).time
+    whole = FlowMatching(**law).draw(code, StepDraws(1, 0, slice(None), 4000)).time
+    assert cut.max() < 0.6 and abs(cut.median() - whole[whole < 0.6].median()) < 0.02
+    shifted_later = FlowMatching(largest_time=0.6, shift=3.0, **law).draw(code, draws).time
+    torch.testing.assert_close(shifted_later, shifted(cut, 3.0))
+    first = GivenDraws({"time": torch.zeros(1), "noise": torch.zeros(1, 1, 1)})
+    assert FlowMatching(largest_time=0.6, **law).draw(Code(z=torch.zeros(1, 1, 1)), first).time == 0
+
+
 PUBLISHED_SHIFTS = {"RecTok": ((16, 16), 128, 2.83), "RAE": ((16, 16), 768, 6.93)}
 
 
@@ -344,6 +359,18 @@ def test_euler_is_the_diffusers_scheduler_to_the_bit(steps, shift):
     assert torch.equal(generating.sample(FlowMatching(), network, None, SPEC, draws, steps, scheduler=swapped).z, z)
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_flow_can_be_read_above_the_level_of_data(solver):
+    """RAE's release stops at 0.001 before the shift, after one evaluation less than its grid has points."""
+    network, seen = flow_network(), []
+    request = (FlowMatching(), network, None, SPEC, ImageDraws.from_seeds([1]), 7)
+    settings = {"solver": solver, "shift": 4.0, "end": 0.001}
+    generating.sample(*request, on_step=lambda *a: seen.append(a[1]), **settings)
+    assert network.calls == 7 and seen[-1] == pytest.approx(4 * 0.001 / (1 + 3 * 0.001))
+    with pytest.raises(ValueError, match="end"):
+        generating.sample(*request, scheduler=FlowMatchEulerDiscreteScheduler(), end=0.001)
+
+
 def test_on_step_may_change_the_state():
     z = generating.sample(
         FlowMatching(), flow_network(), None, SPEC, start(), 4, on_step=lambda i, u, z: torch.full_like(z, 3.0)
@@ -363,6 +390,9 @@ def test_settings_of_the_sampler_are_declared_and_checked():
         (FlowMatching(), 1, {"solver": "sde"}),
         (FlowMatching(), 20, {"solver": "sde_heun", "last_step": "none"}),
         (FlowMatching(), 20, {"solver": "sde", "last_step_size": 1.5}),
+        (FlowMatching(), 20, {"solver": "sde", "end": 0.001}),
+        (FlowMatching(), 20, {"solver": "unipc", "end": 0.001}),
+        (FlowMatching(), 20, {"end": 1.0}),
         (FlowMatching(path="trigonometric"), 20, {"solver": "unipc"}),
         (GaussianDiffusion(), 1001, {}),
         (GaussianDiffusion(), 0, {}),

@@ -385,3 +385,17 @@ def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
             Arguments.complete(VitAutoencoder, {"image_size": 16, "bottleneck": CODES} | SIZES | changes)
         )
     assert "\n" not in str(caught.value)
+
+
+def test_new_weights_are_xaviers_or_truncated_normal():
+    """RecTok's: std 0.02 of every matrix and kernel, whatever its size."""
+    arguments = {"image_size": 16, "bottleneck": {"kind": "gaussian", "dim": 8}, "width": 96, "depth": 1, "heads": 4}
+    made = VitAutoencoder(**arguments, patch_size=4, initialisation="truncated")
+    for layer in (
+        made.encoder.patch_embedding,
+        made.encoder.transformer.blocks[0].attention.qkv,
+        made.decoder.embedding,
+    ):
+        assert abs(layer.weight.std() - 0.02) < 0.001 and layer.bias.eq(0).all() and layer.weight.abs().max() < 0.2
+    usual = VitAutoencoder(**arguments, patch_size=4).encoder.transformer.blocks[0].attention.qkv.weight
+    assert abs(usual.std() / (2 / sum(usual.shape)) ** 0.5 - 1) < 0.05
