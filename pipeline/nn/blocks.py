@@ -8,7 +8,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-from pipeline.nn.attention import attention
+from pipeline.nn.attention import attention, dropped_attention
 from pipeline.nn.embeddings import rotate
 
 Norm = Literal["layer", "rms"]
@@ -119,13 +119,15 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         self.proj = nn.Linear(width, width, bias)
         self.set_processor(AttentionProcessor())
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None = None, kept: Tensor | None = None, rate: float = 0.0) -> Tensor:
+        """x [B, N, width]; with `kept` [B, heads, N, N] bool, attention weights that dropout of `rate` leaves."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, heads, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D]
         q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        return self.proj(self.processor(q, k, v).transpose(1, 2).flatten(2))
+        mixed = self.processor(q, k, v) if kept is None else dropped_attention(q, k, v, kept, rate)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class ModulatedBlock(nn.Module):

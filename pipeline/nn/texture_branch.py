@@ -10,6 +10,8 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.convolution import Tower
 from pipeline.nn.convolution_stages import MapSizes
+from pipeline.nn.dropout import apply_dropout
+from pipeline.nn.dropping_block import DroppingBlock
 from pipeline.nn.embeddings import fixed_positions
 from pipeline.nn.processes import global_mean, world_size
 from pipeline.nn.vision_transformer import PreNormBlock
@@ -41,8 +43,11 @@ class Residual(RangedArguments, Tower):
     there is one token more, which leaves no output. Images in [0, 1] are normalised by the colours' `mean` and `std`;
     `hidden` is the width of the feed-forward layers, four times `width` by default, and `epsilon` that of the norms.
 
-    The released code (shiml20/SVG, fd69855) has channels, batch, before, learned, a class token, ImageNet's colours and
-    1e-6; its dropout in the blocks is left out.
+    In training `dropout` is that of the tokens with their positions, and of attention weights, hidden channels and
+    both branches of every block.
+
+    The released code (shiml20/SVG, fd69855) has channels, batch, before, learned, a class token, ImageNet's colours,
+    1e-6 and a dropout of 0.1.
     """
 
     def __init__(
@@ -64,16 +69,17 @@ class Residual(RangedArguments, Tower):
         epsilon: Positive = 1e-5,
         mean: Colours = [0.5, 0.5, 0.5],  # noqa: B006
         std: ColourScales = [0.5, 0.5, 0.5],  # noqa: B006
+        dropout: FractionBelowOne = 0.0,
     ):
         super().__init__()
-        self.channels, self.drop, self.momentum = channels, drop, momentum
+        self.channels, self.drop, self.momentum, self.dropout = channels, drop, momentum, dropout
         self.matching, self.statistics, self.token_first = matching, statistics, token == "before"
         self.patch = image_size // maps[-1][1]
         self.patch_embedding = nn.Conv2d(3, width, self.patch, stride=self.patch)
         self.class_token = nn.Parameter(torch.zeros(1, width)) if class_token else None
         places = class_token + maps[-1][1] ** 2
         self.positions = nn.Parameter(0.02 * torch.randn(places, width)) if positions == "learned" else None
-        self.blocks = nn.ModuleList(PreNormBlock(width, heads, hidden, epsilon) for _ in range(depth))
+        self.blocks = nn.ModuleList(DroppingBlock(width, heads, dropout, hidden, epsilon) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, channels))
         self.token = nn.Parameter(0.02 * torch.randn(channels) if self.token_first else torch.zeros(channels))
@@ -99,8 +105,8 @@ class Residual(RangedArguments, Tower):
         return ("the moments that the texture branch matches",)
 
     def forward(self, images: Tensor, maps: list[Tensor], draws: Draws | None = None) -> Tensor:
-        """Images [B, 3, H, W] and the frozen encoder's maps to [B, channels, h, w]; with draws, some are dropped."""
-        features, frozen = self.project(images), maps[-1]
+        """Images [B, 3, H, W] and the frozen encoder's maps to [B, channels, h, w]; what is dropped is in the draws."""
+        features, frozen = self.project(images, draws), maps[-1]
         if self.token_first:
             features = self.match_moments(self.drop_images(features, draws), frozen)
         else:
@@ -111,7 +117,7 @@ class Residual(RangedArguments, Tower):
         """Images in [-1, 1] as the transformer reads them."""
         return (images - (2 * self.mean - 1).to(images)) / (2 * self.std).to(images)
 
-    def project(self, images: Tensor) -> Tensor:
+    def project(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """Images [B, 3, H, W] to the transformer's output before the matching, [B, N, channels]."""
         h = self.patch_embedding(self.normalise(images))
         grid, first = h.shape[2:], 0 if self.class_token is None else 1
@@ -119,8 +125,10 @@ class Residual(RangedArguments, Tower):
         if first:
             h = torch.cat([self.class_token.to(h).expand(len(h), 1, -1), h], dim=1)
         h = h + self.places(grid, first).to(h)
-        for block in self.blocks:
-            h = self.run(block, h)
+        if draws is not None and self.dropout:
+            h = apply_dropout(h, draws.keep_mask("places", tuple(h.shape[1:]), self.dropout), self.dropout)
+        for i, block in enumerate(self.blocks):
+            h = self.run(block, h, block.draw_masks(draws, h.shape[1], f"blocks.{i}"))
         return self.head(self.norm(h[:, first:]))
 
     def places(self, grid: tuple[int, int], first: int) -> Tensor:

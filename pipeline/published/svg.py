@@ -60,13 +60,15 @@ def convert(
     heads: int | None = None,
     drop: float = 0.1,
     matching: Literal["channels", "none"] = "channels",
+    dropout: float = 0.0,
 ) -> dict[str, object]:
     """{"tokenizer"} of the state of an SVG autoencoder, on the frozen DINOv3 of `start`, a folder or hub id.
 
     The branch matches the moments of the batch at hand at evaluation too, as released; `matching` is `use_outnorm`
-    there. `drop` (`mask_ratio` there) matters where the tokenizer is trained further. `stats` is the released
-    dinov3_sp_stats.pt with mean and std of each channel, without which `encode_dataset` measures ours. `heads`, of the
-    branch, follow from the width of published sizes. Raises ValueError for keys or shapes that are not SVG's.
+    there. `drop` (`mask_ratio` there) and `dropout` (0.1 there) matter where the tokenizer is trained further. `stats`
+    is the released dinov3_sp_stats.pt with mean and std of each channel, without which `encode_dataset` measures ours.
+    `heads`, of the branch, follow from the width of published sizes. Raises ValueError for keys or shapes that are not
+    SVG's.
     """
     side = math.isqrt(need(state, "extra_vit.encoder.pos_embedding", "SVG").shape[1] - 1)
     branch, decoder = branch_shapes(state, heads), decoder_shapes(state)
@@ -74,7 +76,14 @@ def convert(
     model = {"model": ENCODERS[width]} if width in ENCODERS else {}
     arguments = {
         "frozen_encoder": {"kind": "vision_transformer", "start": start, **model, "image_patch": patch, "norm": "own"},
-        "texture_branch": {"kind": "residual", **branch, **AS_RELEASED, "drop": drop, "matching": matching},
+        "texture_branch": {
+            "kind": "residual",
+            **branch,
+            **AS_RELEASED,
+            "drop": drop,
+            "dropout": dropout,
+            "matching": matching,
+        },
         "pixel_decoder": {"kind": "conv", **decoder},
     }
     tokenizer = build_component("tokenizers", {"kind": "representation", **arguments}, image_size=patch * side)

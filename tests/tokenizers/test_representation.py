@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 import yaml
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from pipeline.draws import GivenDraws, StepDraws
 from pipeline.frozen import stand_in
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
+from pipeline.nn.dropping_block import DropMasks, DroppingBlock
 from pipeline.nn.texture_branch import Residual
 from pipeline.perturbations.gaussian import Gaussian
 from pipeline.recipes.files import CONFIGS
@@ -183,6 +185,47 @@ def test_a_branch_as_released_matches_each_channel_s_moments_with_the_token_amon
     torch.testing.assert_close(running.eval()(pictures()[:1], frozen), seen[:1], atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="positions of 16 patches, and these images have 64"):
         residual(pictures(size=2 * SIZE), [torch.randn(4, 64, 8, 8)])
+
+
+@torch.no_grad()
+def test_dropout_of_the_branch_is_torchvisions_and_in_training_alone():
+    """Masks of ones scale all that is kept; all that is dropped in a branch leaves the stream as it was."""
+    drawn = []
+
+    class Kept(GivenDraws):
+        def keep_mask(self, name: str, shape: tuple[int, ...], rate: float) -> torch.Tensor:
+            drawn.append((name, shape, rate))
+            return torch.full((4, *shape), not name.endswith(("attention", "feed_forward", "texture")))
+
+    residual = branch(drop=0.0, matching="none", dropout=0.25, class_token=True, depth=2)
+    made = residual.project(pictures(), Kept({}))
+    h = residual.patch_embedding(residual.normalise(pictures())).flatten(2).mT
+    h = torch.cat([residual.class_token.expand(4, 1, -1), h], dim=1) + residual.places((4, 4), 1)
+    torch.testing.assert_close(made, residual.head(residual.norm((h / 0.75)[:, 1:])))
+    rows, heads = 17, residual.blocks[0].attention.heads
+    shapes = {name.rpartition(".")[2]: shape for name, shape, rate in drawn if rate == 0.25}
+    assert shapes["weights"] == (heads, rows, rows) and shapes["hidden"] == (rows, residual.blocks[0].up.out_features)
+    assert len(drawn) == 1 + 2 * 4
+    assert torch.equal(residual.project(pictures()), branch(drop=0.0, class_token=True, depth=2).project(pictures()))
+    tokenizer = make("svg", texture_branch=RESIDUAL | {"drop": 0.0, "dropout": 0.3})
+    whole = tokenizer(pictures(), draws=draws(4)).images
+    assert torch.equal(whole, tokenizer(pictures()).images)
+    assert not torch.allclose(
+        tokenizer.train()(pictures(), draws=draws(4)).images, tokenizer(pictures()).images, atol=1e-3
+    )
+
+
+@torch.no_grad()
+def test_a_block_drops_what_its_masks_say():
+    torch.manual_seed(0)
+    block = DroppingBlock(8, 2, rate=0.5)
+    x, kept = torch.randn(3, 5, 8), torch.rand(3, 2, 5, 5) < 0.5
+    masks = DropMasks(kept, torch.rand(3, 5, 8) < 0.5, torch.rand(3, 5, 32) < 0.5, torch.rand(3, 5, 8) < 0.5)
+    q, k, v = block.attention.qkv(block.norm1(x)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.mT / 2).softmax(dim=-1) * kept * 2
+    h = x + 2 * masks.attention * block.attention.proj((weights @ v).transpose(1, 2).flatten(2))
+    hidden = 2 * masks.hidden * F.gelu(block.up(block.norm2(h)))
+    torch.testing.assert_close(block(x, masks), h + 2 * masks.feed_forward * block.down(hidden))
 
 
 def layout(start: str, **given) -> list[tuple[int, int]]:
