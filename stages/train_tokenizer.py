@@ -18,7 +18,7 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
-from pipeline.training.phase_parts import build_critic, build_losses
+from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.training.reconstruction import Reconstruction
 
 READS = ()
@@ -61,8 +61,12 @@ def train_phase(networks: FrozenNetworks, folder: Path, tokenizer: Tokenizer, ph
     accelerator.wait_for_everyone()
     seed = recipe.seed + number
     losses = build_losses(networks, phase, seed)
-    carry_heads(losses.values(), [folder.parent / name for name in list(recipe.tokenizer.phases)[:number]])
+    earlier = list(recipe.tokenizer.phases)[:number]
+    carry_heads(losses.values(), [folder.parent / name for name in earlier])
     critic = build_critic(networks, phase, seed)
+    if critic is not None and phase.adversary.carried:
+        with_critic = [name for name in earlier if recipe.tokenizer.phases[name].adversary is not None]
+        critic, _ = carry_over(critic, folder.parent / with_critic[-1] / "critic")
     epoch = min(len(images), phase.loop.steps * phase.loop.batch)
     usage = make_code_usage(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)

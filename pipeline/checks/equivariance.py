@@ -18,7 +18,8 @@ def check_equivariance(phase: Phase, tokenizer: TokenizerPlan) -> None:
         check_losses_of_sizes(phase)
         if phase.adversary is not None:
             critic, arguments = check("critics", phase.adversary.critic, DERIVED["critics"], "adversary.critic")
-            needed, smallest = critic.smallest(arguments), tokenizer.arguments.image_size * min(settings.scales)
+            scales = [scale for _, scale in drawn_scales(settings)]
+            needed, smallest = critic.smallest(arguments), tokenizer.arguments.image_size * min(scales)
             if smallest < needed:
                 raise ValueError(
                     f"the critic needs images of {needed} pixels per side or more, and the smallest scale makes"
@@ -38,11 +39,19 @@ def check_map(settings: Equivariance, trained: str, tokenizer: TokenizerPlan) ->
         raise ValueError("this tokenizer cannot decode a transformed map; leave equivariance out, or token_drop if set")
     if trained in tokenizer.can.branches:
         raise ValueError(f"train={trained} sees images that do not turn; leave equivariance out, or set train=all")
-    for scale in settings.scales:
+    for name, scale in drawn_scales(settings):
         sides = [side * scale for side in grid]
         if any(abs(side - round(side)) > 1e-6 or side < 1 for side in sides):
             shrunk, whole = ("x".join(f"{side:g}" for side in each) for each in (sides, grid))
-            raise SettingError("scales", f": {scale:g} shrinks the code from {whole} to {shrunk}; give whole sides")
+            raise SettingError(name, f": {scale:g} shrinks the code from {whole} to {shrunk}; give whole sides")
+
+
+def drawn_scales(settings: Equivariance) -> list[tuple[str, float]]:
+    """Every scale that training may draw, by the setting that has it; at 1 nothing changes."""
+    named = [("scales", scale) for scale in settings.scales if settings.codes]
+    return named + [
+        ("image_scales", scale) for scale in settings.image_scales if settings.images and settings.codes < 1
+    ]
 
 
 def check_losses_of_sizes(phase: Phase) -> None:
@@ -64,18 +73,18 @@ def check_losses_of_sizes(phase: Phase) -> None:
 def check_scales(settings: Equivariance, tokenizer: Tokenizer) -> None:
     """ValueError where codes and images of the scales do not pass through a tokenizer, which is on the meta device."""
     size, spec = tokenizer.config.image_size, tokenizer.spec
-    for scale in sorted(set(settings.scales) - {1.0}):
+    for name, scale in drawn_scales(settings):
         shrink = MapTransform(scale)
-        images = shrink(torch.zeros(1, 3, size, size, device="meta"))
+        images = torch.zeros(1, 3, *(round(side * scale) for side in (size, size)), device="meta")
         maps = shrink(torch.zeros(1, spec.dim, *spec.grid, device="meta"))
         try:
             decoded = tokenizer.decode_map(maps).shape
-            if settings.images:
+            if name == "image_scales":
                 tokenizer.features(images)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise SettingError("scales", f": {scale:g} does not pass the tokenizer ({reason}); leave it out") from None
+            raise SettingError(name, f": {scale:g} does not pass the tokenizer ({reason}); leave it out") from None
         if decoded != images.shape:
             raise SettingError(
-                "scales", f": of a code at {scale:g} the decoder makes {list(decoded[2:])} pixels; leave it out"
+                name, f": of a code at {scale:g} the decoder makes {list(decoded[2:])} pixels; leave it out"
             )

@@ -69,6 +69,9 @@ def check_task(
     with at("weights"):
         check_names(phase.weights, terms, "loss term")
     check_balance(phase, tokenizer)
+    for term in phase.until:
+        with at(f"until.{term}"):
+            check_known(term, phase.weights, "loss term")
     if phase.perturbation is not None:
         with at("perturbation"):
             build("perturbations", phase.perturbation).check(tokenizer.spec, tokenizer.can)

@@ -1,7 +1,10 @@
 """Whether a recipe's tokenizer can be built, and every phase can train it."""
 
+import json
+
 from pipeline.checks.equivariance import check_scales
 from pipeline.checks.phase import check_phase
+from pipeline.components import Node
 from pipeline.recipes.building import TokenizerPlan, plan_tokenizer
 from pipeline.recipes.schema import Equivariance, Recipe
 from pipeline.validation import SettingError, at
@@ -19,8 +22,24 @@ def check_tokenizer(recipe: Recipe) -> TokenizerPlan:
     for name, phase in training.phases.items():
         with at(f"tokenizer.phases.{name}"):
             check_phase(recipe, phase, tokenizer)
+    check_carried_critics(recipe)
     check_transforms(recipe, tokenizer)
     return tokenizer
+
+
+def check_carried_critics(recipe: Recipe) -> None:
+    """ValueError where a phase begins with a critic of an earlier one, and there is none or one of another make."""
+    before: Node | None = None
+    for name, phase in recipe.tokenizer.phases.items():
+        if phase.adversary is None:
+            continue
+        if phase.adversary.carried and phase.adversary.critic != before:
+            there = "no phase before has a critic" if before is None else f"the critic before is {json.dumps(before)}"
+            raise SettingError(
+                f"tokenizer.phases.{name}.adversary.carried",
+                f" is true, but {there}; set it to false, or state the same critic",
+            )
+        before = phase.adversary.critic
 
 
 def check_transforms(recipe: Recipe, tokenizer: TokenizerPlan) -> None:

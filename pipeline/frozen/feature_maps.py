@@ -44,8 +44,11 @@ class FeatureMaps(FrozenInput):
         if self.teacher == STAND_IN:
             return Tap(self.load_stand_in(networks), *self.layers)
         weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
-        size = self.arguments.get("teacher_size", "grid")
-        return Tap(VisionModel.load(weights, size=size, layers=self.layers), *range(len(self.layers)))
+        size, resize = self.arguments.get("teacher_size", "grid"), self.arguments.get("teacher_resize", "antialiased")
+        model = VisionModel.load(weights, size=size, layers=self.layers, resize=resize)
+        if self.arguments.get("teacher_colours") == "unchanged":
+            model.leave_colours()
+        return Tap(model, *range(len(self.layers)))
 
 
 class StoredFeatures(nn.Module):

@@ -54,6 +54,16 @@ def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
     return image if target == image.size else image.resize(target, RESIZE[resize])
 
 
+def part(image: Image.Image, box: tuple[float, float, float], size: int, resize: str) -> Image.Image:
+    """A square at `size`: `box` is its side as a fraction of the image's shorter one, and its place across and down."""
+    fraction, across, down = box
+    side = max(1, round(fraction * min(image.size)))
+    left, top = (
+        min(int(place * (all_of - side + 1)), all_of - side) for place, all_of in zip((across, down), image.size)
+    )
+    return image.resize((size, size), RESIZE[resize], box=(left, top, left + side, top + side))
+
+
 def crop(pixels: np.ndarray, size: int, place: tuple[float, float] | list[float] | None = None) -> np.ndarray:
     """A view [size, size, 3] of [h, w, 3]: the centre, or at `place` (across, down), each in [0, 1]."""
     across, down = pixels.shape[1] - size, pixels.shape[0] - size

@@ -16,7 +16,7 @@ from pipeline.code import Condition
 from pipeline.components import build
 from pipeline.datasets.base import DAMAGED, BrokenImage, Split
 from pipeline.draws import mix, uniform_by_seed
-from pipeline.images.preparing import crop, fit, to_rgb
+from pipeline.images.preparing import crop, fit, part, to_rgb
 from pipeline.recipes.schema import Data
 
 FIVE = (None, (0, 0), (1, 0), (0, 1), (1, 1))  # places that `crop` takes: the centre and the corners
@@ -47,6 +47,21 @@ class Row:
     pixels: list[np.ndarray]  # [h, w, 3] uint8, one a size
     label: int | None
     attributes: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a row."""
+
+    sides: tuple[int, ...]  # shorter sides in pixels, an array each
+    squares: bool = False  # whether of each the central square
+    box: tuple[float, float, float] | None = None  # or a part of the image, as `pipeline.images.preparing.part` has it
+    smallest: int = 0  # shorter side of the stored image, below which the next row takes its place
+
+    @property
+    def kept(self) -> bool:
+        """Whether rows that are asked for like this are the ones to keep in memory."""
+        return not (self.squares or self.box or self.smallest)
 
 
 class Images:
@@ -96,11 +111,15 @@ class Images:
         if self.split == "held_out":
             return self.plain(indices)
         draws = None
+        if self.data.crop == "part":
+            return self._mirrored(self._parts(indices, seeds), seeds)
         if self.data.crop == "random":
             draws = torch.stack([uniform_by_seed(seeds, "crop across"), uniform_by_seed(seeds, "crop down")], 1)
         least, most = self.data.shorter_sides
         sides = least + (uniform_by_seed(seeds, "shorter side") * (most - least + 1)).long().clamp(max=most - least)
-        batch = self._read(indices, sides.tolist(), draws)
+        return self._mirrored(self._read(indices, sides.tolist(), draws, self.data.smallest), seeds)
+
+    def _mirrored(self, batch: ImageBatch, seeds: Tensor) -> ImageBatch:
         if self.data.flip:
             mirrored = uniform_by_seed(seeds, "flip") < 0.5
             batch.images[mirrored] = batch.images[mirrored].flip(-1)
@@ -142,15 +161,28 @@ class Images:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}}  # a worker process decodes what it reads
 
-    def _read(self, indices: Tensor, sides: Sequence[int], draws: Tensor | None = None) -> ImageBatch:
+    def _read(
+        self, indices: Tensor, sides: Sequence[int], draws: Tensor | None = None, smallest: int = 0
+    ) -> ImageBatch:
         """Crops of rows whose shorter sides are `sides`: at the centre, or at `draws` [B, 2]."""
-        rows = [self._row(index, (side,)) for index, side in zip(indices.tolist(), sides, strict=True)]
+        wanted = [Wanted((side,), smallest=smallest) for side in sides]
+        rows = [self._row(index, one) for index, one in zip(indices.tolist(), wanted, strict=True)]
         places = [None] * len(rows) if draws is None else draws.tolist()
         return self._ready([crop(row.pixels[0], self.data.size, place) for row, place in zip(rows, places)], rows)
 
+    def _parts(self, indices: Tensor, seeds: Tensor) -> ImageBatch:
+        """Squares of a part of rows, at drawn places."""
+        least, most = self.data.part
+        fraction = least + (most - least) * uniform_by_seed(seeds, "part")
+        places = (uniform_by_seed(seeds, f"crop {way}") for way in ("across", "down"))
+        boxes = torch.stack([fraction, *places], 1).tolist()
+        wanted = [Wanted((self.data.size,), box=tuple(box), smallest=self.data.smallest) for box in boxes]
+        rows = [self._row(index, one) for index, one in zip(indices.tolist(), wanted, strict=True)]
+        return self._ready([row.pixels[0] for row in rows], rows)
+
     def _crops(self, indices: Tensor, factors: Sequence[float]) -> Iterator[ImageBatch]:
         sides = tuple(int(factor * self.data.size) for factor in factors)
-        rows = [self._row(index, sides, squares=True) for index in indices.tolist()]
+        rows = [self._row(index, Wanted(sides, squares=True)) for index in indices.tolist()]
         for number, place in product(range(len(sides)), FIVE):
             yield self._ready([crop(row.pixels[number], self.data.size, place) for row in rows], rows)
 
@@ -161,36 +193,45 @@ class Images:
         attributes = torch.tensor([row.attributes for row in rows]) if self.attribute_names else None
         return ImageBatch(images, condition, attributes)
 
-    def _row(self, index: int, sides: tuple[int, ...], squares: bool = False) -> Row:
-        """A row as `_decode` makes it, or the next one that can be read; kept in memory where no squares are asked."""
-        index = self._next.get(index, index)
-        if (index, sides[0]) in self._kept and not squares:
-            return self._kept[index, sides[0]]
+    def _row(self, index: int, wanted: Wanted) -> Row:
+        """A row as `_decode` makes it, or the next one that can be read and is not too small; kept where it can be."""
+        index, small = self._next.get(index, index), False
+        if wanted.kept and (index, wanted.sides[0]) in self._kept:
+            return self._kept[index, wanted.sides[0]]
         for following in range(index, index + len(self)):
             try:
-                row = self._decode(following % len(self), sides, squares)
+                row = self._decode(following % len(self), wanted)
             except BrokenImage as error:
                 self._leave_out(following % len(self), str(error))
                 continue
-            if following != index:
+            if row is None:
+                small = True
+                continue
+            if following != index and not small:
                 self._next[index] = following % len(self)
             return row
-        raise ValueError("data.source: not one image can be read")
+        what = f"has {wanted.smallest} pixels per side (data.smallest)" if small else "can be read"
+        raise ValueError(f"data.source: not one image {what}")
 
-    def _decode(self, index: int, sides: tuple[int, ...], squares: bool) -> Row:
-        """The whole image at these shorter sides; its central square where crops are not random, and for `squares`."""
-        record = self.source.read(index)
+    def _decode(self, index: int, wanted: Wanted) -> Row | None:
+        """The image as it is wanted; its central square where crops are not random. None where it is too small."""
+        record, sides = self.source.read(index), wanted.sides
+        if min(record.image.size) < wanted.smallest:
+            return None
         try:
             image = to_rgb(record.image)
-            pixels = [np.asarray(fit(image, side, self.data.resize)) for side in sides]
+            if wanted.box is None:
+                pixels = [np.asarray(fit(image, side, self.data.resize)) for side in sides]
+            else:
+                pixels = [np.asarray(part(image, wanted.box, sides[0], self.data.resize))]
         except BrokenImage:
             raise
         except DAMAGED as error:
             raise BrokenImage(f"{record.name}: {' '.join(str(error).split())}") from error
-        if squares or self.data.crop == "center":
+        if wanted.squares or self.data.crop != "random":
             pixels = [crop(array, min(array.shape[:2])) for array in pixels]
         row = Row([np.ascontiguousarray(array) for array in pixels], record.label, record.attributes)
-        if self.in_memory and not squares and sides[0] in self.sides:
+        if self.in_memory and wanted.kept and sides[0] in self.sides:
             self._kept[index, sides[0]] = row
         return row
 

@@ -10,7 +10,7 @@ from pipeline.losses.base import Alignment
 from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.nn.latent_head import LatentHead
 from pipeline.ranges import Count, Counts, Integer, NotNegative
-from pipeline.teachers.base import Tap
+from pipeline.teachers.base import ReadColours, Resize, Tap
 
 
 class Relational(Alignment):
@@ -20,7 +20,9 @@ class Relational(Alignment):
     `cosine_weight` relu(1 - cosine_margin - cos(z'_i, f_i)), a mean over places, and `matrix_weight`
     relu(|cos(z'_i, z'_j) - cos(f_i, f_j)| - matrix_margin), a mean over all pairs of places of an image. They are one
     term, for the published weight is balanced by their common gradient: state `balance` in the phase. The metrics
-    `relational_cosine_<teacher>` and `relational_matrix_<teacher>` are the two parts.
+    `relational_cosine_<teacher>` and `relational_matrix_<teacher>` are the two parts. `teacher_resize` and
+    `teacher_colours` say how images are brought to the teacher: VA-VAE's released code resamples them bilinearly and
+    leaves their colours in [-1, 1].
     """
 
     terms = ("relational",)
@@ -33,6 +35,8 @@ class Relational(Alignment):
         teacher: str = "auto",
         layer: Integer = -1,
         teacher_size: Count | Literal["grid"] | None = "grid",
+        teacher_resize: Resize = "antialiased",
+        teacher_colours: ReadColours = "normalised",
         block: Count | None = None,
         cosine_margin: NotNegative = 0.5,
         matrix_margin: NotNegative = 0.25,

@@ -1,35 +1,85 @@
 """VFM-VAE's decoder: blocks at growing resolutions, modulated by a style; the first also read the code as a map."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.nn.blocks import SelfAttention
-from pipeline.nn.convolution import Tower, group_norm, match_memory_format
+from pipeline.nn.attention import attention
+from pipeline.nn.convolution import Tower, match_memory_format
 
-HEADS, GROUPS = 8, 32
-EPSILON = 1e-8
+HEADS = 8  # of attention
+GROUPS = 32  # at most, of four channels or more
+EPSILON = 1e-8  # of demodulation, and of the norm before the mapping
+RATE = 0.01  # of the mapping's learning, beside the others'
+KERNELS = 5, 5, 7  # of the depthwise convolutions by level, the last of all further ones
+BLURS = (1, 2, 1), (1, 2, 1), (1, 2, 1), (1, 4, 6, 4, 1)  # by level, the last of all further ones
+
+Activation = Literal["leaky_relu", "relu", "silu", "gelu", "linear"]
+ACTIVATIONS = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "linear": nn.Identity,
+}
+
+
+class MapNorm(nn.GroupNorm):
+    """A group norm that also takes a single image whose map is one position, as a scaled-down code's may be."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.group_norm(maps, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(channels: int, of: int = 4) -> MapNorm:
+    """Groups `of` so many channels, and of more where there would be over 32."""
+    groups = max(1, min(GROUPS, channels // of))
+    return MapNorm(groups if channels % groups == 0 else math.gcd(groups, channels), channels)
+
+
+class ScaledLinear(nn.Linear):
+    """x (g W)^T + r b: a linear layer whose weights are stored at unit scale, so that Adam moves each at g's pace.
+
+    g = rate / sqrt(inputs) and r = rate: the equalised learning rate of Karras et al., arXiv:1710.10196, section 4.1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0):
+        super().__init__(inputs, outputs)
+        self.gain, self.rate = rate * inputs**-0.5, rate
+        nn.init.normal_(self.weight, std=1 / rate)
+        nn.init.constant_(self.bias, bias / rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, (self.gain * self.weight).to(x), (self.rate * self.bias).to(x))
 
 
 class ModulatedConv(nn.Conv2d):
     """A 1x1 convolution whose weights each image scales by its style, with a bias.
 
-    w'_ji = s_i w_ji, and with `demodulate` w'_ji / sqrt(sum_i w'_ji^2), where s is linear in the style and begins at 1:
-    Karras et al., arXiv:1912.04958, equations 1 and 3.
+    w'_ji = s_i w_ji, and with `demodulate` w'_ji / sqrt(sum_i w'_ji^2), else w'_ji / sqrt(inputs): Karras et al.,
+    arXiv:1912.04958, equations 1 and 3. s = m1 m2 + m3 with all three linear in the style: Sauer et al.,
+    arXiv:2301.09515, section 3.1.
     """
 
     def __init__(self, inputs: int, outputs: int, style: int, demodulate: bool = True):
         super().__init__(inputs, outputs, 1)
-        self.scales, self.demodulate = nn.Linear(style, inputs), demodulate
-        nn.init.normal_(self.scales.weight, std=style**-0.5)
-        nn.init.ones_(self.scales.bias)
-        nn.init.normal_(self.weight, std=inputs**-0.5)
+        self.scales, self.demodulate = ScaledLinear(style, 3 * inputs, bias=1.0), demodulate
+        nn.init.normal_(self.weight)
         nn.init.zeros_(self.bias)
 
+    def scales_of(self, style: Tensor) -> Tensor:
+        """[B, inputs], from the style [B, C]."""
+        m1, m2, m3 = self.scales(style).chunk(3, dim=1)
+        scales = m1 * m2 + m3
+        return scales if self.demodulate else scales * self.in_channels**-0.5
+
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
-        scales = self.scales(style)  # [B, inputs]
+        scales = self.scales_of(style)
         outputs = F.conv2d(maps * scales[:, :, None, None], self.weight)
         if self.demodulate:
             squares = scales.float().square() @ self.weight[:, :, 0, 0].float().square().T  # [B, outputs]
@@ -37,21 +87,67 @@ class ModulatedConv(nn.Conv2d):
         return outputs + self.bias[:, None, None].to(outputs)
 
 
+class FixedNoise(nn.Module):
+    """x + strength * noise: one fixed map [side, side] for all images and channels, resampled to the sides of x."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.register_buffer("noise", torch.randn(side, side))
+        self.strength = nn.Parameter(torch.zeros(()))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        noise = self.noise[None, None].to(maps)
+        if noise.shape[2:] != maps.shape[2:]:
+            noise = F.interpolate(noise, maps.shape[2:], mode="bilinear", align_corners=False)
+        return maps + self.strength * noise
+
+
 class ModulatedConvNeXt(nn.Module):
     """x + scale down(gelu(up(norm(depthwise(x)), style))), [B, C, h, w]: ConvNeXt's block (arXiv:2201.03545),
-    modulated by a style."""
+    modulated by a style; with `noise`, the side of a fixed one, that is added before the norm."""
 
-    def __init__(self, width: int, style: int, kernel: int):
+    def __init__(self, width: int, style: int, kernel: int, noise: int | None):
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm = group_norm(width, GROUPS)
+        self.noise = nn.Identity() if noise is None else FixedNoise(noise)
+        self.norm = group_norm(width)
         self.up = ModulatedConv(width, 4 * width, style)
         self.down = nn.Conv2d(4 * width, width, 1)
         self.scale = nn.Parameter(torch.full((width, 1, 1), 1e-5))
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
-        h = self.up(self.norm(self.depthwise(maps)), style)
+        h = self.up(self.norm(self.noise(self.depthwise(maps))), style)
         return maps + self.scale * self.down(F.gelu(h))
+
+
+class ChannelNorm(nn.Module):
+    """sqrt(C) scale x / |x| over the channels of tokens [B, N, C]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.normalize(tokens, dim=-1) * (len(self.scale) ** 0.5 * self.scale)
+
+
+class MapAttention(nn.Module):
+    """Attention over positions [B, N, C] and one learned key and value per head besides; nothing has a bias."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = math.gcd(HEADS, width)
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.null = nn.Parameter(torch.randn(2, self.heads, width // self.heads))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = (
+            project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        null_k, null_v = (one[:, None].expand(len(tokens), -1, -1, -1).to(k) for one in self.null)
+        mixed = attention(q, torch.cat([null_k, k], dim=2), torch.cat([null_v, v], dim=2))
+        return self.to_out(mixed.transpose(1, 2).flatten(2))
 
 
 class MapTransformer(nn.Module):
@@ -59,9 +155,8 @@ class MapTransformer(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, math.gcd(HEADS, width))
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1, self.attention = ChannelNorm(width), MapAttention(width)
+        self.norm2 = ChannelNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
@@ -73,110 +168,166 @@ class MapTransformer(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Norm, depthwise and pointwise convolution, four channels to one pixel each, and a fixed blur: twice the side."""
+    """Depthwise and pointwise convolution, four channels to one pixel each, and a fixed blur: twice the side.
 
-    def __init__(self, inputs: int, outputs: int):
+    A group norm comes first, or with `norm_last` before the blur. Without `taps` there is no blur.
+    """
+
+    def __init__(self, inputs: int, outputs: int, taps: Sequence[int] | None, norm_last: bool = False):
         super().__init__()
-        self.norm = group_norm(inputs, GROUPS)
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs)
-        self.pointwise = nn.Conv2d(inputs, 4 * outputs, 1)
-        self.register_buffer("kernel", torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16, False)
+        self.norm, self.norm_last = group_norm(outputs if norm_last else inputs), norm_last
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False)
+        self.pointwise = nn.Conv2d(inputs, 4 * outputs, 1, bias=False)
+        line = None if taps is None else torch.tensor(taps, dtype=torch.float32)
+        self.register_buffer("kernel", None if line is None else line.outer(line) / line.sum() ** 2, False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        h = F.pixel_shuffle(self.pointwise(self.depthwise(self.norm(maps))), 2)
-        kernel = self.kernel.to(h).expand(h.shape[1], 1, 3, 3)
-        return F.conv2d(F.pad(h, (1, 1, 1, 1), mode="replicate"), kernel, groups=h.shape[1])
+        h = maps if self.norm_last else self.norm(maps)
+        h = F.pixel_shuffle(self.pointwise(self.depthwise(h)), 2)
+        h = self.norm(h) if self.norm_last else h
+        if self.kernel is None:
+            return h
+        reach = len(self.kernel) // 2
+        kernel = self.kernel.to(h).expand(h.shape[1], 1, -1, -1)
+        return F.conv2d(F.pad(h, (reach,) * 4, mode="replicate"), kernel, groups=h.shape[1])
 
 
 class ResampledCode(nn.Module):
     """The code as a map [B, inputs, h, w] at `ratio` times its side, by folding channels into positions or back."""
 
-    def __init__(self, inputs: int, outputs: int, ratio: float):
+    def __init__(self, inputs: int, outputs: int, ratio: float, activation: Activation):
         super().__init__()
-        self.ratio = ratio
-        folded = int(inputs / ratio**2)
-        self.depthwise = nn.Conv2d(folded, folded, 3, padding=1, groups=folded)
-        self.pointwise = nn.Conv2d(folded, outputs, 1)
+        self.fold = round(1 / ratio) if ratio < 1 else 1
+        self.unfold = round(ratio) if ratio > 1 else 1
+        folded, inner = inputs * self.fold**2, outputs * self.unfold**2
+        self.depthwise = nn.Conv2d(folded, folded, 3, padding=1, groups=folded, bias=False)
+        self.pointwise = nn.Conv2d(folded, inner, 1, bias=False)
+        self.norm1, self.activation = group_norm(inner, of=1), ACTIVATIONS[activation]()
+        self.mix = nn.Conv2d(outputs, outputs, 1, bias=False)
+        self.norm2 = group_norm(outputs, of=1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        if self.ratio < 1:
-            maps = F.pixel_unshuffle(maps, round(1 / self.ratio))
-        elif self.ratio > 1:
-            maps = F.pixel_shuffle(maps, round(self.ratio))
-        return self.pointwise(self.depthwise(maps))
+        maps = F.pixel_unshuffle(maps, self.fold) if self.fold > 1 else maps
+        h = self.activation(self.norm1(self.pointwise(self.depthwise(maps))))
+        h = F.pixel_shuffle(h, self.unfold) if self.unfold > 1 else h
+        return self.norm2(self.mix(h))
+
+
+@dataclass(frozen=True)
+class LevelShape:
+    """Of one resolution: what it reads, and what it is made of."""
+
+    below: int  # channels of the level before; 0 for the first
+    code: int  # channels of the code as a map; 0 where it does not read that
+    width: int
+    style: int
+    kernel: int
+    depth: int  # modulated blocks
+    attention: int  # layers of it, after these blocks
+    taps: Sequence[int] | None  # of the blur
+    noise: int | None  # side of the fixed noise
 
 
 class Level(nn.Module):
-    """One resolution: the code where it is read, attention where there is any, and modulated blocks."""
+    """Twice the side of the level before: of its own features, with the code where it is read, blocks, attention.
 
-    def __init__(self, inputs: int, code: int, width: int, style: int, kernel: int, depth: int, attention: int):
+    Gives these features and their sum with the sum of the levels before, which is upsampled by layers of its own.
+    """
+
+    def __init__(self, shape: LevelShape):
         super().__init__()
-        self.enter = nn.Conv2d(inputs + code, width, 1)
-        self.attention = nn.ModuleList(MapTransformer(width) for _ in range(attention))
-        self.blocks = nn.ModuleList(ModulatedConvNeXt(width, style, kernel) for _ in range(depth))
+        first = shape.below == 0
+        self.enter = Upsample(shape.below + shape.code, shape.width, shape.taps, norm_last=first)
+        self.carry = None if first else Upsample(shape.below, shape.width, shape.taps)
+        self.blocks = nn.ModuleList(
+            ModulatedConvNeXt(shape.width, shape.style, shape.kernel, shape.noise) for _ in range(shape.depth)
+        )
+        self.attention = nn.ModuleList(MapTransformer(shape.width) for _ in range(shape.attention))
 
-    def forward(self, maps: Tensor, style: Tensor) -> Tensor:
-        h = self.enter(maps)
-        for block in self.attention:
-            h = block(h)
+    def forward(self, read: Tensor, total: Tensor | None, style: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.enter(read)
         for block in self.blocks:
             h = block(h, style)
-        return h
-
-
-class ScaledParameters(nn.ParameterList):
-    """Parameters read through `forward`, at which offloading puts them in place: each times `rate`, in float32."""
-
-    def forward(self, rate: float) -> list[Tensor]:
-        return [rate * parameter.float() for parameter in self]
+        for block in self.attention:
+            h = block(h)
+        return h, h if self.carry is None else self.carry(total) + h
 
 
 class StyleMapping(nn.Module):
-    """The mean of a map [B, C, h, w] to a style [B, C]: two layers with `rate` times the others' learning rate."""
+    """The mean of a map [B, inputs, h, w], normed, to a style [B, outputs]: a hidden layer of that width, and a linear
+    one. Both learn at a hundredth of the others' pace."""
 
-    def __init__(self, width: int, rate: float = 0.01):
+    def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.rate = rate
-        self.weights = ScaledParameters(torch.randn(width, width) * width**-0.5 / rate for _ in range(2))
-        self.biases = ScaledParameters(torch.zeros(width) for _ in range(2))
+        self.hidden = ScaledLinear(inputs, outputs, RATE)
+        self.out = ScaledLinear(outputs, outputs, RATE)
 
     def forward(self, maps: Tensor) -> Tensor:
-        style = F.normalize(maps.mean(dim=(2, 3)).float(), dim=1) * maps.shape[1] ** 0.5
-        for weight, bias in zip(self.weights.forward(self.rate), self.biases.forward(self.rate)):
-            style = F.leaky_relu(F.linear(style, weight, bias), 0.2)
-        return style.to(maps.dtype)
+        mean = maps.mean(dim=(2, 3)).float()
+        mean = mean * (mean.square().mean(dim=1, keepdim=True) + EPSILON).rsqrt()
+        return self.out(F.leaky_relu(self.hidden(mean), 0.2)).to(maps.dtype)
+
+
+@dataclass(frozen=True)
+class PyramidShape:
+    """Of a `PyramidDecoder`; the lists have an entry per level, coarse to fine, and their missing last ones are 0."""
+
+    widths: Sequence[int]
+    spatial: Sequence[int]  # channels in which the code's map is read
+    depths: Sequence[int]  # modulated blocks; the last entry is of all further levels
+    attention: Sequence[int]  # layers
+    style: int  # channels of the style
+    activation: Activation = "leaky_relu"  # of the code's map, as levels read it
+    blur: bool = True
+    noise: bool = False  # with the fixed noise of the release's `legacy`
+
+    def levels(self, first: int) -> list[LevelShape]:
+        """The levels of a decoder whose first one has `first` pixels per side."""
+
+        def entry(values: Sequence[int], i: int) -> int:
+            return values[i] if i < len(values) else 0
+
+        return [
+            LevelShape(
+                self.widths[i - 1] if i else 0,
+                entry(self.spatial, i),
+                width,
+                self.style,
+                KERNELS[min(i, len(KERNELS) - 1)],
+                self.depths[min(i, len(self.depths) - 1)],
+                entry(self.attention, i),
+                BLURS[min(i, len(BLURS) - 1)] if self.blur else None,
+                2 * first * 2**i if self.noise else None,
+            )
+            for i, width in enumerate(self.widths)
+        ]
 
 
 class PyramidDecoder(Tower):
-    """A map [B, inputs, h, w] to images of every scale, coarse to fine.
+    """A map [B, inputs, side, side] to images of every scale, coarse to fine: `first` pixels per side, and twice as
+    many each.
 
-    `widths` are those of the levels, the first at half the map's side and each at twice the side of that before;
-    `spatial` the channels in which the first ones are given the map. Levels up to number `attention` have two attention
-    layers each. With up the previous level's result at twice its side, a level adds up + level(up); its image is a
-    modulated 1x1 convolution of that. VFM-VAE, arXiv:2510.18457, written from its description.
+    A level's image is a modulated 1x1 convolution of the sum of all levels up to it; the next level reads its features
+    alone. VFM-VAE, arXiv:2510.18457, after the facts of its release.
     """
 
-    def __init__(self, inputs: int, widths: list[int], spatial: list[int], attention: int, depth: int):
+    def __init__(self, inputs: int, side: int, first: int, shape: PyramidShape):
         super().__init__()
-        codes = [*spatial, *[0] * (len(widths) - len(spatial))]
-        self.mapping = StyleMapping(inputs)
-        self.spatial = nn.ModuleList(ResampledCode(inputs, code, 2.0 ** (i - 1)) for i, code in enumerate(spatial))
-        self.ups = nn.ModuleList(Upsample(low, high) for low, high in zip(widths, widths[1:]))
-        self.levels = nn.ModuleList(
-            Level(width if i else 0, code, width, inputs, 5 if i < 2 else 7, depth, 2 if i < attention else 0)
-            for i, (width, code) in enumerate(zip(widths, codes))
+        self.mapping = StyleMapping(inputs, shape.style)
+        self.spatial = nn.ModuleList(
+            ResampledCode(inputs, code, first * 2.0 ** (i - 1) / side, shape.activation)
+            for i, code in enumerate(shape.spatial)
         )
-        self.colours = nn.ModuleList(ModulatedConv(width, 3, inputs, demodulate=False) for width in widths)
+        self.levels = nn.ModuleList(Level(level) for level in shape.levels(first))
+        self.colours = nn.ModuleList(ModulatedConv(width, 3, shape.style, demodulate=False) for width in shape.widths)
 
     def forward(self, maps: Tensor) -> list[Tensor]:
         maps, style = match_memory_format(maps, self.spatial[0].pointwise.weight), self.mapping(maps)
-        images, h = [], None
+        images, h, total = [], None, None
         for i, level in enumerate(self.levels):
-            up = None if h is None else self.ups[i - 1](h)
-            read = [] if up is None else [up]
+            read = [] if h is None else [h]
             if i < len(self.spatial):
                 read.append(self.spatial[i](maps))
-            change = self.run(level, torch.cat(read, dim=1), style)
-            h = change if up is None else up + change
-            images.append(self.colours[i](h, style))
+            h, total = self.run(level, torch.cat(read, dim=1), total, style)
+            images.append(self.colours[i](total, style))
         return images

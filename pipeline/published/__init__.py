@@ -30,6 +30,9 @@ OPTIONS = {
     "decoder": "file of the decoder's weights, where these are apart",
     "token_drop": "least and largest share of tokens that are left out while it is trained further",
     "drop_path": "probability that an image skips a branch of the last block while it is trained further",
+    "taps": "layers of the frozen encoder that are read; 0 is what its first block reads, -1 the last",
+    "image_size": "pixels of a side, where no weight tells",
+    "activation": "of the code's maps in the decoder",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }
 

@@ -22,6 +22,7 @@ from pipeline.ranges import (
 )
 from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.arithmetic import StagePrecision
+from pipeline.recipes.equivariance import Equivariance
 from pipeline.recipes.field_metadata import ONLY_SPEED, slot
 from pipeline.recipes.files import leave_out_known, locate, merge, parse_settings, read, spread
 from pipeline.recipes.loops import Loop
@@ -29,8 +30,6 @@ from pipeline.recipes.weights import Weights
 from pipeline.samplers.guidance import Guidance
 from pipeline.validation import Length, Range, SettingError, check_folder_name
 
-Scales = Annotated[tuple[FractionAboveZero, ...], Length(1)]
-Turns = Annotated[tuple[Annotated[int, Range(0, 3)], ...], Length(1)]
 Enlargements = tuple[Annotated[float, Range(1)], ...]
 Features = Annotated[tuple[str, ...], Length(1)]
 Side = Annotated[int, Range(1, 2**14)]  # of an image, in pixels
@@ -42,7 +41,12 @@ class Data(RangedFields):
 
     source: Node = field(metadata=slot("datasets"))  # slot datasets
     size: Side  # pixels per side, after cropping to a square
-    crop: Literal["center", "random"] = "center"  # of training images; all others are cropped at the center
+    crop: Literal["center", "random", "part"] = "center"  # of training images; all others are cropped at the center
+    part: tuple[FractionAboveZero, FractionAboveZero] = (
+        0.5,
+        1.0,
+    )  # crop=part: of the shorter side, drawn, then resized
+    smallest: Whole = 0  # shorter side below which a training image gives way to the next one; codes are of all
     shorter_side: Side | tuple[Side, Side] | None = (
         None  # of training images before the crop; [256, 320]: drawn; null: size
     )
@@ -53,6 +57,10 @@ class Data(RangedFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.part[0] > self.part[1]:
+            raise SettingError("part", f" is {list(self.part)}; give the smaller one first")
+        if self.crop == "part" and self.shorter_side is not None:
+            raise SettingError("shorter_side", " is of crops of one size; leave it out, or set data.crop=random")
         least, most = self.shorter_sides
         if not self.size <= least <= most:
             raise SettingError(
@@ -73,19 +81,6 @@ class Data(RangedFields):
 
 
 @dataclass
-class Equivariance(RangedFields):
-    """Train the decoder on codes that are shrunk and turned, towards images transformed in the same way.
-
-    EQ-VAE (Kouzelis et al., arXiv:2502.09509) and VFM-VAE (arXiv:2510.18457); the defaults are those of both.
-    """
-
-    codes: Fraction = 0.5  # fraction of the steps at which the code is transformed
-    images: Fraction = 0.25  # fraction of the other steps at which the image is, before it is encoded
-    scales: Scales = (0.25, 0.5, 0.75, 1.0)  # of the sides; one is drawn per step
-    turns: Turns = (0, 1, 2, 3)  # quarter turns; one is drawn per step
-
-
-@dataclass
 class Phase(RangedFields):
     """One training of the tokenizer: which parameters, under which loss terms, for how long."""
 
@@ -95,11 +90,18 @@ class Phase(RangedFields):
     train: str = "all"  # or encoder, decoder, or another of the tokenizer's parts
     only: tuple[str, ...] = ()  # modules of that part by name, for example [decoder.levels.3]; empty: all
     balance: dict[str, str] = field(default_factory=dict)  # term -> parameter where gradients are compared with pixels'
+    balance_largest: Positive = 1e8  # ratio of these gradients at most, for losses that are means per element
+    until: dict[str, Count] = field(default_factory=dict)  # term -> step from which its weight is 0
     adversary: Adversary | None = None
     perturbation: Node | None = field(default=None, metadata=slot("perturbations"))  # noise on the decoder's input
     equivariance: Equivariance | None = None
     loss_precision: Literal["stage", "fp32"] = "stage"  # of losses, their frozen networks and the critic
     least_usage: Fraction = field(default=0.5, metadata=ONLY_SPEED)  # of codes in use, below which the log warns
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """The weights of all terms at `step`."""
+        ended = {term for term, end in self.until.items() if step >= end}
+        return {term: 0.0 if term in ended else weight for term, weight in self.weights.items()}
 
 
 @dataclass
@@ -263,7 +265,15 @@ class Recipe(RangedFields):
             check_folder_name(f"tokenizer.phases.{phase}", phase)
 
 
-FREE_NAMES = ("lr", "weight_decay", "weights", "losses", "balance", "alignment")  # fields of names a recipe chooses
+FREE_NAMES = (
+    "lr",
+    "weight_decay",
+    "weights",
+    "losses",
+    "balance",
+    "until",
+    "alignment",
+)  # fields of names a recipe chooses
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:

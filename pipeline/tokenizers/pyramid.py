@@ -15,22 +15,29 @@ from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.nn.pyramid_decoder import PyramidDecoder
+from pipeline.nn.pyramid_decoder import Activation, PyramidDecoder, PyramidShape
 from pipeline.ranges import Count, Counts, Whole
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TokenizerOutput, TrainingInputs
-from pipeline.validation import Range
+from pipeline.validation import Length, Range
 from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, OnFrozenEncoder, needs_stand_in
+
+ProjectionLayers = Annotated[list[Count], Length(2, 2)]  # before the bottleneck, and after it
 
 
 class Pyramid(OnFrozenEncoder, MapTokenizer):
-    """VFM-VAE (arXiv:2510.18457), without its losses; written from its description.
+    """VFM-VAE (arXiv:2510.18457), without its losses; written after the facts of its release.
 
-    An attention projection brings every tap of `frozen_encoder` to `tap_width` channels, and positions are folded into
+    An attention projection brings every tap of `frozen_encoder` to its `tap_widths`, and positions are folded into
     channels until a side has `side` of them; one more projection of all taps gives the bottleneck's input. The
-    decoder's input are `code_width` channels, projected from the code: their mean modulates all of its levels, and the
-    map itself enters the first ones. Its levels have `widths`, the first at half the code's side; `spatial` are the
-    channels of the code in the first ones, `attention` the number of levels with attention, `depth` that of modulated
-    blocks in each.
+    decoder's input are `code_width` channels, projected from the code: their mean makes the `style` (channels; null:
+    `code_width`) that modulates all of its levels, and the map itself enters the first ones. `projection_layers` are
+    those of each projection before the bottleneck, and of the one after it.
+
+    The decoder's levels have `widths`, the last one at the image's side and each at twice the side of that before.
+    `spatial` are the channels of the code in the first ones, through `activation`; `attention` the layers of it in the
+    first ones; `depths` the modulated blocks in each. The last number of `depths` and of `tap_widths` is that of all
+    further ones. `blur` follows each upsampling; `noise` is the fixed noise that the released checkpoints (`legacy`)
+    have.
 
     The feature `scales` are the images of all levels but the last, coarse to fine, for a loss that compares them with
     smaller images. The frozen network is a part of no phase's training; a saved folder holds its weights.
@@ -49,26 +56,33 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         image_size: Count,
         frozen_encoder: Node,
         bottleneck: Node,
-        side: Annotated[int, Range(4)],
+        side: Annotated[int, Range(2)],
         widths: Counts,
         spatial: Counts,
-        tap_width: Count = 64,
+        tap_widths: Counts = [64],  # noqa: B006
         code_width: Count = 512,
-        attention: Whole = 3,
-        depth: Whole = 2,
+        style: Count | None = None,
+        attention: list[Whole] = [2, 2, 2],  # noqa: B006
+        depths: Counts = [4, 4, 4, 4, 3],  # noqa: B006
+        projection_layers: ProjectionLayers = [1, 1],  # noqa: B006
+        activation: Activation = "leaky_relu",
+        blur: bool = True,
+        noise: bool = False,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         self.spec = self.geometry(Arguments.from_config(self))
         encoder, arguments = choose_encoder(frozen_encoder, image_size)
-        maps = encoder.layout(arguments)
+        maps, (before, after) = encoder.layout(arguments), projection_layers
         self.folds = [tap_side // side for _, tap_side in maps]
         self.encoder = encoder(**arguments)
-        self.projections = nn.ModuleList(AttentionProjection(width, tap_width) for width, _ in maps)
-        self.joint = AttentionProjection(sum(tap_width * fold**2 for fold in self.folds), neck.inputs)
+        narrow = [tap_widths[min(i, len(tap_widths) - 1)] for i in range(len(maps))]
+        self.projections = nn.ModuleList(AttentionProjection(w, n, before) for (w, _), n in zip(maps, narrow))
+        self.joint = AttentionProjection(sum(n * fold**2 for n, fold in zip(narrow, self.folds)), neck.inputs, before)
         self.neck = neck
-        self.post = AttentionProjection(neck.dim, code_width)
-        self.decoder = PyramidDecoder(code_width, widths, spatial, attention, depth)
+        self.post = AttentionProjection(neck.dim, code_width, after)
+        shape = PyramidShape(widths, spatial, depths, attention, style or code_width, activation, blur, noise)
+        self.decoder = PyramidDecoder(code_width, side, image_size >> (len(widths) - 1), shape)
         self.keep_source()
         self.encoder.requires_grad_(False)
 
@@ -124,17 +138,24 @@ def choose_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEn
 def check_sides(arguments: Arguments, maps: MapSizes) -> None:
     """ValueError where taps do not fold to `side` positions per side, or levels do not lead from there to the image."""
     image_size, side, widths, spatial = (arguments[n] for n in ("image_size", "side", "widths", "spatial"))
-    if side % 2:
-        raise ValueError(f"side is {side}; the first level has half of it, so name an even number from 4 on")
     for _, tap_side in maps:
         if tap_side % side:
             raise ValueError(f"a tap has {tap_side} positions per side, which do not fold to {side}; change one")
-    if not widths or side * 2 ** (len(widths) - 2) != image_size:
-        last = side * 2 ** (len(widths) - 2)
-        raise ValueError(f"{len(widths)} widths lead from {side // 2} to {last:g} pixels per side, not to {image_size}")
-    if not 1 <= len(spatial) <= len(widths):
-        raise ValueError(f"spatial has {len(spatial)} entries; name one or more, and at most one per level")
-    if arguments.code_width % (finest := 4 ** max(0, len(spatial) - 2)):
+    halvings = len(widths) - 1
+    if image_size % 2**halvings or image_size >> halvings < 4:
         raise ValueError(
-            f"code_width {arguments.code_width} does not divide by {finest}, as the finest level in spatial needs"
+            f"{len(widths)} widths need images of {4 << halvings} pixels per side or more, a multiple of"
+            f" {1 << halvings}, not of {image_size}; give fewer"
         )
+    if len(spatial) > len(widths):
+        raise ValueError(
+            f"spatial has {len(spatial)} entries; name at most one per level, of which there are {len(widths)}"
+        )
+    first = image_size >> halvings
+    for i in range(len(spatial)):
+        read = (first << i) // 2  # the code is brought to half of the level's side
+        low, high = sorted((side, read))
+        if high % low or (high // low) & (high // low - 1):
+            raise ValueError(
+                f"a level of {first << i} pixels per side reads a code of {read}, which {side} do not fold to"
+            )

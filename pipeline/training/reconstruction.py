@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.draws import StepDraws
 from pipeline.losses.base import Loss
 from pipeline.nn.branched import last_layer_of
 from pipeline.nn.code_usage import CodeUsage
-from pipeline.nn.map_transform import UNCHANGED, MapTransform
+from pipeline.nn.map_transform import MapTransform
 from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.recipes.building import plan_built_tokenizer
 from pipeline.recipes.schema import Phase
@@ -27,7 +27,7 @@ from pipeline.training.adversarial_game import AdversarialGame, gradient
 from pipeline.training.equivariance import draw_transforms
 from pipeline.training.loss_heads import attach_heads
 
-LARGEST, EPSILON = 1e8, 1e-4  # of the ratio of gradients in `phase.balance`, as in VA-VAE
+EPSILON = 1e-4  # of the ratio of gradients in `phase.balance`, as in VA-VAE
 
 
 class Reconstruction:
@@ -74,18 +74,20 @@ class Reconstruction:
             self.arguments["branch"], self.view = phase.train, partial(tokenizer.view, branch=phase.train)
         self.perturbation = components.build("perturbations", phase.perturbation) if phase.perturbation else None
         self.phase, self.losses, self.usage = phase, losses, usage
+        self.weights = phase.weights  # of the step; as `phase.until` has them in `turns`
         self.metrics: dict[str, Tensor] = {}  # of the last turn, besides its terms
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The tokenizer's turn, then the critic's from its start on. `batch` holds `images` and `condition`."""
+        self.weights = self.phase.weights_at(step)
         if self.view is not None:  # of a branch: its input, which all losses compare with
             batch = replace(batch, images=self.view(batch.images))
         before, after = draw_transforms(self.phase.equivariance, draws)
-        if before != UNCHANGED:
-            batch = replace(batch, images=before(batch.images))
-        images, adversary = after(batch.images), self.phase.adversary  # the images are the target
+        if not before.changes_nothing:
+            batch = replace(batch, images=before.of_images(batch.images))
+        images, adversary = after.of_images(batch.images), self.phase.adversary  # the images are the target
         ramp = 0.0 if adversary is None else adversary.weight_factor(step)
-        rebuilt = self.rebuild(batch, draws, step, **({} if after == UNCHANGED else {"transform": after}))
+        rebuilt = self.rebuild(batch, draws, step, **({} if after.changes_nothing else {"transform": after}))
         if self.usage is not None:
             self.usage.add(rebuilt.code.ids)
             self.metrics |= self.usage.values
@@ -118,7 +120,7 @@ class Reconstruction:
     @torch.no_grad()
     def rebuild_anew(self, batch: Any, transform: MapTransform) -> Tensor:
         """The images that the updated tokenizer makes of this batch in evaluation, where nothing is perturbed."""
-        arguments = self.arguments | ({} if transform == UNCHANGED else {"transform": transform})
+        arguments = self.arguments | ({} if transform.changes_nothing else {"transform": transform})
         player = self.players["tokenizer"].eval()
         rebuilt = player(batch.images, batch.condition, **arguments).images
         player.train()
@@ -132,7 +134,7 @@ class Reconstruction:
         Losses of pixels and the critic are differentiated once each, at the image; the sum of their gradients goes
         back through the tokenizer in one pass, see `with_gradient`. `ramp` is the fraction of the adversarial weight.
         """
-        weights, values = self.phase.weights, dict(rebuilt.terms)
+        weights, values = self.weights, dict(rebuilt.terms)
         for loss in self.losses.values():
             if not loss.of_pixels:
                 values |= loss(encoded if loss.of_code else images, rebuilt)
@@ -144,7 +146,9 @@ class Reconstruction:
         total = gradient(sum(pixel_terms.values()), leaf) if pixel_terms else torch.zeros_like(leaf)
         terms |= {name: value.detach() for name, value in pixel_terms.items()}
         for name, layer in self.balanced.items():
-            terms[name] = terms[name] * self.balance(name, values[name], layer, rebuilt.images, total)
+            others = [terms[term] for loss in self.losses.values() if loss.rebuilds for term in loss.terms]
+            pixels = Slope(rebuilt.images, total, sum(others) if others else None)
+            terms[name] = terms[name] * self.balance(name, values[name], layer, pixels)
         if ramp:
             adversarial = self.game.tokenizer_terms(self.players["critic"], images, leaf, draws)
             balance = self.adversarial_balance(rebuilt.images, total, adversarial["adversarial"][1])
@@ -160,20 +164,20 @@ class Reconstruction:
         terms = {}
         for loss in self.losses.values():
             if loss.of_pixels:
-                terms |= {name: self.phase.weights[name] * value for name, value in loss(images, rebuilt).items()}
+                terms |= {name: self.weights[name] * value for name, value in loss(images, rebuilt).items()}
         return terms
 
-    def balance(self, term: str, value: Tensor, layer: nn.Parameter, images: Tensor, slope: Tensor) -> Tensor:
-        """|grad nll| / (|grad term| + 1e-4) at `layer`, clamped to [0, 1e8]: Yao et al., arXiv:2501.01423, equation 6.
+    def balance(self, term: str, value: Tensor, layer: nn.Parameter, pixels: "Slope") -> Tensor:
+        """|grad nll| / (|grad term| + 1e-4) at `layer`, at most `balance_largest`: Yao et al., arXiv:2501.01423, eq. 6.
 
-        `value` is the unweighted term, `slope` the gradient of the pixel terms at the rebuilt `images`.
+        `value` is the unweighted term; nll are the terms of reconstruction.
         """
-        scale = images.numel() ** 0.5  # as in `gradient`
-        with without_autocast(images.device):
-            nll = torch.autograd.grad(images, layer, (scale * slope).to(images.dtype), retain_graph=True)[0]
+        scale = pixels.images.numel() ** 0.5  # as in `gradient`
+        with without_autocast(pixels.images.device):
+            nll = pixels.at(layer, scale)
             of_term = torch.autograd.grad(scale * value, layer, retain_graph=True)[0]
-        balance = ratio(nll.float() / scale, of_term.float() / scale, LARGEST, EPSILON)
-        self.metrics[f"balanced_weight_{term}"] = self.phase.weights[term] * balance
+        balance = ratio(nll.float() / scale, of_term.float() / scale, self.phase.balance_largest, EPSILON)
+        self.metrics[f"balanced_weight_{term}"] = self.weights[term] * balance
         return balance
 
     def adversarial_balance(self, images: Tensor, pixel_slope: Tensor, adversarial_slope: Tensor) -> Tensor:
@@ -191,8 +195,25 @@ class Reconstruction:
             at_layer = [torch.autograd.grad(images, self.last_layer, slope, retain_graph=True)[0] for slope in slopes]
         nll, of_critic = (slope.float() / scale for slope in at_layer)
         balance = ratio(nll, of_critic, adversary.largest, adversary.epsilon)
-        self.metrics["adaptive_weight"] = self.phase.weights["adversarial"] * balance
+        self.metrics["adaptive_weight"] = self.weights["adversarial"] * balance
         return balance
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The gradient of the terms of reconstruction: of pixels, `slope` at the rebuilt `images`, and of `others`."""
+
+    images: Tensor
+    slope: Tensor
+    others: Tensor | None = None
+
+    def at(self, layer: nn.Parameter, scale: float) -> Tensor:
+        """`scale` times the gradient at a parameter; the graph is kept."""
+        slope = (scale * self.slope).to(self.images.dtype)
+        found = torch.autograd.grad(self.images, layer, slope, retain_graph=True)[0]
+        if self.others is None:
+            return found
+        return found + torch.autograd.grad(scale * self.others, layer, retain_graph=True)[0]
 
 
 def ratio(nll: Tensor, term: Tensor, largest: float, epsilon: float) -> Tensor:

@@ -49,13 +49,13 @@ GENERAL = Family("AutoModel", "mean", IMAGENET)  # any other: features are the m
 class Backbone(nn.Module):
     """The image half `model` of a vision model, which reads images [B, 3, H, W] in [-1, 1].
 
-    Images are resampled (bicubic; with antialiasing or without) and normalised by the colours' `mean` and `std` [3].
+    Images are resampled by `filter`, with antialiasing or without, and normalised by the colours' `mean` and `std` [3].
     Layers are counted in blocks: 0 is what the first block reads, k the output of block k.
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], antialias: bool):
         super().__init__()
-        self.model, self.antialias = model, antialias
+        self.model, self.antialias, self.filter = model, antialias, "bicubic"
         parameters = inspect.signature(model.forward).parameters
         # models without this argument interpolate their positions of themselves
         self.arguments = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
@@ -67,8 +67,12 @@ class Backbone(nn.Module):
         """Images as the model reads them, of `sides` pixels, in float32."""
         images = images.float()
         if list(images.shape[2:]) != list(sides):
-            images = F.interpolate(images, list(sides), mode="bicubic", antialias=self.antialias)
+            images = F.interpolate(images, list(sides), mode=self.filter, antialias=self.antialias)
         return ((images + 1) / 2 - self.mean) / self.std
+
+    def leave_colours(self) -> None:
+        """From now on images are read as they are, in [-1, 1], not normalised by the colours' mean and std."""
+        self.mean.fill_(0.5), self.std.fill_(0.5)
 
     def outputs(self, pixels: Tensor, hidden_states: bool = False) -> Mapping[str, Any]:
         """The outputs of transformers' model for normalised pixels."""

@@ -105,9 +105,9 @@ class VisionTransformer(Backbone, FrozenEncoder):
     network. Taps count layers: 0 is what the first block reads, k the output of block k, and -1, the last, passes
     through the model's last norm too.
 
-    `image_patch` pixels of an image, a side, become one patch: images are resampled to that (bicubic, without
-    antialiasing, as RAE does it) and normalised by the colours' `mean` and `std`. `source` is what a saved folder keeps
-    of where its weights came from; a recipe leaves it out.
+    `image_patch` pixels of an image, a side, become one patch: images are resampled to that by `resize`, without
+    antialiasing (RAE's is bicubic, VFM-VAE's bilinear), and normalised by the colours' `mean` and `std`. `source` is
+    what a saved folder keeps of where its weights came from; a recipe leaves it out.
     """
 
     def __init__(
@@ -118,6 +118,7 @@ class VisionTransformer(Backbone, FrozenEncoder):
         image_patch: Count = 16,
         taps: Layers = [-1],  # noqa: B006
         norm: Norm = "plain",
+        resize: Literal["bicubic", "bilinear"] = "bicubic",
         mean: Colours = list(IMAGENET[0]),  # noqa: B006
         std: ColourScales = list(IMAGENET[1]),  # noqa: B006
         source: str | None = None,
@@ -127,6 +128,7 @@ class VisionTransformer(Backbone, FrozenEncoder):
         reads = start not in (RANDOM, SAVED) and not on_meta
         super().__init__(load_start(start, config) if reads else new_model(config), mean, std, antialias=False)
         self.taps, self.norm = [tap % (config["num_hidden_layers"] + 1) for tap in taps], norm
+        self.filter = resize
         self.image_patch, self.source = image_patch, start if reads else source
         self.requires_grad_(False)
 

@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -249,6 +250,40 @@ def test_a_drawn_shorter_side_is_of_every_size_of_its_range_and_a_function_of_th
     assert (which.sum(0) == 1).all() and (which.sum(1) > 70).all()
     assert torch.equal(images.batch(rows[7:9], seeds[7:9]).images, shown[7:9])
     assert not any(side != 8 for _, side in images._kept)
+
+
+def test_a_part_is_a_square_of_a_drawn_size_at_a_drawn_place_brought_to_size(tmp_path):
+    """24 x 8 pixels: squares of 4 to 8 pixels, each at 8 x 8, so that of the ramp 3 to 7 steps are seen."""
+    images = Images(Data(ramp_folder(tmp_path), size=8, crop="part", resize="nearest"), "train")
+    rows, seeds = torch.zeros(400, dtype=torch.int64), torch.arange(400)
+    shown = images.batch(rows, seeds).images
+    assert shown.shape == (400, 3, 8, 8)
+    levels = ((shown[:, 0, 0] + 1) * 12.75).round()
+    assert set((levels[:, -1] - levels[:, 0]).tolist()) == {3, 4, 5, 6, 7}
+    assert levels[:, 0].min() == 0 and levels[:, -1].max() == 23
+    assert torch.equal(images.batch(rows[7:9], seeds[7:9]).images, shown[7:9])
+    whole = Images(Data(ramp_folder(tmp_path), size=8, crop="part", part=(1.0, 1.0), resize="nearest"), "train")
+    levels = ((whole.batch(rows, seeds).images[:, 0, 0] + 1) * 12.75).round()
+    assert ((levels[:, -1] - levels[:, 0]) == 7).all() and set(levels[:, 0].tolist()) == set(range(17))
+    plain = Images(Data(ramp_folder(tmp_path), size=8), "train").plain(rows[:1]).images
+    assert torch.equal(images.plain(rows[:1]).images, plain)
+    with pytest.raises(ValueError, match="shorter_side is of crops of one size"):
+        Data({"kind": "digits"}, size=8, crop="part", shorter_side=16)
+
+
+@pytest.mark.parametrize("crop", ["part", "random", "center"])
+def test_training_passes_over_small_images_and_encoding_does_not(tmp_path, crop):
+    for number, side in enumerate((8, 16, 4, 32)):
+        Image.new("RGB", (side, side + 4), (10 * number,) * 3).save(tmp_path / f"{number}.png")
+    data = Data({"kind": "image_folder", "path": str(tmp_path), "held_out": 0.0}, size=8, crop=crop, smallest=16)
+    images = Images(data, "train")
+    rows = torch.arange(4)
+    for _ in range(2):
+        level = ((images.batch(rows, rows).images[:, 0, 0, 0] + 1) * 12.75).round().tolist()
+        assert level == [1, 1, 3, 3] and not images.broken
+        assert ((images.plain(rows).images[:, 0, 0, 0] + 1) * 12.75).round().tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"not one image has 64 pixels per side \(data.smallest\)"):
+        Images(replace(data, smallest=64), "train").batch(rows, rows)
 
 
 @pytest.mark.parametrize("side", [7, (8, 7), (7, 9)])

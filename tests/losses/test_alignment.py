@@ -226,6 +226,15 @@ def test_the_balanced_weight_gives_a_term_the_gradient_of_the_pixels_whatever_it
     torch.testing.assert_close(fixed[1], 2 * fixed[0])
 
 
+def test_the_balanced_weight_is_at_most_the_largest_of_the_phase():
+    task = task_of("relational", 0.5, balanced=True)
+    terms_of(task)
+    free = task.metrics["balanced_weight_relational"]
+    task.phase = replace(task.phase, balance_largest=free.item() / 0.5 / 4)
+    terms_of(task)
+    torch.testing.assert_close(task.metrics["balanced_weight_relational"], free / 4)
+
+
 def test_a_balance_that_cannot_be_is_refused():
     tokenizer = task_of().players["tokenizer"].model
     losses = {"pixel": Pixel(), "alignment": aligned("relational")}

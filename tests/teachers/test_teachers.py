@@ -109,6 +109,11 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
     assert torch.equal(first, named.maps(made)[0]) and torch.equal(last, several.teacher.maps(made)[1])
     torch.autograd.backward(first.sum() + last.square().sum())
     assert made.grad.abs().sum() > 0 and all(p.grad is None for p in several.parameters())
+    plain = built(
+        teacher=str(folders / "dinov3_vit"), teacher_size=16, teacher_resize="bilinear", teacher_colours="unchanged"
+    )
+    seen = plain.teacher.pixels(images(12))
+    torch.testing.assert_close(seen, F.interpolate(images(12), (16, 16), mode="bilinear"))  # of no other colours
     recipe.weights = Weights(dinov2_base=str(folders / "dinov2"))
     assert built().name == built(teacher="dinov2_base").name == "dinov2_16"
     recipe.weights = Weights()

@@ -18,7 +18,15 @@ from pipeline.images.reading import ImageBatch
 from pipeline.losses.multiscale_pixel import MultiscalePixel
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.attention_projection import AttentionProjection
-from pipeline.nn.pyramid_decoder import ModulatedConv, PyramidDecoder, StyleMapping, Upsample
+from pipeline.nn.pyramid_decoder import (
+    FixedNoise,
+    MapAttention,
+    ModulatedConv,
+    PyramidDecoder,
+    PyramidShape,
+    StyleMapping,
+    Upsample,
+)
 from pipeline.recipes.files import CONFIGS
 from pipeline.recipes.schema import Loop, Phase, load
 from pipeline.teachers.classifier import Classifier
@@ -30,12 +38,13 @@ SIZES = {
     "frozen_encoder": {"kind": "stand_in", "taps": [0, 1, -1]},
     "bottleneck": {"kind": "gaussian", "dim": 4},
     "side": 4,
-    "widths": [16, 16, 8, 8],
+    "widths": [16, 8, 8],
     "spatial": [8, 8, 8],
-    "tap_width": 8,
+    "tap_widths": [8],
     "code_width": 16,
-    "attention": 2,
-    "depth": 1,
+    "attention": [2, 1],
+    "depths": [1],
+    "noise": True,
 }
 
 
@@ -54,15 +63,22 @@ def pictures(count: int = 3) -> Tensor:
 @pytest.mark.parametrize(
     "changes, scales",
     [
-        ({}, [2, 4, 8]),
-        ({"widths": [16, 8, 8], "side": 8, "frozen_encoder": {"kind": "stand_in", "taps": [0, 1]}}, [4, 8]),
-        ({"spatial": [8], "attention": 0, "bottleneck": {"kind": "identity", "dim": 5}}, [2, 4, 8]),
+        ({}, [4, 8]),
+        (
+            {"widths": [16, 8], "spatial": [8, 8], "side": 8, "frozen_encoder": {"kind": "stand_in", "taps": [0, 1]}},
+            [8],
+        ),
+        ({"spatial": [8], "attention": [], "bottleneck": {"kind": "identity", "dim": 5}}, [4, 8]),
+        ({"widths": [8, 8], "spatial": [8], "style": 12, "projection_layers": [2, 3]}, [8]),
+        ({"blur": False, "activation": "silu", "tap_widths": [4, 6], "noise": False}, [4, 8]),
     ],
 )
 def test_there_is_an_image_of_every_scale(changes, scales):
     tokenizer, images = make(**changes), pictures()
     arguments = Arguments.from_config(tokenizer)
     side = changes.get("side", 4)
+    first = 2 * pictures().shape[-1] // 2 ** len(tokenizer.config.widths)
+    assert len(tokenizer.decoder.levels) == len(scales) + 1 and min(scales) == first
     assert Pyramid.geometry(arguments) == tokenizer.spec == LatentSpec((side, side), tokenizer.neck.dim)
     rebuilt, code = tokenizer(images), tokenizer.encode(images)
     assert rebuilt.images.shape == images.shape
@@ -72,14 +88,17 @@ def test_there_is_an_image_of_every_scale(changes, scales):
     torch.testing.assert_close(tokenizer.encode(images[1:2]).z, code.z[1:2], atol=1e-5, rtol=1e-4)
 
 
-def test_the_loss_is_the_sum_over_scales_of_the_error_to_smaller_images():
+def test_the_loss_is_the_weighted_sum_over_scales_of_the_error_to_smaller_images():
     images = pictures()
-    exact = [F.avg_pool2d(images, 8), F.avg_pool2d(images, 4)]
+    exact = [F.interpolate(images, side, mode="bilinear", antialias=True) for side in ((2, 2), (4, 4))]
     loss = MultiscalePixel()
     assert loss(images, TokenizerOutput(None, Code(), {}, {"scales": exact}))["multiscale_pixel"].item() < 1e-6
     wrong = [exact[0] + 0.5, exact[1] - 0.25]
     found = loss(images, TokenizerOutput(None, Code(), {}, {"scales": wrong}))["multiscale_pixel"]
     torch.testing.assert_close(found, torch.tensor(0.75), atol=1e-5, rtol=0)
+    for weights, expected in (([2.0, 3.0], 2.0), ([2.0], 0.5), ([0.0, 1.0], 0.5)):  # from the largest
+        found = MultiscalePixel(weights)(images, TokenizerOutput(None, Code(), {}, {"scales": wrong}))
+        torch.testing.assert_close(found["multiscale_pixel"], torch.tensor(expected), atol=1e-5, rtol=0)
     recipe = load("digits", ["tokenizer.phases.main.losses.scales={kind: multiscale_pixel}"])
     with pytest.raises(ValueError, match="losses.scales: .* reads scales, which this tokenizer does not"):
         check_recipe(recipe)
@@ -112,59 +131,108 @@ def test_demodulated_outputs_have_unit_variance_whatever_the_style():
     style, maps = 3 * torch.randn(2, 16), torch.randn(2, 64, 40, 40)
     made = layer(maps, style) - layer.bias[:, None, None]
     torch.testing.assert_close(made.var(dim=(2, 3)), torch.ones(2, 5), atol=0.15, rtol=0)
-    scales = layer.scales(style)
+    m1, m2, m3 = (style @ one.T / 4 + bias for one, bias in zip(*(p.chunk(3) for p in layer.scales.parameters())))
+    scales = m1 * m2 + m3
     weight = layer.weight[:, :, 0, 0] * scales[1]
     expected = torch.einsum("oi,ihw->ohw", weight / (weight.square().sum(1, keepdim=True) + 1e-8).sqrt(), maps[1])
     torch.testing.assert_close(made[1], expected, atol=1e-4, rtol=1e-4)
 
 
-@torch.no_grad()
-def test_the_style_reaches_all_levels_and_the_map_the_first_ones_alone():
+def decoder_of(**changes: Any) -> PyramidDecoder:
     torch.manual_seed(0)
-    decoder = PyramidDecoder(16, [16, 8, 8], [8], attention=0, depth=1)
+    shape = {"widths": [16, 8, 8], "spatial": [8], "depths": [1], "attention": [], "style": 16}
+    decoder = PyramidDecoder(16, 4, 4, PyramidShape(**shape | changes))
     for level in decoder.levels:
         for block in level.blocks:
-            block.scale.fill_(1.0)
+            block.scale.data.fill_(1.0)
+    return decoder
+
+
+@torch.no_grad()
+def test_the_style_reaches_all_levels_and_the_map_the_first_ones_alone():
+    decoder = decoder_of()
     z = torch.randn(1, 16, 4, 4)
     mixed = z.flatten(2)[..., torch.randperm(16)].unflatten(2, (4, 4))  # another map of the same mean
     torch.testing.assert_close(decoder.mapping(z), decoder.mapping(mixed), atol=1e-5, rtol=1e-4)
-    style, other = decoder.mapping(z), decoder.mapping(z + 1)
+    style, other = decoder.mapping(z), decoder.mapping(z + torch.randn(1, 16, 1, 1))
     for level in decoder.levels:
-        h = torch.randn(1, level.enter.in_channels, 4, 4)
-        assert not torch.allclose(level(h, style), level(h, other), atol=1e-4)
-    assert [level.enter.in_channels for level in decoder.levels] == [8, 8, 8]
-    assert [made.shape[2] for made in decoder(z)] == [2, 4, 8]
+        h, total = (
+            torch.randn(1, layer.depthwise.in_channels, 4, 4) for layer in (level.enter, level.carry or level.enter)
+        )
+        assert not torch.allclose(level(h, total, style)[0], level(h, total, other)[0], atol=1e-4)
+    assert [level.enter.depthwise.in_channels for level in decoder.levels] == [8, 16, 8]
+    assert [made.shape[2] for made in decoder(z)] == [4, 8, 16]
+
+
+@torch.no_grad()
+def test_an_image_is_of_the_sum_of_levels_and_the_next_level_reads_features_alone():
+    decoder = decoder_of(noise=True)
+    first, second = decoder.levels[:2]
+    style, read = torch.randn(1, 16), torch.randn(1, 8, 1, 1)
+    h, total = first(read, None, style)
+    assert h is total
+    after, above = second(h, total, style)
+    torch.testing.assert_close(above, second.carry(total) + after)
+    assert torch.equal(second(h, total + 1, style)[0], after), "features do not depend on the sum"
+
+
+@torch.no_grad()
+def test_fixed_noise_is_one_map_for_all_images_and_off_at_first():
+    layer, maps = FixedNoise(8), torch.randn(2, 3, 4, 4)
+    assert torch.equal(layer(maps), maps)
+    layer.strength.fill_(0.5)
+    change = layer(maps) - maps
+    torch.testing.assert_close(change, 0.5 * F.avg_pool2d(layer.noise[None, None], 2).expand_as(maps))
+
+
+@torch.no_grad()
+def test_attention_has_one_key_and_value_besides_the_positions():
+    layer = MapAttention(16)
+    tokens = torch.zeros(1, 5, 16)  # queries and keys of zero: equal weights, of which the learned value has one
+    value = layer.null[1].flatten() / 6
+    torch.testing.assert_close(layer(tokens), layer.to_out(value).expand(1, 5, -1))
 
 
 def test_the_mapping_learns_at_a_hundredth_of_the_pace():
-    mapping = StyleMapping(8, rate=0.01)
+    mapping = StyleMapping(8, 8)
     maps = torch.randn(2, 8, 3, 3)
-    assert 0.1 < mapping(maps).std() < 2
-    before = mapping.rate * mapping.weights[0].detach().clone()
+    assert 0.1 < mapping(maps).std() < 4
+    before = mapping.hidden.gain * mapping.hidden.weight.detach().clone()
     mapping(maps).square().sum().backward()
     torch.optim.Adam(mapping.parameters(), lr=1e-2).step()
-    moved = (mapping.rate * mapping.weights[0] - before).abs().max()
-    torch.testing.assert_close(moved.item(), 1e-4, atol=1e-6, rtol=1e-2)
+    moved = (mapping.hidden.gain * mapping.hidden.weight - before).abs().max()
+    torch.testing.assert_close(moved.item(), 1e-4 * 8**-0.5, atol=1e-6, rtol=1e-2)
 
 
 @torch.no_grad()
-def test_upsampling_doubles_and_keeps_constants():
-    up = Upsample(8, 4)
-    torch.testing.assert_close(up.kernel.sum(), torch.tensor(1.0))
-    up.pointwise.weight.zero_()
-    up.pointwise.bias.copy_(torch.arange(4.0).repeat_interleave(4))
-    made = up(torch.randn(1, 8, 3, 3))
-    torch.testing.assert_close(made, torch.arange(4.0)[None, :, None, None].expand(1, 4, 6, 6))
+@pytest.mark.parametrize("taps", [(1, 2, 1), (1, 4, 6, 4, 1), None])
+@pytest.mark.parametrize("norm_last", [False, True])
+def test_upsampling_doubles_and_keeps_constants(taps, norm_last):
+    up, maps = Upsample(8, 4, taps, norm_last), torch.randn(2, 8, 3, 3)
+    up.norm.weight.zero_(), up.norm.bias.fill_(1.0)
+    if norm_last:
+        assert torch.allclose(up(maps), torch.ones(2, 4, 6, 6))
+        return
+    up.depthwise.weight.zero_()
+    up.depthwise.weight[:, :, 1, 1] = 1.0
+    up.pointwise.weight.copy_(torch.arange(4.0).repeat_interleave(4)[:, None, None, None].expand(16, 8, 1, 1) / 8)
+    torch.testing.assert_close(up(maps), torch.arange(4.0)[None, :, None, None].expand(2, 4, 6, 6))
+    if taps is not None:
+        torch.testing.assert_close(up.kernel.sum(), torch.tensor(1.0))
 
 
 @torch.no_grad()
-def test_an_attention_projection_is_its_skip_where_its_branches_are_silent():
-    layer, maps = AttentionProjection(6, 4), torch.randn(2, 6, 3, 5)
-    for branch in (layer.attention.proj, layer.down):
+@pytest.mark.parametrize("inputs, outputs, heads", [(6, 4, 1), (12, 4, 3), (4, 12, 3), (6, 6, 1), (10, 3, 2)])
+def test_an_attention_projection_is_its_skip_where_its_branches_are_silent(inputs, outputs, heads):
+    layer, maps = AttentionProjection(inputs, outputs), torch.randn(2, inputs, 3, 5)
+    (block,) = layer.blocks
+    assert block.attention.heads == heads
+    for branch in (block.attention.proj, block.feed_forward.down):
         branch.weight.zero_(), branch.bias.zero_()
-    torch.testing.assert_close(layer(maps), layer.skip(maps.movedim(1, -1)).movedim(-1, 1))
-    moved = randomised(AttentionProjection(6, 4), 1)
-    change = moved(maps + F.one_hot(torch.tensor(0), 5)) - moved(maps)
+    expected = block.skip(F.layer_norm(maps.movedim(1, -1), [inputs])).movedim(-1, 1)
+    torch.testing.assert_close(layer(maps), expected)
+    moved = randomised(AttentionProjection(inputs, outputs, layers=2), 1)
+    change = moved(maps + F.one_hot(torch.tensor(0), 5) * torch.randn(inputs, 1, 1)) - moved(maps)
     assert (change.abs().amax(dim=1) > 1e-6).all(), "every place attends to all others"
 
 
@@ -180,11 +248,9 @@ def test_a_saved_folder_is_whole_in_a_fresh_process(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"side": 3}, "side is 3; the first level has half of it, so name an even number from 4 on"),
         ({"side": 8, "widths": [8, 8, 8]}, "a tap has 4 positions per side, which do not fold to 8"),
-        ({"widths": [8, 8, 8]}, "3 widths lead from 2 to 8 pixels per side, not to 16"),
-        ({"spatial": []}, "spatial has 0 entries"),
-        ({"spatial": [8, 8, 8, 8], "code_width": 8}, "code_width 8 does not divide by 16"),
+        ({"widths": [8] * 4}, "4 widths need images of 32 pixels per side or more, a multiple of 8, not of 16"),
+        ({"spatial": [8] * 5}, "spatial has 5 entries; name at most one per level, of which there are 3"),
         ({"frozen_encoder": {"kind": "stand_in", "taps": [3]}}, r"taps are \[3\]"),
     ],
 )
@@ -199,5 +265,5 @@ def test_the_published_size_is_built_on_meta():
     with torch.device("meta"):
         tokenizer = build("tokenizers", model, image_size=256)
     assert tokenizer.spec == LatentSpec((16, 16), 32) and tokenizer.folds == [2, 2, 2]
-    assert tokenizer.joint.skip.in_features == 768
+    assert tokenizer.joint.blocks[0].skip.in_features == 768
     assert sum(p.numel() for p in tokenizer.encoder.parameters()) / 1e6 == pytest.approx(316.74, abs=0.01)

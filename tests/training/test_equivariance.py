@@ -60,19 +60,23 @@ def test_a_transform_shrinks_and_then_turns_and_the_default_does_nothing():
     assert torch.equal(MapTransform(turns=3)(MapTransform(turns=1)(maps)), maps)
     half = MapTransform(0.5)(maps)
     torch.testing.assert_close(half, torch.nn.functional.avg_pool2d(maps, 2))  # bilinear at a half is the mean of four
-    assert torch.equal(MapTransform(0.5, 1)(maps), half.rot90(1, dims=(2, 3)))
+    assert torch.equal(MapTransform(0.5, 1)(maps), half.rot90(1, dims=(-1, -2)))  # from columns to rows, as published
+    images = torch.randn(2, 3, 8, 8)
+    shrunk = torch.nn.functional.interpolate(images, (4, 4), mode="bicubic", antialias=True)
+    assert torch.equal(MapTransform(0.5, 3, "bicubic").of_images(images), shrunk.rot90(3, dims=(-1, -2)))
+    assert MapTransform().of_images(images) is images
     assert MapTransform(0.75)(torch.zeros(1, 1, 4, 16)).shape == (1, 1, 3, 12)
 
 
 def test_at_scale_one_without_turns_training_is_the_plain_one_to_the_bit():
-    nothing = Equivariance(codes=0.6, images=0.9, scales=(1.0,), turns=(0,))
+    nothing = Equivariance(codes=0.6, images=0.9, scales=(1.0,), turns=(0,), image_scales=(1.0,))
     for step in range(6):
         plain, same = terms_of(None, draws(step)), terms_of(nothing, draws(step))
         assert all(torch.equal(plain[name], same[name]) for name in WEIGHTS)
 
 
 def test_shares_scales_and_turns_are_those_stated_and_the_draws_decide_all():
-    part = Equivariance(codes=0.5, images=0.25, scales=(0.5, 1.0), turns=(1, 2, 3))
+    part = Equivariance(codes=0.5, images=0.25, scales=(0.5, 1.0), turns=(1, 2, 3), image_scales=(0.25, 0.5))
     found = [draw_transforms(part, draws(step)) for step in range(600)]
     assert found == [draw_transforms(part, draws(step, slice(2, 3))) for step in range(600)], (
         "one a step, whichever rows"
@@ -82,28 +86,30 @@ def test_shares_scales_and_turns_are_those_stated_and_the_draws_decide_all():
     assert len(codes) / 600 == pytest.approx(0.5, abs=0.06) and len(shrunk) / 600 == pytest.approx(0.125, abs=0.04)
     assert set(codes) == {MapTransform(scale, turns) for scale in (0.5, 1.0) for turns in (1, 2, 3)}
     assert draw_transforms(part, stated(0.49, 0.99, 0.5)) == (UNCHANGED, MapTransform(1.0, 2))
-    assert draw_transforms(part, stated(0.51, 0.0, 0.99)) == (MapTransform(0.5, 3), UNCHANGED)
+    assert set(shrunk) == {MapTransform(0.25), MapTransform(0.5)}, "images shrink and do not turn"
+    assert draw_transforms(part, stated(0.51, 0.99, 0.99)) == (MapTransform(0.5), UNCHANGED)
     assert draw_transforms(part, stated(0.63)) == (UNCHANGED, UNCHANGED) == draw_transforms(None, stated(0.0))
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_losses_see_the_image_of_the_transformed_code_beside_the_image_transformed(scale, turn):
-    """Both sides by hand: of a code's map, and of the image itself, `rot90` by the same k."""
+    """Both sides by hand: of a code's map, and of the image itself, which shrinks with antialiasing."""
     part = Equivariance(codes=1.0, scales=(scale,), turns=(turn,))
     tokenizer, given = task(None).players["tokenizer"], stated(0.0)
     code, _ = tokenizer.neck(tokenizer.features(images()), given)
     maps, aims = code.z.mT.unflatten(2, (4, 4)), images()
     if scale == 0.5:
-        maps, aims = (torch.nn.functional.avg_pool2d(one, 2) for one in (maps, aims))
-    made = tokenizer.render(maps.rot90(turn, dims=(2, 3)).flatten(2).mT, grid=tuple(maps.shape[2:]))
-    expected = (made - aims.rot90(turn, dims=(2, 3))).square().mean()
+        maps = torch.nn.functional.avg_pool2d(maps, 2)
+        aims = torch.nn.functional.interpolate(aims, (8, 8), mode="bilinear", antialias=True)
+    made = tokenizer.render(maps.rot90(turn, dims=(3, 2)).flatten(2).mT, grid=tuple(maps.shape[2:]))
+    expected = (made - aims.rot90(turn, dims=(3, 2))).square().mean()
     torch.testing.assert_close(terms_of(part, given)["pixel"].detach(), expected.detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_or_the_image_is_transformed_before_it_is_encoded():
-    part = Equivariance(codes=0.0, images=1.0, scales=(0.5,), turns=(1,))
-    small = torch.nn.functional.avg_pool2d(images(), 2).rot90(1, dims=(2, 3))
+    part = Equivariance(codes=0.0, images=1.0, turns=(1,), image_scales=(0.5,))
+    small = torch.nn.functional.interpolate(images(), (8, 8), mode="bilinear", antialias=True)
     plain = task(None)
     (_, expected), *_ = plain.turns(ImageBatch(small), draws(), 0)
     assert all(torch.allclose(value, expected[name]) for name, value in terms_of(part, draws()).items())
@@ -128,7 +134,7 @@ def test_losses_of_codes_see_what_was_encoded_and_all_others_what_is_to_be_made(
     part, loss = Equivariance(codes=1.0, scales=(0.5,), turns=(2,)), Watching(of_code)
     training = task(part, multiscale_pixel=loss)
     next(iter(training.turns(ImageBatch(images()), draws(), 0)))
-    assert torch.equal(loss.seen, images() if of_code else MapTransform(0.5, 2)(images()))
+    assert torch.equal(loss.seen, images() if of_code else MapTransform(0.5, 2).of_images(images()))
 
 
 def test_codes_of_smaller_images_are_aligned_on_a_smaller_grid():
@@ -160,7 +166,16 @@ MISTAKES = {
         "0.3 shrinks the code from 4x4 to 1.2x1.2",
     ),
     "no place": ("digits", [f"{AT}={{scales: [0.1]}}"], "0.1 shrinks the code from 4x4 to 0.4x0.4"),
-    "an odd side": ("digits_vfmvae", [f"{AT}={{scales: [0.75]}}"], "scales: 0.75 does not pass the tokenizer"),
+    "an odd side": (
+        "digits_vfmvae",
+        [f"{AT}={{scales: [0.75]}}"],
+        "equivariance.scales: 0.75 does not pass the tokenizer",
+    ),
+    "an image of an odd side": (
+        "digits_vfmvae",
+        [f"{AT}={{scales: [1.0], images: 0.5, image_scales: [0.75]}}"],
+        "equivariance.image_scales: 0.75 does not pass the tokenizer",
+    ),
     "learned positions": (
         "digits_vitok",
         [f"{AT}={{scales: [0.5]}}", "tokenizer.model.position=rotary_and_learned"],
@@ -196,6 +211,10 @@ def test_maps_of_every_kind_may_halve(name):
     recipe = load(name)
     phase = next(iter(recipe.tokenizer.phases.values()))
     weights = {"pixel": 1.0} if name == "digits_rae" else WEIGHTS
-    halved = Phase(replace(phase.loop, lr={"tokenizer": 1e-3}), weights, equivariance=Equivariance(scales=(0.5, 1.0)))
+    halved = Phase(
+        replace(phase.loop, lr={"tokenizer": 1e-3}),
+        weights,
+        equivariance=Equivariance(scales=(0.5, 1.0), image_scales=(0.5,)),
+    )
     recipe.tokenizer.phases = {"main": halved}
     check_tokenizer(recipe)

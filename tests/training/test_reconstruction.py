@@ -58,6 +58,14 @@ def run(task: Reconstruction, step: int = 0) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def test_a_term_ends_at_the_step_that_the_phase_states():
+    task = task_of(replace(phase(weights={"pixel": 2.0, "kl": 1e-3}), until={"kl": 3}))
+    before, after = (next(iter(task.turns(batch(), draws(), step)))[1] for step in (2, 3))
+    assert before["kl"] > 0 and after["kl"] == 0 and torch.equal(before["pixel"], after["pixel"])
+    with pytest.raises(ValueError, match="until.kk: there is no loss term 'kk'"):
+        task_of(replace(phase(weights={"pixel": 2.0, "kl": 1e-3}), until={"kk": 3}))
+
+
 def two_backward_passes(task: Reconstruction) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
     """The reference: terms, adaptive weight and gradients with a backward pass for each of the two norms."""
     tokenizer, critic, images = task.players["tokenizer"], task.players["critic"], batch().images
