@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 QUALITY := digits small_recipes posttraining alignment
-SPEED := autoencoder frechet latent_reads many_images sampling token_sampling training_step
+SPEED := autoencoder frechet latent_reads many_images neighbours sampling token_sampling training_step
 
 bench: install
 	for name in $(SPEED); do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -23,6 +23,7 @@ from scipy.linalg import sqrtm
 from torch import Generator, Tensor
 
 from pipeline.features.moments import Moments, frechet_distance
+from pipeline.features.passes import ImageRows
 from pipeline.measuring.image_statistics import gather_statistics
 
 SLOWEST, CLOSEST, FLAT = 0.15, 1e-6, 8.0  # targets: fraction of the time, relative difference, megabytes
@@ -70,15 +71,14 @@ def memory(images: int) -> None:
     """The growth of the process from a tenth of the images on; no image's numbers may be kept."""
     megabytes: dict[int, float] = {}  # by the first image of a batch
 
-    def measure(indices: Tensor) -> dict[str, Tensor]:
+    def measure(indices: Tensor) -> ImageRows:
         megabytes[int(indices[0])] = resident_megabytes()
         draws = Generator().manual_seed(int(indices[0]))
-        return {name: torch.randn(len(indices), width, generator=draws) for name, width in WIDTHS.items()}
+        rows = {name: torch.randn(len(indices), width, generator=draws) for name, width in WIDTHS.items()}
+        return ImageRows(logits=rows.pop("logits"), summed=rows)
 
     start = time.perf_counter()
-    result = gather_statistics(
-        Accelerator(cpu=True), images, measure, torch.arange(0), ["pooled", "spatial"], "logits", batch=64
-    )
+    result = gather_statistics(Accelerator(cpu=True), images, measure, torch.arange(0), batch=64)
     seconds = time.perf_counter() - start
     print(f"statistics of {result.count} images: {seconds:.1f} s, inception score {result.score.value():.4f}")
     early = max(value for first, value in megabytes.items() if first <= images // 10)

@@ -42,21 +42,21 @@ def uses(recipe: Recipe) -> Any:
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
-    of_samples = SampleMeasuring.of_run(recipe, work, train, out / "judge")
+    of_samples = SampleMeasuring.of_run(recipe, work, train, held_out, out / "judge")
     pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator")).to(work.accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     of_tokenizer = tokenizer_measuring(recipe, pipe, of_samples)
     pixels, labels, record = load_samples(work.artefact("samples"))
     samples = of_samples.read_samples(pixels, labels)
-    real = of_samples.read_real(train, held_out, lambda *batch: of_tokenizer.rows(of_tokenizer.reconstruct(*batch)))
-    groups: dict[str, dict[str, Measurement]] = {}
-    if work.accelerator.is_main_process:
-        for metric, numbers in of_samples.measure(samples, real, record):
-            groups.setdefault(metric.group, {}).update(numbers)
-    for metric, numbers in of_tokenizer.measure(tokenizer_inputs(recipe, work, of_tokenizer, real)):
-        groups.setdefault(metric.report_group, {}).update(numbers)
+    more = lambda *batch: of_tokenizer.rows(of_tokenizer.reconstruct(*batch))  # noqa: E731
+    real = of_samples.read_real(train, held_out, samples.count, more)
     if not work.accelerator.is_main_process:
         return
+    groups: dict[str, dict[str, Measurement]] = {}
+    for metric, numbers in of_samples.measure(samples, real, record):
+        groups.setdefault(metric.group, {}).update(numbers)
+    for metric, numbers in of_tokenizer.measure(tokenizer_inputs(recipe, work, of_tokenizer, real)):
+        groups.setdefault(metric.report_group, {}).update(numbers)
     left_out = describe_left_out(of_samples.left_out | of_tokenizer.left_out)
     for line in left_out:
         print(f"evaluate leaves out {line}")
@@ -81,9 +81,9 @@ def tokenizer_inputs(
 ) -> TokenizerInputs:
     """Of the training split the stored ids alone are given: codes without ids are large, and no metric needs them."""
     store, ids = LatentStore(work.artefact("latents")), {}
-    if store.spec.vocab and work.accelerator.is_main_process:
+    if store.spec.vocab:
         ids = {"ids": store.plain(torch.arange(min(len(store), CODES))).code.ids}
-    sets = ImageSet(ids, {}), ImageSet(real.held_out, real.protocol)
+    sets = ImageSet(ids, {}), ImageSet(real.held_out.narrow, real.protocol, real.held_out.moments)
     networks = measuring.extractors, work.accelerator
     return TokenizerInputs(
         measuring.tokenizer, recipe.data.size, recipe.seed, *networks, *sets, measuring.tokenizer.encode

@@ -7,10 +7,12 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.code import LatentSpec
+from pipeline.features.comparison import Comparison, ImageSets
 from pipeline.features.extractors import FeatureExtractor
+from pipeline.features.moments import Moments
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage
-from pipeline.measuring.samples import against_training, moments_of
+from pipeline.measuring.samples import against_training
 from pipeline.metrics.base import ImageSet, Measurement, Metric, SampleInputs, TokenizerInputs
 
 
@@ -39,11 +41,17 @@ def sample_inputs(
         "samples": samples,
         "held_out": held_out,
         "train": train,
+        "near": ImageSets(samples, held_out, train),
         "count": len(next(iter(samples.values()))),
-        "score": None,
         "protocol": {"versions": {}},
     }
     return SampleInputs(**fields | more)
+
+
+def moments_of(rows: Comparison, names: list[str]) -> Comparison:
+    """The same comparison by the moments of the rows under `names`."""
+    sets = (rows.samples, rows.references, rows.held_out)
+    return Comparison(*(of and {name: Moments.of(of[name]) for name in names} for of in sets), rows.described)
 
 
 def tokenizer_inputs(tokenizer: Any, train: PerImage, held_out: PerImage, **more: Any) -> TokenizerInputs:

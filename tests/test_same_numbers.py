@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from pipeline.components import build
 from pipeline.features import judge
-from pipeline.features.passes import PerImage
+from pipeline.features.passes import ImageRows
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
@@ -88,16 +88,17 @@ def go_through(place: Path, out: Path) -> None:
 def statistics_of(accelerator: Accelerator) -> ImageStatistics:
     """Of rows that are functions of an image's number: moments and inception score, which need weights else."""
 
-    def measure(indices: Tensor) -> PerImage:
+    def measure(indices: Tensor) -> ImageRows:
         rows = [torch.randn(2, 6, generator=Generator().manual_seed(int(i))) for i in indices]
-        return dict(zip(("rows", "logits"), torch.stack(rows, dim=1)))
+        values, logits = torch.stack(rows, dim=1)
+        return ImageRows(wide={"rows": values}, summed={"rows": values}, logits=logits)
 
-    return gather_statistics(accelerator, 101, measure, torch.arange(0, 101, 3), ["rows"], "logits", batch=7)
+    return gather_statistics(accelerator, 101, measure, torch.arange(0, 101, 3), batch=7)
 
 
 def totals(seen: ImageStatistics) -> list[float]:
     moments = seen.moments["rows"]
-    return [*moments.mean.tolist(), *moments.covariance.flatten().tolist(), seen.rows["rows"].sum().item()]
+    return [*moments.mean.tolist(), *moments.covariance.flatten().tolist(), seen.wide["rows"].sum().item()]
 
 
 @pytest.fixture(scope="module")

@@ -42,4 +42,8 @@ def numbers_left_out(recipe: Recipe, facts: Mapping[str, SplitFacts], spec: Late
         *((metric, sets) for metric in report_metrics(recipe.evaluate, SampleMetric)),
         *((metric, held_out) for metric in of_tokenizer),
     ]
-    return [f"{metric.name}: {why}" for metric, images in pairs if (why := metric.why_too_few(images)) is not None]
+    fewer = recipe.evaluate.neighbour_images
+    told = [
+        (m, {title: min(there, fewer) if m.of_pairs else there for title, there in sets.items()}) for m, sets in pairs
+    ]
+    return [f"{metric.name}: {why}" for metric, images in told if (why := metric.why_too_few(images)) is not None]

@@ -13,7 +13,7 @@ from pipeline.components import structure
 from pipeline.features.choice import build_features
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Moments
-from pipeline.features.passes import PerImage
+from pipeline.features.passes import ImageRows
 from pipeline.features.statistics_file import SPLITS, write_statistics
 from pipeline.files.paths import given_path
 from pipeline.images.reading import Images
@@ -71,12 +71,13 @@ def measure_images(images: Images, features: list[FeatureExtractor], accelerator
     names = [name for feature in features for name in feature.statistics()]
     with tqdm(total=len(images), desc="reference", unit="image", disable=not accelerator.is_main_process) as bar:
 
-        def measure(indices: Tensor) -> PerImage:
+        def measure(indices: Tensor) -> ImageRows:
             pixels = images.plain(indices).images.to(accelerator.device)
             bar.update(min(len(indices) * accelerator.num_processes, bar.total - bar.n))
-            return {name: rows for feature in features for name, rows in feature.extract_all(pixels).items()}
+            rows = {name: values for feature in features for name, values in feature.extract_all(pixels).items()}
+            return ImageRows(summed={name: rows[name] for name in names})
 
-        return gather_statistics(accelerator, len(images), measure, torch.arange(0), names).moments
+        return gather_statistics(accelerator, len(images), measure, torch.arange(0)).moments
 
 
 def images_of_recipe(given: str, settings: list[str]) -> MeasuredImages:

@@ -132,8 +132,8 @@ def make_sweep(recipe: Recipe, points: list[SweepPoint], work: Workspace, made_o
     work.accelerator.wait_for_everyone()
     if todo:
         train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
-        measuring = SampleMeasuring.of_run(recipe, work, train, out / "judge")
-        real = measuring.read_real(train, held_out)
+        measuring = SampleMeasuring.of_run(recipe, work, train, held_out, out / "judge")
+        real = measuring.read_real(train, held_out, todo[0].recipe.sample.images)
     for number, point in enumerate(todo, 1):
         if work.accelerator.is_main_process:
             print(f"{number} of {len(todo)}: {json.dumps(point.values)}")

@@ -1,24 +1,80 @@
-"""Distances between all rows of features of two sets, and to each row's neighbours."""
+"""Nearest neighbours among rows of features, in blocks: exact as differences in float64, fast as products.
+
+Squared distances of all pairs come of matrix products in float64, some rows at a time, so that no matrix of all pairs
+is ever whole. What they leave open (which of two nearly equal distances is smaller, or whether a row lies on the rim of
+a ball) is decided by the differences of the few pairs in question. Rows may lie on any device that has float64.
+"""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+VALUES = 2**24  # distances in a block: 128 MiB
+PAIRS = 2**22  # numbers in the differences that are taken at once
+SLACK = 1e-11  # error of a squared distance by products, of the squared lengths of its two rows, with a margin
+SPARE = 4  # candidates beyond those asked for
 
-def distances(first: Tensor, second: Tensor) -> Tensor:
-    """Euclidean distances of all pairs [m, n], in float64 and by differences: equal rows are exactly 0 apart."""
-    return torch.cdist(first.double(), second.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+def exact(first: Tensor, second: Tensor) -> Tensor:
+    """Euclidean distances [p] of the pairs of rows [p, D], in float64 and by differences: equal rows are 0 apart."""
+    step = max(1, PAIRS // max(1, first.shape[1]))
+    parts = zip(first.split(step), second.split(step))
+    return torch.cat([(a.double() - b.double()).square().sum(dim=1).sqrt() for a, b in parts])
 
 
-def blocks(first: Tensor, second: Tensor, rows: int = 1024) -> Iterator[Tensor]:
-    """The distances of all pairs, some rows of `first` at a time: [rows, n]."""
-    return (distances(block, second) for block in first.split(rows))
+class Pairs:
+    """Squared distances of the rows [m, D] of one set and [n, D] of another, a block of the first at a time."""
+
+    def __init__(self, first: Tensor, second: Tensor):
+        self.first, self.second = first, second
+        self.centre = second.double().mean(dim=0)  # lengths are taken from there, for smaller rounding errors
+        self.others = second.double() - self.centre
+        self.lengths = self.others.square().sum(dim=1)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The number of the first row, squared distances [rows, n], and how far each of them may be off."""
+        step, start = max(1, VALUES // max(1, len(self.second))), 0
+        for block in self.first.split(step):
+            rows = block.double() - self.centre
+            lengths = rows.square().sum(dim=1, keepdim=True) + self.lengths
+            yield start, torch.addmm(lengths, rows, self.others.T, alpha=-2), SLACK * lengths
+            start += len(block)
+
+
+def nearest(rows: Tensor, among: Tensor, count: int) -> Tensor:
+    """Distances [m, count] of each row [m, D] to the nearest of the rows [n, D], in rising order."""
+    found = []
+    for start, squares, _ in Pairs(rows, among).blocks():
+        candidates = squares.topk(min(count + SPARE, len(among)), dim=1, largest=False).indices
+        mine = torch.arange(start, start + len(squares), device=rows.device)
+        places = mine.repeat_interleave(candidates.shape[1])
+        distances = exact(rows[places], among[candidates.flatten()]).view(candidates.shape)
+        found.append(distances.sort(dim=1).values[:, :count])
+    return torch.cat(found)
 
 
 def radii(rows: Tensor, neighbours: int) -> Tensor:
     """[n]: each row's distance to its `neighbours`-th nearest other one; ValueError where there are too few."""
     if len(rows) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need more than {len(rows)} rows; evaluate more images")
-    # the nearest row of its own set is the row itself, hence the one more
-    return torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in blocks(rows, rows)])
+    return nearest(rows, rows, neighbours + 1)[:, -1]  # the nearest row of its own set is the row itself
+
+
+def inside(points: Tensor, centres: Tensor, reach: Tensor, rim: bool) -> Iterator[Tensor]:
+    """Whether points [m, D] lie in the balls of radii `reach` [n] round the centres [n, D], in blocks [rows, n].
+
+    With `rim` a ball has those that lie exactly on it, too.
+    """
+    for start, squares, slack in Pairs(points, centres).blocks():
+        apart = squares - reach.square()
+        within = apart < 0
+        row, column = (apart.abs() <= slack).nonzero(as_tuple=True)
+        distances, radius = exact(points[start + row], centres[column]), reach[column]
+        within[row, column] = distances <= radius if rim else distances < radius
+        yield within
+
+
+def on_device(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on a device; on the CPU where that has no float64."""
+    return rows.cpu() if device.type == "mps" else rows.to(device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.features.choice import build_features
 from pipeline.features.extractors import ClassifierFeatures, FeatureExtractor
 from pipeline.features.judge import judge_features, judge_seed, load_judge, perceptual_backbone
-from pipeline.features.passes import PerImage
+from pipeline.features.passes import ImageRows, PerImage
 from pipeline.nn.feature_distance import Backbone
 from pipeline.teachers.classifier import Classifier
 
@@ -52,6 +52,13 @@ class FeatureExtractors:
         """The rows of images [B, 3, H, W] in [-1, 1] of all `features`, and what else the same passes give."""
         images = images.to(self.device)
         return {name: rows for feature in self.features for name, rows in feature.extract_all(images).items()}
+
+    def rows(self, images: Tensor) -> ImageRows:
+        """Those of `extract_all`, as passes over many images keep them: one pass of every network."""
+        rows = {name: values.float() for name, values in self.extract_all(images).items()}
+        wide = {feature.name: rows[feature.name] for feature in self.features}
+        logits = rows[self.logits.logits] if self.logits else None
+        return ImageRows({}, wide, {name: rows[name] for name in self.statistics}, logits)
 
     @property
     def statistics(self) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Passes over sets of images: which images are measured, and their rows, collected from every process."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -8,6 +9,21 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 PerImage = dict[str, Tensor]  # one row per image under every name
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """What a pass knows of a batch of images, by how much of it can be kept where there are many."""
+
+    narrow: PerImage = field(default_factory=dict)  # a few numbers each: kept of all images
+    wide: PerImage = field(default_factory=dict)  # features: kept of some images
+    summed: dict[str, Tensor] = field(default_factory=dict)  # rows, of some images or more, of which moments are kept
+    logits: Tensor | None = None  # [B, classes], of which the inception score is kept
+
+    def __or__(self, other: "ImageRows") -> "ImageRows":
+        """What both know of the same images."""
+        logits = self.logits if other.logits is None else other.logits
+        return ImageRows(self.narrow | other.narrow, self.wide | other.wide, self.summed | other.summed, logits)
 
 
 def collect_rows(

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pipeline.code import Code
 from pipeline.draws import ImageDraws, mix
-from pipeline.features.passes import PerImage, collect_rows, evenly_spaced
+from pipeline.features.passes import ImageRows, PerImage, collect_rows, evenly_spaced
 from pipeline.images.reading import ImageBatch, Images
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
+from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.small_prior import learn
 from pipeline.measuring.tokenizer import TokenizerMeasuring, suited_metrics
@@ -90,19 +91,19 @@ class CardMeasuring:
 
         return collect_rows(self.accelerator, len(chosen), measure, self.batch)
 
-    def read_reconstructions(self, images: Images) -> PerImage:
+    def read_reconstructions(self, images: Images) -> ImageStatistics:
         """The rows of `read_codes`, and all that metrics must know of held-out images."""
         chosen = self.chosen(images)
 
         @torch.no_grad()
-        def measure(indices: Tensor) -> PerImage:
+        def measure(indices: Tensor) -> ImageRows:
             batch = images.plain(chosen[indices])
             encoded = self.measuring.reconstruct(batch.images, indices)
             rows = labels_of(batch) | self.code_rows(encoded.code, indices, images.split)
-            rows |= {f.name: f.extract(encoded.images) for f in self.networks.extractors.features}
-            return rows | self.measuring.rows(encoded)
+            features = {f.name: f.extract(encoded.images) for f in self.networks.extractors.features}
+            return ImageRows(rows, summed=features) | self.measuring.rows(encoded)
 
-        return collect_rows(self.accelerator, len(chosen), measure, self.batch)
+        return gather_statistics(self.accelerator, len(chosen), measure, torch.arange(0), self.batch)
 
     def code_rows(self, code: Code, indices: Tensor, split: str) -> PerImage:
         """A code as rows; a continuous one with `flow_noise`, the end of the flow that it would take."""
@@ -124,12 +125,12 @@ class CardMeasuring:
             self.networks.extractors,
             self.accelerator,
             ImageSet(old, common),
-            ImageSet(new, common),
+            ImageSet(new.narrow, common, new.moments),
             self.encode,
             self.networks.vision_described,
             train.class_names,
             train.attribute_names,
-            self.train_prior(old, new),
+            self.train_prior(old, new.narrow),
             lambda: held_out.plain(self.chosen(held_out)[: self.batch]).images.to(self.device),
         )
 

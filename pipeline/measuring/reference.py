@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.checks.evaluation import check_archive
 from pipeline.features.moments import Gaussian, Moments
 from pipeline.features.networks import FeatureExtractors
-from pipeline.features.passes import PerImage, evenly_spaced
+from pipeline.features.passes import ImageRows, PerImage, evenly_spaced
 from pipeline.features.statistics_file import SPLITS, array_names, file_title, read_statistics
 from pipeline.files.content import hash_files
 from pipeline.files.paths import given_path
@@ -45,8 +45,8 @@ def load_reference(recipe: Recipe, extractors: FeatureExtractors, accelerator: A
     """The reference that a recipe names. Every process takes part.
 
     Statistics of a file are used as they are, all others are computed from all images; rows are those of
-    evaluate.images of them. Where there are images, statistics of a file are not used for a resize that is not the
-    published one.
+    evaluate.neighbour_images of them. Where there are images, statistics of a file are not used for a resize that is
+    not the published one.
     """
     given, source = recipe.evaluate.reference, _source(recipe)
     path, stored, titles = given_path(given), {}, {}
@@ -55,16 +55,19 @@ def load_reference(recipe: Recipe, extractors: FeatureExtractors, accelerator: A
         titles = dict.fromkeys(stored, file_title(path))
     if source is None:
         return Reference(file_title(path), stored, {}, titles)
-    chosen = evenly_spaced(None, source.count, min(source.count, recipe.evaluate.images))
+    chosen = evenly_spaced(
+        None, source.count, min(source.count, recipe.evaluate.images, recipe.evaluate.neighbour_images)
+    )
     missing = [name for name in extractors.statistics if name not in stored]
     measured = torch.arange(source.count) if missing else chosen  # all where moments are still to be computed
     kept = chosen if missing else torch.arange(len(chosen))
 
-    def measure(indices: Tensor) -> PerImage:
-        return extractors.extract_all(source.read(measured[indices]))
+    def measure(indices: Tensor) -> ImageRows:
+        rows = extractors.rows(source.read(measured[indices]))
+        return ImageRows(wide=rows.wide, summed={name: rows.summed[name] for name in missing})
 
-    statistics = gather_statistics(accelerator, len(measured), measure, kept, missing)
-    return Reference(source.title, stored | statistics.moments, statistics.rows, titles)
+    statistics = gather_statistics(accelerator, len(measured), measure, kept)
+    return Reference(source.title, stored | statistics.moments, statistics.wide, titles)
 
 
 def fingerprint_reference(recipe: Recipe) -> str | None:

@@ -1,4 +1,4 @@
-"""Samples beside real images: the rows of both, and the numbers of a report and of a sweep."""
+"""Samples beside real images: what is known of both, and the numbers of a report and of a sweep."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,34 +10,35 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline.features.comparison import Comparison, ImageSets
 from pipeline.features.judge import fit_judge
-from pipeline.features.moments import Moments
 from pipeline.features.networks import FeatureExtractors
-from pipeline.features.passes import PerImage, collect_rows, count, evenly_spaced
+from pipeline.features.passes import ImageRows, PerImage, count, evenly_spaced
 from pipeline.files.writing import read_json
 from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
-from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
+from pipeline.measuring.image_statistics import NUMBER, ImageStatistics, gather_statistics
 from pipeline.measuring.numbers import measure_metric
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.reference import Reference, load_reference
-from pipeline.metrics.base import Comparison, Measurement, SampleInputs, SampleMetric, report_metrics
+from pipeline.metrics.base import Measurement, SampleInputs, SampleMetric, report_metrics
 from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.precision import arithmetic
 from pipeline.runs.workspace import Workspace
 
 CIRCUMSTANCES = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
-Rows = Callable[[Tensor, Tensor], PerImage]  # images [B, 3, H, W] and their numbers [B] to rows
+Rows = Callable[[Tensor, Tensor], ImageRows]  # images [B, 3, H, W] and their numbers [B] to rows
+FLOOR = "floor_"  # before the names of moments of held-out images that are as many as the samples
 
 
 @dataclass(frozen=True)
 class RealImages:
     """What samples are measured against, read once however many sets of samples there are."""
 
-    train: PerImage
-    held_out: PerImage
+    train: ImageStatistics
+    held_out: ImageStatistics
     reference: Reference | None  # where the recipe has one; else samples are measured against `train`
     sizes: dict[str, int]  # images of the splits
     precision: Precision = "fp32"  # in which the features of all images were computed
@@ -49,16 +50,23 @@ class RealImages:
 
 @dataclass(frozen=True)
 class SampleMeasuring:
-    """Measures sets of samples as the `evaluate` section of a recipe says. Every process takes part."""
+    """Measures sets of samples as the `evaluate` section of a recipe says. Every process takes part.
+
+    Distances of moments are of all images that are evaluated, and hold none of them; what compares all pairs of images
+    is of evaluate.neighbour_images of them.
+    """
 
     recipe: Recipe
     extractors: FeatureExtractors
     metrics: list[SampleMetric]
     accelerator: Accelerator
+    held_out: int  # images of that split that are evaluated
     left_out: dict[str, str] = field(default_factory=dict)  # why a number is not among those measured, by its name
 
     @classmethod
-    def of_run(cls, recipe: Recipe, work: Workspace, train: Images, folder: Path) -> "SampleMeasuring":
+    def of_run(
+        cls, recipe: Recipe, work: Workspace, train: Images, held_out: Images, folder: Path
+    ) -> "SampleMeasuring":
         """The judge is that of the run's report where there is one, else trained on `train`, and saved in `folder`."""
         part, device = recipe.evaluate, work.accelerator.device
         if work.accelerator.is_main_process:
@@ -66,51 +74,77 @@ class SampleMeasuring:
         work.accelerator.wait_for_everyone()
         sizes = (recipe.data.size, recipe.seed, device)
         extractors = FeatureExtractors.load(folder, part.features, part.resize, recipe.weights.files, *sizes)
-        return cls(recipe, extractors, report_metrics(recipe.evaluate, SampleMetric), work.accelerator)
+        metrics = report_metrics(recipe.evaluate, SampleMetric)
+        return cls(recipe, extractors, metrics, work.accelerator, min(len(held_out), part.images))
+
+    def compared(self, samples: int) -> int:
+        """Of so many `samples`, those whose moments are compared: as many as held-out images, where there are any."""
+        return min(filter(None, (samples, self.recipe.evaluate.images, self.held_out)))
 
     @torch.no_grad()
-    def rows(self, images: Tensor) -> PerImage:
-        """The rows of images [B, 3, H, W] in [-1, 1] under every name that a metric of samples needs."""
+    def rows(self, images: Tensor) -> ImageRows:
+        """What metrics of samples must know of images [B, 3, H, W] in [-1, 1]."""
         images = images.to(self.extractors.device)
         with arithmetic(self.extractors.device, self.recipe.precision.evaluate):
-            rows = {name: each.float() for name, each in self.extractors.extract_all(images).items()}
+            rows = self.extractors.rows(images)
         for metric in self.metrics:
-            rows |= metric.rows(images, self.extractors)
+            more = metric.rows(images, self.extractors), metric.neighbour_rows(images, self.extractors)
+            rows |= ImageRows(*more)
         return rows
 
-    def read_real(self, train: Images, held_out: Images, more: Rows | None = None) -> RealImages:
-        """The rows of real images; `more` returns further rows of held-out ones."""
-        splits = self.read_split(train), self.read_split(held_out, more)
+    def read_real(self, train: Images, held_out: Images, samples: int, more: Rows | None = None) -> RealImages:
+        """What is known of real images, for so many `samples`; `more` returns more of held-out ones."""
         given = self.recipe.evaluate.reference != "train"
+        floor = None if given or not self.held_out else self.compared(samples)
+        splits = self.read_split(train), self.read_split(held_out, floor, more)
         reference = load_reference(self.recipe, self.extractors, self.accelerator) if given else None
         sizes = {"train": len(train), "held_out": len(held_out)}
         return RealImages(*splits, reference, sizes, self.recipe.precision.evaluate)
 
-    def read_split(self, images: Images, more: Rows | None = None) -> PerImage:
-        """The rows of at most evaluate.images images of a split, evenly spaced in it."""
+    def read_split(self, images: Images, floor: int | None = None, more: Rows | None = None) -> ImageStatistics:
+        """Of at most evaluate.images images of a split, evenly spaced in it; also the moments of `floor` of them.
+
+        Those are spaced evenly through the classes, as samples are that they are the floor of.
+        """
         chosen = evenly_spaced(None, len(images), min(len(images), self.recipe.evaluate.images))
+        near = evenly_spaced(None, len(chosen), min(len(chosen), self.recipe.evaluate.neighbour_images))
+        few = torch.zeros(len(chosen), dtype=torch.bool)
+        if floor is not None and floor < len(chosen):
+            labels = torch.tensor([images.source.label_of(i) for i in chosen.tolist()]) if images.num_classes else None
+            few[evenly_spaced(labels, len(chosen), floor)] = True
 
-        def measure(indices: Tensor) -> PerImage:
+        def measure(indices: Tensor) -> ImageRows:
             batch = images.plain(chosen[indices])
-            labels = {"labels": batch.condition.labels} if batch.condition else {}
-            return self.rows(batch.images) | labels | (more(batch.images, indices) if more else {})
+            rows = self.rows(batch.images)
+            if batch.condition:
+                rows |= ImageRows({"labels": batch.condition.labels})
+            if more:
+                rows |= more(batch.images, indices)
+            if few[indices].any():
+                rows |= ImageRows(summed={FLOOR + n: rows.summed[n][few[indices]] for n in self.extractors.statistics})
+            return rows
 
-        return collect_rows(self.accelerator, len(chosen), measure)
+        return gather_statistics(self.accelerator, len(chosen), measure, near)
 
     def read_samples(self, pixels: np.ndarray, labels: np.ndarray | None) -> ImageStatistics:
-        """Rows of at most evaluate.images samples, evenly through the classes; of all, what a given reference needs."""
-        classes = None if labels is None else torch.from_numpy(labels)
-        chosen = evenly_spaced(classes, len(pixels), min(len(pixels), self.recipe.evaluate.images))
-        names = list(self.extractors.statistics) if self.recipe.evaluate.reference != "train" else []
-        logits = self.extractors.logits and self.extractors.logits.logits
+        """Of all samples, uint8 [N, H, W, 3]: moments of all for a given reference, else of as many as the floor's."""
+        part, classes = self.recipe.evaluate, None if labels is None else torch.from_numpy(labels)
+        chosen = evenly_spaced(classes, len(pixels), min(len(pixels), part.images))
+        near, few = (
+            chosen[evenly_spaced(None if classes is None else classes[chosen], len(chosen), count)]
+            for count in (min(len(chosen), part.neighbour_images), self.compared(len(pixels)))
+        )
+        summed = torch.ones(len(pixels), dtype=torch.bool)
+        if part.reference == "train":
+            summed = torch.zeros_like(summed).index_fill(0, few, True)
 
-        def measure(indices: Tensor) -> PerImage:
-            return self.rows(from_bytes(pixels[indices.numpy()]))
+        def measure(indices: Tensor) -> ImageRows:
+            rows, kept = self.rows(from_bytes(pixels[indices.numpy()])), summed[indices]
+            moments = {name: values[kept] for name, values in rows.summed.items()}
+            labels = {} if classes is None else {"labels": classes[indices]}
+            return ImageRows(rows.narrow | labels, rows.wide, moments, rows.logits)
 
-        samples = gather_statistics(self.accelerator, len(pixels), measure, chosen, names, logits)
-        if classes is not None:
-            samples.rows["labels"] = classes[chosen]
-        return samples
+        return gather_statistics(self.accelerator, len(pixels), measure, near)
 
     def measure(
         self, samples: ImageStatistics, real: RealImages, record: dict[str, Any]
@@ -122,47 +156,64 @@ class SampleMeasuring:
                 yield metric, measure_metric(metric, inputs, self.left_out)
 
     def inputs(self, samples: ImageStatistics, real: RealImages, record: dict[str, Any]) -> SampleInputs:
-        """What the metrics are given: distances compare as many samples as held-out images, where there are any."""
+        """What the metrics are given: as many samples as held-out images are compared, where there are any."""
         sampling = {key: value for key, value in record.items() if key not in CIRCUMSTANCES}
-        fewest = min(filter(None, (count(samples.rows), count(real.held_out))))
+        held_out = real.held_out
+        fewest = min(filter(None, (count(samples.wide), count(held_out.wide))))
         few, floor = (
-            select_rows(rows, evenly_spaced(rows.get("labels"), count(rows), min(fewest, count(rows))))
-            for rows in (samples.rows, real.held_out)
+            select_rows(of.wide, evenly_spaced(labels_of(of), count(of.wide), min(fewest, count(of.wide))))
+            for of in (samples, held_out)
         )
         if real.reference is None:
-            rows = against_training(few, floor, real.train)
-            moments = moments_of(rows, list(self.extractors.statistics))
+            moments = moments_against_training(self.compared(samples.count), samples, held_out, real.train)
+            rows = against_training(few, floor, real.train.wide)
         else:
-            held_out = None if self.recipe.evaluate.reference == "held_out" or not floor else floor
-            moments, rows = against_reference(samples, few, held_out, real.reference)
+            known = None if self.recipe.evaluate.reference == "held_out" or not floor else floor
+            moments, rows = against_reference(samples, few, known, real.reference)
+        score = samples.score.value() if self.extractors.logits else None
+        score_of_real = score is not None and held_out.count == samples.count
         return SampleInputs(
             self.extractors,
             moments,
             rows,
-            samples.rows,
-            real.held_out,
-            real.train,
+            samples.narrow,
+            held_out.narrow,
+            real.train.narrow,
+            ImageSets(samples.wide, held_out.wide, real.train.wide),
             samples.count,
-            samples.score.value() if self.extractors.logits else None,
             {"sampling": sampling} | real.protocol,
+            score,
+            held_out.score.value() if score_of_real else None,
         )
 
 
+def labels_of(images: ImageStatistics) -> Tensor | None:
+    """The labels of the images whose wide rows are kept."""
+    return images.narrow["labels"][images.wide[NUMBER]] if "labels" in images.narrow else None
+
+
 def against_training(samples: PerImage, held_out: PerImage, train: PerImage) -> Comparison:
-    """Samples beside the training split, and as many held-out images beside it."""
-    images = {
-        "images": f"{count(samples)} samples",
-        "held_out": f"{count(held_out)} real held-out images",
-        "references": f"{count(train)} images of the training split",
-    }
+    """The rows of samples beside those of the training split, and as many held-out images beside these."""
     assert not held_out or count(samples) == count(held_out)
-    return Comparison(samples, train, held_out or None, images)
+    return Comparison(samples, train, held_out or None, counted(count(samples), count(held_out), count(train)))
 
 
-def moments_of(rows: Comparison, names: list[str]) -> Comparison:
-    """The same comparison by the moments of the rows under `names`."""
-    sets = (rows.samples, rows.references, rows.held_out)
-    return Comparison(*(of and {name: Moments.of(of[name]) for name in names} for of in sets), rows.described)
+def moments_against_training(
+    few: int, samples: ImageStatistics, held_out: ImageStatistics, train: ImageStatistics
+) -> Comparison:
+    """The same of moments, those of so many samples; held-out images are as many, or all where they are fewer."""
+    moments = {name: held_out.moments.get(FLOOR + name, of) for name, of in held_out.moments.items()}
+    images = counted(few, few if held_out.count else 0, train.count)
+    return Comparison(samples.moments, train.moments, moments or None, images)
+
+
+def counted(samples: int, held_out: int, train: int) -> dict[str, str]:
+    """What protocols say of how many images were compared with the training split."""
+    return {
+        "images": f"{samples} samples",
+        "held_out": f"{held_out} real held-out images",
+        "references": f"{train} images of the training split",
+    }
 
 
 def against_reference(

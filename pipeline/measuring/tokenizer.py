@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import ImageDraws, mix
 from pipeline.features.networks import FeatureExtractors
-from pipeline.features.passes import PerImage
+from pipeline.features.passes import ImageRows
 from pipeline.images.rendering import rendered
 from pipeline.measuring.numbers import measure_metric
 from pipeline.metrics.base import EncodedImages, Measurement, TokenizerInputs, TokenizerMetric
@@ -40,18 +40,23 @@ class TokenizerMeasuring:
             reconstructions = rendered(self.tokenizer, code)
         seeds = [mix(self.seed, "card", index) for index in indices.tolist()]
         draws = ImageDraws.from_seeds(seeds, self.extractors.device)
-        networks = (self.tokenizer, self.extractors)
-        return EncodedImages(images, code, reconstructions, self.encode, *networks, draws, self.vision)
+        networks, which = (self.tokenizer, self.extractors), (draws, indices.tolist(), self.seed)
+        return EncodedImages(images, code, reconstructions, self.encode, *networks, *which, self.vision)
 
     @torch.no_grad()
-    def rows(self, batch: EncodedImages) -> PerImage:
-        """What the metrics must know of each image."""
-        return {name: rows for metric in self.metrics for name, rows in metric.rows(batch).items()}
+    def rows(self, batch: EncodedImages) -> ImageRows:
+        """What the metrics must know of each image, and of all."""
+        rows = ImageRows()
+        for metric in self.metrics:
+            with arithmetic(batch.images.device, self.precision):
+                summed = metric.moment_rows(batch)
+            rows |= ImageRows(metric.rows(batch), summed={name: values.float() for name, values in summed.items()})
+        return rows
 
     def measure(self, inputs: TokenizerInputs) -> Iterable[tuple[TokenizerMetric, dict[str, Measurement]]]:
-        """Each metric with its numbers by key. Every process takes part, and the first one has all numbers."""
+        """Each metric with its numbers by key."""
         for metric in self.metrics:
-            if metric.needs <= inputs.available and (metric.collective or inputs.accelerator.is_main_process):
+            if metric.needs <= inputs.available:
                 yield metric, measure_metric(metric, inputs, self.left_out)
 
 

@@ -11,7 +11,10 @@ from torch import Tensor
 from pipeline.code import Code, LatentSpec
 from pipeline.components import build, find, kinds
 from pipeline.draws import ImageDraws
+from pipeline.features.comparison import Comparison, ImageSets
 from pipeline.features.extractors import FeatureExtractor
+from pipeline.features.moments import Moments
+from pipeline.features.neighbours import on_device
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage, count
 from pipeline.ranges import RangedArguments
@@ -85,6 +88,7 @@ class Metric(RangedArguments, ABC):
     order: ClassVar[int] = 1000  # in reports and cards: smaller numbers stand first
     on_demand: ClassVar[str | None] = None  # setting of `evaluate` without which a report does not have it
     fewest: int = 1  # images of each set that its numbers are of
+    of_pairs: ClassVar[bool] = False  # whether it compares all pairs of evaluate.neighbour_images
     of_held_out: ClassVar[bool] = False  # whether it has no numbers at all without held-out images
 
     def __init__(self) -> None:
@@ -118,34 +122,20 @@ class Metric(RangedArguments, ABC):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Samples beside real images, by the names of features: their rows, or the moments of these."""
-
-    samples: dict[str, Any]
-    references: dict[str, Any]
-    held_out: dict[str, Any] | None  # as many real images, which give the floor; None where there are none
-    described: dict[str, Any]  # the images, for protocols
-    titles: dict[str, str] = field(default_factory=dict)  # of the references, where these differ by features
-
-    def protocol(self, features: dict[str, Any], name: str) -> dict[str, Any]:
-        """What protocols say of a comparison on the features `name`, which are described by `features`."""
-        title = {"references": self.titles[name]} if name in self.titles else {}
-        return {"features": features} | self.described | title
-
-
-@dataclass(frozen=True)
 class SampleInputs:
     """What metrics of samples are given."""
 
     extractors: FeatureExtractors
     moments: Comparison  # of Gaussian | Moments
-    rows: Comparison | None  # of Tensor [n, D]; None where no images of the reference are known
-    samples: PerImage  # rows of the evaluated samples
-    held_out: PerImage  # rows of real held-out images; empty where there are none
-    train: PerImage  # rows of real training images
+    rows: Comparison | None  # of Tensor [n, D], of some images; None where no images of the reference are known
+    samples: PerImage  # of all samples: a few numbers each, as metrics' `rows` have them
+    held_out: PerImage  # the same of real held-out images; empty where there are none
+    train: PerImage  # the same of real training images
+    near: ImageSets  # of some of each: features, as metrics' `neighbour_rows` have them
     count: int  # of all samples
-    score: float | None  # inception score of all samples
     protocol: dict[str, Any]  # how samples and numbers were computed
+    score: float | None = None  # inception score of all samples
+    score_of_real: float | None = None  # of held-out images, where they are as many
 
     @property
     def images(self) -> dict[str, int]:
@@ -168,7 +158,11 @@ class SampleMetric(Metric):
     group: ClassVar[str] = "Samples"  # heading in the report
 
     def rows(self, images: Tensor, extractors: FeatureExtractors) -> PerImage:
-        """What it must know of images [B, 3, H, W] in [-1, 1] beside the rows of `extractors.features`."""
+        """What it must know of all images [B, 3, H, W] in [-1, 1]: a few numbers of each."""
+        return {}
+
+    def neighbour_rows(self, images: Tensor, extractors: FeatureExtractors) -> PerImage:
+        """Features of images [B, 3, H, W] in [-1, 1] beside `extractors.features`, of which some images' are kept."""
         return {}
 
     @abstractmethod
@@ -177,9 +171,13 @@ class SampleMetric(Metric):
 
 
 class FeatureMetric(SampleMetric):
-    """A metric that compares rows of features; it is measured on each of the features, for held-out images too."""
+    """A metric that compares rows of features; it is measured on each of the features, for held-out images too.
+
+    It takes time by the square of the images, of which there are evaluate.neighbour_images.
+    """
 
     needs = frozenset({"rows"})
+    of_pairs = True
     only: ClassVar[tuple[str, ...]] = ()  # features it is defined on; empty for all
 
     @abstractmethod
@@ -193,16 +191,17 @@ class FeatureMetric(SampleMetric):
     def measure(self, inputs: SampleInputs) -> Measurements:
         for feature in inputs.extractors.features:
             if not self.only or feature.name in self.only:
-                yield from self.on_feature(feature, inputs.rows, inputs.protocol)
+                yield from self.on_feature(feature, inputs)
 
-    def on_feature(self, feature: FeatureExtractor, rows: Comparison, protocol: dict[str, Any]) -> Measurements:
+    def on_feature(self, feature: FeatureExtractor, inputs: SampleInputs) -> Measurements:
         """The numbers on one of the features; those of the held-out images are their floors."""
-        name = feature.name
-        values = self.compare(rows.samples[name], rows.references[name])
+        name, rows = feature.name, inputs.rows
+        samples, real = (on_device(of[name], inputs.extractors.device) for of in (rows.samples, rows.references))
+        values = self.compare(samples, real)
         floors: Sequence[float | None] = [None] * len(values)
         if rows.held_out is not None:
-            floors = self.compare(rows.held_out[name], rows.references[name])
-        where = self.described() | rows.protocol(feature.describe(), name) | protocol
+            floors = self.compare(on_device(rows.held_out[name], inputs.extractors.device), real)
+        where = self.described() | rows.protocol(feature.describe(), name) | inputs.protocol
         for quantity, value, floor in zip(self.quantities, values, floors):
             yield quantity.measurement(value, where, name, held_out=floor)
 
@@ -218,6 +217,8 @@ class EncodedImages:
     tokenizer: Tokenizer
     extractors: FeatureExtractors
     draws: ImageDraws  # one generator per image, which metrics use in their order
+    places: list[int]  # numbers of the images
+    seed: int  # of the recipe
     vision: Callable[[Tensor], Tensor] | None = None  # of a card: images to a vision model's features [B, D]
 
 
@@ -227,6 +228,7 @@ class ImageSet:
 
     rows: PerImage
     protocol: dict[str, Any]
+    moments: dict[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -297,10 +299,13 @@ class TokenizerMetric(Metric):
     group: ClassVar[str]  # heading in the card
     report_group: ClassVar[str | None] = None  # heading in the report, for those that it has
     of_held_out = True
-    collective: ClassVar[bool] = False  # whether `measure` makes a pass over images, which every process takes part in
 
     def rows(self, batch: EncodedImages) -> PerImage:
         """What it must know of each held-out image."""
+        return {}
+
+    def moment_rows(self, batch: EncodedImages) -> dict[str, Tensor]:
+        """Rows [B, D] of held-out images of which it must know the moments alone."""
         return {}
 
     @abstractmethod

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.features.neighbours import blocks, radii
+from pipeline.features.neighbours import inside, radii
 from pipeline.metrics.base import FeatureMetric, Quantity
 
 NEIGHBOURS = 5  # as published
@@ -46,9 +46,8 @@ def density_coverage(samples: Tensor, real: Tensor, neighbours: int = NEIGHBOURS
     that hold a sample, in the mean over samples, over `neighbours`; 1 on average for equal distributions, and not
     bounded by it. Coverage: the share of balls that hold a sample. Raises ValueError for fewer rows than needed.
     """
-    reach, inside, nearest = radii(real, neighbours), 0, torch.full((len(real),), torch.inf, dtype=torch.float64)
-    for block in blocks(samples, real):
-        block = block.cpu()
-        inside += (block < reach.cpu()).sum().item()
-        nearest = torch.minimum(nearest, block.amin(dim=0))
-    return inside / (neighbours * len(samples)), (nearest < reach.cpu()).double().mean().item()
+    held, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for block in inside(samples, real, radii(real, neighbours), rim=False):
+        held += block.sum().item()
+        covered |= block.any(dim=0)
+    return held / (neighbours * len(samples)), covered.double().mean().item()

@@ -1,8 +1,9 @@
 """Fréchet distance: how far the distribution of samples is from that of real images, in features."""
 
+from pipeline.features.comparison import Comparison
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import frechet_distance
-from pipeline.metrics.base import Comparison, Measurements, Quantity, SampleInputs, SampleMetric
+from pipeline.metrics.base import Measurements, Quantity, SampleInputs, SampleMetric
 
 KNOWN_AS = {"inception": "FID", "inception_spatial": "sFID", "dinov2": "FD-DINOv2"}
 

@@ -26,11 +26,9 @@ class InceptionScore(SampleMetric):
         feature = inputs.extractors.logits
         where = {"images": f"{inputs.count} samples", "chunks": f"mean over {CHUNK} at a time"}
         where["features"] = feature.describe() | {"what": "class logits, without the bias", "width": 1008}
-        floor, held_out = None, inputs.held_out.get(feature.logits)
-        if held_out is not None and len(held_out) == inputs.count:
-            floor = inception_score_chunks(held_out)
+        if inputs.score_of_real is not None:
             where |= {"held_out": f"{inputs.count} real held-out images"}
-        yield self.quantities[0].measurement(inputs.score, where | inputs.protocol, held_out=floor)
+        yield self.quantities[0].measurement(inputs.score, where | inputs.protocol, held_out=inputs.score_of_real)
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.features.neighbours import VALUES
 from pipeline.metrics.base import FeatureMetric, Quantity
 
 
@@ -34,11 +35,11 @@ def kernel_distance(first: Tensor, second: Tensor, unbiased: bool = True) -> flo
     """Squared discrepancy of rows [m, D] and [n, D] under (x . y / D + 1)^3 (Binkowski et al., arXiv:1801.01401).
 
     Unbiased, the pairs of a row with itself are left out: its mean over draws is zero for equal distributions, so that
-    single values may be negative. float64.
+    single values may be negative. float64, in blocks.
     """
     first, second = first.double(), second.double()
-    within = _mean(polynomial(first, first), unbiased) + _mean(polynomial(second, second), unbiased)
-    return (within - 2 * polynomial(first, second).mean()).item()
+    within = mean_within(first, unbiased) + mean_within(second, unbiased)
+    return within - 2 * kernel_sum(first, second) / (len(first) * len(second))
 
 
 def kernel_distance_subsets(
@@ -61,9 +62,16 @@ def polynomial(first: Tensor, second: Tensor) -> Tensor:
     return (first @ second.T / first.shape[1] + 1) ** 3
 
 
-def _mean(kernel: Tensor, unbiased: bool) -> Tensor:
-    """The mean entry of a square kernel matrix, without its diagonal when unbiased."""
+def kernel_sum(first: Tensor, second: Tensor) -> float:
+    """The sum of the kernel over all pairs, some rows of `first` at a time."""
+    blocks = first.split(max(1, VALUES // len(second)))
+    return sum(polynomial(block, second).sum().item() for block in blocks)
+
+
+def mean_within(rows: Tensor, unbiased: bool) -> float:
+    """The mean of the kernel over the pairs of rows [n, D], without those of a row and itself when unbiased."""
+    total, count = kernel_sum(rows, rows), len(rows)
     if not unbiased:
-        return kernel.mean()
-    rows = len(kernel)
-    return (kernel.sum() - kernel.trace()) / (rows * (rows - 1))
+        return total / count**2
+    themselves = ((rows.square().sum(dim=1) / rows.shape[1] + 1) ** 3).sum().item()
+    return (total - themselves) / (count * (count - 1))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.features.extractors import FeatureExtractor, PixelFeatures
-from pipeline.features.neighbours import blocks
+from pipeline.features.neighbours import nearest, on_device
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage
 from pipeline.metrics.base import Measurements, Quantity, SampleInputs, SampleMetric
@@ -25,20 +25,21 @@ class NearCopies(SampleMetric):
         ),
     )
     fewest = 2  # nearest training images
-    of_held_out = True
+    of_held_out = of_pairs = True
     order = 80
 
     def spaces(self, extractors: FeatureExtractors) -> dict[str, FeatureExtractor]:
         """The features in which nearest neighbours are looked for, by name."""
         return {"pixels": PixelFeatures(32), extractors.judge_features.name: extractors.judge_features}
 
-    def rows(self, images: Tensor, extractors: FeatureExtractors) -> PerImage:
+    def neighbour_rows(self, images: Tensor, extractors: FeatureExtractors) -> PerImage:
         return {f"near_{name}": feature.extract(images) for name, feature in self.spaces(extractors).items()}
 
     def measure(self, inputs: SampleInputs) -> Measurements:
         spaces = self.spaces(inputs.extractors)
         for position, (name, feature) in enumerate(spaces.items()):
-            sets = [rows[f"near_{name}"] for rows in (inputs.samples, inputs.held_out, inputs.train)]
+            near, device = inputs.near, inputs.extractors.device
+            sets = [on_device(of[f"near_{name}"], device) for of in (near.samples, near.held_out, near.train)]
             copies = near_copies(*sets)
             samples, held_out, train = map(len, sets)
             where = {
@@ -93,8 +94,7 @@ def near_copies(samples: Tensor, held_out: Tensor, train: Tensor, ratio: float =
 
 def nearest_two(rows: Tensor, among: Tensor) -> Tensor:
     """Root-mean-square difference of each row [m, D] to the two nearest of [k, D], [m, 2] in float64."""
-    nearest = [block.topk(2, dim=1, largest=False).values for block in blocks(rows, among)]
-    return torch.cat(nearest) / rows.shape[1] ** 0.5
+    return nearest(rows, among, 2) / rows.shape[1] ** 0.5
 
 
 def _share(condition: Tensor) -> float:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.draws import Draws
+from pipeline.features.neighbours import VALUES
 from pipeline.features.passes import PerImage
 from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 
@@ -13,6 +14,7 @@ QUANTILE = 0.95  # of the absolute values, beyond which features are clipped
 NOISES = (0.05, 0.1, 0.15, 0.2)  # standard deviations, of the range [0, 1]
 SCALES = (1.0, 0.75, 0.5, 0.25)
 TURNS = 4  # quarters
+Kernel = tuple[Tensor, Tensor]  # entries of a matrix [n, n]: their places, row * n + column, in rising order; values
 
 
 class NeighbourAlignment(TokenizerMetric):
@@ -103,33 +105,46 @@ def neighbour_alignment(first: Tensor, second: Tensor, neighbours: int = 10) -> 
         raise ValueError(f"CKNNA of {neighbours} neighbours needs more than {len(first)} images; evaluate more")
     if any((rows == rows[0]).all() for rows in (first, second)):
         return 0.0
-    one, other = kernel(first), kernel(second)
-    near_one, near_other = nearest(one, neighbours), nearest(other, neighbours)
-    both = near_one & near_other
-    scale = hsic(one * near_one, one * near_one) * hsic(other * near_other, other * near_other)
-    return hsic(one * both, other * both) / scale**0.5
+    one, other = (nearest_products(clipped(rows), neighbours) for rows in (first, second))
+    scale = hsic(one, one, len(first)) * hsic(other, other, len(first))
+    both = torch.isin(one[0], other[0]), torch.isin(other[0], one[0])
+    mutual = [(places[kept], values[kept]) for (places, values), kept in zip((one, other), both)]
+    return hsic(*mutual, len(first)) / scale**0.5
 
 
-def kernel(rows: Tensor) -> Tensor:
-    """Inner products [n, n] of the rows, clipped and of length 1."""
+def clipped(rows: Tensor) -> Tensor:
+    """Rows in float64, clipped at the `QUANTILE` of their absolute values and of length 1."""
     rows = rows.double()
     values = rows.abs().flatten()
     limit = values.kthvalue(max(1, round(QUANTILE * len(values)))).values.item()
-    rows = F.normalize(rows.clamp(-limit, limit), dim=1)
-    return rows @ rows.T
+    return F.normalize(rows.clamp(-limit, limit), dim=1)
 
 
-def nearest(products: Tensor, neighbours: int) -> Tensor:
-    """Which columns of [n, n] are among the largest `neighbours` of their row, the diagonal left out: [n, n] bool."""
-    others = products.clone().fill_diagonal_(-torch.inf)
-    return torch.zeros_like(products, dtype=torch.bool).scatter_(1, others.topk(neighbours).indices, True)
+def nearest_products(rows: Tensor, neighbours: int) -> Kernel:
+    """The inner products of each row with the `neighbours` other rows where they are largest, in rising places."""
+    places, values, count = [], [], len(rows)
+    for numbers in torch.arange(count, device=rows.device).split(max(1, VALUES // count)):
+        products = rows[numbers] @ rows.T
+        products[torch.arange(len(numbers), device=rows.device), numbers] = -torch.inf
+        largest = products.topk(neighbours, dim=1)
+        places.append((numbers[:, None] * count + largest.indices).flatten())
+        values.append(largest.values.flatten())
+    order = torch.cat(places).argsort()
+    return torch.cat(places)[order], torch.cat(values)[order]
 
 
-def hsic(first: Tensor, second: Tensor) -> float:
-    """The unbiased estimate of Song et al., 2012 (JMLR 13), equation 5, of any kernels [n, n], symmetric or not."""
-    n = len(first)
-    first, second = (matrix.clone().fill_diagonal_(0) for matrix in (first, second))
-    trace = (first * second.T).sum()
-    means = first.sum() * second.sum() / ((n - 1) * (n - 2))
-    cross = first.sum(dim=0) @ second.sum(dim=1) * 2 / (n - 2)
+def hsic(first: Kernel, second: Kernel, n: int) -> float:
+    """The unbiased estimate of Song et al., 2012 (JMLR 13), equation 5, of kernels [n, n] without their diagonals.
+
+    They need not be symmetric, and are given by the entries that are not zero.
+    """
+    rows, columns = first[0] // n, first[0] % n
+    turned = columns * n + rows  # where the transposed second kernel meets an entry of the first
+    at = torch.searchsorted(second[0], turned).clamp(max=len(second[0]) - 1) if len(second[0]) else None
+    met = None if at is None else torch.where(second[0][at] == turned, second[1][at], 0.0)
+    trace = first[1].new_zeros(()) if met is None else (first[1] * met).sum()
+    means = first[1].sum() * second[1].sum() / ((n - 1) * (n - 2))
+    down = first[1].new_zeros(n).index_add_(0, columns, first[1])  # sums over the rows of the first
+    across = first[1].new_zeros(n).index_add_(0, second[0] // n, second[1])
+    cross = down @ across * 2 / (n - 2)
     return ((trace + means - cross) / (n * (n - 3))).item()

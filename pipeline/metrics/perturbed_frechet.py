@@ -8,8 +8,7 @@ from torch import Tensor
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec
 from pipeline.draws import ImageDraws, mix
-from pipeline.features.moments import Moments, frechet_distance
-from pipeline.features.passes import PerImage, collect_rows
+from pipeline.features.moments import frechet_distance
 from pipeline.images.rendering import rendered
 from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.code_usage import LARGEST
@@ -34,34 +33,43 @@ class PerturbedFrechet(TokenizerMetric):
     order = 150
     group = report_group = "Reconstructions"
     on_demand = "perturbed"
-    collective = True
 
     @classmethod
     def why_left_out(cls, spec: LatentSpec) -> str | None:
         return f"pFID: {spec.vocab} codes are too many to count one by one" if spec.vocab > LARGEST else None
 
-    def rows(self, batch: EncodedImages) -> PerImage:
-        return {"z": batch.code.z} if batch.code.ids is None else {"ids": batch.code.ids}
+    def moment_rows(self, batch: EncodedImages) -> dict[str, Tensor]:
+        """Features of reconstructions of each image's code, perturbed in every way.
+
+        Each way is drawn from the seed and the image's number alone, so that no split over batches or processes
+        changes it.
+        """
+        rows, seed = {}, perturbation_seed(batch.seed)
+        for way in grid(batch.tokenizer.spec):
+            perturbed = as_perturbed(batch.tokenizer.neck, batch.code, way, batch.places, seed)
+            images = rendered(batch.tokenizer, perturbed.to(batch.images.device))
+            features = batch.extractors.features
+            rows |= {f"{way}_{feature.name}": feature.extract(images) for feature in features}
+        return rows
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
-        rows, ways = inputs.held_out.rows, grid(inputs.spec)
-        code = Code(ids=rows["ids"]) if "ids" in rows else Code(z=rows["z"])
-        distances = perturbed_distances(inputs, code, ways)
+        ways, moments = grid(inputs.spec), inputs.held_out.moments
         computed = {name: of for name, of in inputs.held_out.protocol.items() if name != "splits"}
         for feature in inputs.extractors.features:
-            of_ways = distances[feature.name]
+            name = feature.name
+            of_ways = {str(way): frechet_distance(moments[f"{way}_{name}"], moments[name]) for way in ways}
             where = {
-                "images": f"{len(code)} held-out images and reconstructions of their perturbed codes",
+                "images": f"{moments[name].count} held-out images and reconstructions of their perturbed codes",
                 "ways": f"mean over {len(of_ways)}",
-                "seed": perturbation_seed(inputs),
+                "seed": perturbation_seed(inputs.seed),
                 "features": feature.describe(),
             }
             value = sum(of_ways.values()) / len(of_ways)
-            yield self.quantities[0].measurement(value, where | computed, feature.name, details=of_ways)
+            yield self.quantities[0].measurement(value, where | computed, name, details=of_ways)
 
 
-def perturbation_seed(inputs: TokenizerInputs) -> int:
-    return mix(inputs.seed, "perturbed")
+def perturbation_seed(seed: int) -> int:
+    return mix(seed, "perturbed")
 
 
 @dataclass(frozen=True)
@@ -110,26 +118,3 @@ def as_perturbed(neck: Bottleneck, code: Code, way: Exchange | Noise, places: li
         return Code(ids=neck.redraw_ids(code.ids.to(device), way.rate, way.strength, draws))
     z = code.z.to(device)
     return Code(z=(1 - way.u) * z + way.u * draws.normal("noise", tuple(z.shape[1:])))
-
-
-def perturbed_distances(
-    inputs: TokenizerInputs, code: Code, ways: "list[Exchange | Noise]"
-) -> dict[str, dict[str, float]]:
-    """Fréchet distances of reconstructions of `code` to the held-out images, by features and by ways to perturb it.
-
-    Each way is drawn from the seed and the image's number alone, so that no split over batches or processes changes it.
-    Every process takes part, and has the distances.
-    """
-    features, tokenizer, seed = inputs.extractors.features, inputs.tokenizer, perturbation_seed(inputs)
-    distances: dict[str, dict[str, float]] = {feature.name: {} for feature in features}
-    for way in ways:
-
-        def reconstruct(indices: Tensor, way: Exchange | Noise = way) -> PerImage:
-            perturbed = as_perturbed(tokenizer.neck, code[indices], way, indices.tolist(), seed)
-            images = rendered(tokenizer, perturbed.to(inputs.extractors.device))
-            return {feature.name: feature.extract(images) for feature in features}
-
-        rows = collect_rows(inputs.accelerator, len(code), reconstruct)
-        for name, of_ways in distances.items():
-            of_ways[str(way)] = frechet_distance(Moments.of(rows[name]), Moments.of(inputs.held_out.rows[name]))
-    return distances

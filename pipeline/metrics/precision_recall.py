@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.features.neighbours import blocks, radii
+from pipeline.features.neighbours import inside, radii
 from pipeline.metrics.base import FeatureMetric, Quantity
 from pipeline.ranges import Count
 
@@ -48,5 +48,5 @@ def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tupl
 
 def covered(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     """Share of `points` [m, D] in the union of the balls round the rows of `manifold` [n, D]."""
-    reach = radii(manifold, neighbours)
-    return torch.cat([(block <= reach).any(dim=1) for block in blocks(points, manifold)]).double().mean().item()
+    blocks = inside(points, manifold, radii(manifold, neighbours), rim=True)
+    return torch.cat([block.any(dim=1) for block in blocks]).double().mean().item()

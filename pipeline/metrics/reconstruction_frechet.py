@@ -1,7 +1,8 @@
 """Fréchet distance of reconstructions (rFID): how far their distribution is from that of their images, in features."""
 
-from pipeline.features.moments import Moments, frechet_distance
-from pipeline.features.passes import PerImage
+from torch import Tensor
+
+from pipeline.features.moments import frechet_distance
 from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 
 
@@ -20,14 +21,14 @@ class ReconstructionFrechet(TokenizerMetric):
     order = 140
     group = report_group = "Reconstructions"
 
-    def rows(self, batch: EncodedImages) -> PerImage:
+    def moment_rows(self, batch: EncodedImages) -> dict[str, Tensor]:
         features = batch.extractors.features
         return {f"reconstructed_{feature.name}": feature.extract(batch.reconstructions) for feature in features}
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
-        rows = inputs.held_out.rows
+        moments = inputs.held_out.moments
         for feature in inputs.extractors.features:
             name = feature.name
-            value = frechet_distance(Moments.of(rows[f"reconstructed_{name}"]), Moments.of(rows[name]))
+            value = frechet_distance(moments[f"reconstructed_{name}"], moments[name])
             where = {"features": feature.describe()} | inputs.of_reconstructions
             yield self.quantities[0].measurement(value, where, name)

@@ -230,6 +230,7 @@ class Evaluation(RangedFields):
     resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"  # of images before Inception
     neighbours: Count = 3  # of precision and recall
     images: Count = 2000  # at most so many references and reconstructions
+    neighbour_images: Count = 2000  # of these, whose pairs are compared: precision, recall, near copies
     perturbed: bool = False  # also reconstructions of perturbed codes, pFID: 15 decodings of these images
 
 

@@ -16,6 +16,7 @@ from pipeline.checks.weights import check_weights
 from pipeline.commands.reference import reference as reference_command
 from pipeline.features.extractors import PixelFeatures
 from pipeline.features.moments import Gaussian, Moments, factor, frechet_distance
+from pipeline.features.passes import ImageRows
 from pipeline.features.running_score import RunningScore
 from pipeline.features.statistics_file import check_reference, read_statistics, write_statistics
 from pipeline.images.eight_bits import from_bytes
@@ -102,26 +103,33 @@ def test_a_factor_is_one_for_full_and_for_singular_covariances():
     assert frechet_distance(stored, two) == frechet_distance(one, two)
 
 
-def measure(indices: Tensor) -> dict[str, Tensor]:
+def measure(indices: Tensor) -> ImageRows:
     rows = normal(100, 5)[indices]
-    return {"rows": rows, "logits": 3 * rows, "place": indices}
+    return ImageRows(
+        {"label": indices % 7}, {"place": indices}, {"rows": rows, "odd": rows[indices % 2 == 1]}, 3 * rows
+    )
 
 
 def test_gathered_statistics_are_those_of_all_and_keep_the_chosen():
     chosen = torch.tensor([0, 3, 50, 99])
-    found = gather_statistics(ACCELERATOR, 100, measure, chosen, ["rows"], "logits", batch=7)
-    assert found.count == 100 and found.rows["place"].tolist() == chosen.tolist() and "logits" not in found.rows
+    found = gather_statistics(ACCELERATOR, 100, measure, chosen, batch=7)
+    assert found.count == 100 and found.wide["place"].tolist() == chosen.tolist() == found.wide["number"].tolist()
+    assert found.narrow["label"].tolist() == (torch.arange(100) % 7).tolist() and len(found.narrow) == 2
+    assert found.moments["odd"].count == 50
     torch.testing.assert_close(found.moments["rows"].covariance, normal(100, 5).T.cov())
     assert found.score.value() == pytest.approx(inception_score_chunks(3 * normal(100, 5)))
-    parts, kept = [], []
+    parts = []
     for indices in torch.arange(100).split(40):  # what three processes would have
         part = ImageStatistics(len(indices))
-        part.moments["rows"] = Moments.of(measure(indices)["rows"])
-        part.score.update(indices, measure(indices)["logits"])
-        parts.append(part)
-        kept.append({"place": indices[torch.isin(indices, chosen)]})
-    joined = image_statistics.merge_statistics(parts, kept)
-    assert joined.count == 100 and joined.rows["place"].tolist() == chosen.tolist()
+        part.moments["rows"] = Moments.of(measure(indices).summed["rows"])
+        part.score.update(indices, measure(indices).logits)
+        parts.append((part, [{"number": indices}], [{"place": indices[torch.isin(indices, chosen)]}]))
+    joined = image_statistics.merge_statistics(parts)
+    assert (
+        joined.count == 100
+        and joined.narrow["number"].tolist() == list(range(100))
+        and joined.wide["place"].tolist() == chosen.tolist()
+    )
     torch.testing.assert_close(joined.moments["rows"].covariance, found.moments["rows"].covariance)
     assert joined.score.value() == pytest.approx(found.score.value(), rel=1e-12)
 
@@ -151,10 +159,14 @@ def reference_of(given: str | Path, *settings: str) -> Reference:
     return load_reference(recipe, extractors_of([PIXELS]), ACCELERATOR)
 
 
+def kept(images: Tensor) -> ImageRows:
+    return ImageRows(wide=see(images), summed=see(images))
+
+
 def numbers_of(samples: ImageStatistics, reference: Reference) -> dict[str, Measurement]:
     """The numbers of samples against a stated reference."""
-    moments, rows = against_reference(samples, samples.rows, None, reference)
-    training = samples.rows, samples.rows, samples.rows  # which is not looked at
+    moments, rows = against_reference(samples, samples.wide, None, reference)
+    training = samples.wide, samples.wide, samples.wide  # which is not looked at
     inputs = sample_inputs([PIXELS], *training, moments=moments, rows=rows)
     return measured(FrechetDistance(), inputs) | measured(PrecisionRecall(3), inputs)
 
@@ -186,7 +198,7 @@ def test_stored_statistics_give_the_distances_of_the_images_they_are_of(tmp_path
     write_statistics(tmp_path / "stored.npz", {"pixels": moments}, {"images": "40", "features": PIXELS.statistics()})
     reference = reference_of(tmp_path / "stored.npz")
     assert not reference.rows and reference.title == "the statistics in stored.npz, of 40"
-    of_samples = gather_statistics(ACCELERATOR, 40, lambda i: see(samples[i]), torch.arange(40), ["pixels"])
+    of_samples = gather_statistics(ACCELERATOR, 40, lambda i: kept(samples[i]), torch.arange(40))
     found = numbers_of(of_samples, reference)
     assert set(found) == {"fd_pixels"} and found["fd_pixels"].held_out is None
     assert found["fd_pixels"].value == pytest.approx(frechet_distance(of_samples.moments["pixels"], moments), rel=1e-12)
@@ -228,7 +240,7 @@ def test_statistics_beside_images_are_of_their_own_images_and_of_the_published_r
     np.savez(tmp_path / "adm.npz", arr_0=pixels, mu_pixels=mean, sigma_pixels=covariance)
     reference = reference_of(tmp_path / "adm.npz")
     assert torch.equal(reference.moments["pixels"].mean, rows.mean(dim=0)) and len(reference.rows["pixels"]) == 10
-    samples = gather_statistics(ACCELERATOR, 12, lambda i: see(from_bytes(pixels[i])), torch.arange(10), ["pixels"])
+    samples = gather_statistics(ACCELERATOR, 12, lambda i: kept(from_bytes(pixels[i])), torch.arange(10))
     found = numbers_of(samples, reference)
     assert found["fd_pixels"].protocol["references"].startswith("the statistics in adm.npz, which does not say")
     assert found["precision_pixels"].protocol["references"] == "10 of 12 images of adm.npz"

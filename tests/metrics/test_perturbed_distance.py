@@ -1,5 +1,7 @@
 """pFID: its grid, its draws, and that perturbing nothing gives the distance of plain reconstructions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,10 +14,12 @@ from pipeline import components
 from pipeline.code import Code, LatentSpec
 from pipeline.features.extractors import PixelFeatures
 from pipeline.features.moments import Moments, frechet_distance
-from pipeline.features.passes import collect_rows
+from pipeline.features.passes import ImageRows, collect_rows
 from pipeline.images.rendering import rendered
+from pipeline.measuring.image_statistics import gather_statistics
+from pipeline.measuring.tokenizer import TokenizerMeasuring
 from pipeline.metrics import perturbed_frechet
-from pipeline.metrics.base import Measurement
+from pipeline.metrics.base import ImageSet, Measurement
 from pipeline.metrics.perturbed_frechet import NOISES, Exchange, Noise, PerturbedFrechet, as_perturbed, grid
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
@@ -39,19 +43,21 @@ def images() -> Tensor:
 @torch.no_grad()
 def measured(tokenizer: Tokenizer, ways: list[Exchange | Noise], seed: int = 0) -> tuple[Measurement, float]:
     """pFID over `ways`, and the distance of plain reconstructions."""
-    pixels = images()
-    code = tokenizer.encode(pixels)
-    code = Code(z=code.z) if code.ids is None else Code(ids=code.ids)
-    held_out = {FEATURES.name: FEATURES.extract(pixels)}
-
-    rows = held_out | ({"z": code.z} if code.ids is None else {"ids": code.ids})
-    inputs = tokenizer_inputs(tokenizer, {}, rows, seed=seed, extractors=extractors_of([FEATURES]))
+    pixels, metric = images(), PerturbedFrechet()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(perturbed_frechet, "grid", lambda spec: ways)
-        ((name, number),) = PerturbedFrechet().measure(inputs)
-    assert name == "pfd_pixels"
-    reconstructions = FEATURES.extract(rendered(tokenizer, code))
-    plain = frechet_distance(Moments.of(reconstructions), Moments.of(held_out[FEATURES.name]))
+        measuring = TokenizerMeasuring(tokenizer, extractors_of([FEATURES]), [metric], seed, tokenizer.encode)
+
+        def measure(indices: Tensor) -> ImageRows:
+            seen = ImageRows(summed={FEATURES.name: FEATURES.extract(pixels[indices])})
+            return seen | measuring.rows(measuring.reconstruct(pixels[indices], indices))
+
+        found = gather_statistics(Accelerator(cpu=True), COUNT, measure, torch.arange(0), batch=16)
+        inputs = tokenizer_inputs(tokenizer, {}, {}, seed=seed, extractors=extractors_of([FEATURES]))
+        ((name, number),) = metric.measure(replace(inputs, held_out=ImageSet(found.narrow, {}, found.moments)))
+    assert name == "pfd_pixels" and number.protocol["images"].startswith(f"{COUNT} held-out images")
+    reconstructions = FEATURES.extract(rendered(tokenizer, tokenizer.encode(pixels)))
+    plain = frechet_distance(Moments.of(reconstructions), found.moments[FEATURES.name])
     return number, plain
 
 
