@@ -1,8 +1,9 @@
-"""Samples beside real images, as metrics are given them."""
+"""Samples beside real images, and images of a split, as metrics are given them."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.features.moments import Moments
 from pipeline.features.passes import PerImage
 
 
@@ -29,3 +30,12 @@ class ImageSets:
     samples: PerImage
     held_out: PerImage  # empty where there are none
     train: PerImage
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What is known of the images of a split, and what protocols say of them."""
+
+    rows: PerImage
+    protocol: dict[str, Any]
+    moments: dict[str, Moments] = field(default_factory=dict)

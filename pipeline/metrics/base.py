@@ -11,9 +11,8 @@ from torch import Tensor
 from pipeline.code import Code, LatentSpec
 from pipeline.components import build, find, kinds
 from pipeline.draws import ImageDraws
-from pipeline.features.comparison import Comparison, ImageSets
+from pipeline.features.comparison import Comparison, ImageSet, ImageSets
 from pipeline.features.extractors import FeatureExtractor
-from pipeline.features.moments import Moments
 from pipeline.features.neighbours import on_device
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage, count
@@ -220,15 +219,6 @@ class EncodedImages:
     places: list[int]  # numbers of the images
     seed: int  # of the recipe
     vision: Callable[[Tensor], Tensor] | None = None  # of a card: images to a vision model's features [B, D]
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """What is known of the images of a split, and what protocols say of them."""
-
-    rows: PerImage
-    protocol: dict[str, Any]
-    moments: dict[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
