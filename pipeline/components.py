@@ -29,6 +29,7 @@ SLOTS = (
     "losses",
     "critics",
     "adversarial",
+    "optimizers",
     "perturbations",
     "teachers",
     "metrics",
@@ -165,9 +166,9 @@ def read_nodes(slot: str, value: Any, hint: Any) -> Any:
 
     Text of a command line becomes what the constructor of the node's kind takes, before anything else is checked.
     """
-    if get_origin(hint) is not dict or hint == Node:
+    value, either = opened(value), dict[str, Node] in get_args(hint)  # a node, or nodes by name
+    if "kind" in value if either and isinstance(value, Mapping) else get_origin(hint) is not dict or hint == Node:
         return read_node(slot, value)
-    value = opened(value)
     if not isinstance(value, Mapping):
         return value
     return {name: read_node(slot, node) if holds_written(opened(node)) else node for name, node in value.items()}

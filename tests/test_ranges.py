@@ -122,7 +122,7 @@ def test_a_function_with_ranges_is_otherwise_as_it_was():
 
 
 STATED = {
-    "generator.loop.betas=[1.0,0.9]": r"generator.loop.betas\[0\] is 1; give a fraction, 0 or more and below 1",
+    "generator.loop.lr.network={peak: 1e-3, first: 1.5}": "generator.loop.lr.network.first is 1.5; give a fraction",
     "generator.loop.accumulate=3": "generator.loop.accumulate is 3, which does not divide the batch of 64",
     "generator.loop.lr.network=-1e-3": "generator.loop.lr.network is -0.001; give 0 or more",
     "generator.loop.steps=1e30": "generator.loop.steps has more than 18 digits",

@@ -180,8 +180,16 @@ def check_balance(phase: Phase, tokenizer: TokenizerPlan) -> None:
 
 
 def check_loop(loop: Loop, players: Iterable[str]) -> None:
-    """ValueError unless every player has a learning rate, and only players have a weight decay."""
+    """ValueError unless every player has a learning rate and an optimiser, and only players have a weight decay."""
     players = list(players)
+    if "kind" not in loop.optimizer:
+        with at("optimizer"):
+            check_names(loop.optimizer, players, "player")
+    for player in players:
+        place = "optimizer" if "kind" in loop.optimizer else f"optimizer.{player}"
+        optimizer, _ = check("optimizers", loop.optimizer_of(player), DERIVED["optimizers"], place)
+        with at(place):
+            optimizer.check_machine()
     with at("lr"):
         check_names(loop.lr, players, "player")
     for name in loop.weight_decay if isinstance(loop.weight_decay, dict) else ():

@@ -44,9 +44,14 @@ class Adversary(RangedFields):
     carried: bool = False  # begin with the critic of the last phase before that had one, in place of a new one
     feature_matching: bool = False  # also the term feature_matching: distance of the critic's hidden features
 
+    @property
+    def first(self) -> int:
+        """The first step at which the critic is trained."""
+        return self.start - self.ahead
+
     def learns(self, step: int) -> bool:
         """Whether the critic is trained at `step`."""
-        return step >= self.start - self.ahead
+        return step >= self.first
 
     def weight_factor(self, step: int) -> float:
         """What the term's weight is multiplied by at `step`: 0 before `start`, above 0 from then on, at most 1."""

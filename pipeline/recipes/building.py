@@ -28,6 +28,7 @@ DERIVED = {  # what a recipe may not state, by slot
     "losses": ("extractor", "dim", "grid"),
     "critics": ("widths", "source"),
     "adversarial": (),
+    "optimizers": (),
     "perturbations": (),
     "metrics": ("neighbours", "noise"),  # of `evaluate` and of a card
 }

@@ -25,6 +25,7 @@ PLACES = {  # where a recipe names the kinds of a slot
     "losses": "tokenizer.phases.NAME.losses.NAME and generator.losses.NAME",
     "critics": "tokenizer.phases.NAME.adversary.critic",
     "adversarial": "tokenizer.phases.NAME.adversary.loss",
+    "optimizers": "tokenizer.phases.NAME.loop.optimizer, generator.loop.optimizer",
     "perturbations": "tokenizer.phases.NAME.perturbation",
     "networks": "generator.network",
     "objectives": "generator.objective",
@@ -55,11 +56,18 @@ def describe(name: str | None = None) -> str:
 def sections_of(cls: type, above: str = "") -> Iterator[tuple[str, type]]:
     """The mappings of a recipe by their path, as the schema has them."""
     for name, hint in get_type_hints(cls).items():
-        for inner in (hint, *get_args(hint)):
+        for inner in members(hint):
             if is_dataclass(inner):
                 path = f"{above}{name}" + (f".{ANY}" if get_origin(hint) is dict else "")
                 yield path, inner
                 yield from sections_of(inner, f"{path}.")
+
+
+def members(hint: Any) -> Iterator[Any]:
+    """A type, and all that it is put together from."""
+    yield hint
+    for inner in get_args(hint):
+        yield from members(inner)
 
 
 def matches(name: str, path: str) -> bool:

@@ -1,28 +1,57 @@
-"""The settings of one training: steps, batch, rate, optimiser, averages and checkpoints."""
+"""The settings of one training: steps, batch, rates, optimiser, averages and checkpoints."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
+from pipeline.components import Node
 from pipeline.ranges import Count, Fraction, FractionBelowOne, NotNegative, RangedFields, Whole
-from pipeline.recipes.field_metadata import ONLY_SPEED
+from pipeline.recipes.field_metadata import ONLY_SPEED, slot
 from pipeline.validation import SettingError
+
+Schedule = Literal["constant", "cosine", "linear"]
+
+
+@dataclass
+class Rate(RangedFields):
+    """The learning rate of one player; what is left out is as the loop says.
+
+    Its steps count from the first one at which the player learns: those of a critic from its own start.
+    """
+
+    peak: NotNegative
+    first: Fraction | None = None  # fraction of the peak at which the warm-up begins
+    warmup: Whole | None = None  # steps from there to the peak
+    hold: Whole | None = None  # steps at the peak, before it falls
+    schedule: Schedule | None = None  # by which it falls
+    end: Count | None = None  # step at which it has fallen to `final`; where the loop has none either, the last one
+    final: Fraction | None = None  # fraction of the peak that is left then
+
+
+def adamw() -> Node:
+    """The optimiser where none is stated."""
+    return {"kind": "adamw"}
 
 
 @dataclass
 class Loop(RangedFields):
-    """Steps, batch, optimizer (AdamW) and checkpoints of a training; steps are optimizer steps, the batch is global."""
+    """Steps, batch, rates, optimiser and checkpoints of a training; steps are optimiser steps, the batch is global."""
 
     steps: Whole
-    lr: dict[str, NotNegative]  # peak learning rate by player: tokenizer, critic, network
+    lr: dict[str, NotNegative | Rate]  # learning rate by player (tokenizer, critic, network): its peak, or a section
     batch: Count = 64  # images per step, over all processes
     accumulate: Count = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step; `check` names what it changes
-    warmup: Whole = 0  # steps from zero to the full rate
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after the warm-up
+    first: Fraction = 0.0  # fraction of the peak rate at which the warm-up begins
+    warmup: Whole = 0  # steps from there to the full rate
+    hold: Whole = 0  # steps at the full rate, before it falls
+    schedule: Schedule = "constant"  # by which the rate falls
+    end: Count | None = None  # step at which it has fallen; null: the last one
     final: Fraction = 0.0  # fraction of the peak rate at which cosine and linear end
-    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.95)  # of AdamW
+    optimizer: Node | dict[str, Node] = field(default_factory=adamw, metadata=slot("optimizers"))  # or by player
     weight_decay: NotNegative | dict[str, NotNegative] = 0.0  # of matrices and kernels, for all players or by player
+    undecayed: tuple[str, ...] = ()  # [embed]: matrices and kernels whose name holds one of these do not decay
     clip: NotNegative = 1.0  # largest norm of a player's gradient; 0: no clipping
     ema: FractionBelowOne = 0.999  # decay of the running average of the weights, which is what is kept
+    ema_warmup: bool = True  # a smaller decay at first, (1 + step) / (10 + step); false: the same at every step
     skip: Whole = 10  # consecutive steps with non-finite gradients that are skipped before the run stops
     save_every: Whole = field(default=1000, metadata=ONLY_SPEED)  # steps between checkpoints; 0: the last step alone
     keep: Count = field(default=2, metadata=ONLY_SPEED)  # checkpoints, the newest
@@ -31,10 +60,23 @@ class Loop(RangedFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if "kind" not in self.optimizer and not all(isinstance(node, dict) for node in self.optimizer.values()):
+            self.optimizer = adamw() | self.optimizer  # arguments of a node that leaves out its kind
         if self.batch % self.accumulate:
             raise SettingError(
                 "accumulate", f" is {self.accumulate}, which does not divide the batch of {self.batch}; give a divisor"
             )
+
+    def rate_of(self, player: str) -> Rate:
+        """The rate of a player with nothing left out, but for an `end` that is the last step."""
+        rate = self.lr[player]
+        rate = rate if isinstance(rate, Rate) else Rate(rate)
+        left_out = {f.name: getattr(self, f.name) for f in fields(rate) if getattr(rate, f.name) is None}
+        return replace(rate, **left_out)
+
+    def optimizer_of(self, player: str) -> Any:
+        """The node of a player's optimiser."""
+        return self.optimizer if "kind" in self.optimizer else self.optimizer[player]
 
     def decay_of(self, player: str) -> float:
         """The weight decay of a player, 0 where a mapping does not name it."""

@@ -156,7 +156,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def moments_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The state of an optimiser of the module's parameters, by `<parameter>.<key>`."""
     return {
-        f"{name}.{key}": value
+        f"{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
         for name, parameter in module.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -172,7 +172,8 @@ def load_moments(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: M
         parameter = parameters[name]
         if tensor.shape == parameter.shape:  # a fused update reads both in the order of memory
             tensor = divided_as(tensor, torch.empty_like(parameter, dtype=tensor.dtype))
-        state.setdefault(number[id(parameter)], {})[key] = tensor
+        count = tensor.ndim == 0 and tensor.dtype == torch.int64  # a number of steps that is no tensor
+        state.setdefault(number[id(parameter)], {})[key] = int(tensor) if count else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -12,14 +12,14 @@ Averages = Callable[[], dict[str, nn.Module]]  # gives that of every player, who
 class Average:
     """`module` is the average; `update` moves it towards the trained weights by 1 - decay.
 
-    Early on the decay is (1 + step) / (10 + step), so that the first steps are not remembered for long. Buffers are
-    averaged when they are floating point and copied when they are not. What jumps instead of moving (the rows of a
-    codebook that are placed anew) would be averaged with what it has left: a submodule that has such a thing has a
-    method `copy_restarted_rows(trained)`, which is called on the average before it moves and copies it.
+    With `warmup` the decay is (1 + step) / (10 + step) early on, so that the first steps are not remembered for long.
+    Buffers are averaged when they are floating point and copied when they are not. What jumps instead of moving (the
+    rows of a codebook that are placed anew) would be averaged with what it has left: a submodule that has such a thing
+    has a method `copy_restarted_rows(trained)`, which is called on the average before it moves and copies it.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, module: nn.Module, decay: float, warmup: bool = True):
+        self.decay, self.warmup = decay, warmup
         self.module = deepcopy(module).requires_grad_(False).eval()
         for tensor in state_of(self.module):
             if tensor.is_floating_point():
@@ -31,7 +31,7 @@ class Average:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """After optimiser step number `step` (1 is the first)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         for name, part in self._with_restarts.items():
             part.copy_restarted_rows(module.get_submodule(name))
         floating: tuple[list[Tensor], list[Tensor]] = ([], [])

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,9 @@ from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Progress
 from pipeline.training.ema import Average, Averages
 from pipeline.training.journal import Journal
+from pipeline.training.optimizing import check_undecayed, make_optimizer
 from pipeline.training.order import MicroBatches, TrainingData, batches
+from pipeline.training.rates import learning_rate
 from pipeline.validation import at
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Task(Protocol):
 
     players: dict[str, nn.Module]
     metrics: dict[str, Tensor]  # of the last batch, for the log alone
+    starts: Mapping[str, int]  # the first step at which a player learns, where that is not step 0
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield (player, weighted loss terms), one optimiser update each, in order."""
@@ -87,7 +90,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     """
     loop, accelerator = run.loop, run.accelerator
     micro = MicroBatches(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
-    progress = Progress({name: Average(player, loop.ema) for name, player in task.players.items()})
+    progress = Progress({name: Average(player, loop.ema, loop.ema_warmup) for name, player in task.players.items()})
     if run.precision == "fp16":
         progress.scaler = torch.amp.GradScaler(accelerator.device.type)
     progress.optimizers = prepare(task, loop, progress, accelerator)
@@ -116,17 +119,12 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
     """Wrap the players for this machine, in place, and make their optimisers."""
     with at("loop"):
         check_loop(loop, task.players)
+        check_undecayed(loop, task.players)
     names, optimizers = list(task.players), []
     for name, player in task.players.items():
         player.to(accelerator.device).train()
         progress.averages[name].module.to(accelerator.device)
-        trained = [p for p in player.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": loop.decay_of(name)},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        optimizers.append(torch.optim.AdamW(groups, loop.lr[name], betas=loop.betas, fused=True))
+        optimizers.append(make_optimizer(loop, name, player))
         if loop.compile:
             compile_in_place(player)
     ready = accelerator.prepare(*task.players.values(), *optimizers)
@@ -188,7 +186,7 @@ def update_player(training: Training, name: str) -> bool:
     finite = bool(norm.isfinite())
     training.journal.add(f"{name}/gradient_norm", norm if finite else torch.zeros_like(norm))
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(loop, loop.lr[name], training.progress.step)
+        group["lr"] = rate_at(training, name, training.progress.step)
     if scaler is not None:  # it skips by itself, and lowers its scale
         scaler.step(optimizer)
         scaler.update()
@@ -211,7 +209,7 @@ def finish_step(training: Training, finite: bool) -> None:
     if finite:
         for name, average in progress.averages.items():
             average.update(run.accelerator.unwrap_model(training.task.players[name]), progress.step)
-    values = {f"{name}/lr": learning_rate(loop, peak, progress.step - 1) for name, peak in loop.lr.items()}
+    values = {f"{name}/lr": rate_at(training, name, progress.step - 1) for name in loop.lr}
     training.journal.step(progress.step, progress.step == loop.steps, **values, skipped=progress.skipped)
 
 
@@ -237,13 +235,10 @@ def check_ending(training: Training) -> None:
                 )
 
 
-def learning_rate(loop: Loop, peak: float, step: int) -> float:
-    """That of step number `step` (0 is the first): linear warm-up, then the schedule from `peak` to `final` of it."""
-    if step < loop.warmup:
-        return peak * (step + 1) / loop.warmup
-    done = (step - loop.warmup) / max(1, loop.steps - loop.warmup)
-    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[loop.schedule]
-    return peak * (left if loop.schedule == "constant" else loop.final + (1 - loop.final) * left)
+def rate_at(training: Training, player: str, step: int) -> float:
+    """The learning rate of a player in a step of the training; its own steps count from its start."""
+    loop, start = training.run.loop, training.task.starts.get(player, 0)
+    return learning_rate(loop.rate_of(player), step - start, loop.steps - start)
 
 
 @contextlib.contextmanager

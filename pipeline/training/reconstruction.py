@@ -76,6 +76,7 @@ class Reconstruction:
         self.phase, self.losses, self.usage = phase, losses, usage
         self.weights = phase.weights  # of the step; as `phase.until` has them in `turns`
         self.metrics: dict[str, Tensor] = {}  # of the last turn, besides its terms
+        self.starts = {} if phase.adversary is None else {"critic": phase.adversary.first}
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The tokenizer's turn, then the critic's from its start on. `batch` holds `images` and `condition`."""

@@ -81,9 +81,11 @@ def test_all_that_a_recipe_states_is_described(name):
 def test_a_setting_comes_with_its_type_default_and_meaning():
     loop = describe("tokenizer.phases.main.loop").splitlines()
     assert loop[0] == "tokenizer.phases.NAME.loop" and "  steps: int (0 or more)" in loop
-    assert "  warmup: int (0 or more) = 0  # steps from zero to the full rate" in loop
+    assert "  warmup: int (0 or more) = 0  # steps from there to the full rate" in loop
+    assert "  optimizer: Node | dict[str, Node] = {'kind': 'adamw'}  # or by player" in loop
     below_one = "float (0 or more and below 1)"
-    assert f"  betas: tuple[{below_one}, {below_one}] = [0.9, 0.95]  # of AdamW" in loop
+    assert f"  betas: tuple[{below_one}, {below_one}] = [0.9, 0.95]" in "\n".join(describe("adamw").splitlines())
+    assert describe("generator.loop.lr.network").splitlines()[0] == "generator.loop.lr.NAME"
     assert "  compile: bool = false  # the players, by torch.compile" in loop
     titok = describe("titok").splitlines()
     assert "  bottleneck: one of bottlenecks" in titok and "  proxy_start: str | None = null" in titok

@@ -34,6 +34,12 @@ MISTAKES = {
     "weight without a term": ("generator.weights.cosin=1", "generator.weights.cosin"),
     "term without a weight": ("generator.objective.cosine=true", "generator.weights.cosine is missing"),
     "rate without a player": ("generator.loop.lr={net: 1e-3}", "generator.loop.lr.net"),
+    "no such optimiser": ("generator.loop.optimizer.kind=adamm", "generator.loop.optimizer: there is no kind 'adamm'"),
+    "means of a gradient": (
+        "generator.loop.optimizer.betas=[1.0,0.9]",
+        r"optimizer.betas\[0\] is 1; give a fraction",
+    ),
+    "optimiser without a player": ("generator.loop.optimizer={net: {kind: adam}}", "generator.loop.optimizer.net"),
     "wrong sampler setting": ("sample.sampler={slover: heun}", "did you mean 'solver'"),
     "no steps": ("sample.steps=0", "sample.steps is 0; give a number from 1"),
     "bad solver": ("sample.sampler.solver=rk4", "sample.sampler.solver: 'rk4' is not one of"),

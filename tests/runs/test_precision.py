@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from support.loop_task import Denoise, Numbers, weights
 from torch import nn
 
 import stages
@@ -23,7 +24,6 @@ from pipeline.runs.precision import arithmetic, rounding
 from pipeline.runs.workspace import fingerprint
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.reconstruction import Reconstruction
-from tests.support.loop_task import Denoise, Numbers, weights
 
 STAGES = [field.name for field in fields(StagePrecision)]
 

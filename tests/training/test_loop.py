@@ -13,11 +13,16 @@ import torch
 from accelerate import Accelerator
 from support.loop_task import Denoise, Numbers, fit, weights
 
-from pipeline.recipes.schema import Loop
+from pipeline.components import build
+from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.loops import Loop, Rate
+from pipeline.recipes.schema import Phase
 from pipeline.training import checkpoints
 from pipeline.training.ema import Average
-from pipeline.training.loop import Interrupted, learning_rate
+from pipeline.training.loop import Interrupted
 from pipeline.training.order import BatchOrder, MicroBatches
+from pipeline.training.rates import learning_rate
+from pipeline.training.reconstruction import Reconstruction
 
 SCRIPT = Path(__file__).parents[1].joinpath("support", "loop_task.py")
 
@@ -150,9 +155,59 @@ def test_order_visits_everything_once_an_epoch_and_depends_on_the_seed():
 
 
 def test_the_rate_warms_up_and_decays():
-    loop = Loop(steps=110, lr={}, warmup=10, schedule="cosine", final=0.1)
-    assert learning_rate(loop, 1.0, 0) == pytest.approx(0.1) and learning_rate(loop, 1.0, 9) == pytest.approx(1.0)
-    assert learning_rate(loop, 1.0, 60) == pytest.approx(0.55) and learning_rate(loop, 1.0, 110) == pytest.approx(0.1)
+    rate = Loop(steps=110, lr={"a": 1.0}, warmup=10, schedule="cosine", final=0.1).rate_of("a")
+    assert learning_rate(rate, 0, 110) == pytest.approx(0.1) and learning_rate(rate, 9, 110) == pytest.approx(1.0)
+    assert learning_rate(rate, 60, 110) == pytest.approx(0.55) and learning_rate(rate, 110, 110) == pytest.approx(0.1)
+
+
+def test_a_player_has_a_rate_and_a_clock_of_its_own(tmp_path):
+    own = Rate(8.0, first=0.125, warmup=4, hold=2, schedule="linear", end=10, final=0.25)
+    loop = Loop(20, {"maker": 1.0, "judge": own}, warmup=2, schedule="cosine")
+    at = [learning_rate(loop.rate_of("judge"), step, 15) for step in (-1, 0, 3, 4, 5, 8, 10, 14)]
+    assert at == pytest.approx([0, 8 * (0.125 + 0.875 / 4), 8, 8, 8, 8 * 0.625, 2, 2])
+    assert loop.rate_of("judge") == own and loop.rate_of("maker") == Rate(1.0, 0.0, 2, 0, "cosine", None, 0.0)
+    late = Denoise()
+    late.starts = {"judge": 6}
+    rates = {"maker": Rate(1e-2), "judge": Rate(1e-2, schedule="linear", warmup=2)}
+    fit(tmp_path, late, lr=rates, log_every=1)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["judge/lr"] for line in lines][:9] == pytest.approx([0] * 6 + [5e-3, 1e-2, 1e-2])
+    assert lines[-1]["judge/lr"] == pytest.approx(1e-2 * 1 / 4), "it falls over the six steps of its own"
+    assert {line["maker/lr"] for line in lines} == {1e-2}
+
+
+def test_a_critic_s_clock_begins_when_its_training_does():
+    adversary = Adversary({"kind": "patch"}, start=7, ahead=3)
+    assert adversary.first == 4 and not adversary.learns(3) and adversary.learns(4)
+    critic = build("critics", {"kind": "patch", "width": 8, "layers": 1})
+    node = {"kind": "conv_autoencoder", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
+    tokenizer = build("tokenizers", node | {"bottleneck": {"kind": "gaussian", "dim": 4}}, image_size=16)
+    rates = {"tokenizer": 1e-3, "critic": 1e-3}
+    phase = Phase(Loop(9, rates), {"pixel": 1.0, "kl": 1.0, "adversarial": 0.1}, adversary=adversary)
+    task = Reconstruction(tokenizer, phase, {"pixel": build("losses", {"kind": "pixel"})}, critic)
+    assert task.starts == {"critic": 4}
+
+
+def test_matrices_decay_but_those_of_the_names_that_do_not(tmp_path):
+    """A decayed weight is smaller by rate times decay of itself, a step, than one that is spared."""
+    first = Denoise().players["judge"][0].weight.detach().clone()
+    tasks = {}
+    for name, part in (("decayed", "judge.9"), ("spared", "0.weight")):
+        tasks[name] = Denoise()
+        names = () if name == "decayed" else (part,)
+        fit(tmp_path / name, tasks[name], steps=1, clip=1e-12, weight_decay={"judge": 0.5}, undecayed=names)
+    moved = {name: task.players["judge"][0].weight.detach() for name, task in tasks.items()}
+    torch.testing.assert_close(moved["spared"] - moved["decayed"], 0.005 * first, atol=1e-6, rtol=1e-3)
+    with pytest.raises(ValueError, match="loop.undecayed: no trained parameter has 'embed' in its name"):
+        fit(tmp_path / "typo", undecayed=("embed",))
+
+
+def test_an_average_without_warm_up_moves_the_same_at_every_step():
+    torch.manual_seed(0)
+    first = torch.nn.Linear(2, 2)
+    average, moved = Average(first, decay=0.9, warmup=False), torch.nn.Linear(2, 2)
+    average.update(moved, 1)
+    torch.testing.assert_close(average.module.weight.data, 0.9 * first.weight.data + 0.1 * moved.weight.data)
 
 
 def test_the_average_is_fp32_and_covers_buffers():

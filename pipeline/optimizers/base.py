@@ -1,0 +1,57 @@
+"""What every optimiser promises: the update of one player's trained parameters, with the decay that a recipe states."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.ranges import FractionBelowOne, RangedArguments
+
+Betas = tuple[FractionBelowOne, FractionBelowOne]  # decay per step of the means of the gradient and of its square
+
+
+@dataclass(frozen=True)
+class Decay:
+    """The weight decay of a player: of matrices and kernels, but not of those whose name holds one of `undecayed`."""
+
+    amount: float = 0.0
+    undecayed: tuple[str, ...] = ()
+
+    def of(self, name: str, parameter: nn.Parameter) -> float:
+        """That of one parameter."""
+        spared = parameter.ndim <= 1 or any(part in name for part in self.undecayed)
+        return 0.0 if spared else self.amount
+
+
+class Optimizer(RangedArguments, ABC):
+    """The constructor's arguments are what a recipe states; `build` makes the optimiser of a player by them.
+
+    Its rate is set before every step, in each of its groups. Its state is tensors, or whole numbers, by parameter, so
+    that a checkpoint holds it exactly.
+    """
+
+    bytes_per_parameter: float = 8  # of what it keeps beside a weight and its gradient; two float32 of Adam's
+
+    @classmethod
+    def check_machine(cls) -> None:
+        """ValueError where it needs what this machine has not."""
+
+    @abstractmethod
+    def build(self, player: nn.Module, decay: Decay) -> torch.optim.Optimizer:
+        """The optimiser of all parameters of the player that need a gradient."""
+
+
+def trained(player: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a player that need a gradient, by name."""
+    return ((name, parameter) for name, parameter in player.named_parameters() if parameter.requires_grad)
+
+
+def groups_of(parameters: Iterable[tuple[str, nn.Parameter]], decay: Decay) -> list[dict[str, Any]]:
+    """The parameters as groups of an optimiser: those that decay, and those that do not; none that is empty."""
+    by_amount: dict[float, list[nn.Parameter]] = {decay.amount: []}
+    for name, parameter in parameters:
+        by_amount.setdefault(decay.of(name, parameter), []).append(parameter)
+    return [{"params": group, "weight_decay": amount} for amount, group in by_amount.items() if group]
