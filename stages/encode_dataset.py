@@ -71,12 +71,15 @@ def load_scaled_tokenizer(recipe: Recipe, work: Workspace, folder: Path, images:
     """The tokenizer with its codes' mean and std: from `folder` if it is there already, else measured and saved.
 
     Those that it came with stay where a generator knows them: one that it was trained with, or, by the recipe's
-    `latents.statistics`, an imported one. ValueError where it came with none.
+    `latents.statistics`, an imported one. ValueError where it came with none. With `latents.scale` they are 0 and its
+    inverse.
     """
     cls = find("tokenizers", recipe.tokenizer.model["kind"])
     if not folder.exists():
         tokenizer = cls.from_pretrained(work.artefact("joint"))
-        if recipe.joint is None and recipe.latents.statistics == "measured":
+        if recipe.joint is None and recipe.latents.scale is not None:
+            tokenizer.mean.zero_(), tokenizer.std.fill_(1 / recipe.latents.scale)
+        elif recipe.joint is None and recipe.latents.statistics == "measured":
             plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.latents)
             mean, std = measure(cls.from_pretrained(work.artefact("joint")), images, plan, work.accelerator)
             tokenizer.mean.copy_(mean), tokenizer.std.copy_(std)

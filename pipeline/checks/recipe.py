@@ -32,7 +32,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     """Check every section against the components it names; ValueError with one line that says what to change."""
     check("datasets", recipe.data.source, DERIVED["datasets"], "data.source")
     tokenizer = check_tokenizer(recipe)
-    check_statistics(recipe, tokenizer.spec)
+    check_statistics(recipe, tokenizer)
     objective = check_generator(recipe, tokenizer.spec)
     check_joint_training(recipe, tokenizer)
     check_sampling(recipe, tokenizer.spec, objective)

@@ -7,8 +7,8 @@ from typing import Any
 from diffusers import ModelMixin
 from safetensors import safe_open
 
-from pipeline.code import LatentSpec
 from pipeline.files.writing import read_json
+from pipeline.recipes.building import TokenizerPlan
 from pipeline.recipes.schema import Recipe
 from pipeline.stored_weights import read_stored
 from pipeline.validation import SettingError
@@ -32,16 +32,21 @@ def check_start(model: ModelMixin, folder: str, where: str) -> None:
             )
 
 
-def check_statistics(recipe: Recipe, spec: LatentSpec) -> None:
+def check_statistics(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
     """ValueError where codes are to have the mean and std that the tokenizer came with, and it came with none."""
     start = recipe.tokenizer.start
-    if recipe.latents.statistics == "measured" or recipe.joint is not None or spec.vocab:
+    if recipe.latents.scale is not None and (recipe.joint is not None or tokenizer.spec.vocab):
+        why = "ids have no scale" if tokenizer.spec.vocab else "joint training finds that of its codes"
+        raise SettingError("latents.scale", f" is stated, and {why}; leave it out")
+    if recipe.latents.statistics == "measured" or recipe.joint is not None or tokenizer.spec.vocab:
         return
     if start is None:
+        if tokenizer.cls.brings_statistics(tokenizer.arguments) is not False:
+            return
         raise SettingError(
             "latents.statistics",
-            " is stored, and the tokenizer is of no folder that holds the mean and std of its codes; set it to"
-            " measured, or tokenizer.start=FOLDER",
+            " is stored, and the tokenizer comes with no mean and std of its codes; set it to measured, or"
+            " tokenizer.start=FOLDER of one that does, or latents.scale",
         )
     for file in Path(start).glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:

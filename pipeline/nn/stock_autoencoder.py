@@ -1,6 +1,8 @@
 """Stock diffusers autoencoders of images: the class of a folder, the shape of its latents, and its weights."""
 
+import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from pipeline.stored_weights import build_on_meta, check_numbers, read_sizes
 
 PICKLE = "diffusion_pytorch_model.bin"
 UNIT_RANGE = ("AutoencoderRAE",)  # classes whose pixels are [0, 1]; all others take [-1, 1]
+SCALED = ("AutoencoderRAE",)  # classes whose latents leave `encode` normalised
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,35 @@ def _probe(text: str, image_size: int) -> LatentShape:
     if back.shape != image.shape:
         raise ValueError(f"this {name} makes images of {back.shape[-1]} pixels of {image_size}; set data.size to that")
     return LatentShape(dim, latents.shape[2], posterior)
+
+
+def statistics(config: dict[str, Any], dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and std [dim] of the latents by what a stock config states of them; 0 and 1 where it states nothing.
+
+    Pipelines of diffusers give a generator (z - shift_factor) scaling_factor, or (z - latents_mean) scaling_factor /
+    latents_std of the classes that have these. AutoencoderRAE brings its latents to that scale itself.
+    """
+    known = {} if config["_class_name"] in SCALED else stated_statistics(config)
+    scale = torch.tensor(float(known.get("scaling_factor") or 1))
+    mean, std = known.get("latents_mean"), known.get("latents_std")
+    if mean is None or std is None:
+        return torch.full((dim,), float(known.get("shift_factor") or 0)), (1 / scale).expand(dim)
+    return per_channel(mean, dim), per_channel(std, dim) / scale
+
+
+def stated_statistics(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `statistics` as the class has them where the config leaves them out."""
+    parameters = inspect.signature(find_class(config).__init__).parameters
+    names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    return {name: config.get(name, parameters[name].default) for name in names if name in parameters}
+
+
+def per_channel(values: Sequence[float] | float, dim: int) -> Tensor:
+    """[dim] of a number or of one per channel; ValueError for another count."""
+    found = torch.as_tensor(values, dtype=torch.float32).flatten()
+    if len(found) not in (1, dim):
+        raise ValueError(f"the autoencoder states statistics of {len(found)} channels, its latents have {dim}")
+    return found.expand(dim)
 
 
 def encode(model: ModelMixin, images: Tensor) -> tuple[Tensor, bool]:

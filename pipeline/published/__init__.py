@@ -20,6 +20,7 @@ OPTIONS = {
     "tokens": "tokens per image",
     "unit_norm": "whether codes and codebook rows have length one (true or false)",
     "stats": "file of the published mean and std (or variance) of the latents",
+    "scale": "what codes are multiplied by for a generator, 0.18215 for Stable Diffusion's",
     "start": "folder or hub id of the frozen encoder",
     "encoder_heads": "attention heads of the frozen encoder; needed where its width is not a published one",
     "encoder_input_size": "pixels of a side at which the frozen encoder reads an image",

@@ -133,9 +133,8 @@ class Latents(RangedFields):
     """The codes that are stored for the generator's training."""
 
     posterior: Literal["sample", "mode", "moments"] = "sample"  # moments: mean and std, sampled in training
-    statistics: Literal["measured", "stored"] = (
-        "measured"  # mean and std of codes; stored: those in the tokenizer's folder
-    )
+    statistics: Literal["measured", "stored"] = "measured"  # mean and std of codes; stored: those it comes with
+    scale: Positive | None = None  # in place of statistics: codes are multiplied by it, and not shifted
     crops: Enlargements = ()  # [1.1]: in place of the image, five crops of it at 1.1 times the size
     flip: bool = False  # also the code of every mirrored view
     class_token: str | None = None  # a vision model, or classifier, whose class feature is stored with the code
@@ -143,6 +142,11 @@ class Latents(RangedFields):
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # of stored numbers
     batch: Count = field(default=64, metadata=ONLY_SPEED)
     shard: Count = field(default=8192, metadata=ONLY_SPEED)  # images per file
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale is not None and self.statistics == "stored":
+            raise SettingError("scale", " is stated, and statistics=stored; leave one of them out")
 
     @property
     def views(self) -> int:

@@ -95,6 +95,11 @@ class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, Witho
         """What else a tokenizer with these constructor arguments can do, without building."""
         return Capabilities()
 
+    @classmethod
+    def brings_statistics(cls, arguments: Arguments) -> bool | None:
+        """Whether, built anew, it has the mean and std of its codes; None where that is known once it is built."""
+        return False
+
     @property
     def can(self) -> Capabilities:
         return self.capabilities(Arguments.from_config(self))

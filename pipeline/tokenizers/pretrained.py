@@ -20,8 +20,9 @@ class Pretrained(MapTokenizer):
 
     `path` is a folder or hub id, `subfolder` the component in it when it holds a pipeline. `dim` (latent channels) and
     `stride` (pixels per latent) must be stated for a hub id, so that a recipe is checked without network; they are
-    verified on loading. The stored mean and std replace the stock scaling_factor, shift and latent
-    statistics. `stock` is the config that a saved folder keeps of the original; a recipe leaves it out.
+    verified on loading. Its mean and std begin as the stock scaling_factor, shift_factor or latent statistics have
+    them, which `latents.statistics=stored` keeps. `stock` is the config that a saved folder keeps of the original; a
+    recipe leaves it out.
 
     Frozen and in evaluation mode; there are no terms of its own.
     """
@@ -52,6 +53,9 @@ class Pretrained(MapTokenizer):
             self.spec, posterior = spec_of(image_size, dim, stride), stock["posterior"]
             model = stock_autoencoder.build_empty(config)  # `from_pretrained` fills it
         super().__init__(dim)
+        if stock is None:
+            mean, std = stock_autoencoder.statistics(config, dim)
+            self.mean.copy_(mean), self.std.copy_(std)
         self.autoencoder = model
         self.neck = components.build("bottlenecks", {"kind": "gaussian" if posterior else "identity", "dim": dim})
 
@@ -67,6 +71,14 @@ class Pretrained(MapTokenizer):
             f"{path} is no folder on this machine; for a hub id state dim (latent channels) and stride (pixels per"
             " latent) beside path, for example dim: 4 and stride: 8 for an SD-VAE"
         )
+
+    @classmethod
+    def brings_statistics(cls, arguments: Arguments) -> bool | None:
+        if not stock_autoencoder.is_folder(arguments.path):
+            return None
+        config = stock_autoencoder.read_config(arguments.path, arguments.subfolder)
+        mean, std = stock_autoencoder.statistics(config, arguments.get("dim") or 1)
+        return bool(mean.any() or (std != 1).any())
 
     @staticmethod
     def measure(

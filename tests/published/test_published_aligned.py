@@ -51,9 +51,9 @@ def apply(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
 
 
-def reg_state(token: int = 6, width: int = 16) -> dict[str, Tensor]:
+def reg_state(token: int = 6, width: int = 16, **sizes: int) -> dict[str, Tensor]:
     """The same with a class token, which has a row of zeros among the positions."""
-    state = repa_state(width)
+    state = repa_state(width, **sizes)
     state["pos_embed"] = F.pad(state["pos_embed"], (0, 0, 1, 0))
     state |= linear("cls_projectors2", width, token) | linear("final_layer.linear_cls", token, width)
     return state | {"wg_norm.weight": random(width), "wg_norm.bias": random(width)}
