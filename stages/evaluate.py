@@ -21,6 +21,7 @@ from pipeline.recipes.schema import Recipe, settings
 from pipeline.reporting.curves import draw_curves
 from pipeline.reporting.page import Picture
 from pipeline.reporting.run_page import render_report, save_report
+from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.precision import arithmetic
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.interpolation import interpolate
@@ -43,7 +44,8 @@ def uses(recipe: Recipe) -> Any:
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
     of_samples = SampleMeasuring.of_run(recipe, work, train, held_out, out / "judge")
-    pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator")).to(work.accelerator.device)
+    pipe = assemble(recipe, chosen_decoder(recipe, work.artefact("decoder")), work.artefact("generator"))
+    pipe.to(work.accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     of_tokenizer = tokenizer_measuring(recipe, pipe, of_samples)
     pixels, labels, record = load_samples(work.artefact("samples"))

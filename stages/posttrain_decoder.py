@@ -20,10 +20,11 @@ from pipeline.sampling.many_images import assemble, sampling_record
 from pipeline.saved_folders import fingerprint_files, load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
+from pipeline.training.kept_decoder import KeptDecoder
 from pipeline.training.loop import TrainingRun, train
-from pipeline.training.pairs import Pairs, cost_of_pairs, make_pairs
+from pipeline.training.pairs import Originals, Pairs, cost_of_pairs, make_pairs
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
-from pipeline.training.posttraining import DecoderTraining, EarlyStop
+from pipeline.training.posttraining import DecoderTraining
 
 READS = ("joint", "latents", "generator")
 WRITES = "decoder"
@@ -60,54 +61,57 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
 def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path:
     """The folder of the post-trained tokenizer; pairs, log and cost stay in `out` beside what is made of it."""
     part, accelerator, folder = recipe.posttrain, work.accelerator, out / "posttraining"
-    images, store = Images(recipe.data, "train"), LatentStore(work.artefact("latents"))
-    store.check_images(images)
+    images = Images(recipe.data, "train")
+    originals = Originals(LatentStore(work.artefact("latents")), images, recipe)
     generator, weak = work.artefact("generator"), starting_weights.fingerprints(plain(recipe.sample.weak))
     pipe, networks = assemble(recipe, tokenizer, generator), weak | {"generator": fingerprint_files(generator)}
-    make_pairs(recipe, pipe, store, out / "pairs", accelerator, networks, work.root / WRITES / "pairs")
+    make_pairs(recipe, pipe, originals, out / "pairs", accelerator, networks, work.root / WRITES / "pairs")
     if accelerator.is_main_process:
         folder.mkdir(exist_ok=True)
     accelerator.wait_for_everyone()
     count = part.pairs - part.held_out
-    pairs = Pairs(out / "pairs", store, images, recipe, 0, count)
+    pairs = Pairs(out / "pairs", originals, recipe, 0, count)
     networks = FrozenNetworks(recipe, images, folder, accelerator)
     losses = build_losses(networks, part.phase)
-    held_out = Pairs(out / "pairs", store, images, recipe, count, part.held_out)
-    stop = EarlyStop(part, losses, held_out, folder, accelerator, recipe.precision.posttrain)
+    held_out = Pairs(out / "pairs", originals, recipe, count, part.held_out)
+    kept = KeptDecoder(part, losses, held_out, out, accelerator, recipe.precision.posttrain)
     critic, carried = build_critic(networks, part.phase, recipe.seed), None
     if critic is not None:
         critic, carried = carry_over(critic, work.artefact("joint") / "critic")
     model: Tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), tokenizer)
     task = DecoderTraining(model, part.phase, losses, critic)
-    if not stop.checks:
-        stop.check(0, task.players["tokenizer"].to(accelerator.device).eval())
-    if not stop.out_of_patience:
+    if not kept.checks:
+        kept.check(0, task.players["tokenizer"].to(accelerator.device).eval())
+    if not kept.ended:
         where = folder, recipe.seed, accelerator, recipe.data.workers
-        train(task, pairs, TrainingRun(part.phase.loop, *where, stop, recipe.precision.posttrain))
+        train(task, pairs, TrainingRun(part.phase.loop, *where, kept, recipe.precision.posttrain))
     if accelerator.is_main_process:
-        write_json(out / "posttraining.json", describe(stop, out / "pairs", carried))
-    return stop.best_folder
+        write_json(out / "posttraining.json", describe(kept, out / "pairs", carried))
+    return kept.folder
 
 
-def describe(stop: EarlyStop, pairs: Path, carried: bool | None) -> dict[str, Any]:
+def describe(kept: KeptDecoder, pairs: Path, carried: bool | None) -> dict[str, Any]:
     """What post-training was, gave and cost, as JSON values."""
-    part, cost = stop.settings, cost_of_pairs(pairs)
+    part, cost = kept.settings, cost_of_pairs(pairs)
     return {
         "pairs": part.pairs,
         "held_out": part.held_out,
         "preserve": part.preserve,
         "route": part.route,
+        "view": part.view,
         "rehearsal": part.rehearsal,
+        "keep": part.keep,
+        "milestones": list(part.milestones),
         "critic": {None: "none", True: "carried over", False: "fresh"}[carried],
-        "error_before": stop.checks[0].error,
-        "error_after": stop.best.error,
-        "steps": stop.checks[-1].step,
-        "kept_step": stop.best.step,
-        "stopped_early": stop.checks[-1].step < part.phase.loop.steps,
+        "error_before": kept.checks[0].error,
+        "error_after": kept.kept.error,
+        "steps": kept.checks[-1].step,
+        "kept_step": kept.kept.step,
+        "stopped_early": kept.checks[-1].step < part.phase.loop.steps,
         "cost": {
             "seconds_of_pairs": round(cost["seconds"], 2),  # added over processes
             "network_evaluations_of_pairs": round(cost["evaluations"]),
-            "seconds_of_training": round(sum(check.seconds for check in stop.checks), 2),
+            "seconds_of_training": round(sum(check.seconds for check in kept.checks), 2),
         },
-        "checks": [asdict(check) for check in stop.checks],
+        "checks": [asdict(check) for check in kept.checks],
     }

@@ -17,6 +17,7 @@ from pipeline.publishing.self_contained import write_self_contained
 from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
 from pipeline.publishing.stock_transformer import stock_transformer
 from pipeline.recipes.schema import Recipe, settings
+from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.workspace import OWNER, Workspace
 from pipeline.sampling.many_images import assemble
 
@@ -33,7 +34,7 @@ def uses(recipe: Recipe) -> Any:
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if not work.accelerator.is_main_process:
         return
-    pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator"))
+    pipe = assemble(recipe, chosen_decoder(recipe, work.artefact("decoder")), work.artefact("generator"))
     pipe.save_pretrained(out)
     pipe.defaults = replace(pipe.defaults, weak=without_paths(pipe.defaults.weak))
     saved = load_again(pipe, out, work.accelerator.device)

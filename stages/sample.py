@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipes.schema import Recipe
+from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images
 from pipeline.training.starting_weights import fingerprints
@@ -19,5 +20,5 @@ def uses(recipe: Recipe) -> Any:
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
-    pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator"))
+    pipe = assemble(recipe, chosen_decoder(recipe, work.artefact("decoder")), work.artefact("generator"))
     sample_images(pipe, plan_recipe(recipe, pipe), out, work.accelerator)

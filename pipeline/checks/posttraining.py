@@ -12,11 +12,29 @@ def check_posttraining(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
     if posttrain is None:
         return
     with at("posttrain"):
-        if posttrain.held_out >= posttrain.pairs:
-            raise SettingError("held_out", f" is {posttrain.held_out} of {posttrain.pairs} pairs; give fewer")
+        check_pairs(posttrain, bool(recipe.latents.crops))
+        check_choice(posttrain)
         with at("phase"):
             check_decoder_phase(posttrain.phase)
             check_phase(recipe, posttrain.phase, tokenizer, from_codes=True)
+
+
+def check_pairs(posttrain: PostTraining, crops: bool) -> None:
+    """ValueError where pairs cannot be made as stated; `crops` says whether stored codes are of crops."""
+    if posttrain.held_out >= posttrain.pairs:
+        raise SettingError("held_out", f" is {posttrain.held_out} of {posttrain.pairs} pairs; give fewer")
+    if posttrain.rehearsal and posttrain.view == "center" and crops:
+        raise SettingError("rehearsal", " takes stored codes, and those are of crops; set view=stored or rehearsal=0")
+
+
+def check_choice(posttrain: PostTraining) -> None:
+    """ValueError where the decoder that is to be kept, or a milestone, cannot be had."""
+    if posttrain.keep == "best" and not posttrain.held_out:
+        raise SettingError("held_out", " is 0, and their error chooses the decoder; hold some out, or set keep=last")
+    steps = posttrain.phase.loop.steps
+    for step in posttrain.milestones:
+        if step > steps:
+            raise SettingError("milestones", f": there is no step {step}; give steps from 1 to {steps}")
 
 
 def check_decoder_phase(phase: Phase) -> None:

@@ -18,12 +18,24 @@ def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> No
         objective.check_sampler(objective.steps_for(spec, sample.steps), spec, settings)
     with at("sample.guidance"):
         check_guidance(sample.guidance, spec)
+    if sample.decoder is not None:
+        check_decoder(recipe)
     if objective.class_token and sample.guidance.channels is not None:
         raise SettingError("sample.guidance.channels", ": with a class token all channels are guided; leave it out")
     if sample.weak is not None:
         check_weak(recipe, objective)
     elif sample.guidance.scale != 1:
         check_unconditional(recipe)
+
+
+def check_decoder(recipe: Recipe) -> None:
+    """ValueError unless post-training keeps the decoder of sample.decoder."""
+    milestones, step = () if recipe.posttrain is None else recipe.posttrain.milestones, recipe.sample.decoder.step
+    if recipe.posttrain is None:
+        raise SettingError("sample.decoder", " is one of post-training, and posttrain is null; leave it out")
+    if step not in milestones:
+        remedy = f"set posttrain.milestones={[*milestones, step]}"
+        raise SettingError("sample.decoder.step", f"={step} is not kept by post-training; {remedy}")
 
 
 def check_guidance(guidance: Guidance, spec: LatentSpec) -> None:

@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipeline.call_arguments import Defaults
 from pipeline.checks.sampling import check_sampling
 from pipeline.components import structure
 from pipeline.files.writing import copy_folder, read_json, write_json
@@ -21,14 +20,15 @@ from pipeline.program import command_line
 from pipeline.ranges import Count, RangedFields
 from pipeline.recipes.field_metadata import ONLY_SPEED
 from pipeline.recipes.files import parse_settings
-from pipeline.recipes.schema import Recipe, Sampling, load
+from pipeline.recipes.schema import EarlierDecoder, Recipe, Sampling, load
 from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
 from pipeline.runs.finished import run_folder
 from pipeline.runs.machine import accelerate
+from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.workspace import OWNER, Workspace, fingerprint, read_note
 from pipeline.samplers.guidance import Guidance
-from pipeline.sampling.many_images import assemble, plan_recipe, sample_images, sampling_record
+from pipeline.sampling.many_images import assemble, plan_recipe, sample_images
 
 MADE_OF = ("generator", "decoder")
 SCALES = [1.0, 1.25, 1.5, 2.0, 3.0]  # of the guidance, where none are stated
@@ -42,6 +42,7 @@ class SweepSettings(RangedFields):
     guidance: dict[str, list[Any]] = field(default_factory=dict)  # values of its settings; a list alone: of its scale
     steps: tuple[Count, ...] = ()
     sampler: dict[str, list[Any]] = field(default_factory=dict)  # values of the objective's own settings, by name
+    decoders: tuple[Count, ...] = ()  # steps of posttrain.milestones, whose decoders are tried
     images: Count | None = None  # of every point
     batch: Count | None = field(default=None, metadata=ONLY_SPEED)
 
@@ -91,6 +92,7 @@ def combine(recipe: Recipe, settings: SweepSettings, made_of: dict[str, Any]) ->
     """Every combination of values, in the order given; ValueError where there is none."""
     tried = {("guidance", name): values for name, values in ({"scale": SCALES} | settings.guidance).items() if values}
     tried |= {("steps",): settings.steps} if settings.steps else {}
+    tried |= {("decoder",): settings.decoders} if settings.decoders else {}
     tried |= {("sampler", name): values for name, values in settings.sampler.items()}
     if not tried or not all(tried.values()):
         raise ValueError("a sweep needs values to try; set guidance=[1,1.5,2], steps=[10,25] or sampler.NAME=[...]")
@@ -115,6 +117,8 @@ def chosen_sampling(base: Sampling, chosen: Mapping[tuple[str, ...], Any]) -> Sa
             sampling = replace(sampling, guidance=guidance)
         elif section == "sampler":
             sampling = replace(sampling, sampler=sampling.sampler | {inner[0]: value})
+        elif section == "decoder":
+            sampling = replace(sampling, decoder=EarlierDecoder(value))
         else:
             sampling = replace(sampling, steps=value)
     return sampling
@@ -122,7 +126,8 @@ def chosen_sampling(base: Sampling, chosen: Mapping[tuple[str, ...], Any]) -> Sa
 
 def make_sweep(recipe: Recipe, points: list[SweepPoint], work: Workspace, made_of: dict[str, str], out: Path) -> None:
     """Sample and measure the points that no sweep has finished yet, and write all of them to `out`."""
-    pipe = assemble(recipe, work.artefact("decoder"), work.artefact("generator"))
+    decoder, generator = work.artefact("decoder"), work.artefact("generator")
+    pipe = assemble(recipe, decoder, generator)
     for point in points:
         check_sampling(point.recipe, pipe.tokenizer.spec, pipe.objective)
         if work.accelerator.is_main_process:
@@ -137,7 +142,7 @@ def make_sweep(recipe: Recipe, points: list[SweepPoint], work: Workspace, made_o
     for number, point in enumerate(todo, 1):
         if work.accelerator.is_main_process:
             print(f"{number} of {len(todo)}: {json.dumps(point.values)}")
-        pipe.defaults = structure(Defaults, sampling_record(point.recipe), "sampling")
+        pipe = assemble(point.recipe, chosen_decoder(point.recipe, decoder), generator)
         samples = out / "samples" / point.key
         sample_images(pipe, plan_recipe(point.recipe, pipe), samples, work.accelerator)
         measure(point, measuring, real, samples, folder_of(out, point))

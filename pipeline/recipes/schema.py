@@ -182,14 +182,17 @@ class PostTraining(RangedFields):
 
     phase: Phase  # with train: decoder; its terms are those of the losses, and `adversarial`
     pairs: Annotated[int, Range(2)]  # of random training images, each used more than once where there are fewer
-    held_out: Count  # pairs of other images, whose error chooses the best weights and ends training
+    held_out: Whole  # pairs of other images, whose error is measured, and with `keep: best` chooses and ends training
     preserve: FractionAboveZero = 0.9  # fraction of the code that the generator keeps
     route: Literal["reencode", "tokens"] = (
         "reencode"  # decode and encode the regenerated code again, or use it as it is
     )
+    view: Literal["stored", "center"] = "stored"  # of an image and its code: the one stored, or the plain center crop
     rehearsal: FractionBelowOne = 0.0  # fraction of a batch with the image's own code
     check_every: Count = 500  # steps between errors of held-out pairs
-    patience: Count = 5  # such errors in a row without a smaller one, after which training ends
+    keep: Literal["best", "last"] = "best"  # decoder: of the smallest error, or after all steps, whatever the errors
+    patience: Count = 5  # errors in a row without a smaller one, after which `keep: best` ends training
+    milestones: tuple[Count, ...] = ()  # steps after which the average decoder is saved, for sample.decoder
 
 
 @dataclass
@@ -212,6 +215,13 @@ class Weak(RangedFields):
 
 
 @dataclass
+class EarlierDecoder(RangedFields):
+    """A decoder of this recipe's post-training as it was before the end."""
+
+    step: Count  # one of posttrain.milestones
+
+
+@dataclass
 class Sampling(RangedFields):
     """What is asked of the finished line. `sampler` holds the objective's own settings (solver, ...)."""
 
@@ -219,6 +229,7 @@ class Sampling(RangedFields):
     steps: Evaluations | None = None  # network evaluations; null: 50 for continuous codes, else as the objective says
     guidance: Guidance = Guidance()
     weak: Weak | None = None  # what guidance leads away from, in place of the null label
+    decoder: EarlierDecoder | None = None  # what codes are decoded by, in place of the one that post-training kept
     labels: Literal["balanced", "random"] = "balanced"
     sampler: dict[str, Any] = field(default_factory=dict)
     batch: Count = field(default=64, metadata=ONLY_SPEED)

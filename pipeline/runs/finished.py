@@ -6,6 +6,7 @@ from pipeline.program import command_line
 from pipeline.recipes.files import CONFIGS
 from pipeline.recipes.schema import load
 from pipeline.runs.machine import RUNS
+from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.workspace import NOTE, OWNER, check_recipe_file
 from pipeline.vision.weights import digest
 
@@ -30,8 +31,14 @@ def tokenizer_of(run: Path) -> Path:
     """The tokenizer that a run's samples are decoded by, or the latest there is; ValueError before its training."""
     for artefact in ("decoder", "latents", "joint", "tokenizer"):
         if (run / artefact / NOTE).is_file():
-            return run / ("latents/tokenizer" if artefact == "latents" else artefact)
+            return {"decoder": decoder_of(run), "latents": run / "latents/tokenizer"}.get(artefact, run / artefact)
     raise ValueError(f"{run} has no tokenizer yet; type: {command_line('train-tokenizer RECIPE')}")
+
+
+def decoder_of(run: Path) -> Path:
+    """The tokenizer that a run's samples are decoded by, where its recipe says so an earlier one than that kept."""
+    file = run / OWNER
+    return chosen_decoder(load(str(file)), run / "decoder") if file.is_file() else run / "decoder"
 
 
 def sha256_of_tokenizer(folder: Path) -> dict[str, str]:

@@ -26,10 +26,11 @@ from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.lock import LOCK, hold
+from pipeline.runs.milestones import milestone
 from pipeline.runs.precision import arithmetic
 from pipeline.runs.processes import on_main
 from pipeline.runs.workspace import surroundings
-from pipeline.sampling.weak_network import check_same_codes, load_weak, milestone
+from pipeline.sampling.weak_network import check_same_codes, load_weak
 from pipeline.saved_folders import fetch, fingerprint_files, load_component
 from pipeline.validation import Length
 

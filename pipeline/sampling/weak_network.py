@@ -16,11 +16,6 @@ from pipeline.saved_folders import load_component
 MEANINGS = ("prediction", "path", "variance", "num_train_timesteps", "beta_start", "beta_end")  # of what it predicts
 
 
-def milestone(generator: Path, step: int) -> Path:
-    """The folder of a generator's network as it was after `step`."""
-    return generator / "milestones" / f"step_{step:08d}"
-
-
 def network_folder(folder: Path) -> Path:
     """The network in a generator's, a pipeline's or its own folder; ValueError where there is none."""
     for candidate in (folder / "network", folder):

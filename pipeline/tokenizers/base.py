@@ -147,6 +147,10 @@ class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, Witho
         z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
         return self.by_image(self.render, z, condition)
 
+    def decode_for_training(self, code: Code, given: TrainingInputs) -> Tensor:
+        """As `decode`, as a training runs it; overridden where the decoder then draws what it leaves out."""
+        return self.decode(code, given.condition)
+
     def forward(
         self,
         images: Tensor,

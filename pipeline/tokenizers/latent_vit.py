@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.code import Condition, LatentSpec
+from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn import lora
@@ -133,6 +133,10 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
         paths = given.draws if self.training else None
         code, z, terms = self.apply_bottleneck(self.features(images, given.condition, paths), given)
         return TokenizerOutput(self.render(z, given.condition, paths), code, terms)
+
+    def decode_for_training(self, code: Code, given: TrainingInputs) -> Tensor:
+        z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
+        return self.render(z, given.condition, given.draws)
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         if output.ndim != 3:

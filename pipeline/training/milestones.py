@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from pipeline.sampling.weak_network import milestone
+from pipeline.runs.milestones import milestone
 from pipeline.training.ema import Averages
 from pipeline.training.loss_heads import detach_heads
 

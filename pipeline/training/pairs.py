@@ -20,11 +20,12 @@ from pipeline.images.eight_bits import eight_bits
 from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.encoding import as_stored, fill
-from pipeline.latents.store import FORMAT, MANIFEST, LatentStore, key_of, load_shard, shard_file
+from pipeline.latents.store import FORMAT, MANIFEST, CodeBatch, LatentStore, key_of, load_shard, shard_file
 from pipeline.nn.finite import check_finite
 from pipeline.recipes.schema import PostTraining, Recipe
 from pipeline.runs.precision import arithmetic
 from pipeline.sampling.many_images import counted, sampling_record
+from pipeline.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +46,51 @@ class PairBatch:
         return len(self.images)
 
 
+class Originals:
+    """The real images of pairs, and their codes, which are of the same view: that of `recipe.posttrain.view`.
+
+    `stored` is the view that the first stored code is of: where crops are stored, the centre of the first factor's.
+    `center` is the plain centre crop, as RobusTok has it; where crops are stored it is encoded anew.
+    Raises ValueError where the codes in `store` are not of these images.
+    """
+
+    def __init__(self, store: LatentStore, images: Images, recipe: Recipe):
+        store.check_images(images)
+        self.store, self.source = store, images
+        self.anew = recipe.posttrain.view == "center" and bool(recipe.latents.crops)
+        self.crops = () if self.anew else recipe.latents.crops[:1]
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Images `rows` [B], [B, 3, size, size]."""
+        return next(self.source.views(rows, self.crops)).images
+
+    def codes(self, rows: Tensor, tokenizer: Tokenizer | None = None) -> CodeBatch:
+        """The codes of images `rows` [B]; `tokenizer` encodes those that are not stored."""
+        batch = self.store.plain(rows)
+        if not self.anew:
+            return batch
+        code = tokenizer.encode(self.images(rows).to(tokenizer.device))
+        return replace(batch.to(tokenizer.device), code=replace(code, class_token=batch.code.class_token))
+
+
 class Pairs:
     """Pairs `first` to `first + count` of those that `make_pairs` wrote; nothing is augmented.
 
-    The image is the very view that the stored code is of: where crops are stored, the centre of the first factor's.
-    In `batch` a share `recipe.posttrain.rehearsal` of the images have the code that `codes` holds of them instead.
-    Raises ValueError where the pairs are not of these codes, or the codes not of these images.
+    In `batch` a share `recipe.posttrain.rehearsal` of the images have their own code instead.
+    Raises ValueError where the pairs are not of these codes.
     """
 
-    def __init__(self, folder: Path, codes: LatentStore, images: Images, recipe: Recipe, first: int, count: int):
-        self.store, self.codes, self.images, self.first, self.count = LatentStore(folder), codes, images, first, count
-        codes.check_images(images)
-        if self.store.manifest["codes"] != key_of(codes.manifest):
+    def __init__(self, folder: Path, originals: Originals, recipe: Recipe, first: int, count: int):
+        self.store, self.originals, self.first, self.count = LatentStore(folder), originals, first, count
+        if self.store.manifest["codes"] != key_of(originals.store.manifest):
             raise ValueError(
-                f"the pairs in {folder} are not of the codes in {codes.folder}; delete them to make new ones"
+                f"the pairs in {folder} are not of the codes in {originals.store.folder}; delete them to make new ones"
             )
         self.rehearsal = recipe.posttrain.rehearsal
         self.rows, _ = rows_of_pairs(recipe.posttrain, self.store.manifest["images"], recipe.seed)
-        self.crops = recipe.latents.crops[:1]
 
     def __len__(self) -> int:
         return self.count
@@ -70,7 +98,9 @@ class Pairs:
     def batch(self, indices: Tensor, seeds: Tensor) -> PairBatch:
         """Pairs `indices` [B]; which of them are rehearsals depends on `seeds` alone."""
         batch = self.plain(indices)
-        original = self.codes.plain(self.rows[indices + self.first]).code
+        if not self.rehearsal:
+            return batch
+        original = self.originals.codes(self.rows[indices + self.first]).code
         rehearsed = uniform_by_seed(seeds, "rehearsal") < self.rehearsal
         chosen = torch.arange(len(indices)) + len(indices) * rehearsed
         return replace(batch, code=Code.cat([batch.code, original])[chosen])
@@ -78,14 +108,13 @@ class Pairs:
     def plain(self, indices: Tensor) -> PairBatch:
         """Pairs `indices` [B]."""
         pair = self.store.plain(indices + self.first)
-        view = next(self.images.views(self.rows[indices + self.first], self.crops))
-        return PairBatch(view.images, pair.code, pair.condition)
+        return PairBatch(self.originals.images(self.rows[indices + self.first]), pair.code, pair.condition)
 
 
 def make_pairs(
     recipe: Recipe,
     pipe: LatentPipeline,
-    store: LatentStore,
+    originals: Originals,
     folder: Path,
     accelerator: Accelerator,
     networks: dict[str, str] = {},  # noqa: B006
@@ -93,19 +122,19 @@ def make_pairs(
 ) -> None:
     """Write a store of the codes that the generator makes of the codes of `recipe.posttrain.pairs` images.
 
-    A pair is a function of (generator, tokenizer, stored code, seed, row, how often the row was used before), up to
+    A pair is a function of (generator, tokenizer, original code, seed, row, how often the row was used before), up to
     rounding: not of the batch or the number of processes. Finished shards are kept, and pairs in the folder `earlier`
     are copied where they were made from all the same; `networks` are hashes of what makes them. Raises ValueError where
     the pairs held out leave no image to train on.
     """
-    check_held_out(recipe.posttrain, len(store))
+    check_held_out(recipe.posttrain, len(originals))
     pipe.to(accelerator.device)
-    manifest = manifest_of(recipe, store) | {"networks": networks}
+    manifest = manifest_of(recipe, originals) | {"networks": networks}
     if accelerator.is_main_process and not folder.exists() and earlier is not None and has_manifest(earlier, manifest):
         copy_folder(earlier, folder)
         log.info("pairs: those of the decoder before are of the same codes and generator, and are taken over")
     accelerator.wait_for_everyone()
-    fill(folder, manifest, pair_maker(recipe, pipe, store), recipe.sample.batch, accelerator, "making pairs")
+    fill(folder, manifest, pair_maker(recipe, pipe, originals), recipe.sample.batch, accelerator, "making pairs")
 
 
 def has_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
@@ -114,28 +143,28 @@ def has_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
     return there.is_file() and read_json(there) == json.loads(json.dumps(manifest))
 
 
-def pair_maker(recipe: Recipe, pipe: LatentPipeline, store: LatentStore) -> Callable[[Tensor], dict[str, Tensor]]:
+def pair_maker(recipe: Recipe, pipe: LatentPipeline, originals: Originals) -> Callable[[Tensor], dict[str, Tensor]]:
     """A function from positions of pairs [B] to the tensors that are stored of them, with the cost of each.
 
     By the route `reencode` the generator's code is decoded, the image rounded to 8 bits and encoded again (the mode) by
     the frozen encoder: the same as storing it as a PNG and encoding it at every step, since it is not augmented.
     """
-    posttrain, device = recipe.posttrain, pipe.device
-    rows, rounds = rows_of_pairs(posttrain, len(store), recipe.seed)
+    posttrain, device, spec = recipe.posttrain, pipe.device, originals.store.spec
+    rows, rounds = rows_of_pairs(posttrain, len(originals), recipe.seed)
 
     @torch.no_grad()
     def make(positions: Tensor) -> dict[str, Tensor]:
         start, chosen = time.monotonic(), rows[positions]
-        batch = store.plain(chosen).to(device)
         names = zip(chosen.tolist(), rounds[positions].tolist())
         draws = ImageDraws.from_seeds([mix(recipe.seed, "pair", *name) for name in names], device)
         with arithmetic(device, recipe.precision.posttrain), counted(pipe.network) as calls:
+            batch = originals.codes(chosen, pipe.tokenizer).to(device)
             code = regenerate(pipe, batch.code, batch.condition, posttrain.preserve, draws)
             if posttrain.route == "reencode":
                 code = pipe.tokenizer.encode(eight_bits(pipe.decode(code)))
-        tensors = {"ids": code.ids} if store.spec.vocab else {"z": code.z.float()}
+        tensors = {"ids": code.ids} if spec.vocab else {"z": code.z.float()}
         tensors = {name: tensor.cpu()[:, None] for name, tensor in tensors.items()}  # a store holds [rows, views, ...]
-        tensors = as_stored(tensors, recipe.latents.precision, store.spec, chosen)
+        tensors = as_stored(tensors, recipe.latents.precision, spec, chosen)
         if batch.condition is not None:
             tensors["labels"] = batch.condition.labels.cpu()
         cost = {"seconds": (time.monotonic() - start) / len(positions), "evaluations": float(calls.total())}
@@ -169,9 +198,9 @@ def rows_of_pairs(posttrain: PostTraining, images: int, seed: int) -> tuple[Tens
     return rows, torch.cat([numbers // len(others), torch.zeros_like(held_out)])
 
 
-def manifest_of(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
+def manifest_of(recipe: Recipe, originals: Originals) -> dict[str, Any]:
     """The manifest of the pairs, which a `LatentStore` reads like that of any codes."""
-    posttrain, shard = recipe.posttrain, recipe.latents.shard
+    posttrain, shard, store = recipe.posttrain, recipe.latents.shard, originals.store
     return {
         "format": FORMAT,
         "codes": key_of(store.manifest),
@@ -179,6 +208,7 @@ def manifest_of(recipe: Recipe, store: LatentStore) -> dict[str, Any]:
         "held_out": posttrain.held_out,
         "preserve": posttrain.preserve,
         "route": posttrain.route,
+        "view": "center" if originals.anew else "stored",
         "sampling": sampling_record(recipe),
         "stored": recipe.latents.precision,
         "computed": recipe.precision.posttrain,

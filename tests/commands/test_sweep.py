@@ -1,6 +1,7 @@
 """A sweep samples the same seeds at every setting, measures each once, and goes on where it stopped."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,8 +13,10 @@ from support.tiny_pipeline import make_recipe, make_run
 import run
 from pipeline.commands import sweep
 from pipeline.features import judge
-from pipeline.recipes.schema import settings
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import Phase, PostTraining, settings
 from pipeline.reporting.sweep_page import best_points, common_entries, point_name, row_names
+from pipeline.runs.milestones import milestone
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images
 
 SHORT = ["guidance=[1,2]", "steps=[2]", "images=13"]
@@ -114,6 +117,27 @@ def test_mistakes_are_said_in_a_line(tiny, capsys, words, message):
     assert run.main(["sweep", *words]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_earlier_decoders_are_tried_beside_each_other(tiny, capsys):
+    folder, recipe, _ = tiny
+    phase = Phase(Loop(2, {"tokenizer": 1e-3}), {"pixel": 1.0}, train="decoder")
+    part = PostTraining(phase, pairs=2, held_out=1, milestones=(1, 2))
+    (folder / "recipe.yaml").write_text(settings(replace(recipe, posttrain=part)))
+    for step in (1, 2):
+        pipe = assemble(recipe, folder / "decoder", folder / "generator")
+        pipe.tokenizer.last_layer.data.mul_(step)
+        pipe.tokenizer.save_pretrained(milestone(folder / "decoder", step))
+    words = ["guidance=[2]", "steps=[2]", "images=13"]
+    assert run.main(["sweep", "tiny", *words, "decoders=[1,2]"]) == 0, capsys.readouterr().err
+    points = read(folder)["points"]
+    assert [point["values"]["decoder"] for point in points] == [1, 2]
+    of_decoders = [point["numbers"]["fd_pixels"]["value"] for point in points]
+    assert run.main(["sweep", "tiny", *words]) == 0, capsys.readouterr().err
+    (kept,) = [point["numbers"]["fd_pixels"]["value"] for point in read(folder)["points"]]
+    assert of_decoders[0] == kept != of_decoders[1]
+    assert run.main(["sweep", "tiny", *words, "decoders=[3]"]) == 2
+    assert "sample.decoder.step=3 is not kept by post-training" in capsys.readouterr().err
 
 
 def test_combinations_are_all_tried_and_named(tiny):

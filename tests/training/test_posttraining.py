@@ -19,22 +19,27 @@ from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code
 from pipeline.components import find, structure
 from pipeline.critics.patch import Patch
+from pipeline.draws import StepDraws
 from pipeline.images.eight_bits import eight_bits
 from pipeline.images.reading import Images
 from pipeline.latents.store import MANIFEST, LatentStore, shard_file
 from pipeline.losses.pixel import Pixel
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.files import merge
-from pipeline.recipes.schema import PostTraining, Recipe, TokenizerTraining, load
-from pipeline.runs.workspace import NOTE, Workspace, fingerprint
+from pipeline.recipes.schema import EarlierDecoder, Phase, PostTraining, Recipe, TokenizerTraining, load, settings
+from pipeline.runs.finished import tokenizer_of
+from pipeline.runs.milestones import chosen_decoder, milestone
+from pipeline.runs.workspace import NOTE, OWNER, Workspace, fingerprint
 from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import assemble
 from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.training.pairs import Pairs, make_pairs, rows_of_pairs
+from pipeline.tokenizers.latent_vit import LatentViT
+from pipeline.training.kept_decoder import KeptDecoder
+from pipeline.training.pairs import Originals, PairBatch, Pairs, make_pairs, rows_of_pairs
 from pipeline.training.phase_parts import carry_over
-from pipeline.training.posttraining import DecoderPlayer, DecoderTraining, EarlyStop
-from stages import encode_dataset, train_jointly, train_tokenizer
+from pipeline.training.posttraining import DecoderPlayer, DecoderTraining
+from stages import encode_dataset, sample, train_jointly, train_tokenizer
 from stages import posttrain_decoder as stage
 
 VQ = {"kind": "vector_quantize", "dim": 4, "vocab": 16, "learn": "ema", "start": "kmeans", "restart": 0.1}
@@ -115,6 +120,10 @@ def make_line(kind: str, root: Path) -> tuple[Recipe, Workspace]:
     return recipe, work
 
 
+def originals(store: LatentStore, recipe: Recipe) -> Originals:
+    return Originals(store, Images(recipe.data, "train"), recipe)
+
+
 def tokenizer_in(folder: Path, recipe: Recipe) -> Tokenizer:
     return load_component(find("tokenizers", recipe.tokenizer.model["kind"]), folder).eval()
 
@@ -165,8 +174,8 @@ def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, 
     stored, places = store.plain(rows), torch.arange(24)
     for route in ("tokens", "reencode"):
         whole = changed(recipe, preserve=1.0, route=route)
-        make_pairs(whole, pipe, store, tmp_path / route, work.accelerator)
-        pair = Pairs(tmp_path / route, store, images, whole, 0, 24).plain(places)
+        make_pairs(whole, pipe, originals(store, whole), tmp_path / route, work.accelerator)
+        pair = Pairs(tmp_path / route, originals(store, whole), whole, 0, 24).plain(places)
         expected = stored.code
         if route == "reencode":
             expected = pipe.tokenizer.encode(eight_bits(pipe.decode(stored.code)))
@@ -179,14 +188,14 @@ def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, 
 def test_pairs_are_of_these_codes_and_the_codes_of_these_images(lines, tmp_path):
     recipe, work = lines("kl")
     store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
-    pipe, images = assemble(recipe, source, work.artefact("generator")), Images(recipe.data, "train")
-    make_pairs(recipe, pipe, store, tmp_path / "pairs", work.accelerator)
-    Pairs(tmp_path / "pairs", store, images, recipe, 0, 24)
+    pipe = assemble(recipe, source, work.artefact("generator"))
+    make_pairs(recipe, pipe, originals(store, recipe), tmp_path / "pairs", work.accelerator)
+    Pairs(tmp_path / "pairs", originals(store, recipe), recipe, 0, 24)
     with pytest.raises(ValueError, match="the codes in .*latents are not of the recipe's images; encode them again"):
-        Pairs(tmp_path / "pairs", store, Images(recipe.data, "held_out"), recipe, 0, 24)
+        Originals(store, Images(recipe.data, "held_out"), recipe)
     store.manifest["seed"] += 1
     with pytest.raises(ValueError, match="the pairs in .*pairs are not of the codes in .*latents; delete them"):
-        Pairs(tmp_path / "pairs", store, images, recipe, 0, 24)
+        Pairs(tmp_path / "pairs", originals(store, recipe), recipe, 0, 24)
 
 
 class OneOf:
@@ -205,20 +214,20 @@ def test_pairs_are_the_same_however_they_are_made_and_finished_shards_are_kept(l
     recipe, work = lines("vq")
     store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
     pipe = assemble(recipe, source, work.artefact("generator"))
-    make_pairs(recipe, pipe, store, tmp_path / "one", OneOf(0, 1))
+    make_pairs(recipe, pipe, originals(store, recipe), tmp_path / "one", OneOf(0, 1))
     other = replace(recipe, sample=replace(recipe.sample, batch=3))
-    make_pairs(other, pipe, store, tmp_path / "two", OneOf(0, 2))
+    make_pairs(other, pipe, originals(store, other), tmp_path / "two", OneOf(0, 2))
     assert [shard_file(tmp_path / "two", number).exists() for number in range(3)] == [True, False, True]
-    make_pairs(other, pipe, store, tmp_path / "two", OneOf(1, 2))
+    make_pairs(other, pipe, originals(store, other), tmp_path / "two", OneOf(1, 2))
     one, two = (LatentStore(tmp_path / name).plain(torch.arange(24)) for name in ("one", "two"))
     assert torch.equal(one.code.ids, two.code.ids) and torch.equal(one.condition.labels, two.condition.labels)
     kept = shard_file(tmp_path / "two", 0).stat().st_mtime_ns
     shard_file(tmp_path / "two", 1).unlink()
-    make_pairs(other, pipe, store, tmp_path / "two", OneOf(0, 1))
+    make_pairs(other, pipe, originals(store, other), tmp_path / "two", OneOf(0, 1))
     assert shard_file(tmp_path / "two", 0).stat().st_mtime_ns == kept
     assert torch.equal(LatentStore(tmp_path / "two").plain(torch.arange(24)).code.ids, one.code.ids)
     with pytest.raises(ValueError, match="made with preserve 0.5, not 0.7"):
-        make_pairs(changed(recipe, preserve=0.7), pipe, store, tmp_path / "two", OneOf(0, 1))
+        make_pairs(changed(recipe, preserve=0.7), pipe, originals(store, recipe), tmp_path / "two", OneOf(0, 1))
 
 
 def test_pairs_are_the_generator_s_version_of_the_codes(lines, tmp_path):
@@ -229,7 +238,8 @@ def test_pairs_are_the_generator_s_version_of_the_codes(lines, tmp_path):
     shares = []
     for preserve in (0.2, 0.8):
         folder = tmp_path / f"{preserve}"
-        make_pairs(changed(recipe, preserve=preserve, route="tokens"), pipe, store, folder, OneOf(0, 1))
+        made_of = changed(recipe, preserve=preserve, route="tokens")
+        make_pairs(made_of, pipe, originals(store, made_of), folder, OneOf(0, 1))
         made = LatentStore(folder).plain(torch.arange(24)).code.ids
         shares.append(float((made == stored).float().mean()))
     assert 0.2 < shares[0] < shares[1] - 0.3 and shares[1] < 1
@@ -282,8 +292,8 @@ def test_the_best_decoder_is_kept_and_training_stops_when_none_is_better(lines, 
     assert record["stopped_early"] and min(errors) == record["error_after"] and errors[-1] > min(errors)
     assert len(errors) - 1 - errors.index(min(errors)) == 2
     part, store = changed(recipe, phase=wild).posttrain, LatentStore(work.artefact("latents"))
-    held_out = Pairs(tmp_path / "wild" / "pairs", store, Images(recipe.data, "train"), recipe, 16, 8)
-    again = EarlyStop(part, {"pixel": Pixel()}, held_out, tmp_path / "again", work.accelerator)
+    held_out = Pairs(tmp_path / "wild" / "pairs", originals(store, recipe), recipe, 16, 8)
+    again = KeptDecoder(part, {"pixel": Pixel()}, held_out, tmp_path / "again", work.accelerator)
     kept = DecoderPlayer(tokenizer_in(tmp_path / "wild", recipe))
     assert again.error(kept) == pytest.approx(record["error_after"], rel=1e-5)
 
@@ -349,6 +359,9 @@ def test_what_makes_a_decoder_stale(lines):
 
 
 MISTAKES = {
+    "held_out=0": "posttrain.held_out is 0, and their error chooses the decoder; .*set keep=last",
+    "milestones=[401]": "posttrain.milestones: there is no step 401; give steps from 1 to 400",
+    "keep=first": "posttrain.keep: 'first' is not one of best, last",
     "route=pixels": "posttrain.route: 'pixels' is not one of reencode, tokens",
     "preserve=0": "posttrain.preserve is 0; give a fraction, above 0",
     "rehearsal=1": "posttrain.rehearsal is 1; give a fraction, 0 or more and below 1",
@@ -371,6 +384,107 @@ def test_planted_mistakes_stop_at_load(override, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_decoder_that_post_training_does_not_keep_is_one_line():
+    milestones, chosen = "posttrain.milestones=[100]", "sample.decoder.step=200"
+    check_recipe(load("digits_robust_ar", [milestones, "sample.decoder={step: 100}"]))
+    for overrides, words in (
+        ([milestones, chosen], r"decoder.step=200 is not kept .* set posttrain.milestones=\[100, 200\]"),
+        (["posttrain=null", chosen], "^sample.decoder is one of post-training, and posttrain is null"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_recipe(load("digits_robust_ar", overrides))
+
+
+def test_rehearsal_takes_codes_of_the_view_that_pairs_are_of():
+    crops = ["latents.crops=[1.1]", "posttrain.view=center"]
+    check_recipe(load("digits_robust_ar", ["posttrain.view=center"]))
+    check_recipe(load("digits_robust_ar", [*crops, "posttrain.rehearsal=0"]))
+    with pytest.raises(ValueError, match="posttrain.rehearsal takes stored codes, and those are of crops"):
+        check_recipe(load("digits_robust_ar", crops))
+
+
+def test_a_fixed_length_keeps_the_last_weights_and_milestones_whatever_the_errors(lines, tmp_path):
+    recipe, work = lines("kl")
+    wild = merge(PHASE, {"loop": {"steps": 6, "ema": 0.0, "lr": {"tokenizer": 0.3}}})
+    part = {"phase": wild, "keep": "last", "check_every": 1, "patience": 1}
+    record = run(changed(recipe, **part, milestones=[2, 4]), work, tmp_path / "long")
+    errors = [check["error"] for check in record["checks"]]
+    assert len(errors) == 7 and record["kept_step"] == record["steps"] == 6 and not record["stopped_early"]
+    assert record["error_after"] == errors[-1] > min(errors)
+    short = merge(wild, {"loop": {"steps": 4}})
+    shorter = run(changed(recipe, **part | {"phase": short}), work, tmp_path / "short")
+    assert shorter["milestones"] == [] and not (tmp_path / "short" / "milestones").exists()
+    assert equal(milestone(tmp_path / "long", 4), tmp_path / "short", recipe)
+    assert not equal(milestone(tmp_path / "long", 2), tmp_path / "short", recipe)
+    chosen = replace(recipe, sample=replace(recipe.sample, decoder=EarlierDecoder(4)))
+    assert chosen_decoder(chosen, tmp_path / "long") == milestone(tmp_path / "long", 4)
+    assert chosen_decoder(recipe, tmp_path / "long") == tmp_path / "long"
+
+
+def test_without_held_out_pairs_nothing_is_measured(lines, tmp_path):
+    recipe, work = lines("vq")
+    record = run(changed(recipe, held_out=0, keep="last"), work, tmp_path / "decoder")
+    assert [check["error"] for check in record["checks"]] == [None] * 3 and record["kept_step"] == 4
+    assert record["error_before"] is record["error_after"] is None
+    assert not equal(tmp_path / "decoder", work.root / "latents" / "tokenizer", recipe)
+
+
+def test_samples_and_the_card_are_of_the_decoder_that_a_recipe_chooses(lines, tmp_path):
+    recipe, work = lines("kl")
+    part = changed(recipe, keep="last", milestones=[2], phase=merge(PHASE, {"loop": {"lr": {"tokenizer": 0.1}}}))
+    root = Workspace(tmp_path / "run", work.accelerator)
+    for name in ("latents", "generator", "joint"):
+        (root.root / name).parent.mkdir(exist_ok=True)
+        (root.root / name).symlink_to(work.root / name)
+    run(part, root, root.root / "decoder")
+    (root.root / "decoder" / NOTE).write_text("{}")
+    made = {}
+    for step in (None, 2):
+        decoder = None if step is None else EarlierDecoder(step)
+        chosen = replace(part, sample=replace(part.sample, images=2, decoder=decoder))
+        (root.root / OWNER).write_text(settings(chosen))
+        sample.run(chosen, root, tmp_path / f"{step}")
+        made[step] = (tmp_path / f"{step}" / "000000.png").read_bytes()
+        assert tokenizer_of(root.root) == chosen_decoder(chosen, root.root / "decoder")
+        assert fingerprint(stage.uses(chosen)) == fingerprint(stage.uses(part))
+    assert made[None] != made[2]
+    assert fingerprint(sample.uses(chosen)) != fingerprint(sample.uses(part))
+
+
+@torch.no_grad()
+def test_the_view_of_a_pair_is_the_stored_one_or_the_plain_centre(lines, tmp_path):
+    recipe, work = lines("kl")
+    latents = replace(recipe.latents, crops=(1.5,), posterior="mode", precision="fp32", shard=8192)
+    recipe, folder = replace(recipe, latents=latents), tmp_path / "latents"
+    encode_dataset.run(recipe, work, folder)
+    pipe = assemble(recipe, folder / "tokenizer", work.artefact("generator"))
+    store, images = LatentStore(folder), Images(recipe.data, "train")
+    rows, _ = rows_of_pairs(recipe.posttrain, len(store), recipe.seed)
+    for view, crops in (("stored", (1.5,)), ("center", ())):
+        of_view = replace(changed(recipe, preserve=1.0, route="tokens", view=view), latents=latents)
+        made_of = originals(store, of_view)
+        make_pairs(of_view, pipe, made_of, tmp_path / view, work.accelerator)
+        pair = Pairs(tmp_path / view, made_of, of_view, 0, 24).plain(torch.arange(24))
+        expected = next(images.views(rows, crops)).images
+        assert torch.equal(pair.images, expected)
+        torch.testing.assert_close(pair.code.z, pipe.tokenizer.encode(expected).z, atol=2e-3, rtol=2e-3)
+
+
+def test_a_decoder_leaves_out_branches_in_training_alone():
+    neck = {"kind": "vector_quantize", "dim": 4, "vocab": 16}
+    tokenizer = randomised(LatentViT(16, neck, width=16, depth=3, heads=2, patch_size=4, drop_path=0.9), 1)
+    player, code = DecoderPlayer(tokenizer), Code(ids=torch.randint(16, (8, 16)))
+    draws = StepDraws(0, 3, slice(0, 8), 8)
+    whole = player.eval()(code).images
+    assert torch.equal(player(code, None, draws).images, whole)
+    dropped = player.train()(code, None, draws).images
+    assert torch.equal(player(code, None, draws).images, dropped) and not torch.allclose(dropped, whole)
+    task = DecoderTraining(tokenizer, structure(Phase, PHASE), {"pixel": Pixel()})
+    task.players["tokenizer"].train()
+    _, terms = next(task.turns(PairBatch(torch.zeros(8, 3, 16, 16), code), draws, 3))
+    assert terms["pixel"].item() == pytest.approx(dropped.abs().mean().item(), rel=1e-5)
+
+
 def test_images_come_again_where_pairs_are_more_and_are_made_anew(lines, tmp_path):
     recipe, work = lines("vq")
     many = changed(recipe, pairs=1500, held_out=100, preserve=0.1, route="tokens")
@@ -380,7 +494,7 @@ def test_images_come_again_where_pairs_are_more_and_are_made_anew(lines, tmp_pat
     assert rounds.tolist() == [0] * 1338 + [1] * 62 + [0] * 100
     store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
     pipe = assemble(recipe, source, work.artefact("generator"))
-    make_pairs(many, pipe, store, tmp_path / "pairs", OneOf(0, 1))
+    make_pairs(many, pipe, originals(store, many), tmp_path / "pairs", OneOf(0, 1))
     pairs = LatentStore(tmp_path / "pairs")
     first, again = (pairs.plain(torch.arange(start, start + 62)).code.ids for start in (0, 1338))
     assert float((first == again).float().mean()) < 0.5
@@ -389,17 +503,18 @@ def test_images_come_again_where_pairs_are_more_and_are_made_anew(lines, tmp_pat
 def test_a_share_of_a_batch_rehearses_the_image_s_own_code(lines, tmp_path):
     recipe, work = lines("vq")
     store, source = LatentStore(work.artefact("latents")), work.artefact("latents") / "tokenizer"
-    pipe, images = assemble(recipe, source, work.artefact("generator")), Images(recipe.data, "train")
+    pipe = assemble(recipe, source, work.artefact("generator"))
     mixed = changed(recipe, preserve=0.1, route="tokens", rehearsal=0.25)
-    make_pairs(mixed, pipe, store, tmp_path / "pairs", OneOf(0, 1))
-    pairs, indices, seeds = Pairs(tmp_path / "pairs", store, images, mixed, 0, 16), torch.arange(16), torch.arange(16)
+    make_pairs(mixed, pipe, originals(store, mixed), tmp_path / "pairs", OneOf(0, 1))
+    pairs = Pairs(tmp_path / "pairs", originals(store, mixed), mixed, 0, 16)
+    indices, seeds = torch.arange(16), torch.arange(16)
     batch, made = pairs.batch(indices, seeds), pairs.plain(indices)
     own = store.plain(pairs.rows[:16]).code.ids
     rehearsed = (batch.code.ids == own).all(dim=1)
     assert torch.equal(batch.images, made.images) and 1 <= int(rehearsed.sum()) <= 8
     assert torch.equal(batch.code.ids[~rehearsed], made.code.ids[~rehearsed])
     assert torch.equal(pairs.batch(indices[8:], seeds[8:]).code.ids, batch.code.ids[8:])
-    never = Pairs(tmp_path / "pairs", store, images, changed(recipe, rehearsal=0.0), 0, 16)
+    never = Pairs(tmp_path / "pairs", originals(store, recipe), changed(recipe, rehearsal=0.0), 0, 16)
     assert torch.equal(never.batch(indices, seeds).code.ids, made.code.ids)
 
 
