@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pipeline.nn.processes import sum_over_processes, world_size
 
 MeansMove = Literal["after", "before"]  # the penalty is taken
+LeCamOf = Literal["logits", "means"]
 Logits = Tensor | Sequence[Tensor]  # of one view of an image, or of several, which count equally
 
 
@@ -35,12 +36,13 @@ class LeCam(nn.Module):
     With m_r and m_f as they were before: mean relu(real - m_f)^2 + mean relu(m_r - fake)^2, Tseng et al.,
     arXiv:2104.03310, equation 5, so that only a logit beyond the other side's mean costs. The means are those of all
     processes; they begin at 0, as published, and logits that are not finite leave them as they are. With `move` before
-    they are those that already hold this batch.
+    they are those that already hold this batch. With `of` means the two terms are of the mean logit of the images at
+    hand, real or rebuilt, as in TiTok.
     """
 
-    def __init__(self, decay: float = 0.999, move: MeansMove = "after"):
+    def __init__(self, decay: float = 0.999, move: MeansMove = "after", of: LeCamOf = "logits"):
         super().__init__()
-        self.decay, self.move = decay, move
+        self.decay, self.move, self.of = decay, move, of
         self.register_buffer("real", torch.zeros(()))
         self.register_buffer("fake", torch.zeros(()))
 
@@ -49,8 +51,9 @@ class LeCam(nn.Module):
         if self.move == "before":
             self.move_means(real, fake)
         m_real, m_fake = self.real.clone(), self.fake.clone()
-        penalty = mean_of([F.relu(view - m_fake).square().mean() for view in views(real)])
-        penalty = penalty + mean_of([F.relu(m_real - view).square().mean() for view in views(fake)])
+        reals, fakes = ([v.mean() if self.of == "means" else v for v in views(logits)] for logits in (real, fake))
+        penalty = mean_of([F.relu(view - m_fake).square().mean() for view in reals])
+        penalty = penalty + mean_of([F.relu(m_real - view).square().mean() for view in fakes])
         if self.move == "after":
             self.move_means(real, fake)
         return penalty

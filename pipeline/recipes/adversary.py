@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pipeline.components import Node
 from pipeline.nn.augmentation import First
-from pipeline.nn.critic_logits import MeansMove
+from pipeline.nn.critic_logits import LeCamOf, MeansMove
 from pipeline.ranges import Count, Fraction, FractionBelowOne, NotNegative, Positive, RangedFields, Whole
 from pipeline.recipes.field_metadata import slot
 
@@ -42,6 +42,7 @@ class Adversary(RangedFields):
     lecam_decay: FractionBelowOne = 0.999  # of its running means of logits
     lecam_means: MeansMove = "after"  # the means move after the penalty is taken, or before, as RobusTok has it
     carried: bool = False  # begin with the critic of the last phase before that had one, in place of a new one
+    lecam_of: LeCamOf = "logits"  # what the penalty is of: each logit, or their mean over a batch, as TiTok has it
     feature_matching: bool = False  # also the term feature_matching: distance of the critic's hidden features
 
     @property

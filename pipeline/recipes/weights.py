@@ -17,6 +17,7 @@ class Weights(RangedFields):
     require: bool = field(default=False, metadata=ONLY_SPEED)  # what is missing is an error, and nothing stands in
     vgg16: str | None = None  # file; with lpips_vgg the perceptual loss and distance
     lpips_vgg: str | None = None  # file
+    convnext_small: str | None = None  # file, for the loss logit_distance
     inception: str | None = None  # file, for FID
     inception_torch_fidelity: str | None = None  # file, of the same bytes
     dinov2_base: str | None = None  # folder, as all that follow

@@ -46,7 +46,8 @@ class AdversarialGame:
     def __init__(self, adversary: Adversary, critic: Critic):
         self.adversary, self.critic = adversary, critic
         self.loss = build("adversarial", loss_node(adversary.loss))
-        self.means = LeCam(adversary.lecam_decay, adversary.lecam_means) if adversary.lecam else None
+        means = adversary.lecam_decay, adversary.lecam_means, adversary.lecam_of
+        self.means = LeCam(*means) if adversary.lecam else None
         cropped = adversary.augmentation is not None and adversary.augmentation.crop is not None
         self.apart = cropped or critic.judges_batches(Arguments.from_config(critic))
         wrapped = self.apart or self.means is not None

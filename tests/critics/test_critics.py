@@ -19,6 +19,7 @@ from pipeline.adversarial.least_squares import LeastSquares
 from pipeline.checks.recipe import check_recipe
 from pipeline.components import Arguments, build
 from pipeline.critics.base import Critic
+from pipeline.critics.blurred import Blurred, HalvingBlur
 from pipeline.critics.frozen_features import FrozenFeatures, VirtualBatchNorm
 from pipeline.critics.multiscale_patch import MultiscalePatch
 from pipeline.critics.patch import Patch
@@ -514,3 +515,32 @@ def test_dino_is_read_as_published_and_judged_at_its_quarters(tmp_path):
 def test_planted_mistakes_stop_before_training(overrides, message):
     with pytest.raises(ValueError, match=message):
         check_recipe(load("digits", [*RECIPE, *overrides]))
+
+
+def test_the_blurred_critic_halves_blurred_maps_and_takes_the_largest_of_every_cell():
+    torch.manual_seed(0)
+    critic, seen = Blurred(width=8, stages=2, grid=4), images(3)
+    kernel = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    kernel = kernel[:, None] * kernel[None, :] / 64
+    layers = [layer for layer in critic.main if isinstance(layer, (nn.Conv2d, nn.GroupNorm))]
+    enter, first, norm1, second, norm2, mix, leave = layers
+    h = F.leaky_relu(F.conv2d((seen + 1) / 2, enter.weight, enter.bias, padding="same"), 0.1)
+    for convolution, norm in ((first, norm1), (second, norm2)):
+        h = F.conv2d(h, convolution.weight, convolution.bias, padding="same")
+        h = F.conv2d(h, kernel.expand(len(h[0]), 1, 4, 4), stride=2, padding=1, groups=len(h[0]))
+        h = F.leaky_relu(F.group_norm(h, len(h[0]), norm.weight, norm.bias), 0.1)
+    h = F.leaky_relu(F.conv2d(F.adaptive_max_pool2d(h, 4), mix.weight, mix.bias), 0.1)
+    expected = F.conv2d(h, leave.weight, leave.bias, padding="same")
+    torch.testing.assert_close(critic(seen), expected, atol=1e-5, rtol=1e-4)
+    logits, inner = critic(seen, True)
+    assert torch.equal(logits, critic(seen)) and [len(each[0]) for each in inner] == [8, 8, 16, 16]
+    assert Blurred().main[4].num_groups == 32 and Blurred()(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 16, 16)
+    assert HalvingBlur()(torch.ones(1, 2, 5, 7)).shape == (1, 2, 3, 4)
+
+
+def test_lecam_may_be_of_the_mean_logit():
+    real, fake = torch.tensor([[3.0, -1.0]]), torch.tensor([[-2.0, 1.0]])
+    means = LeCam(0.5, of="means")
+    assert means(real, fake) == 1.0**2 + 0.5**2  # relu(1 - 0)^2 + relu(0 + 0.5)^2
+    assert means(real, fake) == (1 + 0.25) ** 2 + (0.5 + 0.5) ** 2  # the means are 0.5 and -0.25 now
+    assert LeCam(0.5)(real, fake) != 1.25

@@ -30,6 +30,7 @@ def classifier() -> Classifier:
 EXTRACTORS = {  # of each file of pipeline/frozen/ that a loss declares
     "class_features": classifier,
     "feature_maps": lambda: Tap(classifier(), 1),
+    "image_logits": classifier,
     "perceptual_backbone": classifier,
     None: lambda: None,
 }

@@ -30,9 +30,10 @@ from pipeline.networks.wide_head_transformer import WideHeadTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
 from pipeline.objectives.next_token import NextToken
+from pipeline.runs.milestones import milestone
 from pipeline.samplers.guidance import Guidance
 from pipeline.sampling.many_images import sample_folder
-from pipeline.sampling.weak_network import check_same_codes, milestone
+from pipeline.sampling.weak_network import check_same_codes
 from pipeline.training.milestones import Milestones
 from stages import posttrain_decoder, sample
 
