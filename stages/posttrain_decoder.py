@@ -84,7 +84,7 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
         kept.check(0, task.players["tokenizer"].to(accelerator.device).eval())
     if not kept.ended:
         where = folder, recipe.seed, accelerator, recipe.data.workers
-        train(task, pairs, TrainingRun(part.phase.loop, *where, kept, recipe.precision.posttrain))
+        train(task, pairs, TrainingRun(part.phase.loop, *where, kept, recipe.precision.posttrain, work.sharding))
     if accelerator.is_main_process:
         write_json(out / "posttraining.json", describe(kept, out / "pairs", carried))
     return kept.folder

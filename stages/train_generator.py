@@ -60,7 +60,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     task = Generation(network, objective, part.weights, losses)
     milestones = Milestones(part.milestones, out, work.accelerator)
     where = out, recipe.seed, work.accelerator, workers
-    settings = TrainingRun(part.loop, *where, milestones, recipe.precision.generator)
+    settings = TrainingRun(part.loop, *where, milestones, recipe.precision.generator, work.sharding)
     averages = train(task, data, settings)
     if work.accelerator.is_main_process:
         network, heads = detach_heads(averages["network"])

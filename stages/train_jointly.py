@@ -82,7 +82,7 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     player = task.players["tokenizer"]
     where = out, recipe.seed, accelerator, recipe.data.workers
-    settings = TrainingRun(part.phase.loop, *where, precision=recipe.precision.joint)
+    settings = TrainingRun(part.phase.loop, *where, None, recipe.precision.joint, work.sharding)
     averages = train(task, images, settings)
     if not accelerator.is_main_process:
         return

@@ -13,6 +13,7 @@ from pipeline.images.reading import Images
 from pipeline.nn.code_usage import make_code_usage
 from pipeline.recipes.building import build_tokenizer, seed_initial_weights
 from pipeline.recipes.schema import Phase, Recipe
+from pipeline.runs.sharding import Sharding
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
@@ -44,14 +45,16 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         if tokenizer.can.needs_stand_in:
             tokenizer.load_stand_in(networks.stand_in())
         for number, (name, phase) in enumerate(recipe.tokenizer.phases.items()):
-            tokenizer = train_phase(networks, out / "phases" / name, tokenizer, phase, number)
+            tokenizer = train_phase(networks, work.sharding, out / "phases" / name, tokenizer, phase, number)
     if work.accelerator.is_main_process:
         tokenizer.save_pretrained(out)
         for copy in out.glob("phases/*/tokenizer"):
             remove_folder(copy)  # the last is `out` itself; were the stage to be stopped here, checkpoints remain
 
 
-def train_phase(networks: FrozenNetworks, folder: Path, tokenizer: Tokenizer, phase: Phase, number: int) -> Tokenizer:
+def train_phase(
+    networks: FrozenNetworks, sharding: Sharding | None, folder: Path, tokenizer: Tokenizer, phase: Phase, number: int
+) -> Tokenizer:
     """The tokenizer after one phase: loaded if the phase is finished, else trained, or its training resumed."""
     recipe, images, accelerator, finished = networks.recipe, networks.images, networks.accelerator, folder / "tokenizer"
     if finished.exists():
@@ -71,7 +74,8 @@ def train_phase(networks: FrozenNetworks, folder: Path, tokenizer: Tokenizer, ph
     usage = make_code_usage(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
     where = folder, seed, accelerator, recipe.data.workers
-    averages = train(task, images, TrainingRun(phase.loop, *where, precision=recipe.precision.tokenizer))
+    how = {"precision": recipe.precision.tokenizer, "sharding": sharding}
+    averages = train(task, images, TrainingRun(phase.loop, *where, **how))
     tokenizer, heads = detach_heads(averages["tokenizer"])
     if accelerator.is_main_process:
         save_heads(heads, folder)

@@ -91,7 +91,7 @@ def test_objectives_do_not_know_networks_and_the_loop_no_task():
 
 def test_codes_draws_and_workspace_import_nothing_of_ours():
     for name in ("code", "draws", "runs/workspace"):
-        lowest = ("program", "files", "runs.lock", "runs.processes")
+        lowest = ("program", "files", "runs.lock", "runs.processes", "runs.sharding")
         lowest = tuple(f"pipeline.{name}" for name in lowest)
         inside = {m for m in ours(ROOT / f"pipeline/{name}.py") if not m.startswith(lowest)}
         assert not inside, name

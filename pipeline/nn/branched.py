@@ -1,11 +1,11 @@
 """Tokenizers with branches that can be trained alone, each on its own view of the images."""
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 
 from torch import Tensor, nn
 
 
-class Branched(ABC):
+class Branched(metaclass=ABCMeta):
     """A tokenizer whose `forward` takes `branch`: images are then that branch's view, and so is what comes back.
 
     The branches are keys of its `capabilities().branches`, with channels and side of their views.

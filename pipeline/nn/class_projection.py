@@ -1,13 +1,13 @@
 """Class features of another network, brought to the width of a code by a tokenizer's layer."""
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 
-class ProjectsClassFeatures(ABC):
+class ProjectsClassFeatures(metaclass=ABCMeta):
     """A tokenizer with a layer from its encoder's width to its code's, to be named before the base that it extends."""
 
     @abstractmethod

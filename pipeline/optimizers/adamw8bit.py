@@ -19,6 +19,7 @@ class AdamW8bit(Optimizer):
         epsilon: added to the root of the latter.
     """
 
+    updates_parts = False
     bytes_per_parameter = 2
 
     def __init__(self, betas: Betas = (0.9, 0.95), epsilon: Positive = 1e-8):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from pipeline.ranges import FractionBelowOne, RangedArguments
 
@@ -33,6 +34,7 @@ class Optimizer(RangedArguments, ABC):
     that a checkpoint holds it exactly.
     """
 
+    updates_parts: bool = True  # can update parameters of which each process has a part
     bytes_per_parameter: float = 8  # of what it keeps beside a weight and its gradient; two float32 of Adam's
 
     @classmethod
@@ -50,8 +52,8 @@ def trained(player: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def groups_of(parameters: Iterable[tuple[str, nn.Parameter]], decay: Decay) -> list[dict[str, Any]]:
-    """The parameters as groups of an optimiser: those that decay, and those that do not; none that is empty."""
-    by_amount: dict[float, list[nn.Parameter]] = {decay.amount: []}
+    """The parameters as groups of an optimiser: by their decay, and those that are divided among processes apart."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        by_amount.setdefault(decay.of(name, parameter), []).append(parameter)
-    return [{"params": group, "weight_decay": amount} for amount, group in by_amount.items() if group]
+        groups.setdefault((decay.of(name, parameter), isinstance(parameter, DTensor)), []).append(parameter)
+    return [{"params": group, "weight_decay": amount} for (amount, _), group in groups.items()]

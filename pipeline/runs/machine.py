@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from pipeline.recipes.schema import Recipe
+from pipeline.runs.sharding import take_sharding
 from pipeline.runs.workspace import Workspace
 
 RUNS = Path("runs")
@@ -17,7 +18,8 @@ def start(recipe: Recipe) -> Workspace:
     """The workspace of a recipe's run; ValueError when the machine cannot do the precision of a stage."""
     for stage, word in asdict(recipe.precision).items():
         check_precision(word, f"precision.{stage}")
-    work = Workspace(RUNS / recipe.name, accelerate())
+    sharding = take_sharding()
+    work = Workspace(RUNS / recipe.name, accelerate(), sharding)
     set_seed(recipe.seed)
     return work
 
@@ -29,5 +31,9 @@ def check_precision(precision: str, place: str = "precision") -> None:
 
 
 def accelerate() -> Accelerator:
-    """Every stage sets its own precision, see `pipeline.runs.precision`; the accelerator has none."""
+    """The accelerator, without a precision, which every stage sets itself, and without models that it divides itself.
+
+    See `pipeline.runs.precision` and `pipeline.runs.sharding`.
+    """
+    take_sharding()
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")

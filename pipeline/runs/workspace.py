@@ -31,6 +31,7 @@ from pipeline.files.writing import entries, read_json, remove, remove_folder, re
 from pipeline.program import command_line
 from pipeline.runs.lock import LOCK, hold
 from pipeline.runs.processes import on_main
+from pipeline.runs.sharding import Sharding
 
 OWNER = "recipe.yaml"
 HASH_LINE = "# sha256 of what follows: "
@@ -40,8 +41,9 @@ VERSIONS = ("torch", "diffusers", "accelerate", "transformers", "datasets", "num
 class Workspace:
     """`root` is runs/<name>. Only the main process names artefacts; all processes write to one draft."""
 
-    def __init__(self, root: Path, accelerator: Accelerator):
+    def __init__(self, root: Path, accelerator: Accelerator, sharding: Sharding | None = None):
         self.root, self.accelerator = root, accelerator
+        self.sharding = sharding if accelerator.num_processes > 1 else None  # of the players of trainings
         self.claimed: str | None = None  # recipe.yaml as it is to be, while this command has the run
 
     def say(self, line: str) -> None:

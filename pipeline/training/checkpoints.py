@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline.files.checksums import check_content, recorded_in, write_checksums
 from pipeline.files.writing import read_json, remove_folder, replace_folder, write_json, write_tensors
 from pipeline.training.ema import Average
-from pipeline.training.sharding import divided_as, whole
+from pipeline.training.sharding import divided_as, local, whole
 
 FOLDER = "checkpoints"
 PROGRESS = "progress.json"
@@ -34,8 +34,8 @@ class Progress:
         self.scaler: torch.amp.GradScaler | None = None  # of the losses, in fp16
 
     def modules(self) -> dict[str, nn.Module]:
-        """The average of every player."""
-        return {name: average.module for name, average in self.averages.items()}
+        """The average of every player, whole."""
+        return {name: average.whole() for name, average in self.averages.items()}
 
 
 def save(accelerator: Accelerator, folder: Path, progress: Progress, players: dict[str, nn.Module], keep: int) -> None:
@@ -201,11 +201,11 @@ def restore_random_states(file: Path) -> None:
 
 
 def assert_equal_ranks(accelerator: Accelerator, players: dict[str, nn.Module]) -> None:
-    """RuntimeError when the processes do not hold the same weights."""
+    """RuntimeError when the processes do not hold the same weights, of those that are whole in each."""
     if accelerator.num_processes == 1:
         return
     for name, player in players.items():
-        sums = torch.stack([p.detach().double().abs().sum() for p in player.parameters()])
+        sums = torch.stack([p.detach().double().abs().sum() for p in player.parameters() if local(p) is p])
         everyone = accelerator.gather(sums[None])
         if not torch.equal(everyone, everyone[:1].expand_as(everyone)):
             raise RuntimeError(f"the processes' copies of the {name} have drifted apart; nothing was saved")

@@ -1,10 +1,13 @@
 """The running average of a module's weights, in fp32, buffers included."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.runs.sharding import Sharding
+from pipeline.training.sharding import divide, gather, local, outline
 
 Averages = Callable[[], dict[str, nn.Module]]  # gives that of every player, whole; all processes have to ask
 
@@ -16,6 +19,7 @@ class Average:
     Buffers are averaged when they are floating point and copied when they are not. What jumps instead of moving (the
     rows of a codebook that are placed anew) would be averaged with what it has left: a submodule that has such a thing
     has a method `copy_restarted_rows(trained)`, which is called on the average before it moves and copies it.
+    A module that is divided among processes has an average that is divided alike.
     """
 
     def __init__(self, module: nn.Module, decay: float, warmup: bool = True):
@@ -24,9 +28,19 @@ class Average:
         for tensor in state_of(self.module):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.float()
+        self._outline: nn.Module | None = None
         self._with_restarts = {
             name: part for name, part in self.module.named_modules() if hasattr(part, "copy_restarted_rows")
         }
+
+    def divide(self, sharding: Sharding, device: torch.device, undivided: Collection[str]) -> None:
+        """Divide the average among the processes, as the module that it follows is."""
+        self._outline = outline(self.module)
+        divide(self.module, sharding, device, undivided)
+
+    def whole(self) -> nn.Module:
+        """The average with the parts of all processes, each of which has to ask for it."""
+        return self.module if self._outline is None else gather(self.module, self._outline)
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
@@ -46,5 +60,5 @@ class Average:
 
 
 def state_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, as they are now: moving a module to a device replaces its buffers."""
-    return [*module.parameters(), *module.buffers()]
+    """What this process has of parameters and buffers, as they are now: moving a module replaces its buffers."""
+    return [local(tensor) for tensor in [*module.parameters(), *module.buffers()]]

@@ -35,6 +35,7 @@ class Generation:
         self.network, self.objective, self.weights = network, objective, weights
         self.metrics: dict[str, Tensor] = {}
         self.starts: dict[str, int] = {}
+        self.judges, self.compared = (), ()
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         code = batch.code

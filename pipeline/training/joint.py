@@ -44,6 +44,8 @@ class JointTraining(Reconstruction):
     The teachers run once per batch.
     """
 
+    judges = ("critic", "network")
+
     def __init__(
         self,
         tokenizer: Tokenizer,

@@ -7,46 +7,28 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from pipeline.checks.phase import check_loop
 from pipeline.draws import StepDraws
 from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.loops import Loop
 from pipeline.runs.precision import autocast, rounding
+from pipeline.runs.sharding import Sharding
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Progress
 from pipeline.training.ema import Average, Averages
 from pipeline.training.journal import Journal
-from pipeline.training.optimizing import check_undecayed, make_optimizer
 from pipeline.training.order import MicroBatches, TrainingData, batches
+from pipeline.training.players import prepare
 from pipeline.training.rates import learning_rate
-from pipeline.validation import at
+from pipeline.training.sharding import average_undivided_gradients, clip_gradients
+from pipeline.training.task import Task
 
 log = logging.getLogger(__name__)
-
-
-class Task(Protocol):
-    """What is being trained, and how one batch trains it:
-
-        def turns(self, batch, draws, step):
-            yield "tokenizer", {"pixel": ...}     # the loop updates the tokenizer here
-            yield "critic", {"hinge": ...}        # and the critic here, with all local variables still at hand
-
-    A player is called through `self.players[name]` in its own turn (the loop puts the distributed wrapper there).
-    """
-
-    players: dict[str, nn.Module]
-    metrics: dict[str, Tensor]  # of the last batch, for the log alone
-    starts: Mapping[str, int]  # the first step at which a player learns, where that is not step 0
-
-    def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield (player, weighted loss terms), one optimiser update each, in order."""
 
 
 AfterStep = Callable[[int, Averages], bool]  # (step, averages) -> whether training ends; asked after every step
@@ -67,6 +49,7 @@ class TrainingRun:
     workers: int = 0  # processes that read data
     after_step: AfterStep | None = None  # called before a step is saved; its answer is the same in all processes
     precision: Precision = "fp32"  # of the task's turns: networks, teachers and critics alike
+    sharding: Sharding | None = None  # divides the blocks of players among the processes; None: each has them whole
 
 
 @dataclass
@@ -93,7 +76,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     progress = Progress({name: Average(player, loop.ema, loop.ema_warmup) for name, player in task.players.items()})
     if run.precision == "fp16":
         progress.scaler = torch.amp.GradScaler(accelerator.device.type)
-    progress.optimizers = prepare(task, loop, progress, accelerator)
+    prepare(task, loop, progress, accelerator, run.sharding)
     checkpoints.restore(accelerator, run.folder, progress, task.players)
     journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
     training = Training(task, run, micro, progress, journal)
@@ -110,35 +93,10 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
                 break
             if stopped and not last:
                 raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command resumes from it")
-    check_ending(training)
+    averages = progress.modules()
+    check_ending(progress.skipped, loop.steps, averages)
     accelerator.free_memory()
-    return progress.modules()
-
-
-def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator) -> dict[str, Any]:
-    """Wrap the players for this machine, in place, and make their optimisers."""
-    with at("loop"):
-        check_loop(loop, task.players)
-        check_undecayed(loop, task.players)
-    names, optimizers = list(task.players), []
-    for name, player in task.players.items():
-        player.to(accelerator.device).train()
-        progress.averages[name].module.to(accelerator.device)
-        optimizers.append(make_optimizer(loop, name, player))
-        if loop.compile:
-            compile_in_place(player)
-    ready = accelerator.prepare(*task.players.values(), *optimizers)
-    task.players.update(zip(names, ready))
-    return dict(zip(names, ready[len(names) :]))
-
-
-def compile_in_place(player: nn.Module) -> None:
-    """One compilation for all repeated blocks of a model in the player, where it names them; else of the player."""
-    models = [module for module in player.modules() if isinstance(module, ModelMixin) and module._repeated_blocks]
-    if not models:
-        player.compile()
-    for model in models:
-        model.compile_repeated_blocks()
+    return averages
 
 
 def train_step(training: Training, source: Iterator[Any]) -> None:
@@ -161,6 +119,8 @@ def train_step(training: Training, source: Iterator[Any]) -> None:
                     finite &= update_player(training, name)
         for name, value in task.metrics.items():
             training.journal.add(name, value)
+    if progress.scaler is not None:
+        progress.scaler.update()
     progress.step += 1
     finish_step(training, finite)
 
@@ -182,14 +142,14 @@ def update_player(training: Training, name: str) -> bool:
     if scaler is not None:
         scaler.unscale_(optimizer)
     updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(updated, loop.clip or math.inf)
+    average_undivided_gradients(updated)
+    norm = clip_gradients(updated, loop.clip or math.inf)
     finite = bool(norm.isfinite())
     training.journal.add(f"{name}/gradient_norm", norm if finite else torch.zeros_like(norm))
     for group in optimizer.param_groups:
         group["lr"] = rate_at(training, name, training.progress.step)
     if scaler is not None:  # it skips by itself, and lowers its scale
         scaler.step(optimizer)
-        scaler.update()
     elif finite:
         optimizer.step()
     optimizer.zero_grad()
@@ -213,21 +173,20 @@ def finish_step(training: Training, finite: bool) -> None:
     training.journal.step(progress.step, progress.step == loop.steps, **values, skipped=progress.skipped)
 
 
-def check_ending(training: Training) -> None:
+def check_ending(skipped: int, steps: int, averages: Mapping[str, nn.Module]) -> None:
     """FloatingPointError where a finished training ended in failed steps, or in averages that are not finite.
 
     A single last step that was skipped is reported; two or more say that the training had gone wrong.
     """
-    progress, steps = training.progress, training.run.loop.steps
-    if progress.skipped > 1:
+    if skipped > 1:
         raise FloatingPointError(
-            f"the last {progress.skipped} of {steps} steps had gradients that are not finite, so that what they left is"
+            f"the last {skipped} of {steps} steps had gradients that are not finite, so that what they left is"
             " not kept; lower the rate, or train in fp32 or bf16"
         )
-    if progress.skipped:
+    if skipped:
         log.warning("the last of %d steps was skipped: its gradients were not finite", steps)
-    for name, average in progress.averages.items():
-        for key, value in average.module.state_dict().items():
+    for name, average in averages.items():
+        for key, value in average.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise FloatingPointError(
                     f"the average of the {name} is not finite ({key}), and is not kept; lower the rate, or train in"

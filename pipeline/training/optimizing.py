@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from pipeline.components import build
+from pipeline.components import build, find
 from pipeline.optimizers.base import Decay, trained
 from pipeline.recipes.loops import Loop
 from pipeline.validation import SettingError, at
@@ -15,6 +15,15 @@ def make_optimizer(loop: Loop, name: str, player: nn.Module) -> torch.optim.Opti
     """That of the player of this name, for its parameters that need a gradient."""
     with at(f"loop.optimizer ({name})"):
         return build("optimizers", loop.optimizer_of(name)).build(player, Decay(loop.decay_of(name), loop.undecayed))
+
+
+def check_divisible(loop: Loop, name: str) -> None:
+    """SettingError where the optimiser of the player of this name needs whole parameters."""
+    kind = loop.optimizer_of(name)["kind"]
+    if not find("optimizers", kind).updates_parts:
+        raise SettingError(
+            "optimizer", f": {kind} ({name}) needs whole parameters; launch without FSDP, or take adamw or muon"
+        )
 
 
 def check_undecayed(loop: Loop, players: Mapping[str, nn.Module]) -> None:

@@ -43,6 +43,7 @@ class Reconstruction:
     """
 
     own_terms = True  # the tokenizer's, of what lies before its decoder, are among the terms
+    judges: tuple[str, ...] = ("critic",)
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Reconstruction:
             self.players["critic"] = self.game.player
         self.last_layer = last_layer_of(tokenizer, phase.train)
         self.balanced = {term: tokenizer.get_parameter(name) for term, name in phase.balance.items()}
+        self.compared = (self.last_layer, *self.balanced.values())
         pixels = critic is not None or any(loss.of_pixels for loss in losses.values())
         self.arguments = {} if pixels else {"pixels": False}
         self.view = None

@@ -71,7 +71,7 @@ class Rebuild:
         torch.manual_seed(0)
         self.players: dict[str, nn.Module] = {"squeeze": Squeeze(nodes)}
         self.metrics: dict[str, Tensor] = {}
-        self.starts: dict[str, int] = {}
+        self.starts, self.judges, self.compared = {}, (), ()
         self.poison = poison
 
     def turns(self, batch, draws, step):

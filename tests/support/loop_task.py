@@ -43,7 +43,7 @@ class Denoise:
         maker = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 6))
         self.players = {"maker": maker, "judge": nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))}
         self.metrics: dict[str, Tensor] = {}
-        self.starts: dict[str, int] = {}
+        self.starts, self.judges, self.compared = {}, (), ()
         self.pause, self.poison, self.seen = pause, poison, []
 
     def turns(self, batch, draws, step):
