@@ -52,7 +52,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     network = build_network(recipe, store.spec, classes, objective)
     start = str(work.artefact("joint") / "generator" / "network") if part.starts_joint else part.start
     network = starting_weights.load_start(network, start, "generator.start")
-    losses, data, workers = {}, store, 0
+    losses, data, workers = {}, store, min(1, recipe.data.workers)  # codes are read fast enough by one
     if part.losses and part.loop.steps:
         losses, data, workers = build_hidden_losses(recipe, work, store, network, out)
         if part.starts_joint:
@@ -79,7 +79,7 @@ def build_hidden_losses(
     """
     if recipe.latents.features:
         taps = {term: stored_features(described) for term, described in store.manifest["features"].items()}
-        return build_generator_losses(recipe, taps, network, recipe.seed), store, 0
+        return build_generator_losses(recipe, taps, network, recipe.seed), store, min(1, recipe.data.workers)
     images = Images(recipe.data, "train")
     taps = generator_taps(FrozenNetworks(recipe, images, out, work.accelerator))
     losses = build_generator_losses(recipe, taps, network, recipe.seed)

@@ -13,9 +13,10 @@ from pipeline.components import structure
 from pipeline.features.choice import build_features
 from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.moments import Moments
-from pipeline.features.passes import ImageRows
+from pipeline.features.passes import ImageRows, process_batches
 from pipeline.features.statistics_file import SPLITS, write_statistics
 from pipeline.files.paths import given_path
+from pipeline.images.ahead import read_plain
 from pipeline.images.reading import Images
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.measuring.protocols import computation
@@ -70,9 +71,10 @@ def measure_images(images: Images, features: list[FeatureExtractor], accelerator
     """The moments of all images of a split, by name, in memory that does not grow with them."""
     names = [name for feature in features for name in feature.statistics()]
     with tqdm(total=len(images), desc="reference", unit="image", disable=not accelerator.is_main_process) as bar:
+        batches = read_plain(images, process_batches(accelerator, len(images), 64))
 
         def measure(indices: Tensor) -> ImageRows:
-            pixels = images.plain(indices).images.to(accelerator.device)
+            pixels = next(batches).images.to(accelerator.device)
             bar.update(min(len(indices) * accelerator.num_processes, bar.total - bar.n))
             rows = {name: values for feature in features for name, values in feature.extract_all(pixels).items()}
             return ImageRows(summed={name: rows[name] for name in names})

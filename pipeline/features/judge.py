@@ -11,6 +11,7 @@ from pipeline.draws import mix
 from pipeline.features.extractors import ClassifierFeatures
 from pipeline.features.passes import evenly_spaced
 from pipeline.files.writing import read_json, write_json
+from pipeline.images.ahead import read_all
 from pipeline.images.reading import Images
 from pipeline.nn.feature_distance import Backbone
 from pipeline.stored_weights import check_component
@@ -33,7 +34,7 @@ def fit_judge(
     if earlier is not None and (earlier / NOTE).is_file() and read_json(earlier / NOTE) == cause:
         shutil.copytree(earlier, folder, dirs_exist_ok=True)
         return
-    batch = train.plain(evenly_spaced(None, len(train), min(len(train), VALUES // (3 * size * size))))
+    batch = read_all(train, evenly_spaced(None, len(train), min(len(train), VALUES // (3 * size * size))))
     labels = batch.condition.labels if batch.condition else None
     fit(batch.images.to(device), labels, train.num_classes, seed=judge_seed(seed)).save_pretrained(folder)
     write_json(folder / NOTE, cause)

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.files.writing import new_folder
+from pipeline.images.ahead import read_all
 from pipeline.images.reading import Images
 from pipeline.recipes.schema import Recipe
 from pipeline.stored_weights import check_component
@@ -31,6 +32,6 @@ def load_stand_in(recipe: Recipe, images: Images, kept: Path, accelerator: Accel
 def train_stand_in(images: Images, seed: int, dim: int = 64, steps: int = 300) -> Classifier:
     """A classifier of evenly chosen training images; of their rotations where there are no classes."""
     rows = torch.linspace(0, len(images) - 1, min(len(images), IMAGES)).long()
-    batch = images.plain(rows)
+    batch = read_all(images, rows)
     labels = batch.condition.labels if batch.condition else None
     return fit(batch.images, labels, images.num_classes, seed=seed, steps=steps, dim=dim)

@@ -1,7 +1,7 @@
 """From images to the store of codes: by any number of processes, resumed where it stopped."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from pipeline.code import LatentSpec
 from pipeline.draws import ImageDraws, mix
 from pipeline.files.writing import read_json
 from pipeline.frozen.class_token import ClassTokenFeature
-from pipeline.images.reading import Images
+from pipeline.images.ahead import read_ahead
+from pipeline.images.reading import ImageBatch, Images
 from pipeline.latents.store import (
     FEATURE,
     FORMAT,
@@ -58,8 +59,9 @@ def encode(tokenizer: Tokenizer, images: Images, plan: EncodingPlan, folder: Pat
     """
     encoder = Encoder(tokenizer, images, plan, accelerator.device)
 
-    def make(rows: Tensor) -> dict[str, Tensor]:
-        return as_stored(encoder(rows), plan.latents.precision, tokenizer.spec, rows)
+    def make(batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        for rows, tensors in zip(batches, encoder(batches)):
+            yield as_stored(tensors, plan.latents.precision, tokenizer.spec, rows)
 
     fill(folder, describe(tokenizer, images, plan), make, plan.latents.batch, accelerator, "encoding")
 
@@ -67,15 +69,15 @@ def encode(tokenizer: Tokenizer, images: Images, plan: EncodingPlan, folder: Pat
 def fill(
     folder: Path,
     manifest: dict[str, Any],
-    make: Callable[[Tensor], dict[str, Tensor]],
+    make: Callable[[Sequence[Tensor]], Iterator[dict[str, Tensor]]],
     batch: int,
     accelerator: Accelerator,
     doing: str,
 ) -> None:
     """Write a store of codes to `folder`, each process a part of the shards; finished shards that are whole are kept.
 
-    `make(rows)` gives the tensors that are stored of rows [B] of the store. Raises ValueError when the folder was begun
-    with another manifest.
+    `make` yields the tensors that are stored of each of several batches of rows [B] of the store. Raises ValueError
+    when the folder was begun with another manifest.
     """
     if accelerator.is_main_process and not (folder / MANIFEST).exists():
         write_manifest(folder, manifest)
@@ -85,11 +87,13 @@ def fill(
     mine = range(accelerator.process_index, len(counts), accelerator.num_processes)
     todo = [number for number in mine if not is_whole(folder, manifest, number)]
     total = sum(counts[number] for number in todo)
+    batches = {n: (torch.arange(counts[n]) + n * counts[0]).split(batch) for n in todo}
+    made = make([rows for number in todo for rows in batches[number]])
     with tqdm(total=total, desc=doing, unit="img", disable=not accelerator.is_main_process) as progress:
         for number in todo:
-            first, parts = number * counts[0], []
-            for rows in torch.arange(first, first + counts[number]).split(batch):
-                parts.append(make(rows))
+            parts = []
+            for rows in batches[number]:
+                parts.append(next(made))
                 progress.update(len(rows))
             write_shard(
                 folder, manifest, number, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -109,6 +113,18 @@ def is_whole(folder: Path, manifest: dict[str, Any], number: int) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class ViewReader:
+    """Rows [B] to their views, in the order of `Images.views`."""
+
+    images: Images
+    crops: tuple[float, ...]
+    flip: bool
+
+    def __call__(self, rows: Tensor) -> list[ImageBatch]:
+        return list(self.images.views(rows, self.crops, self.flip))
+
+
 class Encoder:
     """Rows of a collection to the codes of their views, a view of all rows at a time, in the given precision."""
 
@@ -116,20 +132,27 @@ class Encoder:
         self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
         self.images, self.plan, self.latents, self.device = images, plan, plan.latents, device
 
-    @torch.no_grad()
-    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
-        """On the CPU, `z` [B, views, N, C] float32 (with `std` for moments), or `ids`; and `labels` [B].
+    def __call__(self, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """`encode` of several batches of rows [B], one after the other; their images are read ahead by data.workers."""
+        reader = ViewReader(self.images, tuple(self.latents.crops), self.latents.flip)
+        read = read_ahead(reader, batches, self.images.data.workers, self.device.type == "cuda")
+        return (self.encode(rows, views) for rows, views in zip(batches, read))
 
-        Of every tap, `feature.<term>` [B, views, M, width], and `class_token` [B, views, width] where there is one.
+    @torch.no_grad()
+    def encode(self, rows: Tensor, images: Sequence[ImageBatch]) -> dict[str, Tensor]:
+        """Of rows [B], whose views are `images`: on the CPU, `z` [B, views, N, C] float32, or `ids`; and `labels` [B].
+
+        For moments also `std`; of every tap `feature.<term>` [B, views, M, width], and `class_token` [B, views, width]
+        where there is one.
         """
         views = []
-        for number, batch in enumerate(self.images.views(rows, self.latents.crops, self.latents.flip)):
+        for number, batch in enumerate(images):
             views.append(self._codes(batch.images, rows, number))
         tensors = {name: torch.stack([view[name] for view in views], dim=1) for name in views[0]}
         return tensors if batch.condition is None else tensors | {"labels": batch.condition.labels}
 
     def _codes(self, pixels: Tensor, rows: Tensor, view: int) -> dict[str, Tensor]:
-        pixels = pixels.to(self.device, memory_format=torch.channels_last)
+        pixels = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         with arithmetic(self.device, self.plan.precision):
             if self.tokenizer.spec.vocab:
                 tensors = {"ids": self.tokenizer.encode(pixels).ids}

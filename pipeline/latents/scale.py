@@ -27,8 +27,8 @@ def measure(
     encoder = Encoder(tokenizer, images, plan, accelerator.device)
     shape = tokenizer.mean.shape
     sums = torch.zeros(3, *shape, dtype=torch.float64)  # count, z, z^2
-    for part in mine.split(plan.latents.batch):
-        sums += power_sums(len(shape), **encoder(part))
+    for tensors in encoder(mine.split(plan.latents.batch)):
+        sums += power_sums(len(shape), **tensors)
     count, first, second = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
     mean = first / count
     std = (second / count - mean**2).clamp(min=0).sqrt()

@@ -1,5 +1,6 @@
 """The numbers of a tokenizer's card: rows of both splits, and its metrics measured on them."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from pipeline.code import Code
 from pipeline.draws import ImageDraws, mix
-from pipeline.features.passes import ImageRows, PerImage, collect_rows, evenly_spaced
+from pipeline.features.passes import ImageRows, PerImage, collect_rows, evenly_spaced, process_batches
+from pipeline.images.ahead import read_plain
 from pipeline.images.reading import ImageBatch, Images
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
@@ -84,8 +86,10 @@ class CardMeasuring:
         """`z`, and as far as there are such `ids`, `labels`, `attributes` and `flow_noise`, of the chosen images."""
         chosen = self.chosen(images)
 
+        batches = self.read(images, chosen)
+
         def measure(indices: Tensor) -> PerImage:
-            batch = images.plain(chosen[indices])
+            batch = next(batches)
             code = self.encode(batch.images.to(self.device))
             return labels_of(batch) | self.code_rows(code, indices, images.split)
 
@@ -95,15 +99,21 @@ class CardMeasuring:
         """The rows of `read_codes`, and all that metrics must know of held-out images."""
         chosen = self.chosen(images)
 
+        batches = self.read(images, chosen)
+
         @torch.no_grad()
         def measure(indices: Tensor) -> ImageRows:
-            batch = images.plain(chosen[indices])
+            batch = next(batches)
             encoded = self.measuring.reconstruct(batch.images, indices)
             rows = labels_of(batch) | self.code_rows(encoded.code, indices, images.split)
             features = {f.name: f.extract(encoded.images) for f in self.networks.extractors.features}
             return ImageRows(rows, summed=features) | self.measuring.rows(encoded)
 
         return gather_statistics(self.accelerator, len(chosen), measure, torch.arange(0), self.batch)
+
+    def read(self, images: Images, chosen: Tensor) -> Iterator[ImageBatch]:
+        """The chosen images, in the batches that passes over them ask for."""
+        return read_plain(images, [chosen[each] for each in process_batches(self.accelerator, len(chosen), self.batch)])
 
     def code_rows(self, code: Code, indices: Tensor, split: str) -> PerImage:
         """A code as rows; a continuous one with `flow_noise`, the end of the flow that it would take."""

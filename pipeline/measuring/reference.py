@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from pipeline.checks.evaluation import check_archive
 from pipeline.features.moments import Gaussian, Moments
 from pipeline.features.networks import FeatureExtractors
-from pipeline.features.passes import ImageRows, PerImage, evenly_spaced
+from pipeline.features.passes import ImageRows, PerImage, evenly_spaced, process_batches
 from pipeline.features.statistics_file import SPLITS, array_names, file_title, read_statistics
 from pipeline.files.content import hash_files
 from pipeline.files.paths import given_path
+from pipeline.images.ahead import read_ahead
 from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
@@ -39,6 +41,7 @@ class ImageSource:
     title: str
     count: int
     read: Callable[[Tensor], Tensor]  # numbers [B] to images [B, 3, H, W] in [-1, 1]
+    workers: int = 0  # processes that read them
 
 
 def load_reference(recipe: Recipe, extractors: FeatureExtractors, accelerator: Accelerator) -> Reference:
@@ -62,8 +65,11 @@ def load_reference(recipe: Recipe, extractors: FeatureExtractors, accelerator: A
     measured = torch.arange(source.count) if missing else chosen  # all where moments are still to be computed
     kept = chosen if missing else torch.arange(len(chosen))
 
+    batches = [measured[indices] for indices in process_batches(accelerator, len(measured))]
+    images = read_ahead(source.read, batches, source.workers)
+
     def measure(indices: Tensor) -> ImageRows:
-        rows = extractors.rows(source.read(measured[indices]))
+        rows = extractors.rows(next(images))
         return ImageRows(wide=rows.wide, summed={name: rows.summed[name] for name in missing})
 
     statistics = gather_statistics(accelerator, len(measured), measure, kept)
@@ -99,4 +105,10 @@ def _source(recipe: Recipe) -> ImageSource | None:
         return ImageSource(f"{len(pixels)} images of {path.name}", len(pixels), lambda i: from_bytes(pixels[i.numpy()]))
     images = Images(recipe.data, given) if given in SPLITS else images_of_folder(path, recipe.data.size)
     title = {"train": "the training split", "held_out": "the held-out split"}.get(given, path.name)
-    return ImageSource(f"{len(images)} images of {title}", len(images), lambda i: images.plain(i).images)
+    read = partial(pixels_of, images)
+    return ImageSource(f"{len(images)} images of {title}", len(images), read, recipe.data.workers)
+
+
+def pixels_of(images: Images, rows: Tensor) -> Tensor:
+    """Rows [B] of a collection as images [B, 3, H, W] in [-1, 1]."""
+    return images.plain(rows).images

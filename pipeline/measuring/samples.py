@@ -13,8 +13,9 @@ from torch import Tensor
 from pipeline.features.comparison import Comparison, ImageSets
 from pipeline.features.judge import fit_judge
 from pipeline.features.networks import FeatureExtractors
-from pipeline.features.passes import ImageRows, PerImage, count, evenly_spaced
+from pipeline.features.passes import ImageRows, PerImage, count, evenly_spaced, process_batches
 from pipeline.files.writing import read_json
+from pipeline.images.ahead import read_plain
 from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
@@ -113,8 +114,10 @@ class SampleMeasuring:
             labels = torch.tensor([images.source.label_of(i) for i in chosen.tolist()]) if images.num_classes else None
             few[evenly_spaced(labels, len(chosen), floor)] = True
 
+        batches = read_plain(images, [chosen[each] for each in process_batches(self.accelerator, len(chosen))])
+
         def measure(indices: Tensor) -> ImageRows:
-            batch = images.plain(chosen[indices])
+            batch = next(batches)
             rows = self.rows(batch.images)
             if batch.condition:
                 rows |= ImageRows({"labels": batch.condition.labels})

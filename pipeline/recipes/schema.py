@@ -53,7 +53,7 @@ class Data(RangedFields):
     resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"  # filter
     flip: bool = False  # mirror each training image with probability 0.5
     tolerate: Whole = 0  # unreadable files that are skipped before the run stops
-    workers: Whole = field(default=0, metadata=ONLY_SPEED)  # processes that read images; 0: the main one
+    workers: Whole = field(default=0, metadata=ONLY_SPEED)  # processes that read images for each that computes; 0: it
 
     def __post_init__(self) -> None:
         super().__post_init__()

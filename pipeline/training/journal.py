@@ -1,6 +1,9 @@
 """The log of a training: one JSON object per logged step, and a progress bar."""
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,16 @@ from pipeline.files.writing import write_text
 
 
 class Journal:
-    """Means of the terms since the last line, in metrics.jsonl; a resumed training continues from its checkpoint."""
+    """Means of the terms since the last line, in metrics.jsonl; a resumed training continues from its checkpoint.
+
+    `wait` on a line is the fraction of the time since the last one that the main process waited for data.
+    """
 
     def __init__(self, accelerator: Accelerator, folder: Path, first: int, steps: int, every: int):
         self.accelerator, self.path, self.every = accelerator, folder / "metrics.jsonl", every
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.waited, self.since = 0.0, time.monotonic()
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             self._cut(first)
@@ -31,6 +38,13 @@ class Journal:
         self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.counts[name] = self.counts.get(name, 0) + 1
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time that the block takes as one in which nothing is trained."""
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
+
     def step(self, step: int, last: bool = False, **values: float) -> None:
         """Count a step; write a line every `every` steps and at the last one."""
         self.bar.update(1)
@@ -39,7 +53,9 @@ class Journal:
         names = sorted(self.sums)
         means = torch.stack([self.sums[name] / self.counts[name] for name in names])
         means = self.accelerator.reduce(means, "mean").tolist()
-        self.sums, self.counts = {}, {}
+        now = time.monotonic()
+        values |= {"wait": self.waited / max(now - self.since, 1e-9)}
+        self.sums, self.counts, self.waited, self.since = {}, {}, 0.0, now
         if self.accelerator.is_main_process:
             line = {"step": step} | dict(zip(names, means)) | values
             with self.path.open("a") as file:

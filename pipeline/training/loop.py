@@ -80,8 +80,8 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     checkpoints.restore(accelerator, run.folder, progress, task.players)
     journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
     training = Training(task, run, micro, progress, journal)
-    source = batches(data, micro, run.seed, progress.step, run.workers)
-    with stop_requests() as requests, contextlib.closing(journal), rounding(run.precision):
+    source = batches(data, micro, run.seed, progress.step, run.workers, accelerator.device.type == "cuda")
+    with stop_requests() as requests, contextlib.closing(journal), contextlib.closing(source), rounding(run.precision):
         while progress.step < loop.steps:
             train_step(training, source)
             ended = run.after_step is not None and run.after_step(progress.step, progress.modules)
@@ -105,7 +105,9 @@ def train_step(training: Training, source: Iterator[Any]) -> None:
     finite, accelerator = True, run.accelerator
     for number in range(micro.accumulate):
         final = number == micro.accumulate - 1
-        batch = next(source).to(accelerator.device)
+        with training.journal.waiting():
+            batch = next(source)
+        batch = batch.to(accelerator.device, non_blocking=True)
         draws = StepDraws(run.seed, progress.step, micro.positions(number), micro.batch, accelerator.device)
         with contextlib.ExitStack() as stack:
             for player in [] if final else task.players.values():

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.draws import mix
+from pipeline.images.ahead import read_ahead
 
 
 class TrainingData(Protocol):
@@ -71,18 +71,19 @@ class BatchOrder:
         return self._epoch[1]
 
 
-def batches(data: TrainingData, micro_batches: MicroBatches, seed: int, first: int, workers: int = 0) -> Iterator[Any]:
+def batches(
+    data: TrainingData, micro_batches: MicroBatches, seed: int, first: int, workers: int = 0, pinned: bool = False
+) -> Iterator[Any]:
     """This process's micro-batches from step `first` on, without end: `accumulate` of them per step."""
     order = BatchOrder(len(data), micro_batches.batch, seed)
-    sampler = _Sampler(order, micro_batches, first)
-    yield from DataLoader(_Rows(data), sampler=sampler, batch_size=None, num_workers=workers)
+    return read_ahead(_Rows(data), _Sampler(order, micro_batches, first), workers, pinned)
 
 
-class _Rows(Dataset):
-    def __init__(self, data: TrainingData):
-        self.data = data
+@dataclass(frozen=True)
+class _Rows:
+    data: TrainingData
 
-    def __getitem__(self, key: tuple[Tensor, Tensor]) -> Any:
+    def __call__(self, key: tuple[Tensor, Tensor]) -> Any:
         return self.data.batch(*key)
 
 

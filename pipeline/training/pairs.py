@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def make_pairs(
         copy_folder(earlier, folder)
         log.info("pairs: those of the decoder before are of the same codes and generator, and are taken over")
     accelerator.wait_for_everyone()
-    fill(folder, manifest, pair_maker(recipe, pipe, originals), recipe.sample.batch, accelerator, "making pairs")
+    make = partial(map, pair_maker(recipe, pipe, originals))
+    fill(folder, manifest, make, recipe.sample.batch, accelerator, "making pairs")
 
 
 def has_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
