@@ -99,8 +99,8 @@ class KeptDecoder:
         accelerator, weights = self.accelerator, self.settings.phase.weights
         mine = torch.arange(accelerator.process_index, len(self.held_out), accelerator.num_processes)
         total = torch.zeros((), device=accelerator.device)
-        for indices in mine.split(self.settings.phase.loop.batch):
-            batch = self.held_out.plain(indices).to(accelerator.device)
+        for batch in self.held_out.read(mine.split(self.settings.phase.loop.batch)):
+            batch = batch.to(accelerator.device)
             with autocast(accelerator.device, self.precision):
                 rebuilt = player(batch.code, batch.condition)
                 for loss in self.losses.values():

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipeline.checks.posttraining import check_held_out
 from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws, mix, uniform_by_seed
 from pipeline.files.writing import copy_folder, read_json
+from pipeline.images.ahead import read_ahead
 from pipeline.images.eight_bits import eight_bits
 from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
@@ -110,6 +111,10 @@ class Pairs:
         """Pairs `indices` [B]."""
         pair = self.store.plain(indices + self.first)
         return PairBatch(self.originals.images(self.rows[indices + self.first]), pair.code, pair.condition)
+
+    def read(self, batches: Iterable[Tensor]) -> Iterator[PairBatch]:
+        """`plain` of each batch of pairs, whose images are read ahead by data.workers."""
+        return read_ahead(self.plain, batches, self.originals.source.data.workers)
 
 
 def make_pairs(
