@@ -80,13 +80,12 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     critic = start_critic(recipe, critic, source)
     generation = build_generation(networks, tokenizer)
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
-    player = task.players["tokenizer"]
     where = out, recipe.seed, accelerator, recipe.data.workers
     settings = TrainingRun(part.phase.loop, *where, None, recipe.precision.joint, work.sharding)
     averages = train(task, images, settings)
     if not accelerator.is_main_process:
         return
-    kept, heads = detach_heads(averages["tokenizer"] if part.average else player)
+    kept, heads = detach_heads(averages["tokenizer"])
     norm = averages["network"].norm
     kept.mean.copy_(norm.mean), kept.std.copy_(norm.std)
     kept.save_pretrained(out)

@@ -180,7 +180,7 @@ def check_balance(phase: Phase, tokenizer: TokenizerPlan) -> None:
 
 
 def check_loop(loop: Loop, players: Iterable[str]) -> None:
-    """ValueError unless every player has a learning rate and an optimiser, and only players have a weight decay."""
+    """ValueError unless every player has a learning rate and an optimiser, and only players a decay or an average."""
     players = list(players)
     if "kind" not in loop.optimizer:
         with at("optimizer"):
@@ -192,9 +192,10 @@ def check_loop(loop: Loop, players: Iterable[str]) -> None:
             optimizer.check_machine()
     with at("lr"):
         check_names(loop.lr, players, "player")
-    for name in loop.weight_decay if isinstance(loop.weight_decay, dict) else ():
-        with at(f"weight_decay.{name}"):
-            check_known(name, players, "player")
+    for setting, value in {"weight_decay": loop.weight_decay, "ema": loop.ema}.items():
+        for name in value if isinstance(value, dict) else ():
+            with at(f"{setting}.{name}"):
+                check_known(name, players, "player")
 
 
 def terms_of(phase: Phase, tokenizer: TokenizerPlan | None) -> set[str]:

@@ -50,7 +50,7 @@ class Loop(RangedFields):
     weight_decay: NotNegative | dict[str, NotNegative] = 0.0  # of matrices and kernels, for all players or by player
     undecayed: tuple[str, ...] = ()  # [embed]: matrices and kernels whose name holds one of these do not decay
     clip: NotNegative = 1.0  # largest norm of a player's gradient; 0: no clipping
-    ema: FractionBelowOne = 0.999  # decay of the running average of the weights, which is what is kept
+    ema: FractionBelowOne | dict[str, FractionBelowOne] = 0.999  # of the average that is kept, or by player; 0: none
     ema_warmup: bool = True  # a smaller decay at first, (1 + step) / (10 + step); false: the same at every step
     skip: Whole = 10  # consecutive steps with non-finite gradients that are skipped before the run stops
     save_every: Whole = field(default=1000, metadata=ONLY_SPEED)  # steps between checkpoints; 0: the last step alone
@@ -77,6 +77,10 @@ class Loop(RangedFields):
     def optimizer_of(self, player: str) -> Any:
         """The node of a player's optimiser."""
         return self.optimizer if "kind" in self.optimizer else self.optimizer[player]
+
+    def average_of(self, player: str) -> float:
+        """The decay of a player's running average, 0 (the last weights) where a mapping does not name it."""
+        return self.ema.get(player, 0.0) if isinstance(self.ema, dict) else self.ema
 
     def decay_of(self, player: str) -> float:
         """The weight decay of a player, 0 where a mapping does not name it."""

@@ -125,7 +125,6 @@ class JointTraining(RangedFields):
     critic: str | None = None  # folder of a critic with the initial weights; null: the tokenizer's own critic
     momentum: FractionAboveZero = 0.1  # of the running mean and variance that normalise codes
     epsilon: Positive = 1e-4  # added to that variance
-    average: bool = True  # keep the running average of the tokenizer's weights; false: the last ones
 
 
 @dataclass
@@ -284,6 +283,7 @@ class Recipe(RangedFields):
 FREE_NAMES = (
     "lr",
     "weight_decay",
+    "ema",
     "weights",
     "losses",
     "balance",

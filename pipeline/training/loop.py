@@ -73,7 +73,8 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     """
     loop, accelerator = run.loop, run.accelerator
     micro = MicroBatches(loop.batch, loop.accumulate, accelerator.process_index, accelerator.num_processes)
-    progress = Progress({name: Average(player, loop.ema, loop.ema_warmup) for name, player in task.players.items()})
+    averages = {name: Average(player, loop.average_of(name), loop.ema_warmup) for name, player in task.players.items()}
+    progress = Progress(averages)
     if run.precision == "fp16":
         progress.scaler = torch.amp.GradScaler(accelerator.device.type)
     prepare(task, loop, progress, accelerator, run.sharding)

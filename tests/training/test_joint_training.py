@@ -415,10 +415,11 @@ def test_the_generator_is_the_joint_one_and_goes_on_with_its_head(run, tmp_path)
     assert heads[0] == heads[1]
 
 
-def test_the_last_weights_are_kept_where_no_average_is_asked_for(run, tmp_path):
+def test_the_last_weights_are_kept_of_a_player_without_an_average(run, tmp_path):
     _, work = run
     shutil.copytree(work.root / "joint" / "stand_in", tmp_path / "stand_in")
-    train_jointly.run(recipe_of(joint=PART | {"average": False}), work, tmp_path)
+    phase = PART["phase"] | {"loop": PART["phase"]["loop"] | {"ema": {"network": 0.5}}}
+    train_jointly.run(recipe_of(joint=PART | {"phase": phase}), work, tmp_path)
     last, average = weights_in(tmp_path), weights_in(work.root / "joint")
     assert not torch.equal(last["encoder.conv_in.weight"], average["encoder.conv_in.weight"])
     assert torch.equal(last["mean"], average["mean"]), "the scale is of the generator, which is an average"

@@ -233,3 +233,14 @@ def test_data_is_read_by_workers_in_the_same_order(tmp_path):
     loop = Loop(steps=3, batch=8, lr={"maker": 1e-2, "judge": 1e-2})
     train(worked, Numbers(), TrainingRun(loop, tmp_path / "b", 3, Accelerator(cpu=True), workers=1))
     assert all(torch.equal(a, b) for a, b in zip(plain.seen, worked.seen, strict=True))
+
+
+def test_each_player_may_have_an_average_of_its_own(tmp_path):
+    late, both = (fit(tmp_path / name, ema=ema) for name, ema in (("late", {"judge": 0.9}), ("both", 0.9)))
+    task = Denoise()
+    last = fit(tmp_path / "last", task, ema={"judge": 0.9})["maker"]
+    assert torch.equal(weights({"maker": last}), weights({"maker": task.players["maker"]}))
+    assert torch.equal(weights({"judge": late["judge"]}), weights({"judge": both["judge"]}))
+    assert not torch.equal(weights({"maker": late["maker"]}), weights({"maker": both["maker"]}))
+    with pytest.raises(ValueError, match=r"ema\.jugde: .*judge"):
+        fit(tmp_path / "wrong", ema={"jugde": 0.9})
