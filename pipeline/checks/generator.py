@@ -75,6 +75,8 @@ def check_hidden_losses(recipe: Recipe, spec: LatentSpec, network: type[Network]
         loss, arguments = check("losses", node, DERIVED["losses"], f"losses.{name}")
         with at(f"losses.{name}"):
             block = check_block(loss, arguments, network)
+            if loss.attachment_of(arguments).class_token and not objective.class_token:
+                raise SettingError("class_token", " is true, and the generator denoises none; leave it out")
             with torch.device("meta"):
                 built = build_network(recipe, spec, 1, objective)
             grid, _ = hidden_layout(built, block)

@@ -22,6 +22,8 @@ def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> No
         check_decoder(recipe)
     if objective.class_token and sample.guidance.channels is not None:
         raise SettingError("sample.guidance.channels", ": with a class token all channels are guided; leave it out")
+    if sample.guidance.class_token is not None and not objective.class_token:
+        raise SettingError("sample.guidance.class_token", ": this objective has no class token; leave it out")
     if sample.weak is not None:
         check_weak(recipe, objective)
     elif sample.guidance.scale != 1:

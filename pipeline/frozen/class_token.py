@@ -1,6 +1,6 @@
 """The feature that a frozen network has of a whole image, as the class token of its code."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class ClassToken(FeatureMaps):
 
     def load(self, networks: FrozenNetworks) -> "ClassTokenFeature":
         """ValueError unless it has the width that is modelled."""
-        feature = ClassTokenFeature(super().load(networks).teacher)
+        feature = ClassTokenFeature(super().load(networks).teacher, self.recipe.latents.class_token_norm)
         with at(PLACE):
             self.check_width(feature.name, feature.width)
         return feature
@@ -48,17 +48,20 @@ class ClassToken(FeatureMaps):
 
 
 class ClassTokenFeature(nn.Module):
-    """A teacher's feature of a whole image, normalised over its channels to mean 0 and std 1.
+    """A teacher's feature of a whole image.
 
-    That is a layer norm without weights, so that the scale fits that of the noise.
+    With the norm `plain` it has mean 0 and std 1 over its channels, a layer norm without weights, so that its scale
+    fits that of the noise; with `none` it is as the teacher gives it: in REG, DINOv2's class token after its last norm.
     """
 
-    def __init__(self, teacher: Any):
+    def __init__(self, teacher: Any, norm: Literal["plain", "none"] = "plain"):
         super().__init__()
+        self.norm = norm
         self.teacher = teacher.requires_grad_(False).eval()
         self.name, self.width = teacher.name, teacher.dim
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] to [B, width]."""
-        return F.layer_norm(self.teacher.features(images).float(), (self.width,))
+        feature = self.teacher.features(images).float()
+        return F.layer_norm(feature, (self.width,)) if self.norm == "plain" else feature

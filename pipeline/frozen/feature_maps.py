@@ -10,6 +10,7 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.nn.convolution_stages import WIDTH, stage_channels, stem_and_stages
 from pipeline.teachers.base import Tap
 from pipeline.teachers.vision_model import VisionModel
+from pipeline.validation import SettingError
 from pipeline.vision.backbone import check_layer, read_config, read_depth, read_kind
 from pipeline.vision.weights import require_model
 
@@ -26,6 +27,8 @@ class FeatureMaps(FrozenInput):
 
     def check(self) -> None:
         if self.teacher == STAND_IN:
+            if self.arguments.get("class_token"):
+                raise SettingError("class_token", " is of a transformer, and a classifier has none; leave it out")
             count = stem_and_stages(self.recipe.data.size)["stages"] + 1
             for layer in self.layers:
                 if not -count <= layer < count:
@@ -48,7 +51,7 @@ class FeatureMaps(FrozenInput):
         model = VisionModel.load(weights, size=size, layers=self.layers, resize=resize)
         if self.arguments.get("teacher_colours") == "unchanged":
             model.leave_colours()
-        return Tap(model, *range(len(self.layers)))
+        return Tap(model, *range(len(self.layers)), class_token=bool(self.arguments.get("class_token")))
 
 
 class StoredFeatures(nn.Module):
@@ -64,4 +67,5 @@ class StoredFeatures(nn.Module):
 
 def stored_features(described: Mapping[str, Any]) -> Tap:
     """What stands for a teacher whose features a store of codes holds, as its manifest describes them."""
-    return Tap(StoredFeatures(described["teacher"], described["width"]))
+    teacher = StoredFeatures(described["teacher"], described["width"])
+    return Tap(teacher, class_token=described.get("class_token", False))

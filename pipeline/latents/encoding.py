@@ -211,14 +211,16 @@ def describe(tokenizer: Tokenizer, images: Images, plan: EncodingPlan) -> dict[s
         manifest["features"] = {term: describe_tap(*tap) for term, tap in plan.taps.items()}
     if (feature := plan.class_feature) is not None:
         weights = sha256_of(feature.state_dict())
-        manifest["class_token"] = {"teacher": feature.name, "width": feature.width, "weights": weights}
+        stored = {"teacher": feature.name, "width": feature.width, "weights": weights, "norm": feature.norm}
+        manifest["class_token"] = stored
     return json.loads(json.dumps(manifest))
 
 
 def describe_tap(tap: Tap, grid: Grid) -> dict[str, Any]:
     """What stored features depend on, besides the images."""
     weights = sha256_of(tap.state_dict())
-    return {"teacher": tap.name, "map": tap.index, "width": tap.width, "grid": list(grid), "weights": weights}
+    described = {"teacher": tap.name, "map": tap.index, "width": tap.width, "grid": list(grid), "weights": weights}
+    return described | ({"class_token": True} if tap.class_token else {})
 
 
 def refuse_stale(folder: Path, manifest: dict[str, Any]) -> None:

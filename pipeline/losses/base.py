@@ -21,6 +21,7 @@ class Attachment:
 
     module: str | None = None  # of the tokenizer: the output of this module
     block: int | None = None  # of a generator: the hidden states after this block
+    class_token: bool = False  # and before those of the patches that of its class token
 
 
 class Loss(RangedArguments, nn.Module, ABC):
@@ -99,7 +100,7 @@ class Alignment(Loss):
 
     def __init__(self, extractor: Tap, grid: Sequence[int], block: int | None = None, at: str | None = None):
         super().__init__()
-        self.tap, self.grid, self.attachment = extractor, tuple(grid), Attachment(at, block)
+        self.tap, self.grid, self.attachment = extractor, tuple(grid), Attachment(at, block, extractor.class_token)
 
     @property
     def name(self) -> str:
@@ -108,7 +109,7 @@ class Alignment(Loss):
 
     @classmethod
     def attachment_of(cls, arguments: Arguments) -> Attachment:
-        return Attachment(arguments.get("at"), arguments.get("block"))
+        return Attachment(arguments.get("at"), arguments.get("block"), bool(arguments.get("class_token")))
 
     @classmethod
     def validate(cls, spec: LatentSpec, arguments: Arguments) -> None:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments
@@ -13,6 +13,15 @@ from pipeline.nn.latent_head import LatentHead, Source
 from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.ranges import Count, Counts, Integer, Positive
 from pipeline.teachers.base import Tap
+from pipeline.validation import SettingError
+
+
+def initialise_projector(layer: nn.Module) -> None:
+    """As REPA's released code has it: Xavier's uniform law and no bias."""
+    if isinstance(layer, nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 class FeatureCosine(Alignment):
@@ -32,7 +41,8 @@ class FeatureCosine(Alignment):
 
     Levels u are shifted as s t / (1 + (s - 1) t) of a uniform t, with s = `shift`, times sqrt(values of a code /
     `shift_base`) where a base is stated. `positions: dropped` takes the mean over the positions that the encoder
-    has not read. The metric `cosine_<teacher>` is the mean cosine.
+    has not read. With `class_token`, of a generator that denoises one, its hidden state is compared with the teacher's,
+    a position more (REG, arXiv:2507.01467). The metric `cosine_<teacher>` is the mean cosine.
     """
 
     terms = ("feature_cosine",)
@@ -53,10 +63,13 @@ class FeatureCosine(Alignment):
         shift_base: Positive | None = None,
         standardize: bool = False,
         positions: Literal["all", "dropped"] = "all",
+        class_token: bool = False,
     ):
         super().__init__(extractor, grid, block, at)
         net = FeatureHead(dim, extractor.width, grid, head)
         of_code = block is None and at is None
+        if block is not None:
+            net.layers.apply(initialise_projector)
         self.head = LatentHead(net, source, shift, shift_base, standardize) if of_code else net
         self.positions = positions
 
@@ -82,6 +95,8 @@ class FeatureCosine(Alignment):
             raise ValueError("block is of a generator and at of a tokenizer; state one of them")
         if (block is not None or at is not None) and (source != "clean" or arguments.standardize):
             raise ValueError("hidden states are compared as they are; leave source and standardize out")
+        if arguments.class_token and (block is None or arguments.head.blocks):
+            raise SettingError("class_token", " is of a generator's block, under a head of layers alone; leave it out")
         if source != "noised" and (shift != 1 or shift_base is not None):
             raise ValueError("shift and shift_base are of source: noised; the phase's perturbation states its own")
 

@@ -48,7 +48,8 @@ class Network(RangedArguments, EntryPoints, WithoutCastWarning, ConfigMixin):
 
         With a class token both have its rows below, as `join_token` puts them there. With `taps`,
         numbers of blocks (1 is the first), it returns (prediction, hidden states after these blocks, in the order of
-        `taps`), each [B, M, width]: a row per patch, where codes are read in patches. Networks of ids take ids and
+        `taps`), each [B, M, width]: a row per patch, where codes are read in patches, and before them one of the class
+        token where there is one. Networks of ids take ids and
         neither time nor taps; their inputs and outputs are in their own docstrings.
         """
 

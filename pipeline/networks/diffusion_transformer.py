@@ -87,9 +87,9 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         """hidden_states [B, N, dim] at noise levels `time` [B] (float32 in [0, 1]) to [B, N, outputs * dim].
 
         With a class token both have its rows below. With `taps` also the hidden states [B, N / patch_size^axes, width]
-        of the patches after these blocks (1 is the first). Without a condition a network of classes answers for its
-        null class. Raises ValueError when an unconditional network is given labels, when N is not the grid's, and for a
-        tap that is no block.
+        of the patches after these blocks (1 is the first), the class token's row before them. Without a condition a
+        network of classes answers for its null class. Raises ValueError when an unconditional network is given labels,
+        when N is not the grid's, and for a tap that is no block.
         """
         check_taps(taps, len(self.blocks))
         h, c, rotary = self._embed_inputs(hidden_states, time, condition)
@@ -100,14 +100,14 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
             h = h[:, 1:]
         prediction = unpatchify(self.head(h, c), self.config.grid, self.config.patch_size)
         prediction = join_token(prediction, predicted)
-        return (prediction, self._patch_states(tapped)) if taps else prediction
+        return (prediction, tapped) if taps else prediction
 
     def tap_blocks(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> list[Tensor]:
         check_taps(taps, len(self.blocks))
         h, c, rotary = self._embed_inputs(hidden_states, time, condition)
-        return self._patch_states(self.run_blocks(self.blocks[: max(taps)], h, c, rotary, taps)[1])
+        return self.run_blocks(self.blocks[: max(taps)], h, c, rotary, taps)[1]
 
     def _embed_inputs(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None
@@ -122,10 +122,6 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         if self.class_token_layers is not None:
             h, rotary = self.class_token_layers(token, h, rotary)
         return h, c, rotary
-
-    def _patch_states(self, tapped: list[Tensor]) -> list[Tensor]:
-        """Hidden states without the class token's row."""
-        return tapped if self.class_token_layers is None else [states[:, 1:] for states in tapped]
 
     def _request(self, time: Tensor, condition: Condition | None) -> Tensor:
         """The condition of every block, [B, width]: the time's vector plus the class's."""

@@ -105,7 +105,8 @@ def hidden_layout(network: Network, block: int) -> tuple[list[int], int]:
         shadow = type(network)(**Arguments.from_config(network)).to("meta")
     z, time = (torch.zeros(shape, device="meta") for shape in ((1, *shadow.state_shape), (1,)))
     (states,) = shadow.tap_blocks(z, time, None, (block,))
-    patch = round((math.prod(config.grid) / states.shape[1]) ** (1 / len(config.grid)))
+    patches = states.shape[1] - bool(config.get("class_token"))
+    patch = round((math.prod(config.grid) / patches) ** (1 / len(config.grid)))
     return [side // patch for side in config.grid], states.shape[2]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.components import ShortForm
+from pipeline.nn.class_token import count_token_rows
 from pipeline.ranges import Count, Fraction, NotNegative, Number, RangedFields
 from pipeline.validation import SettingError
 
@@ -37,6 +38,7 @@ class Guidance(RangedFields, ShortForm):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     power: NotNegative = 1.0  # of the schedule
     rescale: Fraction = 0.0  # how far the guided prediction's std is brought to the conditional one's
+    class_token: Number | None = None  # scale of a class token that is denoised too; 1: not guided; null: as the code
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,12 +48,19 @@ class Guidance(RangedFields, ShortForm):
 
     def at(self, time: float) -> float:
         """The scale at noise level `time`."""
+        return 1 + (self.scale - 1) * self.share(time)
+
+    def of_class_token(self, time: float) -> float:
+        """The scale of a class token at noise level `time`."""
+        return self.at(time) if self.class_token is None else 1 + (self.class_token - 1) * self.share(time)
+
+    def share(self, time: float) -> float:
+        """The fraction of (scale - 1) at noise level `time`."""
         low, high = self.interval
         if not low - 1e-6 <= time <= high + 1e-6:  # a level on the edge may have been rounded over it
-            return 1.0
+            return 0.0
         x = max(0.0, 1 - time) ** self.power
-        share = {"constant": 1.0, "linear": x, "cosine": (1 - math.cos(math.pi * x)) / 2}[self.schedule]
-        return 1 + (self.scale - 1) * share
+        return {"constant": 1.0, "linear": x, "cosine": (1 - math.cos(math.pi * x)) / 2}[self.schedule]
 
 
 Predict = Callable[[Tensor, float], Tensor]
@@ -69,6 +78,9 @@ def guided(
     if guidance.scale != 1 and weak is None and (condition is None or condition.labels is None):
         raise ValueError(NOTHING_TO_GUIDE)
 
+    config = getattr(network, "config", {})
+    rows = count_token_rows(config["class_token"], config["dim"]) if config.get("class_token") else 0
+
     def predict(z: Tensor, time: float) -> Tensor:
         scale = guidance.at(time)
         if scale == 1:
@@ -78,7 +90,11 @@ def guided(
             with_it, without = ask(network, torch.cat([z, z]), time, both).chunk(2)
         else:
             with_it, without = ask(network, z, time, condition), ask(weak, z, time, condition)
-        return combine(with_it, without, scale, guidance.channels or z.shape[-1], guidance.rescale)
+        result = combine(with_it, without, scale, guidance.channels or z.shape[-1], guidance.rescale)
+        if not rows or guidance.class_token is None:
+            return result
+        token = torch.lerp(without[:, -rows:], with_it[:, -rows:], guidance.of_class_token(time))
+        return torch.cat([result[:, :-rows], token], dim=1)
 
     return predict
 

@@ -29,7 +29,7 @@ class Tap(nn.Module):
     Of several, `forward` gives the first. Raises ValueError where the teacher has no such map.
     """
 
-    def __init__(self, teacher: Teacher, index: int = -1, *others: int):
+    def __init__(self, teacher: Teacher, index: int = -1, *others: int, class_token: bool = False):
         super().__init__()
         count = len(teacher.widths)
         for one in (index, *others):
@@ -38,7 +38,7 @@ class Tap(nn.Module):
                     f"the teacher {teacher.name} has maps 0 to {count - 1}, or -{count} to -1, and no {one}"
                 )
         self.teacher, self.index, self.others = teacher.requires_grad_(False).eval(), index, others
-        self.name, self.width = teacher.name, teacher.widths[index]
+        self.name, self.width, self.class_token = teacher.name, teacher.widths[index], class_token
 
     def train(self, mode: bool = True) -> "Tap":
         super().train(mode)
@@ -54,6 +54,10 @@ class Tap(nn.Module):
     def forward(self, images: Tensor, grid: Sequence[int]) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] to a feature for every position of `grid`, [B, h * w, width], row by row.
 
-        Maps of another grid are resampled as `resize_map` does it.
+        Maps of another grid are resampled as `resize_map` does it. With `class_token` the teacher's comes before them,
+        [B, 1 + h * w, width].
         """
-        return resize_map(self.maps(images)[0], grid).flatten(2).mT
+        if not self.class_token:
+            return resize_map(self.maps(images)[0], grid).flatten(2).mT
+        token, maps = self.teacher.class_token_and_map(images, self.index)
+        return torch.cat([token[:, None], resize_map(maps, grid).flatten(2).mT], dim=1)

@@ -117,6 +117,15 @@ class VisionModel(Backbone):
         layers = self.layers_of(pixels, self.layers, normed)
         return [self.as_map(self._read(tokens, pixels), pixels) for tokens in layers]
 
+    def class_token_and_map(self, images: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """The class token [B, width] of a layer, and its map as that of `maps`, in one pass; ValueError without one."""
+        pixels = self.pixels(images)
+        (tokens,) = self.layers_of(pixels, [self.layers[index]], self.last)
+        patches = self.patch_tokens(tokens, pixels)
+        if tokens.shape[1] == patches.shape[1]:
+            raise ValueError(f"a {self.kind} has no class token; name another teacher, or set class_token=false")
+        return tokens[:, 0], self.as_map(patches, pixels)
+
     def features(self, images: Tensor) -> Tensor:
         """[B, dim]: DINOv2's class token after the last norm, CLIP's and SigLIP's image embedding as the model gives it
         (not of unit length), the mean over tokens of any other."""

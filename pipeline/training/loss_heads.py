@@ -66,9 +66,12 @@ class NetworkWithHeads(nn.Module):
         self.model = model
         self.heads = nn.ModuleDict({term: loss.head or nn.Identity() for term, loss in losses.items()})
         self.blocks = {term: loss.attachment.block for term, loss in losses.items()}
+        reads_token = bool(model.config.get("class_token"))
+        self.left_out = {term: int(reads_token and not loss.attachment.class_token) for term, loss in losses.items()}
 
     def forward(self, *arguments: Any, predict: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The network's prediction for its arguments, and by term the output of its head, [B, N, C].
+        """The network's prediction for its arguments, and by term the output of its head, [B, N, C], or with the class
+        token's first [B, 1 + N, C].
 
         Without `predict` no more of the network is run than the heads read.
         """
@@ -77,7 +80,8 @@ class NetworkWithHeads(nn.Module):
             prediction, states = self.model(*arguments, taps=taps)
         else:
             states = self.model.tap_blocks(*arguments, taps)
-        return prediction, {term: self.heads[term](state) for term, state in zip(self.blocks, states)}
+        tokens = {term: state[:, self.left_out[term] :] for term, state in zip(self.blocks, states)}
+        return prediction, {term: self.heads[term](state) for term, state in tokens.items()}
 
 
 def at_positions(perturbed: Tensor, z: Tensor, features: Mapping[str, Tensor]) -> Tensor:

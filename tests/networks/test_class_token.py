@@ -18,9 +18,9 @@ from pipeline import LatentPipeline
 from pipeline.checks.recipe import check_recipe
 from pipeline.checks.weights import check_weights
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import find, kinds
+from pipeline.components import build, find, kinds
 from pipeline.draws import GivenDraws, ImageDraws, StepDraws
-from pipeline.frozen.class_token import ClassToken
+from pipeline.frozen.class_token import ClassToken, ClassTokenFeature
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.store import CodeBatch, LatentStore
@@ -32,10 +32,12 @@ from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.publishing.self_contained import write_self_contained
 from pipeline.recipes.building import build_network, count_parameters, hidden_layout
 from pipeline.recipes.schema import Recipe, load
-from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.guidance import Guidance, guided
 from pipeline.sampling.many_images import assemble
+from pipeline.teachers.base import Tap
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.training.generation import Generation
+from pipeline.training.loss_heads import NetworkWithHeads
 from stages import ORDER
 
 WIDTH = 7  # of the token: three rows of three channels, the last with two values that mean nothing
@@ -124,11 +126,11 @@ def test_code_and_token_each_see_the_other_and_what_fills_up_the_last_row_is_not
 
 
 @pytest.mark.parametrize("position", ["rotary", "rotary_and_fixed", "learned"])
-def test_any_positions_go_with_a_token_and_hidden_states_are_the_patches(position):
+def test_any_positions_go_with_a_token_and_hidden_states_have_its_row_first(position):
     network = entangled(position=position, norm="rms", feed_forward="swiglu")
     state = join_token(codes(2).z, codes(2).class_token)
     answer, (hidden,) = network(state, torch.full((2,), 0.5), labels(1, 2), taps=(1,))
-    assert answer.shape == state.shape == (2, *network.state_shape) and hidden.shape == (2, 4, 32)
+    assert answer.shape == state.shape == (2, *network.state_shape) and hidden.shape == (2, 1 + 4, 32)
     assert hidden_layout(network, 1) == ([2, 2], 32)
     assert torch.equal(network.tap_blocks(state, torch.full((2,), 0.5), labels(1, 2), (1,))[0], hidden)
     with pytest.raises(ValueError, match="a code of 13 tokens does not fit"):
@@ -205,6 +207,53 @@ def test_a_callback_changes_the_code_alone():
     assert torch.equal(plain, same) and not other.any()
 
 
+@pytest.mark.parametrize("own", [None, 1.0, 3.0])
+@torch.no_grad()
+def test_guidance_moves_the_token_by_a_scale_of_its_own(own):
+    network, condition = entangled(), labels(1, 2)
+    state = join_token(codes(2).z, codes(2).class_token)
+    predict = guided(network, condition, Guidance(2.0, interval=(0.0, 0.6), class_token=own))
+    time = torch.full((2,), 0.5)
+    answers = [split_token(network(state, time, each), WIDTH) for each in (condition, network.null(condition))]
+    z, token = split_token(predict(state, 0.5), WIDTH)
+    for found, scale, (aim, base) in zip((z, token), (2.0, 2.0 if own is None else own), zip(*answers)):
+        torch.testing.assert_close(found, base + scale * (aim - base), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(predict(state, 0.7), network(state, torch.full((2,), 0.7), condition))
+
+
+@torch.no_grad()
+def test_a_feature_is_stored_as_the_teacher_gives_it_or_normed(teacher):
+    model = VisionModel.load(Path(teacher))
+    model.model.layernorm.weight.fill_(2.0)
+    images = torch.rand(2, 3, 12, 12) * 2 - 1
+    raw = ClassTokenFeature(model, "none")(images)
+    assert torch.equal(raw, model.outputs(model.pixels(images)).last_hidden_state[:, 0])
+    normed = ClassTokenFeature(model)(images)
+    torch.testing.assert_close(normed, torch.nn.functional.layer_norm(raw, (16,)))
+    assert not torch.allclose(raw, normed, atol=1e-2)
+
+
+@torch.no_grad()
+def test_the_row_of_the_token_is_aligned_with_the_teachers(teacher):
+    model, images = VisionModel.load(Path(teacher), size=8), torch.rand(2, 3, 16, 16) * 2 - 1
+    tap = Tap(model, 0, class_token=True)
+    found, tokens = tap(images, (2, 2)), model.all_tokens(images)
+    torch.testing.assert_close(found, tokens)  # of a grid of its own
+    torch.testing.assert_close(tap(images, (1, 1))[:, 1], tokens[:, 1:].mean(dim=1))
+    network, node = entangled(), {"kind": "feature_cosine", "block": 1, "head": {"layers": 1}}
+    state, time = join_token(codes(2).z, codes(2).class_token), torch.full((2,), 0.5)
+    _, (hidden,) = network(state, time, labels(1, 2), taps=(1,))
+    for reads, rows in ((True, hidden), (False, hidden[:, 1:])):
+        loss = build(
+            "losses", node | {"class_token": reads}, extractor=Tap(model, 0, class_token=reads), dim=32, grid=[2, 2]
+        )
+        _, heads = NetworkWithHeads(network, {"feature_cosine": loss})(state, time, labels(1, 2))
+        torch.testing.assert_close(heads["feature_cosine"], loss.head(rows))
+    bound = (6 / (32 + 16)) ** 0.5  # Xavier's, as REPA has it
+    weight = loss.head.layers[0].weight
+    assert 0.9 * bound < weight.abs().max() <= bound and not loss.head.layers[0].bias.any()
+
+
 def test_codes_are_regenerated_with_their_token():
     objective, network, code = FlowMatching(class_token=WIDTH), entangled(), codes(2)
     arguments = (labels(1, 2), 0.5, ImageDraws(generators(5, 6)), 1)
@@ -236,6 +285,21 @@ def test_what_does_not_fit_is_refused_in_a_line():
         ("digits_repa", ["latents.class_token=classifier"], f"latents.class_token is classifier, but {where} is 0"),
         ("digits_reg", [f"generator.network={wide}"], "wide_head_transformer reads no class token"),
         ("digits_reg", ["sample.guidance.channels=3"], "sample.guidance.channels"),
+        (
+            "digits_reg",
+            ["generator.losses.alignment.class_token=true"],
+            "class_token is of a transformer, and a classif",
+        ),
+        (
+            "digits_repa",
+            ["sample.guidance.class_token=2"],
+            "sample.guidance.class_token: this objective has no class token",
+        ),
+        (
+            "digits_repa",
+            ["generator.losses.alignment.class_token=true"],
+            "class_token is true, and the generator denoises",
+        ),
         ("digits_reg", ["generator.weights.class_token=null"], "generator.weights.class_token is missing"),
         ("digits_reg", ["latents.class_token=dinov2_large"], "weights dinov2_large are not on this machine"),
         ("digits_reg", ["generator.network.class_token=64"], "determined by an earlier stage"),
@@ -263,6 +327,7 @@ def finished(teacher, tmp_path_factory) -> tuple[Recipe, Path]:
     """A recipe, and its run with short trainings, one of them of the decoder on what the generator makes."""
     place = tmp_path_factory.mktemp("line")
     changes = [*SHORT, f"latents.class_token={teacher}", f"generator.losses.alignment.teacher={teacher}"]
+    changes += ["generator.losses.alignment.class_token=true", "sample.guidance.class_token=1.5"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for stage in ORDER[: ORDER.index("sample") + 1]:
