@@ -431,9 +431,9 @@ def check_given_draws(node: Node) -> None:
     assert all(torch.equal(value, passes[1].terms[name]) for name, value in passes[0].terms.items())
 
 
-def total(tokenizer: nn.Module, images: Tensor) -> Tensor:
+def total(tokenizer: nn.Module, images: Tensor, given: StepDraws | None = None) -> Tensor:
     """A loss of all that a training pass gives: images, terms, and features for losses that read them."""
-    rebuilt = tokenizer(images, draws=draws())
+    rebuilt = tokenizer(images, draws=given or draws())
     features = [tensor for value in rebuilt.features.values() for tensor in tensors_of(value)]
     trained = [tensor.square().mean() for tensor in features if tensor.requires_grad]
     return (rebuilt.images * images).mean() + rebuilt.images.square().mean() + sum([*rebuilt.terms.values(), *trained])

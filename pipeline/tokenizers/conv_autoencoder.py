@@ -30,6 +30,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
 
     use_tiling = False
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ["DownLevel", "UpLevel", "Middle"]
     _skip_layerwise_casting_patterns = ["norm"]
 
     @register_to_config

@@ -25,6 +25,7 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
     """
 
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ["Level"]
     use_tiling = False
     _skip_layerwise_casting_patterns = ["norm"]
 

@@ -38,7 +38,7 @@ class Representation(OnFrozenEncoder, MapTokenizer):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["PreNormBlock"]
-    _repeated_blocks = ["PreNormBlock"]
+    _repeated_blocks = ["PreNormBlock", "DroppingBlock", "UpLevel", "Middle"]
     _skip_layerwise_casting_patterns = ["norm", "stem", "embeddings", "head.attention"]
 
     choices = {"frozen_encoder": ENCODERS, "texture_branch": BRANCHES, "pixel_decoder": DECODERS}

@@ -3,13 +3,13 @@
 from collections.abc import Collection
 
 from accelerate import Accelerator
-from diffusers import ModelMixin
 from torch import nn
 
 from pipeline.checks.phase import check_loop
 from pipeline.recipes.loops import Loop
 from pipeline.runs.sharding import Sharding
 from pipeline.training.checkpoints import Progress
+from pipeline.training.compiling import compile_in_place
 from pipeline.training.optimizing import check_divisible, check_undecayed, make_optimizer
 from pipeline.training.sharding import blocks_of, divide
 from pipeline.training.task import Task
@@ -45,12 +45,3 @@ def names_of(parameters: Collection[nn.Parameter], module: nn.Module) -> list[st
     """The names of those parameters that are in the module."""
     wanted = {id(parameter) for parameter in parameters}
     return [name for name, parameter in module.named_parameters() if id(parameter) in wanted]
-
-
-def compile_in_place(player: nn.Module) -> None:
-    """One compilation for all repeated blocks of a model in the player, where it names them; else of the player."""
-    models = [module for module in player.modules() if isinstance(module, ModelMixin) and module._repeated_blocks]
-    if not models:
-        player.compile()
-    for model in models:
-        model.compile_repeated_blocks()

@@ -1,8 +1,7 @@
 """RecTok's autoencoder through the import of its state, and its training through the task of training a tokenizer.
 
 Tokens that are kept stay in the order that was drawn there, and are in that of the grid here; `ids_restore` is that
-order, which we do not have. Its critic judges images in [0, 1], where zero padding is black; ours judges [-1, 1], so
-the case's has them shifted before. Losses of features other than the cosine, which no release uses, are not ours.
+order, which we do not have. Losses of features other than the cosine, which no release uses, are not ours.
 """
 
 import torch
@@ -45,13 +44,6 @@ HEAD = {  # of a decoder of features, and a head's names for it
     BLOCK + r"mlp\.w12\.(.*)": r"transformer.blocks.\1.feed_forward.up.\2",
     BLOCK + r"mlp\.w3\.(.*)": r"transformer.blocks.\1.feed_forward.down.\2",
 }
-
-
-class UnitPatch(Patch):
-    """The patch critic of images in [0, 1]."""
-
-    def forward(self, images: Tensor, inner: bool = False) -> Tensor:
-        return super().forward((images + 1) / 2, inner)
 
 
 class Given(torch.nn.Module):
@@ -187,11 +179,11 @@ def fill_head(case: Case, loss: FeatureCosine) -> None:
     loss.head.net.load_state_dict({k: in_shape(v, needed[k]) for k, v in rename(state, HEAD).items()})
 
 
-def critic_of(case: Case) -> UnitPatch:
+def critic_of(case: Case) -> Patch:
     prefix = "loss.discriminator."
     state = {key.removeprefix(prefix): value for key, value in case.state.items() if key.startswith(prefix)}
     layers = sum(key.endswith("running_mean") for key in state)
-    critic = UnitPatch(len(state["main.0.weight"]), layers, norm="batch")
+    critic = Patch(len(state["main.0.weight"]), layers, norm="batch", pixels="unit")
     critic.load_state_dict(state)
     return bare(critic)
 
