@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 PerImage = dict[str, Tensor]  # one row per image under every name
+BATCH = 64  # images that are read and measured at once, where a pass does not say
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ImageRows:
 
 
 def collect_rows(
-    accelerator: Accelerator, count: int, measure: Callable[[Tensor], PerImage], batch: int = 64
+    accelerator: Accelerator, count: int, measure: Callable[[Tensor], PerImage], batch: int = BATCH
 ) -> PerImage:
     """The rows of images 0 .. count - 1, which `measure` returns for indices [B]; the processes divide the batches.
 
@@ -44,7 +45,7 @@ def count(rows: PerImage) -> int:
     return len(next(iter(rows.values()), ()))
 
 
-def process_batches(accelerator: Accelerator, count: int, batch: int) -> list[Tensor]:
+def process_batches(accelerator: Accelerator, count: int, batch: int = BATCH) -> list[Tensor]:
     """The batches of this process, out of those that divide indices 0 .. count - 1, each of `batch` but the last.
 
     The batches do not depend on the number of processes, so that networks round alike however many there are.

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipeline.features.moments import Moments
-from pipeline.features.passes import ImageRows, PerImage, process_batches
+from pipeline.features.passes import BATCH, ImageRows, PerImage, process_batches
 from pipeline.features.running_score import RunningScore
 
 NUMBER = "number"  # under which `narrow` has the numbers of the images
@@ -27,7 +27,7 @@ class ImageStatistics:
 
 
 def gather_statistics(
-    accelerator: Accelerator, count: int, measure: Callable[[Tensor], ImageRows], chosen: Tensor, batch: int = 64
+    accelerator: Accelerator, count: int, measure: Callable[[Tensor], ImageRows], chosen: Tensor, batch: int = BATCH
 ) -> ImageStatistics:
     """Of images 0 .. count - 1, which `measure` is given by indices [B]; every process does a part, and has all.
 
