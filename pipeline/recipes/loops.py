@@ -57,6 +57,7 @@ class Loop(RangedFields):
     keep: Count = field(default=2, metadata=ONLY_SPEED)  # checkpoints, the newest
     log_every: Count = field(default=50, metadata=ONLY_SPEED)  # steps between lines of metrics.jsonl
     compile: bool = field(default=False, metadata=ONLY_SPEED)  # the players, by torch.compile
+    checkpointing: bool = field(default=False, metadata=ONLY_SPEED)  # compute blocks again in place of keeping them
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipeline.draws import GivenDraws, ImageDraws, StepDraws, scrambled
+from pipeline.draws import GivenDraws, ImageDraws, StepDraws, scramble
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.tokens import TokenEmbedding, TokenHead
 from pipeline.samplers.choice import Choice, invert
@@ -175,10 +176,19 @@ def test_masks_differ_by_seed_step_name_and_place():
     assert abs((bits[1:] == bits[:-1]).double().mean() - 0.5) < 0.05
 
 
-def test_scrambling_is_a_bijection():
-    values = torch.arange(2**20) * 4096 + 77
-    assert len(scrambled(values).unique()) == 2**20
-    assert scrambled(values).min() >= 0 and scrambled(values).max() < 2**32
+def test_scrambling_is_splitmix64():
+    values = torch.arange(2**16) * 2**45 + 77
+    z = values.numpy().view(np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    assert torch.equal(scramble(values.clone()), torch.from_numpy(z.view(np.int64)))
+
+
+def test_the_four_entries_of_a_hash_are_independent():
+    kept = StepDraws(3, 5, slice(0, 16), 16).keep_mask("layer", (4 * 4096,), 0.5).view(-1, 4).double()
+    together = (kept - kept.mean(0)).T @ (kept - kept.mean(0)) / len(kept)
+    torch.testing.assert_close(together, torch.eye(4).double() / 4, atol=0.006, rtol=0)  # 6 standard errors
 
 
 def test_other_draws_keep_the_right_share_too():
