@@ -26,6 +26,8 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
         check_undecayed(loop, task.players)
     for name, player in task.players.items():
         player.to(accelerator.device).train()
+        if loop.checkpointing:
+            checkpoint_blocks(player)
         if loop.compile:
             compile_in_place(player)
         average = progress.averages[name]
@@ -39,6 +41,16 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
             average.module.to(accelerator.device)
             task.players[name] = accelerator.prepare(player)
         progress.optimizers[name] = make_optimizer(loop, name, player)
+
+
+def checkpoint_blocks(player: nn.Module) -> None:
+    """Have the blocks of a player's models computed again on the way back, in place of keeping what they made.
+
+    A critic keeps it: its norms move with each pass, and it is small.
+    """
+    for module in player.modules():
+        if isinstance(module, ModelMixin) and module._supports_gradient_checkpointing:
+            module.enable_gradient_checkpointing()
 
 
 def names_of(parameters: Collection[nn.Parameter], module: nn.Module) -> list[str]:
