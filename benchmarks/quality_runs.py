@@ -80,12 +80,14 @@ class Experiment:
         """Run the stages; returns the numbers of the report or the card by key, and the record of post-training."""
         import run
         from pipeline.commands.card import card
-        from pipeline.recipes.schema import load
+        from pipeline.recipes.files import origin
+        from pipeline.recipes.schema import load, settings
+        from pipeline.runs.machine import start
         from stages import ORDER
 
         recipe = load(self.recipe, overrides)
-        run.run_stages(recipe, self.recipe, overrides, ())
-        self.copy_tokenizer(folder, run_folder)
+        with start(recipe).claim(origin(self.recipe), settings(recipe)):  # so that it is a run before it has anything
+            self.copy_tokenizer(folder, run_folder)
         run.run_stages(recipe, self.recipe, overrides, ORDER[: ORDER.index(self.last_stage) + 1])
         if self.card:
             card([str(run_folder), "prior_steps=1"])

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from accelerate import Accelerator
+from diffusers import ModelMixin
 from torch import nn
 
 from pipeline.checks.phase import check_loop
