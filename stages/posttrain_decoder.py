@@ -77,6 +77,8 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
     kept = KeptDecoder(part, losses, held_out, out, accelerator, recipe.precision.posttrain)
     critic, carried = build_critic(networks, part.phase, recipe.seed), None
     if critic is not None:
+        carried = False
+    if critic is not None and part.phase.adversary.carried:
         critic, carried = carry_over(critic, work.artefact("joint") / "critic")
     model: Tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), tokenizer)
     task = DecoderTraining(model, part.phase, losses, critic)

@@ -41,7 +41,7 @@ class Adversary(RangedFields):
     lecam: NotNegative = 0.0  # weight of the LeCam regularisation
     lecam_decay: FractionBelowOne = 0.999  # of its running means of logits
     lecam_means: MeansMove = "after"  # the means move after the penalty is taken, or before, as RobusTok has it
-    carried: bool = False  # begin with the critic of the last phase before that had one, in place of a new one
+    carried: bool = False  # begin with the critic of the last phase that had one (post-training: the tokenizer's)
     lecam_of: LeCamOf = "logits"  # what the penalty is of: each logit, or their mean over a batch, as TiTok has it
     feature_matching: bool = False  # also the term feature_matching: distance of the critic's hidden features
 

@@ -334,10 +334,15 @@ def test_the_tokenizer_s_critic_is_carried_over(lines, tmp_path, caplog):
     train_jointly.run(recipe, root, root.root / "joint")
     (root.root / "joint" / NOTE).write_text("{}")
     saved = root.root / "joint" / "critic"
-    contested = merge(PHASE, {"adversary": adversary, "weights": {"adversarial": 0.1}, "loop": {"lr": {"critic": 0.0}}})
+    contested = merge(
+        PHASE,
+        {"adversary": adversary | {"carried": True}, "weights": {"adversarial": 0.1}, "loop": {"lr": {"critic": 0.0}}},
+    )
     part = changed(recipe, phase=contested)
     check_recipe(part)
     assert run(part, root, tmp_path / "decoder")["critic"] == "carried over"
+    anew = changed(recipe, phase=merge(contested, {"adversary": {"carried": False}}))
+    assert run(anew, root, tmp_path / "anew")["critic"] == "fresh"
     critic, carried = carry_over(Patch(8, 1), saved)
     assert carried and torch.equal(critic.main[0].weight, Patch.from_pretrained(saved).main[0].weight)
     with caplog.at_level(logging.WARNING):
