@@ -22,6 +22,11 @@ class CriticMaps(FeatureMaps):
         layers = self.arguments.get("layers")
         return [-1] if layers is None or self.teacher == STAND_IN else list(layers)
 
+    @property
+    def class_token(self) -> bool:
+        """Not as such: the critic's argument of this name says whether patches have it added, where there is one."""
+        return False
+
     def check(self) -> None:
         if self.arguments.get("teacher") == STAND_IN and self.arguments.get("layers") is not None:
             raise SettingError(

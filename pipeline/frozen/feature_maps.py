@@ -25,9 +25,14 @@ class FeatureMaps(FrozenInput):
     def layers(self) -> list[int]:
         return list(self.arguments.get("layers") or [self.arguments.get("layer", -1)])
 
+    @property
+    def class_token(self) -> bool:
+        """Whether the class token is among what is compared, which a transformer alone has."""
+        return bool(self.arguments.get("class_token"))
+
     def check(self) -> None:
         if self.teacher == STAND_IN:
-            if self.arguments.get("class_token"):
+            if self.class_token:
                 raise SettingError("class_token", " is of a transformer, and a classifier has none; leave it out")
             count = stem_and_stages(self.recipe.data.size)["stages"] + 1
             for layer in self.layers:
@@ -51,7 +56,7 @@ class FeatureMaps(FrozenInput):
         model = VisionModel.load(weights, size=size, layers=self.layers, resize=resize)
         if self.arguments.get("teacher_colours") == "unchanged":
             model.leave_colours()
-        return Tap(model, *range(len(self.layers)), class_token=bool(self.arguments.get("class_token")))
+        return Tap(model, *range(len(self.layers)), class_token=self.class_token)
 
 
 class StoredFeatures(nn.Module):
