@@ -49,9 +49,10 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 32,
     "num_attention_heads": 2,
     "side": 4,
-    "widths": [8] * 5,
+    "widths": [8] * 4,
     "spatial": [8],
-    "tap_width": 8,
+    "tap_widths": [8],
+    "depths": [1],
     "code_width": 16,
 }
 # The same, and of arguments that no recipe of a part states.

@@ -12,7 +12,7 @@ from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.nn.latent_head import LatentHead, Source
 from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.ranges import Count, Counts, Integer, Positive
-from pipeline.teachers.base import Tap
+from pipeline.teachers.base import Resize, Tap
 from pipeline.validation import SettingError
 
 
@@ -55,6 +55,7 @@ class FeatureCosine(Alignment):
         teacher: str = "auto",
         layer: Integer = -1,
         teacher_size: Count | Literal["grid"] | None = "grid",
+        teacher_resize: Resize = "antialiased",
         block: Count | None = None,
         at: str | None = None,
         source: Source = "clean",

@@ -195,15 +195,16 @@ class Upsample(nn.Module):
 class ResampledCode(nn.Module):
     """The code as a map [B, inputs, h, w] at `ratio` times its side, by folding channels into positions or back."""
 
-    def __init__(self, inputs: int, outputs: int, ratio: float, activation: Activation):
+    def __init__(self, inputs: int, outputs: int, ratio: float, activation: Activation, mixed: int | None = None):
         super().__init__()
         self.fold = round(1 / ratio) if ratio < 1 else 1
         self.unfold = round(ratio) if ratio > 1 else 1
-        folded, inner = inputs * self.fold**2, outputs * self.unfold**2
+        mixed = outputs if mixed is None else mixed  # channels that the last layer reads
+        folded, inner = inputs * self.fold**2, mixed * self.unfold**2
         self.depthwise = nn.Conv2d(folded, folded, 3, padding=1, groups=folded, bias=False)
         self.pointwise = nn.Conv2d(folded, inner, 1, bias=False)
         self.norm1, self.activation = group_norm(inner, of=1), ACTIVATIONS[activation]()
-        self.mix = nn.Conv2d(outputs, outputs, 1, bias=False)
+        self.mix = nn.Conv2d(mixed, outputs, 1, bias=False)
         self.norm2 = group_norm(outputs, of=1)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -280,6 +281,7 @@ class PyramidShape:
     activation: Activation = "leaky_relu"  # of the code's map, as levels read it
     blur: bool = True
     noise: bool = False  # with the fixed noise of the release's `legacy`
+    mixed: Sequence[int] | None = None  # channels of the code's map before its last layer; None: those of `spatial`
 
     def levels(self, first: int) -> list[LevelShape]:
         """The levels of a decoder whose first one has `first` pixels per side."""
@@ -315,8 +317,8 @@ class PyramidDecoder(Tower):
         super().__init__()
         self.mapping = StyleMapping(inputs, shape.style)
         self.spatial = nn.ModuleList(
-            ResampledCode(inputs, code, first * 2.0 ** (i - 1) / side, shape.activation)
-            for i, code in enumerate(shape.spatial)
+            ResampledCode(inputs, code, first * 2.0 ** (i - 1) / side, shape.activation, mixed)
+            for i, (code, mixed) in enumerate(zip(shape.spatial, shape.mixed or shape.spatial, strict=True))
         )
         self.levels = nn.ModuleList(Level(level) for level in shape.levels(first))
         self.colours = nn.ModuleList(ModulatedConv(width, 3, shape.style, demodulate=False) for width in shape.widths)

@@ -146,7 +146,8 @@ def shapes(state: Mapping[str, Tensor], image_size: int | None) -> dict[str, obj
     narrow, levels = [shape[0] for shape in projections], tally(state, LEVEL)
     colours = [need(state, f"synthesis.blocks.{i}.torgb.weight", what) for i in range(levels)]
     reads = tally(state, r"synthesis\.z_convs\.(\d+)")
-    spatial = [len(need(state, f"synthesis.z_convs.{i}.last.0.weight", what)) for i in range(reads)]
+    mixes = [need(state, f"synthesis.z_convs.{i}.last.0.weight", what).shape for i in range(reads)]
+    spatial, mixed = [mix[0] for mix in mixes], [mix[1] for mix in mixes]
     noise = "synthesis.blocks.0.convs.0.noise_const" in state
     first = len(state["synthesis.blocks.0.convs.0.noise_const"]) // 2 if noise else (image_size or 256) >> (levels - 1)
     folded = len(need(state, "synthesis.z_convs.0.first.0.weight", what)) / code_width
@@ -161,6 +162,7 @@ def shapes(state: Mapping[str, Tensor], image_size: int | None) -> dict[str, obj
         "side": side,
         "widths": [colour.shape[1] for colour in colours],
         "spatial": spatial,
+        "mixed": None if mixed == spatial else mixed,
         "tap_widths": narrow,
         "code_width": code_width,
         "style": len(need(state, "mapping.mlp.fc1.weight", what)),

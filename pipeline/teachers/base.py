@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.nn.resize import resize_map
 
-Resize = Literal["antialiased", "area", "bilinear"]  # how a vision model's images are brought to its size
+Resize = Literal["antialiased", "bicubic", "area", "bilinear"]  # how a vision model's images are brought to its size
 ReadColours = Literal["normalised", "unchanged"]  # by the model's mean and std, or images in [-1, 1] as they are
 GELU = Literal["exact", "tanh"]
 

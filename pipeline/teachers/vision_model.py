@@ -31,11 +31,11 @@ class VisionModel(Backbone):
     DINOv2 (Oquab et al., arXiv:2304.07193), CLIP (Radford et al., arXiv:2103.00020), SigLIP (Zhai et al.,
     arXiv:2303.15343; also the second, where its images have one size), or another that transformers' AutoModel reads.
 
-    Images are resampled (bicubic, with antialiasing; with `resize: area` by the mean over areas where they are larger,
-    else bicubic without antialiasing; with `bilinear` by that, without) to `size` pixels per side, None for the model's
-    own; "grid" makes 16 of their pixels a patch, so that a tokenizer of stride 16 and the model see one grid (DINOv2's
-    patches are of 14: 256 becomes 224). Then they are normalised by the colours' `mean` and `std` [3] that the model
-    has learned from.
+    Images are resampled (bicubic, with antialiasing; with `resize: bicubic` without; with `area` by the mean over areas
+    where they are larger, else bicubic without antialiasing; with `bilinear` by that, without) to `size` pixels per
+    side, None for the model's own; "grid" makes 16 of their pixels a patch, so that a tokenizer of stride 16 and the
+    model see one grid (DINOv2's patches are of 14: 256 becomes 224). Then they are normalised by the colours' `mean`
+    and `std` [3] that the model has learned from.
 
     `layers` are those that `maps` are of, counted in blocks: 0 is what the first one reads, k the output of block k,
     and the last, its number or -1, is after the model's last norm. ValueError where there is no such layer. With a

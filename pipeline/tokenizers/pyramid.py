@@ -37,7 +37,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     `spatial` are the channels of the code in the first ones, through `activation`; `attention` the layers of it in the
     first ones; `depths` the modulated blocks in each. The last number of `depths` and of `tap_widths` is that of all
     further ones. `blur` follows each upsampling; `noise` is the fixed noise that the released checkpoints (`legacy`)
-    have.
+    have; `mixed` are the channels that the last layer of each of `spatial` reads (null: as many as it makes).
 
     The feature `scales` are the images of all levels but the last, coarse to fine, for a loss that compares them with
     smaller images. The frozen network is a part of no phase's training; a saved folder holds its weights.
@@ -68,6 +68,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         activation: Activation = "leaky_relu",
         blur: bool = True,
         noise: bool = False,
+        mixed: Counts | None = None,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -81,7 +82,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         self.joint = AttentionProjection(sum(n * fold**2 for n, fold in zip(narrow, self.folds)), neck.inputs, before)
         self.neck = neck
         self.post = AttentionProjection(neck.dim, code_width, after)
-        shape = PyramidShape(widths, spatial, depths, attention, style or code_width, activation, blur, noise)
+        shape = PyramidShape(widths, spatial, depths, attention, style or code_width, activation, blur, noise, mixed)
         self.decoder = PyramidDecoder(code_width, side, image_size >> (len(widths) - 1), shape)
         self.keep_source()
         self.encoder.requires_grad_(False)
@@ -150,6 +151,10 @@ def check_sides(arguments: Arguments, maps: MapSizes) -> None:
     if len(spatial) > len(widths):
         raise ValueError(
             f"spatial has {len(spatial)} entries; name at most one per level, of which there are {len(widths)}"
+        )
+    if arguments.mixed is not None and len(arguments.mixed) != len(spatial):
+        raise ValueError(
+            f"mixed has {len(arguments.mixed)} entries; give one for each of the {len(spatial)} of spatial"
         )
     first = image_size >> halvings
     for i in range(len(spatial)):

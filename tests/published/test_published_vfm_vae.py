@@ -67,6 +67,14 @@ def test_a_level_finer_than_the_code_unfolds_its_channels(start):
     tokenizer = imported(state, start)
     assert tokenizer.config.spatial == [12, 8, 8, width] and tokenizer.decoder.spatial[3].unfold == 2
     assert tokenizer.decode(Code(z=torch.randn(1, 64, 4))).shape == (1, 3, 32, 32)
+    fewer = {
+        "0.1.weight": (width, 16, 1, 1),
+        "0.2.weight": (width,),
+        "0.2.bias": (width,),
+        "2.0.weight": (width, 1, 1, 1),
+    }
+    state |= {name + key: torch.randn(shape) for key, shape in fewer.items()}  # unfolded to a quarter of them
+    assert imported(state, start).config.mixed == [12, 8, 8, 1]
 
 
 @torch.no_grad()

@@ -114,6 +114,9 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
     )
     seen = plain.teacher.pixels(images(12))
     torch.testing.assert_close(seen, F.interpolate(images(12), (16, 16), mode="bilinear"))  # of no other colours
+    cubic = built(teacher=str(folders / "dinov3_vit"), teacher_size=8, teacher_resize="bicubic").teacher
+    colours = (F.interpolate(images(12), (8, 8), mode="bicubic") + 1) / 2
+    torch.testing.assert_close(cubic.pixels(images(12)), (colours - cubic.mean) / cubic.std)
     recipe.weights = Weights(dinov2_base=str(folders / "dinov2"))
     assert built().name == built(teacher="dinov2_base").name == "dinov2_16"
     recipe.weights = Weights()
