@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_widths
-from pipeline.nn.blocks import ModulatedBlock, ModulatedHead
+from pipeline.nn.blocks import FeedForward, ModulatedBlock, ModulatedHead, Norm, QueryKeyNorm
 from pipeline.nn.embeddings import GaussianTimeEmbedding, LabelEmbedding, patchify, unpatchify
 from pipeline.nn.modulated import ModulatedTransformer, check_count, check_patches, check_position
 from pipeline.ranges import Count, Counts, Fraction, Positive, Whole
@@ -26,7 +26,8 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     A trunk of LightningDiT's blocks, modulated by time and class, reads the noisy code. Its output plus the time's
     vector, after a SiLU and a projection to the head's width, modulates the head's blocks, token by token. The head
     embeds the noisy code anew: it must be as wide as a token has channels, or noise cannot pass (RAE, section 4), the
-    trunk need not. Positions are fixed and rotary in the trunk, rotary in the head; times have Gaussian frequencies.
+    trunk need not. Positions are fixed and rotary in the trunk (`position`), rotary in the head; times have Gaussian
+    frequencies.
 
     `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived. The frequencies see u for
     `time_direction="noise"` (RAE) and 1 - u for `"data"` (RecTok). Before training linear layers are Xavier's or, as
@@ -56,10 +57,13 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         outputs: Count = 1,
         patch_size: Count = 1,
         feed_forward_ratio: Positive = 4.0,
-        query_key_norm: bool = False,
+        query_key_norm: QueryKeyNorm = False,
         class_drop: Fraction = 0.1,
         time_direction: Literal["noise", "data"] = "noise",
         initialisation: Literal["xavier", "torch"] = "xavier",
+        position: Literal["rotary", "rotary_and_fixed"] = "rotary_and_fixed",
+        norm: Norm = "rms",
+        feed_forward: FeedForward = "swiglu",
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -67,14 +71,14 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         self.patch_embedding = nn.Linear(patch * dim, width)
         self.time_embedding = GaussianTimeEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
-        self.set_positions(patches, "rotary_and_fixed", width, heads)
-        style = ("rms", "swiglu", feed_forward_ratio, query_key_norm)
+        self.set_positions(patches, position, width, heads)
+        style = (norm, feed_forward, feed_forward_ratio, query_key_norm)
         self.blocks = nn.ModuleList(ModulatedBlock(width, heads, *style) for _ in range(depth))
         self.head_request = nn.Linear(width, head_width) if width != head_width else nn.Identity()
         self.head_embedding = nn.Linear(patch * dim, head_width)
         self.set_rotary(patches, head_width // head_heads, "head_")
         self.head_blocks = nn.ModuleList(ModulatedBlock(head_width, head_heads, *style) for _ in range(head_depth))
-        self.head = ModulatedHead(head_width, patch * outputs * dim, "rms")
+        self.head = ModulatedHead(head_width, patch * outputs * dim, norm)
         self.initialise(None if initialisation == "xavier" else [self.patch_embedding, self.head_embedding])
 
     @classmethod
@@ -84,7 +88,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         check_widths(arguments, "head_")
         check_axes("wide_head_transformer", arguments.grid)
         check_patches(arguments.grid, arguments.patch_size)
-        check_position(arguments.grid, "rotary_and_fixed", arguments.width, arguments.heads)
+        check_position(arguments.grid, arguments.position, arguments.width, arguments.heads)
         check_position(arguments.grid, "rotary", arguments.head_width, arguments.head_heads)
 
     def forward(

@@ -1,5 +1,6 @@
 """DiT^DH checkpoints, the wide-head transformers of RAE (bytetriper/RAE, arXiv:2510.11690) and RecTok."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from pipeline.components import build as build_component
 from pipeline.networks.wide_head_transformer import WideHeadTransformer
 from pipeline.published.checkpoint import fill, need, rename, with_null_row
-from pipeline.published.transformer_trunk import BLOCK_NAMES, feed_forward_ratio, grid_of, negate
+from pipeline.published.transformer_trunk import BLOCK_NAMES, feed_forward_ratio, grid_of, negate, query_key_norm
 
 WHAT = "DiT^DH, class-conditional with a wide head (nyu-visionx/RAE-collections: DiTs/.../stage2_model.pt; RecTok)"
 NAMES = {
@@ -56,10 +57,13 @@ def shapes(state: Mapping[str, Tensor], head_depth: int, class_drop: float) -> d
     head_width, _, *head_patch = need(state, "x_embedder.proj.weight", what).shape
     if set(patch + head_patch) != {1}:
         raise ValueError(f"this DiT^DH reads patches of {patch[0]} and {head_patch[0]} tokens; only one token is known")
+    swiglu = "blocks.0.mlp.w12.weight" in state
+    need(state, "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight", what)
     rotary = [need(state, f"{part}_feat_rope.freqs_cos", what).shape[-1] for part in ("enc", "dec")]
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")) - head_depth
     return {
-        "grid": grid_of(need(state, "pos_embed", what)[0]),
+        "grid": grid_of(state["pos_embed"][0]) if "pos_embed" in state else square_of(state, what),
+        "position": "rotary_and_fixed" if "pos_embed" in state else "rotary",
         "dim": dim,
         "num_classes": len(need(state, "y_embedder.embedding_table.weight", what)) - (class_drop > 0),
         "class_drop": class_drop,
@@ -69,9 +73,19 @@ def shapes(state: Mapping[str, Tensor], head_depth: int, class_drop: float) -> d
         "head_depth": head_depth,
         "head_width": head_width,
         "head_heads": head_width // rotary[1],
-        "feed_forward_ratio": feed_forward_ratio(state, width, swiglu=True),
-        "query_key_norm": "blocks.0.attn.q_norm.weight" in state,
+        "norm": "rms" if "blocks.0.norm1.weight" in state else "layer",
+        "feed_forward": "swiglu" if swiglu else "gelu",
+        "feed_forward_ratio": feed_forward_ratio(state, width, swiglu),
+        "query_key_norm": query_key_norm(state),
     }
+
+
+def square_of(state: Mapping[str, Tensor], what: str) -> list[int]:
+    """[rows, columns] of as many tokens as the rotary table has rows; ValueError where that is no square."""
+    tokens = len(need(state, "enc_feat_rope.freqs_cos", what))
+    if (side := math.isqrt(tokens)) ** 2 != tokens:
+        raise ValueError(f"this DiT^DH has positions of {tokens} tokens, which make no square; only squares are known")
+    return [side, side]
 
 
 def numbered(key: str, depth: int) -> str:

@@ -25,6 +25,8 @@ NAMES = {
     r"(encoder|decoder)\.ln_post\.weight": r"\1.transformer.norm_out.weight",
     BLOCK + r"norm([12])\.weight": OURS + r"norm\3.weight",
     BLOCK + r"attn\.(qkv|proj)\.(weight|bias)": OURS + r"attention.\3.\4",
+    BLOCK + r"attn\.q_norm\.weight": OURS + r"attention.query_norm.weight",
+    BLOCK + r"attn\.k_norm\.weight": OURS + r"attention.key_norm.weight",
     BLOCK + r"mlp\.w12\.(weight|bias)": OURS + r"feed_forward.up.\3",
     BLOCK + r"mlp\.w3\.(weight|bias)": OURS + r"feed_forward.down.\3",
 }
@@ -76,6 +78,7 @@ def shapes(state: Mapping[str, Tensor], heads: int | None, decoder_heads: int | 
         "position": "unit_rotary_and_learned",
         "norm": "rms",
         "outer_norms": "both",
+        "query_key_norm": "encoder.transformer.0.attn.q_norm.weight" in state,
         "head": "conv",
     }
 
