@@ -1,10 +1,11 @@
 """Orthogonal updates for the matrices of hidden layers, and AdamW for the rest."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.optimizers.base import Betas, Decay, Optimizer, groups_of, trained
 from pipeline.ranges import Count, FractionBelowOne, Positive
@@ -18,7 +19,8 @@ class Muon(Optimizer):
     embeddings, heads and other layers outside of blocks, positions, vectors, and kernels of convolutions, which are no
     matrices. A projection to queries, keys and values together is one matrix. The update of an A x B matrix is scaled
     by 0.2 sqrt(max(A, B)), to the size of AdamW's (Liu et al., arXiv:2502.16982), so that one rate serves both, and
-    decay is decoupled in both. Steps of Newton and Schulz are in bfloat16.
+    decay is decoupled in both. The rule is that of `torch.optim.Muon`, whose steps of Newton and Schulz are in
+    bfloat16; here on a GPU alone, since most CPUs emulate it.
 
     Args:
         momentum: decay per step of the running mean of the gradient.
@@ -39,15 +41,9 @@ class Muon(Optimizer):
         epsilon: Positive = 1e-8,
     ):
         self.betas, self.epsilon = tuple(betas), epsilon
-        self.settings = {"momentum": momentum, "nesterov": nesterov, "ns_steps": iterations}
-
-    @classmethod
-    def check_machine(cls) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"muon needs torch 2.9 or newer, and this is {torch.__version__}; take adamw")
+        self.settings = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations}
 
     def build(self, player: nn.Module, decay: Decay) -> torch.optim.Optimizer:
-        self.check_machine()
         matrices = {id(weight) for weight in hidden_matrices(player)}
         if not matrices:
             raise ValueError("this player has no linear layers in repeated blocks, which muon is for; take adamw")
@@ -56,9 +52,7 @@ class Muon(Optimizer):
         for name, parameter in trained(player):
             (hidden if id(parameter) in matrices else rest).append((name, parameter))
         if hidden:
-            parts.append(
-                torch.optim.Muon(groups_of(hidden, decay), lr=0.0, adjust_lr_fn="match_rms_adamw", **self.settings)
-            )
+            parts.append(Orthogonal(groups_of(hidden, decay), **self.settings))
         if rest:
             of_rest = {"betas": self.betas, "eps": self.epsilon, "fused": True}
             parts.append(torch.optim.AdamW(groups_of(rest, decay), lr=0.0, **of_rest))
@@ -72,6 +66,47 @@ def hidden_matrices(player: nn.Module) -> Iterator[nn.Parameter]:
             for module in () if isinstance(block, nn.Linear) else block.modules():
                 if isinstance(module, nn.Linear):
                     yield module.weight
+
+
+class Orthogonal(torch.optim.Optimizer):
+    """Of matrices: each moves by its momentum made orthogonal, times the rate and 0.2 sqrt(max(rows, columns))."""
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float, nesterov: bool, iterations: int):
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "nesterov": nesterov, "iterations": iterations})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        result = None if closure is None else closure()
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    self.move(matrix, group)
+        return result
+
+    def move(self, matrix: nn.Parameter, group: dict[str, Any]) -> None:
+        """One step of one matrix."""
+        state, gradient = self.state[matrix], matrix.grad
+        if not state:
+            state["momentum"] = torch.zeros_like(gradient)
+        mean = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        step = orthogonal(gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean, group["iterations"])
+        matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        matrix.add_(step, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
+
+
+def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """The matrix [A, B] with singular values of about 1 (0.7 to 1.2 after five steps), those of 0 apart.
+
+    Steps x -> a x + b x^3 + c x^5 on its singular values, with Jordan et al.'s coefficients.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    x = x.mT if x.shape[0] > x.shape[1] else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
 
 
 class Joined(torch.optim.Optimizer):

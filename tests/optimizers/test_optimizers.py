@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.components import build, kinds
 from pipeline.optimizers.base import Decay, groups_of, trained
-from pipeline.optimizers.muon import hidden_matrices
+from pipeline.optimizers.muon import Orthogonal, hidden_matrices
 from pipeline.validation import SettingError
 
 
@@ -85,6 +85,25 @@ def test_muon_brings_all_singular_values_to_one_size_and_steps_as_far_as_adamw()
     assert moved.square().mean().sqrt() == pytest.approx(0.2, rel=0.15), "the root mean square of AdamW's"
     shrunk = one_step({"kind": "muon"}, weight, torch.zeros(9, 6), 0.1, 0.5)
     torch.testing.assert_close(shrunk, 0.95 * weight)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has it")
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (8, 8)])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_that_of_torch_up_to_its_half_precision(shape, nesterov):
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    reference = torch.optim.Muon(
+        [theirs], lr=0.1, weight_decay=0.3, momentum=0.9, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
+    )
+    optimizer = Orthogonal([{"params": [ours], "weight_decay": 0.3}], 0.9, nesterov, 5)
+    optimizer.param_groups[0]["lr"] = 0.1
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        optimizer.step(), reference.step()
+    torch.testing.assert_close(ours.data, theirs.data, atol=6e-3, rtol=0)
+    assert (ours - 1).abs().max() > 0.1
 
 
 def test_muon_is_for_linear_layers_in_blocks_and_the_rest_is_adamw_s():
