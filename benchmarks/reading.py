@@ -1,11 +1,11 @@
 """Times reading a folder of JPEGs by worker processes: encoding it, and the time that a training waits for it.
 
-    python benchmarks/reading.py [--images 512] [--size 256] [--workers 0 1 2] [--width 8] [--steps 12] [--batch 32]
+    python benchmarks/reading.py [--images 512] [--size 256] [--workers 0 1 2] [--width 64] [--steps 12] [--batch 32]
 
 The pictures are made for it: smooth noise with grain, shorter side `--size` to 1.5 times that, quality 90. `read` is
-`Images.plain` alone; `encode` is what `encode_dataset` does, by a small autoencoder of `--width` channels, which on a
-CPU takes its share of the same cores; `wait` is the fraction of its time for which a training of that autoencoder
-waited for images. What a GPU would gain is the reading that is left beside a network that needs no CPU: `read`.
+`Images.plain` alone; `encode` is what `encode_dataset` does, by an autoencoder of patches of an eighth of the side, one
+block and `--width` channels, so small that nearly all is reading, as it is beside a GPU; `wait` is the fraction of its
+time for which a training of that autoencoder waited for images. It needs a core for each worker, and one more.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def images_of(folder: Path, size: int, workers: int) -> Images:
 
 
 def autoencoder(size: int, width: int) -> torch.nn.Module:
-    node = {"kind": "conv_autoencoder", "width": width, "multipliers": [1, 1, 2, 2], "blocks": 1, "groups": 4}
+    node = {"kind": "vit_autoencoder", "width": width, "depth": 1, "heads": 4, "patch_size": size // 8}
     torch.manual_seed(0)
     return build("tokenizers", node | {"bottleneck": {"kind": "gaussian", "dim": 4}}, image_size=size)
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
