@@ -22,6 +22,7 @@ SMALLEST = {  # arguments of what runs in a second or two
     "autoencoder": "--threads 1 --size 16 --images 1 --runs 1 --width 32",
     "latent_reads": "--codes 100 --shard 60 --repeats 4 --batch 8",
     "checkpointing": "--shapes autoencoder --repeats 1 --batch 1",
+    "dropout": "--images 2 --tokens 4 --width 8 --repeats 1",
     "reading": "--images 8 --size 32 --workers 0 1 --steps 2 --batch 4",
     "sampling": "--threads 1 --rounds 1 --steps 2 --images 1 --depth 1",
     "token_sampling": "--threads 1 --rounds 1 --tokens 4 --images 1 --depth 1 --width 64 --heads 2 --lengths 8 9",
