@@ -78,8 +78,7 @@ def guided(
     if guidance.scale != 1 and weak is None and (condition is None or condition.labels is None):
         raise ValueError(NOTHING_TO_GUIDE)
 
-    config = getattr(network, "config", {})
-    rows = count_token_rows(config["class_token"], config["dim"]) if config.get("class_token") else 0
+    rows = 0 if guidance.class_token is None else token_rows(network)
 
     def predict(z: Tensor, time: float) -> Tensor:
         scale = guidance.at(time)
@@ -91,12 +90,20 @@ def guided(
         else:
             with_it, without = ask(network, z, time, condition), ask(weak, z, time, condition)
         result = combine(with_it, without, scale, guidance.channels or z.shape[-1], guidance.rescale)
-        if not rows or guidance.class_token is None:
+        if not rows:
             return result
         token = torch.lerp(without[:, -rows:], with_it[:, -rows:], guidance.of_class_token(time))
         return torch.cat([result[:, :-rows], token], dim=1)
 
     return predict
+
+
+def token_rows(network: nn.Module) -> int:
+    """Rows of a state that are the network's class token; ValueError where it has none."""
+    width = network.config.get("class_token", 0)
+    if not width:
+        raise ValueError("guidance of a class token is asked for, and this network has none; leave it out")
+    return count_token_rows(width, network.config.dim)
 
 
 def check_pair(network: nn.Module, weak: nn.Module) -> None:

@@ -219,6 +219,9 @@ def test_guidance_moves_the_token_by_a_scale_of_its_own(own):
     for found, scale, (aim, base) in zip((z, token), (2.0, 2.0 if own is None else own), zip(*answers)):
         torch.testing.assert_close(found, base + scale * (aim - base), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(predict(state, 0.7), network(state, torch.full((2,), 0.7), condition))
+    if own is not None:
+        with pytest.raises(ValueError, match="guidance of a class token is asked for, and this network has none"):
+            guided(make_network(), condition, Guidance(2.0, class_token=own))
 
 
 @torch.no_grad()
