@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.features.passes import evenly_spaced
-from pipeline.files.writing import read_json, write_json
+from pipeline.files.writing import write_json
 from pipeline.images import grids
 from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
@@ -66,8 +66,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     write_json(out / "metrics.json", flat, allow_nan=False)
     figures = draw(recipe, work, out, held_out, pipe)
     notes = work.history(READS)
-    summary = describe(recipe, train, held_out, left_out) + describe_decoder(recipe, work.artefact("decoder"))
-    save_report(out, recipe.name, summary, figures, notes, settings(recipe))
+    save_report(out, recipe.name, describe(recipe, train, held_out, left_out), figures, notes, settings(recipe))
     render_report(work.root, out)
 
 
@@ -152,13 +151,3 @@ def describe(recipe: Recipe, train: Images, held_out: Images, left_out: list[str
         f"{classes} · {' · '.join(kind.replace('_', ' ') for kind in kinds)}"
         + "".join(f" · left out: {line}" for line in left_out)
     )
-
-
-def describe_decoder(recipe: Recipe, decoder: Path) -> str:
-    """What the report's first line says of the decoder in the folder `decoder`; nothing without post-training."""
-    if recipe.posttrain is None:
-        return ""
-    earlier, record = recipe.sample.decoder, read_json(decoder / "posttraining.json")
-    if earlier is not None:
-        return f" · decoder as it was after step {earlier.step} of {record['steps']} of post-training"
-    return f" · decoder after step {record['kept_step']} of {record['steps']} of post-training ({record['keep']})"

@@ -30,7 +30,8 @@ ROOMS = (
     ),
     *("perturbations", "losses", "call_arguments", "recipes", "images", "features", "metrics"),
     *("runs", "frozen", "latents"),
-    *("latent_pipeline", "pipeline", "sampling", "checks", "training", "measuring", "reporting", "publishing"),
+    *("latent_pipeline", "pipeline", "sampling", "checks", "training", "planning"),
+    *("measuring", "reporting", "publishing"),
     *("published", "commands", "stages", "run"),
 )
 PARAMETERS = 7  # of a function that is no constructor, `self` apart

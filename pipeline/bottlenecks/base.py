@@ -13,6 +13,7 @@ from pipeline.draws import Draws, PartDraws
 from pipeline.nn.clusters import distances
 from pipeline.nn.entropy import tokens_at_once
 from pipeline.nn.entry_points import EntryPoints
+from pipeline.nn.full_precision import full_precision
 from pipeline.nn.straight_through import straight_through
 from pipeline.ranges import Count, RangedArguments
 
@@ -75,7 +76,7 @@ class Quantizer(Bottleneck):
     calls: int = 1  # calls of this module in one pass through the whole
 
     def forward(self, h: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
-        with torch.autocast(h.device.type, enabled=False):
+        with full_precision(h):
             code, terms = self.quantize(self.latents(h.float()), draws)
         return Code(z=code.z.to(h.dtype), ids=code.ids), terms
 

@@ -14,6 +14,7 @@ from pipeline.draws import Draws
 from pipeline.nn.candidates import choose_candidates, draw_candidates
 from pipeline.nn.clusters import cluster_sums, distances, k_means, nearest_centres
 from pipeline.nn.entropy import entropy_gap, tokens_at_once
+from pipeline.nn.full_precision import full_precision
 from pipeline.nn.processes import broadcast_from_first, sum_over_processes, world_size
 from pipeline.nn.straight_through import rotation_trick
 from pipeline.ranges import Count, FractionBelowOne, NotNegative, Positive
@@ -132,7 +133,7 @@ class VectorQuantize(Quantizer):
     @torch.no_grad()
     def nearest(self, h: Tensor) -> Tensor:
         """Ids [B, N] of the rows nearest to h [B, N, dim]."""
-        with torch.autocast(h.device.type, enabled=False):
+        with full_precision(h):
             return self.assign(self.latents(h.float()), self.rows())
 
     def lookup(self, ids: Tensor) -> Tensor:

@@ -42,8 +42,9 @@ COMMANDS = (
     Command(
         "check",
         "RECIPE",
-        "checks a recipe, and shows parameters, latent shape, memory and disk; writes nothing",
+        "checks a recipe: parameters, latents, memory, disk, time; processes=8 memory=80; writes nothing",
         "pipeline.commands.check:check",
+        "pipeline.planning.summary:CheckSettings",
     ),
     Command("recipes", "", "lists the recipes", "pipeline.commands.recipes:list_recipes"),
     Command(

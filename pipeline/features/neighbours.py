@@ -10,17 +10,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-VALUES = 2**24  # distances in a block: 128 MiB
-PAIRS = 2**22  # numbers in the differences that are taken at once
+VALUES = 2**22  # distances in a block: 32 MiB
+PAIRS = 2**20  # numbers in the differences that are taken at once
 SLACK = 1e-11  # error of a squared distance by products, of the squared lengths of its two rows, with a margin
 SPARE = 4  # candidates beyond those asked for
 
 
-def exact(first: Tensor, second: Tensor) -> Tensor:
-    """Euclidean distances [p] of the pairs of rows [p, D], in float64 and by differences: equal rows are 0 apart."""
+def exact(first: Tensor, second: Tensor, at: Tensor, to: Tensor) -> Tensor:
+    """Euclidean distances [p] of the rows `at` of the first [m, D] and `to` [p] of the second [n, D].
+
+    They are in float64 and by differences: equal rows are 0 apart.
+    """
     step = max(1, PAIRS // max(1, first.shape[1]))
-    parts = zip(first.split(step), second.split(step))
-    return torch.cat([(a.double() - b.double()).square().sum(dim=1).sqrt() for a, b in parts])
+    parts = zip(at.split(step), to.split(step))
+    return torch.cat([(first[a].double() - second[b].double()).square().sum(dim=1).sqrt() for a, b in parts])
 
 
 class Pairs:
@@ -49,7 +52,7 @@ def nearest(rows: Tensor, among: Tensor, count: int) -> Tensor:
         candidates = squares.topk(min(count + SPARE, len(among)), dim=1, largest=False).indices
         mine = torch.arange(start, start + len(squares), device=rows.device)
         places = mine.repeat_interleave(candidates.shape[1])
-        distances = exact(rows[places], among[candidates.flatten()]).view(candidates.shape)
+        distances = exact(rows, among, places, candidates.flatten()).view(candidates.shape)
         found.append(distances.sort(dim=1).values[:, :count])
     return torch.cat(found)
 
@@ -70,7 +73,7 @@ def inside(points: Tensor, centres: Tensor, reach: Tensor, rim: bool) -> Iterato
         apart = squares - reach.square()
         within = apart < 0
         row, column = (apart.abs() <= slack).nonzero(as_tuple=True)
-        distances, radius = exact(points[start + row], centres[column]), reach[column]
+        distances, radius = exact(points, centres, start + row, column), reach[column]
         within[row, column] = distances <= radius if rim else distances < radius
         yield within
 

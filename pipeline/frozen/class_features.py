@@ -5,11 +5,9 @@ from torch import nn
 from pipeline.frozen.base import STAND_IN, FrozenInput
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.recipes.building import find_tokenizer
-from pipeline.teachers.vision_model import VisionModel
 from pipeline.validation import SettingError
 from pipeline.vision.backbone import read_features, read_kind
 from pipeline.vision.dinov2_weights import resample_patches
-from pipeline.vision.weights import require_model
 
 
 class ClassFeatures(FrozenInput):
@@ -49,10 +47,10 @@ class ClassFeatures(FrozenInput):
     def load(self, networks: FrozenNetworks) -> nn.Module:
         if self.teacher == STAND_IN:
             return self.load_stand_in(networks, self.needed_width)
-        weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
+        place = f"{self.name}.teacher"
         if self.patch is None:
-            return VisionModel.load(weights, size="grid")
+            return networks.vision_model(self.teacher, place, size="grid")
         size = self.recipe.data.size
-        teacher = VisionModel.load(weights, kind="dinov2", size=size)
+        teacher = networks.vision_model(self.teacher, place, kind="dinov2", size=size)
         resample_patches(teacher.model, self.patch, size // self.patch)
         return teacher

@@ -1,15 +1,11 @@
 """Feature maps of a frozen network, which a critic judges by: DINO's where its weights are, else a stand-in's."""
 
-from pathlib import Path
-
 from pipeline.frozen.base import STAND_IN
 from pipeline.frozen.feature_maps import FeatureMaps
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.teachers.base import Teacher
-from pipeline.teachers.vision_model import VisionModel, approximate_gelu
+from pipeline.teachers.vision_model import approximate_gelu
 from pipeline.validation import SettingError
-from pipeline.vision.backbone import read_depth
-from pipeline.vision.weights import require_model
 
 
 class CriticMaps(FeatureMaps):
@@ -38,17 +34,19 @@ class CriticMaps(FeatureMaps):
     def load(self, networks: FrozenNetworks) -> Teacher:
         if self.teacher == STAND_IN:
             return self.load_stand_in(networks)
-        weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
-        layers = quarters(weights) if self.arguments.get("layers") is None else self.layers
+        place = f"{self.name}.teacher"
+        layers = self.layers
+        if self.arguments.get("layers") is None:
+            layers = quarters(networks.depth(self.teacher, place))
         size, resize = (self.arguments.get(f"teacher_{name}") for name in ("size", "resize"))
         readout = "class_token" if self.arguments.get("class_token", True) else "patches"
-        teacher = VisionModel.load(weights, size=size, layers=layers, readout=readout, resize=resize or "antialiased")
+        options = {"size": size, "layers": layers, "readout": readout, "resize": resize or "antialiased"}
+        teacher = networks.vision_model(self.teacher, place, **options)
         if self.arguments.get("teacher_gelu") == "tanh":
             approximate_gelu(teacher)
         return teacher
 
 
-def quarters(weights: Path) -> list[int]:
+def quarters(depth: int | None) -> list[int]:
     """The first block's input and each quarter's output; the last map of a model without blocks."""
-    depth = read_depth(weights)
     return [-1] if depth is None else [depth * i // 4 for i in range(5)]

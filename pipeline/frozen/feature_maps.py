@@ -9,10 +9,8 @@ from pipeline.frozen.base import STAND_IN, FrozenInput
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.nn.convolution_stages import WIDTH, stage_channels, stem_and_stages
 from pipeline.teachers.base import Tap
-from pipeline.teachers.vision_model import VisionModel
 from pipeline.validation import SettingError
 from pipeline.vision.backbone import check_layer, read_config, read_depth, read_kind
-from pipeline.vision.weights import require_model
 
 
 class FeatureMaps(FrozenInput):
@@ -51,9 +49,9 @@ class FeatureMaps(FrozenInput):
     def load(self, networks: FrozenNetworks) -> Tap:
         if self.teacher == STAND_IN:
             return Tap(self.load_stand_in(networks), *self.layers)
-        weights = require_model(self.teacher, self.recipe.weights.files, f"{self.name}.teacher")
         size, resize = self.arguments.get("teacher_size", "grid"), self.arguments.get("teacher_resize", "antialiased")
-        model = VisionModel.load(weights, size=size, layers=self.layers, resize=resize)
+        options = {"size": size, "layers": self.layers, "resize": resize}
+        model = networks.vision_model(self.teacher, f"{self.name}.teacher", **options)
         if self.arguments.get("teacher_colours") == "unchanged":
             model.leave_colours()
         return Tap(model, *range(len(self.layers)), class_token=self.class_token)

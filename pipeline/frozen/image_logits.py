@@ -6,7 +6,6 @@ from pipeline.frozen.base import STAND_IN, FrozenInput
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.teachers.convnext import ConvNext
 from pipeline.validation import SettingError
-from pipeline.vision.weights import expect
 
 
 class ImageLogits(FrozenInput):
@@ -21,4 +20,4 @@ class ImageLogits(FrozenInput):
     def load(self, networks: FrozenNetworks) -> nn.Module:
         if self.teacher == STAND_IN:
             return self.load_stand_in(networks)
-        return ConvNext.load(expect(ConvNext.NAME, self.recipe.weights.files))
+        return networks.convnext()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -13,6 +14,11 @@ from pipeline.images.reading import Images
 from pipeline.recipes.building import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.teachers.classifier import Classifier
+from pipeline.teachers.convnext import ConvNext
+from pipeline.teachers.lpips_vgg import LpipsVgg
+from pipeline.teachers.vision_model import VisionModel
+from pipeline.vision.backbone import read_depth
+from pipeline.vision.weights import expect, require_model
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,22 @@ class FrozenNetworks:
     def load(self, declared: FrozenInput) -> nn.Module:
         """The network on the accelerator's device, frozen and in evaluation mode."""
         return declared.load(self).requires_grad_(False).eval().to(self.accelerator.device)
+
+    def vision_model(self, teacher: str, place: str, **options: Any) -> VisionModel:
+        """The vision model that `teacher` names at a `place` of the recipe; `options` are of `VisionModel.load`."""
+        return VisionModel.load(require_model(teacher, self.recipe.weights.files, place), **options)
+
+    def depth(self, teacher: str, place: str) -> int | None:
+        """The blocks of that model; None of one without blocks."""
+        return read_depth(require_model(teacher, self.recipe.weights.files, place))
+
+    def lpips(self) -> LpipsVgg:
+        """LPIPS-VGG, of its two files."""
+        return LpipsVgg.load(*(expect(name, self.recipe.weights.files) for name in LpipsVgg.FILES))
+
+    def convnext(self) -> ConvNext:
+        """The ConvNeXt-S of ImageNet's classes."""
+        return ConvNext.load(expect(ConvNext.NAME, self.recipe.weights.files))
 
     def stand_in(self, name: str = FrozenInput.stand_in_folder, dim: int = STAND_IN_WIDTH) -> Classifier:
         """The classifier with `dim` features that is kept under this name."""

@@ -5,7 +5,7 @@ from torch import nn
 from pipeline.frozen.base import FrozenInput
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.teachers.lpips_vgg import LpipsVgg
-from pipeline.vision.weights import expect, locate
+from pipeline.vision.weights import locate
 
 
 class PerceptualBackbone(FrozenInput):
@@ -44,4 +44,4 @@ class PerceptualBackbone(FrozenInput):
         weights = self.recipe.weights
         if self.missing and not weights.require:
             return networks.stand_in()
-        return LpipsVgg.load(*(expect(name, weights.files) for name in LpipsVgg.FILES))
+        return networks.lpips()

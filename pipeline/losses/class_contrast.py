@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.components import Arguments
 from pipeline.losses.base import ClassFeatureLoss
+from pipeline.nn.full_precision import full_precision
 from pipeline.nn.processes import gather_rows
 from pipeline.ranges import Count, Positive
 from pipeline.tokenizers.base import TokenizerOutput
@@ -56,7 +57,7 @@ class ClassContrast(ClassFeatureLoss):
         if self.normalize:
             pairs = F.normalize(pairs, dim=-1)
         codes, features = gather_rows(pairs).unbind(1)
-        with torch.autocast(codes.device.type, enabled=False):
+        with full_precision(codes):
             logits = self.scale * codes @ features.T
         same = torch.arange(len(logits), device=logits.device)
         self.metrics = {f"class_match_{self.name}": (logits.detach().argmax(dim=1) == same).float().mean()}

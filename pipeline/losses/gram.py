@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses.base import Alignment
+from pipeline.nn.full_precision import full_precision
 from pipeline.ranges import Count, Counts, Integer
 from pipeline.teachers.base import Tap
 
@@ -34,7 +34,7 @@ class Gram(Alignment):
 
     def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         z, f = F.normalize(tokens.float(), dim=-1), F.normalize(targets.float(), dim=-1)
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             ours, theirs = z @ z.mT, f @ f.mT
         both = [(matrix.detach() - matrix.detach().mean()).flatten() for matrix in (ours, theirs)]
         self.metrics = {f"gram_{self.name}": F.cosine_similarity(*both, dim=0)}

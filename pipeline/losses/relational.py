@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses.base import Alignment
 from pipeline.nn.feature_head import FeatureHead, HeadShape
+from pipeline.nn.full_precision import full_precision
 from pipeline.nn.latent_head import LatentHead
 from pipeline.ranges import Count, Counts, Integer, NotNegative
 from pipeline.teachers.base import ReadColours, Resize, Tap
@@ -51,7 +51,7 @@ class Relational(Alignment):
     def compare(self, tokens: Tensor, targets: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         z, f = F.normalize(tokens.float(), dim=-1), F.normalize(targets.float(), dim=-1)
         cosine = F.relu(1 - self.margins[0] - (z * f).sum(dim=-1)).mean()
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             matrix = F.relu((z @ z.mT - f @ f.mT).abs() - self.margins[1]).mean()
         metrics = {"cosine": cosine.detach(), "matrix": matrix.detach()}
         self.metrics = {f"relational_{name}_{self.name}": value for name, value in metrics.items()}

@@ -1,9 +1,9 @@
 """How unlike images are in their local means, contrasts and structures."""
 
-import torch
 from torch import Tensor
 
 from pipeline.losses.base import Loss
+from pipeline.nn.full_precision import full_precision
 from pipeline.nn.structural_similarity import structural_similarity
 from pipeline.tokenizers.base import TokenizerOutput
 
@@ -18,6 +18,6 @@ class StructuralSimilarity(Loss):
     terms = ("structural_similarity",)
 
     def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
-        with torch.autocast(images.device.type, enabled=False):  # variances are small differences of large means
+        with full_precision(images):  # variances are small differences of large means
             similar = structural_similarity(images.float() + 1, rebuilt.images.float() + 1, peak=2.0)
         return {"structural_similarity": 1 - similar.mean()}

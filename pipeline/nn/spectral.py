@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.nn.full_precision import full_precision
+
 EPSILON = 1e-12
 
 
@@ -19,7 +21,7 @@ class SpectralConv1d(nn.Conv1d):
         self.register_buffer("direction", F.normalize(torch.randn(outputs), dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # a half-precision norm would be a few per cent off
+        with full_precision(x):  # a half-precision norm would be a few per cent off
             left, right = self._singular()
             if self.training and self.weight.requires_grad:
                 self.direction.copy_(left)

@@ -9,6 +9,7 @@ from pipeline.bottlenecks.base import Bottleneck
 from pipeline.code import Code, LatentSpec, stack_ids
 from pipeline.draws import StepDraws
 from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.full_precision import full_precision
 from pipeline.nn.straight_through import straight_through
 from pipeline.perturbations.base import Annealing, Perturbation, first_images
 from pipeline.ranges import Count, Fraction
@@ -57,7 +58,7 @@ class CodebookNeighbours(Perturbation):
 
     def perturb(self, neck: Bottleneck, h: Tensor, code: Code, draws: StepDraws, step: int) -> Tensor:
         rate, strength = self.at(step)
-        with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
+        with torch.no_grad(), full_precision(h):
             latents = neck.latents(h.float()) if self.neighbours == "latent" else None
             rates = rate * first_images(self.fraction, draws, h.device)[:, :, 0]  # [B, 1]
             ids = neck.redraw_ids(code.ids, rates, strength, draws, latents)

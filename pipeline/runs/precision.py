@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from pipeline.nn.full_precision import autocast_kind
 from pipeline.recipes.arithmetic import Precision
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -13,7 +14,7 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """A context in which networks compute in bf16 or fp16, where `precision` is one of these."""
     narrow = DTYPES[precision] != torch.float32
-    return torch.autocast(device.type, DTYPES[precision] if narrow else torch.bfloat16, enabled=narrow)
+    return torch.autocast(autocast_kind(device), DTYPES[precision] if narrow else torch.bfloat16, enabled=narrow)
 
 
 @contextmanager
@@ -42,4 +43,4 @@ def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
 
 def without_autocast(device: torch.device) -> torch.autocast:
     """A context in which nothing is narrowed, for what has to be exact, and for backward passes."""
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(autocast_kind(device), enabled=False)

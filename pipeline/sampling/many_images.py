@@ -123,8 +123,6 @@ def plan_recipe(recipe: Recipe, pipe: LatentPipeline) -> Plan:
     part = recipe.sample
     seeds = [recipe.seed + i for i in range(part.images)]
     rule = {"labels": part.labels, "seeds": f"{recipe.seed} + i", "recipe": recipe.name}
-    if part.decoder is not None:
-        rule["decoder"] = f"step {part.decoder.step} of post-training"
     return Plan(choose_labels(part.labels, seeds, pipe.num_classes), seeds, part.batch, recipe.precision.sample, rule)
 
 

@@ -1,8 +1,8 @@
 """A published vision model, by transformers, as a source of features and of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from pipeline.vision.backbone import (
     check_layer,
     load_model,
     name_of,
+    new_model,
     read_kind,
 )
 
@@ -88,6 +89,13 @@ class VisionModel(Backbone):
         if not affine:
             remove_scale_and_shift(last_norm(model, kind))
         return cls(kind, model, mean, std, size, layers, readout, resize).requires_grad_(False).eval()
+
+    @classmethod
+    def without_weights(cls, config: Mapping[str, Any], kind: str | None = None, **options: Any) -> "VisionModel":
+        """One of the sizes in `config`, a config.json, whose weights are random; `options` are of the constructor."""
+        kind = kind or config["model_type"]
+        colours = FAMILIES.get(kind, GENERAL).colours
+        return cls(kind, new_model(config), *colours, **options).requires_grad_(False).eval()
 
     @property
     def name(self) -> str:

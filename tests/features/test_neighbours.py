@@ -50,7 +50,8 @@ def test_a_row_on_the_rim_is_decided_by_its_distance(sets, rim):
     """Half of the rows lie exactly on the rim of a ball: each set's own radii are distances of its rows."""
     _, second = sets
     reach = neighbours.radii(second, 4)
-    distances = torch.stack([neighbours.exact(row.expand_as(second), second) for row in second])
+    rows = torch.arange(len(second))
+    distances = torch.stack([neighbours.exact(second, second, rows * 0 + row, rows) for row in rows])
     expected = distances <= reach if rim else distances < reach
     assert (distances == reach).any() and torch.equal(
         torch.cat(list(neighbours.inside(second, second, reach, rim))), expected

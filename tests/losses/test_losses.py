@@ -216,6 +216,6 @@ def test_missing_and_wrong_weight_files_are_named_in_one_line(tmp_path, monkeypa
 def test_file_names_carry_the_beginning_of_their_digest():
     """torch.hub's habit, by which a wrong digest in the table would show."""
     marked = {name: k for name, k in weights.KNOWN.items() if isinstance(k, weights.File) and "-" in k.name}
-    assert set(marked) == {"vgg16", "inception", "inception_torch_fidelity"}
+    assert set(marked) == {"vgg16", "inception", "inception_torch_fidelity", "convnext_small"}
     for known in marked.values():
         assert known.name.rpartition("-")[2].removesuffix(".pth") == known.sha256[:8]

@@ -39,7 +39,7 @@ from pipeline.training.kept_decoder import KeptDecoder
 from pipeline.training.pairs import Originals, PairBatch, Pairs, make_pairs, rows_of_pairs
 from pipeline.training.phase_parts import carry_over
 from pipeline.training.posttraining import DecoderPlayer, DecoderTraining
-from stages import encode_dataset, evaluate, sample, train_jointly, train_tokenizer
+from stages import encode_dataset, sample, train_jointly, train_tokenizer
 from stages import posttrain_decoder as stage
 
 VQ = {"kind": "vector_quantize", "dim": 4, "vocab": 16, "learn": "ema", "start": "kmeans", "restart": 0.1}
@@ -449,11 +449,6 @@ def test_samples_and_the_card_are_of_the_decoder_that_a_recipe_chooses(lines, tm
         chosen = replace(part, sample=replace(part.sample, images=2, decoder=decoder))
         (root.root / OWNER).write_text(settings(chosen))
         sample.run(chosen, root, tmp_path / f"{step}")
-        note = json.loads((tmp_path / f"{step}" / "samples.json").read_text())
-        assert note.get("decoder") == (step and f"step {step} of post-training")
-        words = f"as it was after step {step} of 4" if step else "after step 4 of 4 of post-training (last)"
-        assert words in evaluate.describe_decoder(chosen, root.root / "decoder")
-        assert evaluate.describe_decoder(replace(chosen, posttrain=None), root.root) == ""
         made[step] = (tmp_path / f"{step}" / "000000.png").read_bytes()
         assert tokenizer_of(root.root) == chosen_decoder(chosen, root.root / "decoder")
         assert fingerprint(stage.uses(chosen)) == fingerprint(stage.uses(part))

@@ -1,0 +1,75 @@
+"""The time of a training step on the device at hand, where that takes no more than a few seconds to measure."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.draws import StepDraws
+from pipeline.planning.needs import TrainingNeeds, ready
+from pipeline.planning.trainings import PlannedTraining
+from pipeline.runs.precision import arithmetic, without_autocast
+from pipeline.training.optimizing import make_optimizer
+
+LONGEST = 4.0  # seconds that the measurement of a training may take
+LARGEST = {"cpu": 20e6, "cuda": 2e9}  # parameters beyond which it is not tried
+FEW = 4  # images of a step from which the time of a whole one is foretold
+STEPS = 2  # that are timed, after one more
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one micro-batch, forwards, backwards and the optimisers' steps; images are at hand already."""
+
+    seconds: float
+    images: int
+    device: str
+
+
+def time_step(training: PlannedTraining, needs: TrainingNeeds, device: torch.device) -> StepTime | None:
+    """The time of a micro-batch of one process on `device`; None where it would take too long, or does not fit."""
+    parameters = sum(size.trained + size.frozen for size in needs.players.values()) + needs.others
+    images = needs.images(1)
+    if needs.step is None or parameters > LARGEST.get(device.type, 0) or not fits(needs, device):
+        return None
+    task = ready(training, device)
+    optimizers = {name: make_optimizer(training.loop, name, player) for name, player in task.players.items()}
+    if (tried := one_step(training, task, optimizers, 1, device)) > LONGEST / 2:
+        return None
+    few = min(FEW, images)
+    one, some = (one_step(training, task, optimizers, count, device) for count in (1, few))
+    expected = one + max(0.0, some - one) * (images - 1) / max(1, few - 1)
+    if tried + expected * (1 + STEPS) > LONGEST:
+        return None
+    one_step(training, task, optimizers, images, device)
+    seconds = [one_step(training, task, optimizers, images, device) for _ in range(STEPS)]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"the CPU, {torch.get_num_threads()} threads"
+    return StepTime(min(seconds), images, name)
+
+
+def fits(needs: TrainingNeeds, device: torch.device) -> bool:
+    return device.type != "cuda" or needs.memory(1) < torch.cuda.mem_get_info(device)[0]
+
+
+def one_step(training: PlannedTraining, task, optimizers, images: int, device: torch.device) -> float:
+    """Seconds of one micro-batch and the steps after it."""
+    batch, step = training.batch(images).to(device), training.loop.steps - 1
+    synchronise(device)
+    start = time.perf_counter()
+    turns = task.turns(batch, StepDraws(0, step, slice(0, images), images, device), step)
+    while True:
+        with arithmetic(device, training.precision):
+            turn = next(turns, None)
+        if turn is None:
+            break
+        with without_autocast(device):
+            sum(turn[1].values()).backward()
+        optimizers[turn[0]].step()
+        optimizers[turn[0]].zero_grad()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
