@@ -1,7 +1,9 @@
 """The time of a training step on the device at hand, where that takes no more than a few seconds to measure."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,7 +53,9 @@ def fits(needs: TrainingNeeds, device: torch.device) -> bool:
     return device.type != "cuda" or needs.memory(1) < torch.cuda.mem_get_info(device)[0]
 
 
-def one_step(training: PlannedTraining, task, optimizers, images: int, device: torch.device) -> float:
+def one_step(
+    training: PlannedTraining, task: Any, optimizers: Mapping[str, Any], images: int, device: torch.device
+) -> float:
     """Seconds of one micro-batch and the steps after it."""
     batch, step = training.batch(images).to(device), training.loop.steps - 1
     synchronise(device)
