@@ -26,6 +26,7 @@ OPTIONS = {
     "encoder_input_size": "pixels of a side at which the frozen encoder reads an image",
     "colours": "mean and std of colours in [0, 1], [[three numbers],[three numbers]]; ImageNet's by default",
     "head_depth": "how many of the last blocks belong to the wide head",
+    "dropout": "probability of dropout in the branch while it is trained further",
     "drop": "probability that the branch of an image is left out while it is trained further",
     "matching": "whether the branch has the frozen features' moments (channels) or its own (none)",
     "decoder": "file of the decoder's weights, where these are apart",

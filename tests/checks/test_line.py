@@ -109,7 +109,7 @@ def test_weights_that_a_later_stage_starts_from_are_looked_at_first(folder, tmp_
 
 
 def test_what_an_earlier_stage_will_have_is_known():
-    stored = "^latents.statistics is stored, and the tokenizer is of no folder"
+    stored = "^latents.statistics is stored, and the tokenizer comes with no mean and std of its codes"
     with pytest.raises(ValueError, match=stored):
         check_recipe(load("digits", ["latents.statistics=stored"]))
     width = (

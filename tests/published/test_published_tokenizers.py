@@ -60,7 +60,8 @@ def test_the_command_writes_a_folder_that_loads(published, options, tmp_path):
     tokenizer = converted(published.format, published.state, options)["tokenizer"]
     loaded = load_tokenizer(str(tmp_path / "out"), "tokenizer.start").eval()
     images = torch.rand(2, 3, published.image_size, published.image_size) * 2 - 1
-    assert torch.equal(loaded(images).images, tokenizer(images).images)
+    torch.testing.assert_close(loaded.state_dict(), tokenizer.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(loaded(images).images, tokenizer(images).images)  # a file's weights lie unaligned
 
 
 @pytest.mark.parametrize("published", CASES, ids=lambda published: published.case)
