@@ -23,6 +23,7 @@ from pipeline.files.content import hash_files
 from pipeline.files.paths import given_path, may_be_hub_id, without_paths
 from pipeline.files.writing import read_json, set_modes_of_new, states_in, write_json
 from pipeline.stored_weights import check_component, read_arguments_of, read_mapping
+from pipeline.validation import NotHere, SettingError
 
 INDEX = "model_index.json"
 PARTS = ("tokenizer", "network", "objective")  # that every pipeline has
@@ -152,9 +153,11 @@ def load_tokenizer(folder: str, where: str) -> nn.Module:
     """
     path = given_path(folder)
     if not (path / "config.json").is_file():
-        raise ValueError(
-            f"{where}: {folder} holds no config.json; name the folder of a trained tokenizer, or of an imported one"
-            " (python run.py import)"
+        kind = SettingError if path.is_dir() else NotHere
+        raise kind(
+            where,
+            f": {folder} holds no config.json; name the folder of a trained tokenizer, or of an imported one (python"
+            " run.py import)",
         )
     name, classes = class_name(path), {cls.__name__: cls for cls in classes_of("tokenizers")}
     if name not in classes:

@@ -30,13 +30,17 @@ class SettingError(ValueError):
         return f"{self.place}{self.message.replace(PLACE, self.place)}"
 
 
+class NotHere(SettingError):
+    """A folder or file that a setting names is not on this machine yet; every other fault of it is another error."""
+
+
 @contextmanager
 def at(place: str) -> Iterator[None]:
     """Put `place` before every ValueError raised inside: `place: message`, and `place.inner: message` when nested."""
     try:
         yield
     except SettingError as error:
-        raise SettingError(f"{place}.{error.place}", error.message) from None
+        raise type(error)(f"{place}.{error.place}", error.message) from None
     except ValueError as error:
         raise SettingError(place, f": {error}") from None
 

@@ -11,12 +11,13 @@ from torch import nn
 from pipeline.checks.recipe import CheckedRecipe
 from pipeline.components import find
 from pipeline.planning.memory import StepMemory, measure_step
-from pipeline.planning.shadows import META
+from pipeline.planning.shadows import META, NotMeasurable
 from pipeline.planning.trainings import PlannedTraining, hidden_modules, planned
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import plain
 from pipeline.training.players import checkpoint_blocks
+from pipeline.validation import NotHere
 
 WEIGHT = GRADIENT = AVERAGE = BUCKET = 4  # bytes of a float32
 LARGEST_ON_CPU = 400e6  # parameters of a task whose step is computed where it cannot be measured without
@@ -107,26 +108,33 @@ def kind_of(recipe: Recipe, training: PlannedTraining) -> str:
 
 
 def measure(training: PlannedTraining) -> TrainingNeeds:
-    """Sizes and activations of a training; measured without content where its task can be, else computed on a CPU."""
+    """Sizes and activations of a training; measured without content where its task can be, else computed on a CPU.
+
+    Nothing is measured of a task that takes a network whose sizes are not known, or a folder that is not there; no
+    activations of a step which reads content and is too large for a CPU. Every other failure of a step is an error.
+    """
     try:
         task = ready(training, META)
-    except ValueError as error:  # NotMeasurable, or weights that a kind of network needs to be there
+    except (NotMeasurable, NotHere) as error:
         return TrainingNeeds(training.place, training.loop, {}, 0, None, f"not measured: {error}")
     players = {name: size_of(player, training.loop, name) for name, player in task.players.items()}
     others = frozen_beside(task)
     sizes = training.place, training.loop, players, others
     try:
         return TrainingNeeds(*sizes, measure_step(training, task, META))
-    except (NotImplementedError, RuntimeError, ValueError, TypeError) as error:
+    except (NotImplementedError, RuntimeError) as error:
+        if not reads_content(error):
+            raise
         reason = " ".join(str(error).split())[:100]
     if sum(size.trained + size.frozen for size in players.values()) + others > LARGEST_ON_CPU:
         return TrainingNeeds(*sizes, None, f"activations not measured: {reason}")
     cpu = torch.device("cpu")
-    try:
-        step = measure_step(training, ready(training, cpu), cpu)
-    except (NotImplementedError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        return TrainingNeeds(*sizes, None, f"activations not measured: {' '.join(str(error).split())[:100]}")
-    return TrainingNeeds(*sizes, step, "computed on the CPU")
+    return TrainingNeeds(*sizes, measure_step(training, ready(training, cpu), cpu), "computed on the CPU")
+
+
+def reads_content(error: Exception) -> bool:
+    """Whether a step failed because it reads numbers of tensors that have none: torch names the meta device then."""
+    return "meta" in str(error).lower()
 
 
 def ready(training: PlannedTraining, device: torch.device) -> Any:
