@@ -8,6 +8,7 @@ import torch
 
 from pipeline.checks.images import check_images, numbers_left_out
 from pipeline.checks.machine import memory_lacking
+from pipeline.checks.nodes import named_models
 from pipeline.checks.publication import check_publication
 from pipeline.checks.recipe import CheckedRecipe
 from pipeline.checks.starting_weights import check_folder, check_start
@@ -29,7 +30,7 @@ class CheckedLine:
 
     tokenizer: Tokenizer | None  # on the meta device; None where it is frozen
     network: Network  # on the meta device
-    weights: list[str]  # a line for each frozen network: which one, and where from
+    weights: list[str]  # a line for each frozen network, and for first weights: which ones, and where from
     left_out: list[str]  # a line for each number, or folder, that will not be there
     warnings: list[str]  # a line for each training that this machine may be too small for
 
@@ -56,14 +57,18 @@ def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, Split
 
 
 def check_starts(recipe: Recipe, tokenizer: Tokenizer | None, network: Network) -> None:
-    """ValueError where a folder that a stage begins with, or is guided by, does not fit."""
-    if recipe.tokenizer.start is not None and tokenizer is not None:
-        check_start(tokenizer, recipe.tokenizer.start, "tokenizer.start")
-    start, weak = recipe.generator.start, recipe.sample.weak
-    if start is not None and not recipe.generator.starts_joint:
-        check_start(network, start, "generator.start")
-    if recipe.joint is not None and recipe.joint.critic is not None and recipe.joint.phase.adversary is not None:
-        critic = find("critics", recipe.joint.phase.adversary.critic["kind"])
-        check_folder(critic.__name__, Path(recipe.joint.critic), "joint.critic")
+    """ValueError where a folder that a stage begins with, or is guided by, does not fit.
+
+    Those that are not there are told by `pipeline.checks.weights`.
+    """
+    weak, joint = recipe.sample.weak, recipe.joint
+    here = {place: model.given for place, model in named_models(recipe) if not model.missing}
+    if "tokenizer.start" in here and tokenizer is not None:
+        check_start(tokenizer, here["tokenizer.start"], "tokenizer.start")
+    if "generator.start" in here:
+        check_start(network, here["generator.start"], "generator.start")
+    if "joint.critic" in here and joint.phase.adversary is not None:
+        critic = find("critics", joint.phase.adversary.critic["kind"])
+        check_folder(critic.__name__, Path(here["joint.critic"]), "joint.critic")
     if weak is not None and weak.folder is not None:
         check_weak_shape(Path(weak.folder), network)

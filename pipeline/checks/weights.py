@@ -1,8 +1,8 @@
-"""Which frozen networks a recipe comes to on this machine: the published ones, what stands in for them, or none."""
+"""Which weights a recipe comes to on this machine: the published ones, what stands in for them, or none."""
 
 from collections.abc import Iterator
 
-from pipeline.components import Node
+from pipeline.checks.nodes import named_models, nodes_of
 from pipeline.features.choice import WEIGHTS, name_here
 from pipeline.features.statistics_file import missing_reference
 from pipeline.frozen.base import FrozenInput
@@ -10,18 +10,20 @@ from pipeline.frozen.class_token import PLACE as CLASS_TOKEN
 from pipeline.frozen.class_token import ClassToken
 from pipeline.frozen.networks import declared_input
 from pipeline.metrics.base import TokenizerMetric, report_metrics
-from pipeline.recipes.schema import Phase, Recipe
+from pipeline.recipes.schema import Recipe
 from pipeline.teachers.lpips_vgg import LpipsVgg
 from pipeline.validation import SettingError
 from pipeline.vision.weights import locate, remedy
 
 REPORT = "perceptual distance of the report"
+WITHOUT_WEIGHTS = "pixels"  # features
 Missing = dict[tuple[str, ...], list[str]]  # the places that take weights, by the names of these
 
 
 def describe_weights(recipe: Recipe) -> list[str]:
-    """A line for every place of a recipe that takes a frozen network: which one, and where its weights are."""
+    """A line for every place that takes a frozen network, or first weights: which ones, and where they are."""
     lines, files = [f"{place}: {network.origin()}" for place, network in frozen_networks(recipe)], recipe.weights.files
+    lines += [f"{place}: {model.origin()}" for place, model in named_models(recipe)]
     for kind in recipe.evaluate.features:
         if kind in WEIGHTS:
             name = name_here(kind, files)
@@ -37,21 +39,45 @@ def describe_weights(recipe: Recipe) -> list[str]:
 
 
 def check_weights(recipe: Recipe) -> None:
-    """SettingError that names all networks which are not on this machine, their places, and how to have each.
+    """SettingError that names all that `all_missing` tells, and the settings that do without, where there are such."""
+    lines, settings = all_missing(recipe), settings_without(recipe)
+    without = f"; what can be done without is left out by: {' '.join(settings)}" if settings else ""
+    if len(lines) > 1:
+        many = "; ".join(f"({number}) {line}" for number, line in enumerate(lines, start=1))
+        raise SettingError("weights", f": what this recipe needs is not all on this machine: {many}{without}")
+    for line in lines:
+        raise ValueError(f"{line}{without}")
+
+
+def all_missing(recipe: Recipe) -> list[str]:
+    """A line for each network, first weights and reference that are not on this machine: places, and how to have it.
 
     Those that a recipe names are needed; those that small classifiers of the images can stand in for, under
-    `weights.require`. A reference that is not there is told as well.
+    `weights.require`. A model of the hub is fetched when it is needed, and never missing.
     """
     named, replaceable = missing_weights(recipe)
     lines = [tell_missing(names, places) for names, places in (named | replaceable).items()]
-    lines += filter(None, [missing_reference(recipe.evaluate.reference)])
-    if replaceable and recipe.weights.require:
-        lines.append("weights.require=false lets small classifiers of the images stand in for teachers and LPIPS")
-    if len(lines) > 1:
-        many = "; ".join(f"({number}) {line}" for number, line in enumerate(lines, start=1))
-        raise SettingError("weights", f": what this recipe needs is not all on this machine: {many}")
-    for line in lines:
-        raise ValueError(line)
+    starts: dict[str, list[str]] = {}
+    for place, model in named_models(recipe):
+        if model.missing:
+            starts.setdefault(model.remedy(), []).append(place)
+    lines += [f"{', '.join(places)}: {line}" for line, places in starts.items()]
+    return lines + list(filter(None, [missing_reference(recipe.evaluate.reference)]))
+
+
+def settings_without(recipe: Recipe) -> list[str]:
+    """Settings with which less of what is missing is needed.
+
+    Small classifiers of the images stand in for teachers and LPIPS, and samples are measured by features and against
+    images that need no weights.
+    """
+    evaluate, files = recipe.evaluate, recipe.weights.files
+    _, replaceable = missing_weights(recipe)
+    settings = ["weights.require=false"] if replaceable and recipe.weights.require else []
+    here = [kind for kind in evaluate.features if kind not in WEIGHTS or name_here(kind, files) is not None]
+    if len(here) < len(evaluate.features):
+        settings.append(f"evaluate.features=[{','.join(here or [WITHOUT_WEIGHTS])}]")
+    return settings + (["evaluate.reference=train"] if missing_reference(evaluate.reference) else [])
 
 
 def missing_weights(recipe: Recipe) -> tuple[Missing, Missing]:
@@ -90,17 +116,3 @@ def frozen_networks(recipe: Recipe) -> Iterator[tuple[str, FrozenInput]]:
             yield place, declared
     if recipe.latents.class_token is not None:
         yield CLASS_TOKEN, ClassToken(recipe)
-
-
-def nodes_of(recipe: Recipe) -> Iterator[tuple[str, str, Node]]:
-    """Slot, place and node of every loss and critic."""
-    phases: dict[str, Phase] = {f"tokenizer.phases.{name}": phase for name, phase in recipe.tokenizer.phases.items()}
-    phases |= {} if recipe.joint is None else {"joint.phase": recipe.joint.phase}
-    phases |= {} if recipe.posttrain is None else {"posttrain.phase": recipe.posttrain.phase}
-    for place, phase in phases.items():
-        for name, node in phase.losses.items():
-            yield "losses", f"{place}.losses.{name}", node
-        if phase.adversary is not None:
-            yield "critics", f"{place}.adversary.critic", phase.adversary.critic
-    for name, node in recipe.generator.losses.items():
-        yield "losses", f"generator.losses.{name}", node

@@ -13,6 +13,7 @@ from pipeline.components import Arguments
 from pipeline.ranges import RangedArguments
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
+from pipeline.vision.named_model import NamedModel
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Loss(RangedArguments, nn.Module, ABC):
     def needs(cls, arguments: Arguments) -> tuple[str, ...]:
         """Names of rebuilt.features that the loss needs with these arguments."""
         return cls.reads
+
+    @classmethod
+    def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
+        """The models whose weights it takes, besides an `extractor`, by the argument that names each."""
+        return {}
 
     @classmethod
     def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:

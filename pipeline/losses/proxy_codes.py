@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.components import Arguments
 from pipeline.losses.base import ExtractorLoss
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import TokenizerOutput
+from pipeline.vision.named_model import NamedModel
 
 
 class ProxyCodes(ExtractorLoss):
@@ -26,6 +28,10 @@ class ProxyCodes(ExtractorLoss):
         spec = self.extractor.spec
         if not spec.vocab or spec.codebooks != 1 or len(spec.grid) != 2:
             raise ValueError(f"proxy_codes.path: {path} does not give one id a place of a map; take one that does")
+
+    @classmethod
+    def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
+        return {"path": NamedModel(arguments.path)}
 
     def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         logits = rebuilt.features["proxy_logits"]

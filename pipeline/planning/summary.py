@@ -10,7 +10,7 @@ from pipeline.checks.accumulation import dependent_on_accumulation, trainings
 from pipeline.checks.line import CLASSES, CheckedLine, check_line
 from pipeline.checks.machine import check_processes, in_bytes, memory_here
 from pipeline.checks.recipe import CheckedRecipe, check_recipe
-from pipeline.checks.weights import check_weights
+from pipeline.checks.weights import all_missing, check_weights
 from pipeline.code import LatentSpec
 from pipeline.datasets.base import MissingImages
 from pipeline.images.facts import SPLITS, SplitFacts, split_facts
@@ -39,7 +39,8 @@ def print_check(recipe: Recipe, settings: CheckSettings) -> None:
     """Print what a recipe is and asks for; builds without weights and writes nothing.
 
     Raises ValueError with one line for all that is wrong with the recipe or its images; images that are not on this
-    machine are said to be missing. Weights that are missing are such a line too, after all has been printed.
+    machine are said to be missing. Weights that are missing are such a line too, after all has been printed; without
+    `weights.require`, and where there are no images to train on either, they are rows like the others.
     """
     checked = check_recipe(recipe)
     facts, note = look_at_images(recipe)
@@ -61,8 +62,11 @@ def print_check(recipe: Recipe, settings: CheckSettings) -> None:
     show(("sampling", sampling(recipe, checked)))
     show(*(("batches", str(training)) for training in dependent_on_accumulation(recipe)))
     show(*(("left out", text) for text in line.left_out), *(("warning", text) for text in line.warnings))
+    if not facts and not recipe.weights.require:
+        show(*(("missing", text) for text in all_missing(recipe)))
     show(("output", f"runs/{recipe.name}/"))
-    check_weights(recipe)
+    if facts or recipe.weights.require:
+        check_weights(recipe)
 
 
 def show(*rows: tuple[str, str]) -> None:

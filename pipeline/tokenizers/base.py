@@ -21,6 +21,7 @@ from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.memory_saving import MemorySaving
 from pipeline.nn.partly_trained import PartlyTrained
 from pipeline.ranges import RangedArguments
+from pipeline.vision.named_model import NamedModel
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
 DERIVED_ARGUMENTS = ("image_size", "maps", "inputs", "stride")  # of a class in `choices`, which a recipe may not state
@@ -94,6 +95,11 @@ class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, Witho
     def capabilities(cls, arguments: Arguments) -> Capabilities:
         """What else a tokenizer with these constructor arguments can do, without building."""
         return Capabilities()
+
+    @classmethod
+    def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
+        """The models whose weights it begins with when it is built anew, by the argument that names each."""
+        return {}
 
     @classmethod
     def brings_statistics(cls, arguments: Arguments) -> bool | None:

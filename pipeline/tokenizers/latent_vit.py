@@ -21,6 +21,7 @@ from pipeline.nn.vision_transformer import image_tokens
 from pipeline.ranges import Count, FractionBelowOne, Positive
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
 from pipeline.vision import dinov2_weights
+from pipeline.vision.named_model import NamedModel
 
 Tuning = Literal["full", "lora", "frozen"]
 
@@ -93,6 +94,11 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
                 lora.adapt(vit, lora_layers, lora_rank, lora_alpha)
         for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
+
+    @classmethod
+    def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
+        given = {name: arguments[name] for name in ("encoder_start", "decoder_start")}
+        return {name: NamedModel(start, hub=True) for name, start in given.items() if start is not None}
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:

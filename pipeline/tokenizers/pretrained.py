@@ -13,6 +13,7 @@ from pipeline.components import Arguments
 from pipeline.nn import stock_autoencoder
 from pipeline.ranges import Count
 from pipeline.tokenizers.base import MapTokenizer, TrainingInputs
+from pipeline.vision.named_model import NamedModel
 
 
 class Pretrained(MapTokenizer):
@@ -58,6 +59,13 @@ class Pretrained(MapTokenizer):
             self.mean.copy_(mean), self.std.copy_(std)
         self.autoencoder = model
         self.neck = components.build("bottlenecks", {"kind": "gaussian" if posterior else "identity", "dim": dim})
+
+    @classmethod
+    def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
+        if arguments.stock is not None:
+            return {}
+        config = f"{arguments.subfolder}/config.json" if arguments.subfolder else "config.json"
+        return {"path": NamedModel(arguments.path, hub=True, config=config)}
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:

@@ -20,6 +20,7 @@ from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_t
 from pipeline.ranges import Count, Counts, Whole
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.vision.named_model import NamedModel
 
 
 class ProxyHead(EntryPoints):
@@ -107,6 +108,10 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         if proxy_start is not None and torch.empty(0).device.type != "meta":
             self.start_from(proxy_start)
             self.register_to_config(proxy_start=None)  # a saved folder is whole without it
+
+    @classmethod
+    def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
+        return {} if arguments.proxy_start is None else {"proxy_start": NamedModel(arguments.proxy_start)}
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:

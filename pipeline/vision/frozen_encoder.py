@@ -13,6 +13,7 @@ from pipeline.components import Arguments
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, MapSizes, stage_channels, stem_and_stages
 from pipeline.ranges import Colours, ColourScales, Count, Layers, RangedArguments
 from pipeline.vision.backbone import IMAGENET, Backbone, difference, load_model, new_model, read_config
+from pipeline.vision.named_model import NamedModel
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
 
 Norm = Literal["plain", "own"]
@@ -169,6 +170,12 @@ class OnFrozenEncoder:
     """A tokenizer with a `FrozenEncoder`, chosen by `frozen_encoder` of its config; no phase trains that."""
 
     encoder: FrozenEncoder
+
+    @classmethod
+    def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
+        """As that of every tokenizer."""
+        start = arguments.frozen_encoder.get("start", RANDOM)
+        return {} if start in (RANDOM, SAVED) else {"frozen_encoder.start": NamedModel(start, hub=True)}
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         return self.encoder.parameters()

@@ -11,6 +11,7 @@ import run
 from pipeline.checks.line import check_line
 from pipeline.checks.machine import check_processes
 from pipeline.checks.recipe import check_recipe
+from pipeline.checks.weights import check_weights
 from pipeline.images.facts import SPLITS, split_facts
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.recipes.schema import Recipe, load
@@ -93,6 +94,10 @@ def test_stock_folders_that_cannot_be_are_refused_and_those_of_one_part_named(fo
 
 def test_weights_that_a_later_stage_starts_from_are_looked_at_first(folder, tmp_path):
     images, start = folder({"a": 4, "b": 4}), f"generator.start={tmp_path / 'network'}"
+    check(recipe_of(images, start))
+    with pytest.raises(ValueError, match="^generator.start: there is no folder .*network on this machine; train it or"):
+        check_weights(recipe_of(images, start))
+    (tmp_path / "network").mkdir()
     with pytest.raises(ValueError, match="^generator.start: .* holds no config.json"):
         check(recipe_of(images, start))
     network = check(recipe_of(images)).network

@@ -58,7 +58,11 @@ def test_all_that_is_missing_is_one_error_with_places_and_remedies():
         assert part in said
     for name in ("vgg16", "lpips_vgg", "inception"):
         assert f"or set weights.{name}=FILE" in said
-    assert "or set weights.dino_small=FOLDER" in said and "weights.require=false lets" in said
+    assert "or set weights.dino_small=FOLDER" in said
+    assert said.endswith(
+        "; what can be done without is left out by: weights.require=false evaluate.features=[pixels]"
+        " evaluate.reference=train"
+    )
     check_weights(load("digits"))
     check_weights(load("digits", CRITIC))
 
@@ -103,10 +107,23 @@ def test_published_recipes_require_their_networks():
         check_weights(recipe)
     for name in ("vgg16", "lpips_vgg", "dinov2_base", "dino_small", "inception"):
         assert f"weights.{name}=" in str(error.value)
+    without = str(error.value).rpartition(" is left out by: ")[2].split()
+    assert without == ["weights.require=false", "evaluate.features=[pixels]", "evaluate.reference=train"]
     assert recipe.weights.require and recipe.evaluate.images == 50_000 and recipe.evaluate.perturbed
-    check_weights(
-        load(
-            "imagenet256_robustok_rar_b",
-            ["weights.require=false", "evaluate.features=[pixels]", "evaluate.reference=train"],
-        )
+    check_weights(load("imagenet256_robustok_rar_b", without))
+
+
+def test_on_a_machine_without_images_what_is_missing_is_said_and_no_error(capsys):
+    """Where they are here, a training could begin, and the same is an error."""
+    needed = ["evaluate.features=[inception, pixels]", "generator.start=nowhere"]
+    assert run.main(["check", "image_folder", "data.source.path=none", *needed]) == 0
+    rows = [line[12:] for line in capsys.readouterr().out.splitlines() if line.startswith("missing ")]
+    assert [row.partition(":")[0] for row in rows] == ["evaluate.features", "generator.start"]
+    assert run.main(["check", "image_folder", "data.source.path=none", *needed, *REQUIRED]) == 2
+    assert "generator.start: there is no folder nowhere" in capsys.readouterr().err
+    assert run.main(["check", "digits", *needed]) == 2
+    printed = capsys.readouterr()
+    assert "(2) generator.start: there is no folder nowhere on this machine" in printed.err
+    assert (
+        printed.err.strip().endswith(" is left out by: evaluate.features=[pixels]") and "\nmissing " not in printed.out
     )
