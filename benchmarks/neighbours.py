@@ -5,7 +5,8 @@
 Two sets of `images` rows of `width` numbers, as the pixels of 32 x 32 images are. Both ways are exact in float64: by
 differences of all pairs in blocks of 1,024 rows (torch.cdist without products), as this library did, and by products,
 with the differences of those pairs alone that these leave open. Each runs in a process of its own, whose peak memory is
-without that of the rows themselves. About six minutes on one thread, most of them by differences.
+without that of imports and the rows themselves; seconds are of the processor, so that other work beside does not count.
+About six minutes on one thread, most of them by differences.
 """
 
 import argparse
@@ -41,12 +42,12 @@ WAYS = {"differences": by_differences, "products": precision_recall}
 
 
 def measure(way: str, images: int, width: int, threads: int, results: Queue) -> None:
-    """Seconds, megabytes above those of the rows, and the two numbers."""
+    """Seconds of the processor, megabytes above those of the rows, and the two numbers."""
     torch.set_num_threads(threads)
     samples, real = (torch.randn(images, width, generator=Generator().manual_seed(seed)) for seed in (0, 1))
-    before, start = peak_megabytes(), time.perf_counter()
+    before, start = peak_megabytes(), time.process_time()
     numbers = WAYS[way](samples, real)
-    results.put((time.perf_counter() - start, peak_megabytes() - before, numbers))
+    results.put((time.process_time() - start, peak_megabytes() - before, numbers))
 
 
 def peak_megabytes() -> float:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-VALUES = 2**22  # distances in a block: 32 MiB
-PAIRS = 2**20  # numbers in the differences that are taken at once
+BLOCK = 2**24  # bytes of the distances in a block, in float64; about six such are alive at once
+DIFFERENCES = 2**23  # bytes of the differences that are taken at once; about three such are
+FLOAT64 = 8  # bytes
 SLACK = 1e-11  # error of a squared distance by products, of the squared lengths of its two rows, with a margin
 SPARE = 4  # candidates beyond those asked for
 
@@ -21,9 +22,19 @@ def exact(first: Tensor, second: Tensor, at: Tensor, to: Tensor) -> Tensor:
 
     They are in float64 and by differences: equal rows are 0 apart.
     """
-    step = max(1, PAIRS // max(1, first.shape[1]))
+    step = rows_of(DIFFERENCES, first.shape[1])
     parts = zip(at.split(step), to.split(step))
     return torch.cat([(first[a].double() - second[b].double()).square().sum(dim=1).sqrt() for a, b in parts])
+
+
+def squared_lengths(rows: Tensor) -> Tensor:
+    """[n] of rows [n, D], some rows at a time."""
+    return torch.cat([part.square().sum(dim=1) for part in rows.split(rows_of(DIFFERENCES, rows.shape[1]))])
+
+
+def rows_of(size: int, width: int) -> int:
+    """How many rows of so many float64 fit into `size` bytes; 1 or more."""
+    return max(1, size // (FLOAT64 * max(1, width)))
 
 
 class Pairs:
@@ -31,16 +42,16 @@ class Pairs:
 
     def __init__(self, first: Tensor, second: Tensor):
         self.first, self.second = first, second
-        self.centre = second.double().mean(dim=0)  # lengths are taken from there, for smaller rounding errors
-        self.others = second.double() - self.centre
-        self.lengths = self.others.square().sum(dim=1)
+        self.centre = second.mean(dim=0, dtype=torch.float64)  # lengths are from there, for smaller rounding errors
+        self.others = second.to(torch.float64, copy=True).sub_(self.centre)
+        self.lengths = squared_lengths(self.others)
 
     def blocks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The number of the first row, squared distances [rows, n], and how far each of them may be off."""
-        step, start = max(1, VALUES // max(1, len(self.second))), 0
+        step, start = rows_of(BLOCK, len(self.second)), 0
         for block in self.first.split(step):
             rows = block.double() - self.centre
-            lengths = rows.square().sum(dim=1, keepdim=True) + self.lengths
+            lengths = squared_lengths(rows)[:, None] + self.lengths
             yield start, torch.addmm(lengths, rows, self.others.T, alpha=-2), SLACK * lengths
             start += len(block)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.features.neighbours import VALUES
+from pipeline.features.neighbours import BLOCK, rows_of
 from pipeline.metrics.base import FeatureMetric, Quantity
 
 
@@ -64,7 +64,7 @@ def polynomial(first: Tensor, second: Tensor) -> Tensor:
 
 def kernel_sum(first: Tensor, second: Tensor) -> float:
     """The sum of the kernel over all pairs, some rows of `first` at a time."""
-    blocks = first.split(max(1, VALUES // len(second)))
+    blocks = first.split(rows_of(BLOCK, len(second)))
     return sum(polynomial(block, second).sum().item() for block in blocks)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.draws import Draws
-from pipeline.features.neighbours import VALUES
+from pipeline.features.neighbours import BLOCK, rows_of
 from pipeline.features.passes import PerImage
 from pipeline.metrics.base import EncodedImages, Measurements, Quantity, TokenizerInputs, TokenizerMetric
 
@@ -123,7 +123,7 @@ def clipped(rows: Tensor) -> Tensor:
 def nearest_products(rows: Tensor, neighbours: int) -> Kernel:
     """The inner products of each row with the `neighbours` other rows where they are largest, in rising places."""
     places, values, count = [], [], len(rows)
-    for numbers in torch.arange(count, device=rows.device).split(max(1, VALUES // count)):
+    for numbers in torch.arange(count, device=rows.device).split(rows_of(BLOCK, count)):
         products = rows[numbers] @ rows.T
         products[torch.arange(len(numbers), device=rows.device), numbers] = -torch.inf
         largest = products.topk(neighbours, dim=1)

@@ -19,11 +19,11 @@ def by_differences(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([(row.double() - second.double()).square().sum(dim=1).sqrt() for row in first])
 
 
-@pytest.fixture(params=[2**24, 500], ids=["whole", "blocks"])
+@pytest.fixture(params=[2**27, 4000], ids=["whole", "blocks"])
 def sets(request, monkeypatch) -> tuple[Tensor, Tensor]:
     """Rows far from the origin, of which some are there twice, in both sets, and nearly equal."""
-    monkeypatch.setattr(neighbours, "VALUES", request.param)
-    monkeypatch.setattr(kernels, "VALUES", request.param)
+    monkeypatch.setattr(neighbours, "BLOCK", request.param)
+    monkeypatch.setattr(kernels, "BLOCK", request.param)
     draws = torch.Generator().manual_seed(0)
     first = torch.randn(90, 40, generator=draws) + 100
     second = torch.randn(110, 40, generator=draws) + 100.1
