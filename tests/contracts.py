@@ -227,7 +227,7 @@ SPECIAL = {
 }
 
 
-IDLE = {"decoder.mask_token"}  # read where an encoder in training has masked tokens
+IDLE = {"decoder.mask_token", "texture.token"}  # read in training where tokens, or images, are drawn that they replace
 
 
 def draws(batch: int = 3, rows: slice | None = None) -> StepDraws:
