@@ -70,7 +70,8 @@ def test_a_derived_value_that_is_not_taken_is_not_passed():
 
 def test_arguments_hold_what_is_given_and_the_constructors_defaults():
     cls, arguments = check("critics", {"kind": "patch", "layers": 2})
-    assert arguments == {"width": 64, "layers": 2, "norm": "group", "channels": 3} and arguments.layers == 2
+    defaults = {"width": 64, "norm": "group", "channels": 3, "pixels": "signed"}
+    assert arguments == defaults | {"layers": 2} and arguments.layers == 2
     assert Arguments.from_config(cls(**arguments)) == arguments
     more = arguments | {"layers": 1, "image_size": 16}
     assert (more.layers, more.image_size, arguments.layers) == (1, 16, 2)
