@@ -53,11 +53,11 @@ class Rows:
 
 
 def task_of(kind: str) -> tuple[Task, Loop]:
-    """A transformer against a critic, whose weight depends on gradients, or a generator."""
+    """A transformer against a critic, whose weight depends on gradients, or a generator by the optimiser `kind`."""
     torch.manual_seed(0)
-    if kind == "generator":
+    if kind != "tokenizer":
         network = DiffusionTransformer([4, 4], 6, 5, **SIZES)
-        return Generation(randomised(network), FlowMatching(), {"flow": 1.0}), LOOP
+        return Generation(randomised(network), FlowMatching(), {"flow": 1.0}), replace(LOOP, optimizer={"kind": kind})
     rates = {"tokenizer": 1e-3, "critic": 1e-3}
     adversary = Adversary({"kind": "patch"}, start=1, adaptive=True)
     neck = {"kind": "gaussian", "dim": 4}

@@ -13,7 +13,7 @@ from support.sharded_training import fit, task_of
 from torch import Tensor
 
 TESTS = Path(__file__).parents[1]
-KINDS = ("generator", "tokenizer")
+KINDS = ("adamw", "tokenizer", pytest.param("muon", marks=pytest.mark.slow))  # optimiser of a generator, or what it is
 
 
 def fit_in_two(kind: str, folder: Path, steps: int, sharded: str = "sharded") -> dict[str, Tensor]:
