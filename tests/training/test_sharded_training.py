@@ -13,7 +13,8 @@ from support.sharded_training import fit, task_of
 from torch import Tensor
 
 TESTS = Path(__file__).parents[1]
-KINDS = ("adamw", "tokenizer", pytest.param("muon", marks=pytest.mark.slow))  # optimiser of a generator, or what it is
+SLOW = pytest.mark.slow
+KINDS = ("adamw", *(pytest.param(kind, marks=SLOW) for kind in ("tokenizer", "muon")))  # a generator by its optimiser
 
 
 def fit_in_two(kind: str, folder: Path, steps: int, sharded: str = "sharded") -> dict[str, Tensor]:
