@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from pipeline.ranges import FractionBelowOne, RangedArguments
+from pipeline.ranges import FractionBelowOne, Positive, RangedArguments
 
 Betas = tuple[FractionBelowOne, FractionBelowOne]  # decay per step of the means of the gradient and of its square
 
@@ -57,3 +57,16 @@ def groups_of(parameters: Iterable[tuple[str, nn.Parameter]], decay: Decay) -> l
     for name, parameter in parameters:
         groups.setdefault((decay.of(name, parameter), isinstance(parameter, DTensor)), []).append(parameter)
     return [{"params": group, "weight_decay": amount} for (amount, _), group in groups.items()]
+
+
+class OfMeans(Optimizer):
+    """One that moves by running means of the gradient and of its square; `rule` is torch's class of it."""
+
+    rule: type[torch.optim.Optimizer]
+
+    def __init__(self, betas: Betas = (0.9, 0.95), epsilon: Positive = 1e-8):
+        self.betas, self.epsilon = tuple(betas), epsilon
+
+    def build(self, player: nn.Module, decay: Decay) -> torch.optim.Optimizer:
+        groups = groups_of(trained(player), decay)
+        return self.rule(groups, lr=0.0, betas=self.betas, eps=self.epsilon, fused=True)
