@@ -22,8 +22,10 @@ from pipeline.components import build
 from pipeline.images.ahead import read_plain
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import EncodingPlan, encode
+from pipeline.recipes.data import Data
+from pipeline.recipes.latents import Latents
 from pipeline.recipes.loops import Loop
-from pipeline.recipes.schema import Data, Latents, Phase
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.reconstruction import Reconstruction
 

@@ -12,7 +12,8 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.nn.code_usage import make_code_usage
 from pipeline.recipes.building import build_tokenizer, seed_initial_weights
-from pipeline.recipes.schema import Phase, Recipe
+from pipeline.recipes.schema import Recipe
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.sharding import Sharding
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.tokenizers.base import Tokenizer

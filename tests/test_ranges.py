@@ -16,7 +16,8 @@ from pipeline.components import SLOTS, classes_of, conform
 from pipeline.measuring.card_networks import CardSettings
 from pipeline.ranges import Count, Fraction, RangedFields, checked, type_hints
 from pipeline.recipes.describing import records_of, sections_of
-from pipeline.recipes.schema import Loop, Recipe, load
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import Recipe, load
 from pipeline.sampling.many_images import FolderSettings
 from pipeline.validation import Range
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from pipeline.components import Node, check
 from pipeline.recipes.building import DERIVED
-from pipeline.recipes.schema import Loop, Phase, Recipe
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import Recipe
+from pipeline.recipes.tokenizer_training import Phase
 
 
 @dataclass(frozen=True)

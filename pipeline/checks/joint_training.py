@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pipeline.checks.phase import check_phase
 from pipeline.components import find
 from pipeline.recipes.building import TokenizerPlan
-from pipeline.recipes.schema import Phase, Recipe
+from pipeline.recipes.schema import Recipe
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.validation import SettingError, at, check_names
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from pipeline.components import Node, check
 from pipeline.recipes.building import DERIVED, find_tokenizer
-from pipeline.recipes.schema import Phase, Recipe
+from pipeline.recipes.schema import Recipe
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.vision.named_model import NamedModel
 
 

@@ -16,7 +16,9 @@ from pipeline.losses.base import Attachment, Loss
 from pipeline.nn.branched import last_layer_of
 from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import DERIVED, TokenizerPlan, output_layout
-from pipeline.recipes.schema import Loop, Phase, Recipe
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import Recipe
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.validation import PLACE, SettingError, at, check_known, check_names
 
 

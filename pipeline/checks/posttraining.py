@@ -2,7 +2,9 @@
 
 from pipeline.checks.phase import check_phase
 from pipeline.recipes.building import TokenizerPlan
-from pipeline.recipes.schema import Phase, PostTraining, Recipe
+from pipeline.recipes.post_training import PostTraining
+from pipeline.recipes.schema import Recipe
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.validation import SettingError, at
 
 

@@ -6,7 +6,8 @@ from pipeline.checks.equivariance import check_scales
 from pipeline.checks.phase import check_phase
 from pipeline.components import Node
 from pipeline.recipes.building import TokenizerPlan, plan_tokenizer
-from pipeline.recipes.schema import Equivariance, Recipe
+from pipeline.recipes.equivariance import Equivariance
+from pipeline.recipes.schema import Recipe
 from pipeline.validation import SettingError, at
 
 

@@ -22,8 +22,9 @@ from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.reference import images_of_folder
 from pipeline.ranges import Count, RangedFields
+from pipeline.recipes.evaluation import Features
 from pipeline.recipes.files import is_recipe, parse_settings
-from pipeline.recipes.schema import Features, load
+from pipeline.recipes.schema import load
 from pipeline.recipes.weights import Weights
 from pipeline.runs.machine import accelerate
 

@@ -20,7 +20,8 @@ from pipeline.program import command_line
 from pipeline.ranges import Count, RangedFields
 from pipeline.recipes.field_metadata import ONLY_SPEED
 from pipeline.recipes.files import parse_settings
-from pipeline.recipes.schema import EarlierDecoder, Recipe, Sampling, load
+from pipeline.recipes.sampling import EarlierDecoder, Sampling
+from pipeline.recipes.schema import Recipe, load
 from pipeline.reporting.run_page import refresh_report
 from pipeline.reporting.sweep_page import SHOWN, SWEEP, write_sweep
 from pipeline.runs.finished import run_folder

@@ -15,7 +15,7 @@ from pipeline.files.paths import given_path
 from pipeline.files.writing import write_arrays
 from pipeline.images.archives import check_array, read_array
 from pipeline.images.reading import Images
-from pipeline.recipes.schema import Data
+from pipeline.recipes.data import Data
 
 SPLITS = ("train", "held_out")
 NAMES = {"inception": ("mu", "sigma"), "inception_spatial": ("mu_s", "sigma_s")}  # as ADM and pytorch-fid write them

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.datasets.base import MissingImages, Split
 from pipeline.images.reading import Images
-from pipeline.recipes.schema import Data
+from pipeline.recipes.data import Data
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 TITLES = {"train": "training", "held_out": "held-out"}

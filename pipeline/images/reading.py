@@ -17,7 +17,7 @@ from pipeline.components import build
 from pipeline.datasets.base import DAMAGED, BrokenImage, Split
 from pipeline.draws import mix, uniform_by_seed
 from pipeline.images.preparing import crop, fit, part, to_rgb
-from pipeline.recipes.schema import Data
+from pipeline.recipes.data import Data
 
 FIVE = (None, (0, 0), (1, 0), (0, 1), (1, 1))  # places that `crop` takes: the centre and the corners
 IN_MEMORY = 2**30  # bytes of decoded pixels that a split may keep

@@ -27,7 +27,7 @@ from pipeline.latents.store import (
     write_manifest,
     write_shard,
 )
-from pipeline.recipes.schema import Latents
+from pipeline.recipes.latents import Latents
 from pipeline.runs.precision import DTYPES, arithmetic
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer

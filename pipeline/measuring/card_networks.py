@@ -12,8 +12,9 @@ from pipeline.features.judge import fit_judge
 from pipeline.features.networks import FeatureExtractors
 from pipeline.images.reading import Images
 from pipeline.ranges import Count, Number, RangedFields, Seed
+from pipeline.recipes.data import Data
+from pipeline.recipes.evaluation import Features
 from pipeline.recipes.field_metadata import ONLY_SPEED
-from pipeline.recipes.schema import Data, Features
 from pipeline.recipes.weights import Weights
 from pipeline.teachers.vision_model import VisionModel
 from pipeline.vision.weights import digest

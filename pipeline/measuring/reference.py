@@ -21,7 +21,8 @@ from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
 from pipeline.measuring.image_statistics import gather_statistics
-from pipeline.recipes.schema import Data, Recipe
+from pipeline.recipes.data import Data
+from pipeline.recipes.schema import Recipe
 
 
 @dataclass

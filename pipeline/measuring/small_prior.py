@@ -13,7 +13,7 @@ from pipeline.draws import StepDraws, mix
 from pipeline.latents.store import CodeBatch
 from pipeline.metrics.base import LearnedPrior
 from pipeline.objectives.base import Objective
-from pipeline.recipes.schema import Loop
+from pipeline.recipes.loops import Loop
 from pipeline.training.ema import Averages
 from pipeline.training.generation import Generation
 from pipeline.training.loop import TrainingRun, train

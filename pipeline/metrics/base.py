@@ -17,7 +17,7 @@ from pipeline.features.neighbours import on_device
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage, count
 from pipeline.ranges import RangedArguments
-from pipeline.recipes.schema import Evaluation
+from pipeline.recipes.evaluation import Evaluation
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.validation import suggestion
 

@@ -17,7 +17,8 @@ from pipeline.planning.shadows import META, ShadowAccelerator, ShadowNetworks, p
 from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.building import build_network, build_tokenizer_on_meta
 from pipeline.recipes.loops import Loop
-from pipeline.recipes.schema import Phase, Recipe
+from pipeline.recipes.schema import Recipe
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.generation import Generation
 from pipeline.training.joint import JointTraining

@@ -2,7 +2,7 @@
 
 from pipeline.draws import Draws
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.recipes.schema import Equivariance
+from pipeline.recipes.equivariance import Equivariance
 
 
 def draw_transforms(settings: Equivariance | None, draws: Draws) -> tuple[MapTransform, MapTransform]:

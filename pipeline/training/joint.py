@@ -12,7 +12,7 @@ from pipeline.draws import StepDraws
 from pipeline.latents.store import CodeBatch
 from pipeline.losses.base import Loss
 from pipeline.nn.running_norm import RunningNorm
-from pipeline.recipes.schema import Phase
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training.adversarial_game import frozen_judge
 from pipeline.training.generation import Generation

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from pipeline.files.writing import new_folder, read_json, write_json
 from pipeline.losses.base import Loss
 from pipeline.recipes.arithmetic import Precision
-from pipeline.recipes.schema import PostTraining
+from pipeline.recipes.post_training import PostTraining
 from pipeline.runs.milestones import milestone
 from pipeline.runs.precision import autocast
 from pipeline.training import checkpoints

@@ -24,7 +24,8 @@ from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.encoding import as_stored, fill
 from pipeline.latents.store import FORMAT, MANIFEST, CodeBatch, LatentStore, key_of, load_shard, shard_file
 from pipeline.nn.finite import check_finite
-from pipeline.recipes.schema import PostTraining, Recipe
+from pipeline.recipes.post_training import PostTraining
+from pipeline.recipes.schema import Recipe
 from pipeline.runs.precision import arithmetic
 from pipeline.sampling.many_images import counted, sampling_record
 from pipeline.tokenizers.base import Tokenizer

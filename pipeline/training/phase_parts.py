@@ -21,7 +21,8 @@ from pipeline.recipes.building import (
     output_layout,
     seed_initial_weights,
 )
-from pipeline.recipes.schema import Phase, Recipe
+from pipeline.recipes.schema import Recipe
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.saved_folders import load_component
 from pipeline.teachers.base import Tap
 

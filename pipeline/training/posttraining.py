@@ -9,7 +9,7 @@ from pipeline.code import Code, Condition
 from pipeline.critics.base import Critic
 from pipeline.draws import Draws, StepDraws
 from pipeline.losses.base import Loss
-from pipeline.recipes.schema import Phase
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.validation import at

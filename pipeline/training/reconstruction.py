@@ -20,7 +20,7 @@ from pipeline.nn.code_usage import CodeUsage
 from pipeline.nn.map_transform import MapTransform
 from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.recipes.building import plan_built_tokenizer
-from pipeline.recipes.schema import Phase
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.precision import without_autocast
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training.adversarial_game import AdversarialGame, gradient

@@ -12,7 +12,8 @@ from pipeline.components import structure
 from pipeline.features.statistics_file import check_reference
 from pipeline.images.facts import UsedImages
 from pipeline.measuring.card_networks import CardSettings
-from pipeline.recipes.schema import Data, load
+from pipeline.recipes.data import Data
+from pipeline.recipes.schema import load
 from pipeline.runs.workspace import Workspace
 
 SOURCE = {"kind": "image_folder", "path": "images", "held_out": 0.3}

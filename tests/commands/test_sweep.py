@@ -14,7 +14,9 @@ import run
 from pipeline.commands import sweep
 from pipeline.features import judge
 from pipeline.recipes.loops import Loop
-from pipeline.recipes.schema import Phase, PostTraining, settings
+from pipeline.recipes.post_training import PostTraining
+from pipeline.recipes.schema import settings
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.reporting.sweep_page import best_points, common_entries, point_name, row_names
 from pipeline.runs.milestones import milestone
 from pipeline.sampling.many_images import assemble, plan_recipe, sample_images

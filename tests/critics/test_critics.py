@@ -31,7 +31,9 @@ from pipeline.nn.augmentation import DRAWS, augment, blur, crop_batch
 from pipeline.nn.critic_logits import LeCam, feature_matching
 from pipeline.nn.spectral import SpectralConv1d
 from pipeline.recipes.adversary import Adversary, Augmentation
-from pipeline.recipes.schema import Loop, Phase, load
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import load
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.recipes.weights import Weights
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.vision_model import VisionModel

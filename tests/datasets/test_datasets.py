@@ -14,7 +14,7 @@ from pipeline.datasets.base import BrokenImage, set_aside
 from pipeline.datasets.digits import Digits
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.images.reading import Images
-from pipeline.recipes.schema import Data
+from pipeline.recipes.data import Data
 
 
 def encoded(grey: int, size: tuple[int, int] = (8, 8), kind: str = "png") -> bytes:

@@ -10,8 +10,8 @@ from PIL import Image
 from pipeline.components import build
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.images.reading import Images
+from pipeline.recipes.data import Data
 from pipeline.recipes.files import parse_settings
-from pipeline.recipes.schema import Data
 
 
 def draw(root, *names, kind="PNG"):

@@ -9,7 +9,7 @@ from pipeline.components import structure
 from pipeline.features import judge
 from pipeline.features.judge import NOTE, fit_judge
 from pipeline.images.reading import Images
-from pipeline.recipes.schema import Data
+from pipeline.recipes.data import Data
 from pipeline.teachers.classifier import fit
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

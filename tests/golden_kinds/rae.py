@@ -15,7 +15,8 @@ from pipeline.perturbations.gaussian import Gaussian
 from pipeline.published.checkpoint import rename
 from pipeline.published.rae import NAMES
 from pipeline.recipes.adversary import Adversary
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.representation import Representation
 from pipeline.training.reconstruction import Reconstruction
 

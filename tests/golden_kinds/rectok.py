@@ -20,7 +20,8 @@ from pipeline.nn.feature_head import HeadShape
 from pipeline.published.checkpoint import rename
 from pipeline.published.rectok import NAMES, in_shape
 from pipeline.recipes.adversary import Adversary
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
 from pipeline.training.reconstruction import Reconstruction

@@ -24,7 +24,8 @@ from pipeline.published import autoencoder_trunk
 from pipeline.published.checkpoint import rename
 from pipeline.published.transformer_trunk import NAMES
 from pipeline.recipes.adversary import Adversary
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.samplers.guidance import drop
 from pipeline.teachers.base import Tap
 from pipeline.training.generation import Generation

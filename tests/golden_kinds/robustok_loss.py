@@ -24,7 +24,8 @@ from pipeline.nn.critic_logits import LeCam
 from pipeline.nn.patch_heads import assemble_patches
 from pipeline.published.checkpoint import rename
 from pipeline.recipes.adversary import Adversary, Augmentation
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.vision_model import VisionModel, approximate_gelu
 from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.latent_vit import LatentViT

@@ -12,7 +12,8 @@ from pipeline.draws import GivenDraws
 from pipeline.losses.pixel import Pixel
 from pipeline.losses.relational import Relational
 from pipeline.recipes.adversary import Adversary
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.base import Tap
 from pipeline.training.reconstruction import Reconstruction
 

@@ -23,7 +23,10 @@ from pipeline.losses.pixel import Pixel
 from pipeline.losses.relational import Relational
 from pipeline.published.checkpoint import rename
 from pipeline.published.vfm_vae import NAMES, numbered
-from pipeline.recipes.schema import Adversary, Equivariance, Loop, Phase
+from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.equivariance import Equivariance
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.pyramid import Pyramid
 from pipeline.training.equivariance import draw_transforms

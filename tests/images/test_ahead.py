@@ -14,8 +14,9 @@ from pipeline.images.ahead import narrowed, read_ahead, read_all, widened
 from pipeline.images.reading import ImageBatch, Images
 from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.latents.scale import measure
+from pipeline.recipes.data import Data
+from pipeline.recipes.latents import Latents
 from pipeline.recipes.loops import Loop
-from pipeline.recipes.schema import Data, Latents
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.order import MicroBatches, batches
 

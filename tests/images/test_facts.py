@@ -15,7 +15,7 @@ import stages
 from pipeline.components import build
 from pipeline.datasets.base import MissingImages
 from pipeline.images.facts import UsedImages, describe_change, split_facts
-from pipeline.recipes.schema import Data
+from pipeline.recipes.data import Data
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 
 RECIPE = """

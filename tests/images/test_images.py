@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.images.preparing import crop, fit, to_rgb
 from pipeline.images.reading import Images
-from pipeline.recipes.schema import Data
+from pipeline.recipes.data import Data
 
 LEFT_TO_RIGHT = np.array([[0, 50, 100, 255]], np.uint8)
 

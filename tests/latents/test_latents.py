@@ -22,7 +22,9 @@ from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.latents.scale import measure
 from pipeline.latents.store import LatentStore
 from pipeline.recipes.arithmetic import StagePrecision
-from pipeline.recipes.schema import Data, Latents, load
+from pipeline.recipes.data import Data
+from pipeline.recipes.latents import Latents
+from pipeline.recipes.schema import load
 from pipeline.tokenizers.base import Tokenizer
 from stages import encode_dataset
 

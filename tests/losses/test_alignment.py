@@ -22,7 +22,9 @@ from pipeline.nn.feature_head import FeatureHead, HeadShape
 from pipeline.nn.latent_head import standardize
 from pipeline.perturbations.interpolated import Interpolated
 from pipeline.recipes.building import output_layout
-from pipeline.recipes.schema import Loop, Phase, load
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import load
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import TokenizerOutput

@@ -12,7 +12,8 @@ from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.class_contrast import ClassContrast
 from pipeline.losses.pixel import Pixel
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder

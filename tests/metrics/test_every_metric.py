@@ -15,7 +15,8 @@ from pipeline.components import find, kinds
 from pipeline.features import judge
 from pipeline.metrics.base import NEEDS, Metric, SampleMetric, TokenizerMetric, report_kinds, report_metrics
 from pipeline.recipes.describing import describe
-from pipeline.recipes.schema import Evaluation, settings
+from pipeline.recipes.evaluation import Evaluation
+from pipeline.recipes.schema import settings
 
 EXTENDING = Path(__file__).parents[2] / "docs" / "extending.md"
 

@@ -11,7 +11,8 @@ from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.code_usage import LARGEST, CodeUsage, make_code_usage, measure_usage
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.reconstruction import Reconstruction
 

@@ -21,7 +21,8 @@ from pipeline.perturbations.codebook_neighbours import CodebookNeighbours
 from pipeline.perturbations.gaussian import Gaussian
 from pipeline.perturbations.interpolated import Interpolated
 from pipeline.perturbations.prefix_drop import PrefixDrop
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.tokenizers.titok import TiTok

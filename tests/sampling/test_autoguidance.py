@@ -249,7 +249,7 @@ class OneNetwork(Denoise):
 
 
 def test_milestones_are_the_averages_of_those_steps_also_after_a_restart(tmp_path):
-    from pipeline.recipes.schema import Loop
+    from pipeline.recipes.loops import Loop
     from pipeline.training.loop import TrainingRun, train
 
     loop = Loop(steps=6, lr={"network": 1e-2}, batch=8, save_every=2, log_every=100)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.code import Batched
 from pipeline.draws import Draws, PartDraws
-from pipeline.recipes.schema import Loop
+from pipeline.recipes.loops import Loop
 from pipeline.training.loop import TrainingRun, train
 
 ROW = {"kind": "vector_quantize", "dim": 4, "vocab": 12, "decay": 0.6}

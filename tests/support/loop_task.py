@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline.code import Batched
-from pipeline.recipes.schema import Loop
+from pipeline.recipes.loops import Loop
 from pipeline.training.loop import TrainingRun, train
 
 

@@ -20,8 +20,9 @@ from pipeline.latents.store import CodeBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
+from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.loops import Loop
-from pipeline.recipes.schema import Adversary, Phase
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.sharding import Sharding
 from pipeline.training.generation import Generation
 from pipeline.training.loop import TrainingRun, train

@@ -15,7 +15,8 @@ from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.maskgit_convolution import ResidualBlock
 from pipeline.published import formats, llamagen_vq, maskgit_vqgan
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.tokenizers.maskgit_vqgan import MaskgitVqgan
 from pipeline.training.reconstruction import Reconstruction

@@ -26,7 +26,9 @@ from pipeline.nn.dinov2 import ScaledBlock
 from pipeline.nn.lora import LowRankLinear
 from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import count_parameters
-from pipeline.recipes.schema import Loop, Phase, load
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import load
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.latent_vit import LatentViT
 from pipeline.training.reconstruction import Reconstruction

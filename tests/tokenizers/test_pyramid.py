@@ -28,7 +28,9 @@ from pipeline.nn.pyramid_decoder import (
     Upsample,
 )
 from pipeline.recipes.files import CONFIGS
-from pipeline.recipes.schema import Loop, Phase, load
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import load
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.pyramid import Pyramid

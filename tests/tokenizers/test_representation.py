@@ -25,7 +25,8 @@ from pipeline.nn.dropping_block import DropMasks, DroppingBlock
 from pipeline.nn.texture_branch import Residual
 from pipeline.perturbations.gaussian import Gaussian
 from pipeline.recipes.files import CONFIGS
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.workspace import Workspace
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.representation import Representation

@@ -23,7 +23,9 @@ from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.published.titok import convert
 from pipeline.recipes.building import count_parameters
-from pipeline.recipes.schema import Loop, Phase, load
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import load
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.tokenizers.maskgit_vqgan import MaskgitVqgan

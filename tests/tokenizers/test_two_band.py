@@ -20,7 +20,8 @@ from pipeline.nn.haar import haar
 from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.files import CONFIGS, read
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.workspace import Workspace
 from pipeline.tokenizers.two_band import TwoBand, resize_bicubic
 from pipeline.training.reconstruction import Reconstruction

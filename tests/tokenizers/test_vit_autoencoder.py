@@ -21,7 +21,8 @@ from pipeline.nn.patch_heads import make_head
 from pipeline.nn.token_drop import draw_kept_positions, scatter_tokens
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.files import CONFIGS, read
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
 from pipeline.training.reconstruction import Reconstruction

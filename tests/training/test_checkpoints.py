@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from support.loop_task import Denoise, Numbers, fit, weights
 from torch import nn
 
-from pipeline.recipes.schema import Loop
+from pipeline.recipes.loops import Loop
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import restore_random_states, write_random_states
 from pipeline.training.loop import TrainingRun, train

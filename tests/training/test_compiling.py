@@ -16,7 +16,8 @@ from pipeline.draws import StepDraws
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.recipes.adversary import Adversary, Augmentation
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.vit_autoencoder import VitAutoencoder
 from pipeline.training.compiling import compile_in_place

@@ -16,7 +16,10 @@ from pipeline.losses.base import Loss
 from pipeline.losses.multiscale_pixel import MultiscalePixel
 from pipeline.losses.pixel import Pixel
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.recipes.schema import Equivariance, Loop, Phase, load
+from pipeline.recipes.equivariance import Equivariance
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import load
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import TokenizerOutput

@@ -20,7 +20,8 @@ from pipeline.losses.base import Alignment
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipes.building import build_tokenizer, hidden_layout
-from pipeline.recipes.schema import Latents, load
+from pipeline.recipes.latents import Latents
+from pipeline.recipes.schema import load
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
 from pipeline.training.codes_and_images import CodesAndImages

@@ -33,7 +33,9 @@ from pipeline.nn.running_norm import RunningNorm
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import build_tokenizer
-from pipeline.recipes.schema import Loop, Phase, Recipe, TokenizerTraining, load
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import Recipe, load
+from pipeline.recipes.tokenizer_training import Phase, TokenizerTraining
 from pipeline.runs.workspace import NOTE, Workspace, fingerprint
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier

@@ -16,7 +16,7 @@ from support.loop_task import Denoise, Numbers, fit, weights
 from pipeline.components import build
 from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.loops import Loop, Rate
-from pipeline.recipes.schema import Phase
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.training import checkpoints
 from pipeline.training.ema import Average
 from pipeline.training.loop import Interrupted

@@ -26,7 +26,10 @@ from pipeline.latents.store import MANIFEST, LatentStore, shard_file
 from pipeline.losses.pixel import Pixel
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.files import merge
-from pipeline.recipes.schema import EarlierDecoder, Phase, PostTraining, Recipe, TokenizerTraining, load, settings
+from pipeline.recipes.post_training import PostTraining
+from pipeline.recipes.sampling import EarlierDecoder
+from pipeline.recipes.schema import Recipe, load, settings
+from pipeline.recipes.tokenizer_training import Phase, TokenizerTraining
 from pipeline.runs.finished import tokenizer_of
 from pipeline.runs.milestones import chosen_decoder, milestone
 from pipeline.runs.workspace import NOTE, OWNER, Workspace, fingerprint

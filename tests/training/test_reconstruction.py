@@ -15,7 +15,8 @@ from pipeline.losses.base import Loss
 from pipeline.losses.pixel import Pixel
 from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import plan_built_tokenizer
-from pipeline.recipes.schema import Loop, Phase
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.training.adversarial_game import frozen_judge

@@ -1,0 +1,39 @@
+"""The section `latents` of a recipe: the codes that are stored for the generator."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pipeline.ranges import Count, Positive, RangedFields
+from pipeline.recipes.field_metadata import ONLY_SPEED
+from pipeline.validation import Range, SettingError
+
+Enlargements = tuple[Annotated[float, Range(1)], ...]
+
+
+@dataclass
+class Latents(RangedFields):
+    """The codes that are stored for the generator's training."""
+
+    posterior: Literal["sample", "mode", "moments"] = "sample"  # moments: mean and std, sampled in training
+    statistics: Literal["measured", "stored"] = "measured"  # mean and std of codes; stored: those it comes with
+    scale: Positive | None = None  # in place of statistics: codes are multiplied by it, and not shifted
+    crops: Enlargements = ()  # [1.1]: in place of the image, five crops of it at 1.1 times the size
+    flip: bool = False  # also the code of every mirrored view
+    class_token: str | None = None  # a vision model, or classifier, whose class feature is stored with the code
+    class_token_norm: Literal["plain", "none"] = (
+        "plain"  # mean 0 and std 1 over its channels; none: as the model has it
+    )
+    features: bool = False  # also the features of the teachers of generator.losses, which then run once
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # of stored numbers
+    batch: Count = field(default=64, metadata=ONLY_SPEED)
+    shard: Count = field(default=8192, metadata=ONLY_SPEED)  # images per file
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale is not None and self.statistics == "stored":
+            raise SettingError("scale", " is stated, and statistics=stored; leave one of them out")
+
+    @property
+    def views(self) -> int:
+        """Codes stored per image."""
+        return (5 * len(self.crops) or 1) * (2 if self.flip else 1)
