@@ -2,7 +2,6 @@
 
 import inspect
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,9 +25,8 @@ from pipeline.call_arguments import (
 from pipeline.code import Code, Condition
 from pipeline.components import conform, structure
 from pipeline.draws import Draws
-from pipeline.files.writing import states_in
+from pipeline.editing.codes import ImageCodes
 from pipeline.nn.finite import NotFinite, check_finite
-from pipeline.nn.memory_saving import DecodingSwitches
 from pipeline.samplers.callbacks import (
     Interrupted,
     LiveGuidance,
@@ -39,21 +37,14 @@ from pipeline.samplers.callbacks import (
 )
 from pipeline.samplers.guidance import Guidance, check_pair, check_same_codes
 from pipeline.samplers.request import OnStep, SamplingRequest
-from pipeline.saved_folders import (
-    check_folder,
-    fetch,
-    finish_saving,
-    forget_paths,
-    naming_damage,
-    refuse_empty,
-    refuse_pickles,
-)
+from pipeline.saved_folders import refuse_empty
+from pipeline.saved_pipeline import SavedPipeline
 from pipeline.validation import SettingError, suggestion
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
-class LatentPipeline(DecodingSwitches, DiffusionPipeline):
+class LatentPipeline(SavedPipeline, ImageCodes, DiffusionPipeline):
     """A tokenizer, a network and the objective that samples the network: from labels and generators to images.
 
     `tokenizer` is a component of `pipeline.tokenizers`, `network` of `pipeline.networks`, `objective` of
@@ -86,25 +77,13 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         self.register_to_config(id2label=names, sampling=dict(sampling or {}))
         self.defaults = structure(Defaults, self.config.sampling, "sampling")
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-        self._interrupt, self._before_saving = False, {}
+        self._interrupt = False
         self._guidance_scale, self._num_timesteps = self.defaults.guidance.scale, self.steps
         check_same_codes(tokenizer, network)
         if scheduler is not None:
             self.scheduler = scheduler
         if weak is not None:
             self.weak = weak
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "LatentPipeline":
-        """The pipeline of a folder or hub id; keyword arguments as diffusers' (torch_dtype, variant, revision, ...).
-
-        Imports what model_index.json names below `pipeline.` and nothing else. Raises ValueError with one line when
-        the folder is no pipeline, when weights are missing from it, or when a file is not what was saved.
-        """
-        folder = fetch(pretrained_model_name_or_path, kwargs)
-        check_folder(folder, kwargs)
-        with naming_damage(folder):
-            return super().from_pretrained(folder, **kwargs | {"use_safetensors": True})
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "LatentPipeline":
@@ -118,26 +97,6 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         arguments = shared_arguments(pipeline, kwargs, names)
         new = cls(**arguments)
         return new if dtype is None else new.to(dtype)
-
-    def save_pretrained(
-        self, save_directory: str | Path, safe_serialization: bool = True, *args: Any, **kwargs: Any
-    ) -> None:
-        """Write the pipeline's folder, as diffusers does, with ordinary file modes; code that came with it stays.
-
-        Nothing in it tells where the pipeline and its parts lay on this machine. Raises ValueError for
-        `safe_serialization=False`, since pickled weights are not loaded.
-        With `push_to_hub=True` the finished folder is uploaded.
-        """
-        refuse_pickles("safe_serialization", safe_serialization)
-        forget_paths(self)
-        self._before_saving = states_in(Path(save_directory))
-        super().save_pretrained(str(save_directory), True, *args, **kwargs)
-        finish_saving(self, Path(save_directory), self._before_saving)
-
-    def _upload_folder(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
-        # diffusers uploads before its `save_pretrained` returns
-        finish_saving(self, Path(working_dir), self._before_saving)
-        return super()._upload_folder(working_dir, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._optional_components or value is None:
@@ -281,17 +240,6 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         spec, latents, count = self.tokenizer.spec, read_latents(latents), check_count("count", count)
         return draws_of_call(count, generator, latents, spec, self._execution_device).normal("start", spec.shape)
 
-    def decode(self, code: Code) -> Tensor:
-        """Images [B, 3, H, W], nominally in [-1, 1], float32; one at a time when slicing is enabled.
-
-        Raises NotFinite where the decoder makes numbers that are not finite.
-        """
-        code = Code(z=None if code.z is None else code.z.to(self.tokenizer.dtype), ids=code.ids)
-        rows = [code[i : i + 1] for i in range(len(code))] if self.use_slicing else [code]
-        images = torch.cat([self.tokenizer.decode(row) for row in rows]).float()
-        check_finite(images, "the decoded image")
-        return images
-
     def set_attention_backend(self, backend: str) -> None:
         """The attention kernel of the network, by diffusers' names (native, flash, xformers, ...)."""
         self.network.set_attention_backend(backend)
@@ -340,8 +288,3 @@ class LatentPipeline(DecodingSwitches, DiffusionPipeline):
         if code.z is not None:
             check_finite(code.z, "the sampled code")
         return code
-
-    def _output(self, code: Code, output_type: str) -> Any:
-        if output_type == "latent":
-            return code.ids if code.z is None else code.z
-        return self.image_processor.postprocess(self.decode(code), output_type)

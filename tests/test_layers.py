@@ -15,7 +15,7 @@ TAKEN = {"dit", "flux", "sana", "latte", "wan", "prx", "ddpm", "amused", "kandin
 # Modules and packages of pipeline/, then the entry points: each may import those before it, and none after it.
 ROOMS = (
     *("program", "files", "code", "draws", "validation", "ranges", "written", "components"),
-    *("stored_weights", "saved_folders"),
+    *("stored_weights", "saved_folders", "saved_pipeline"),
     *("nn", "vision", "samplers", "solvers"),
     *(
         "datasets",
@@ -30,7 +30,7 @@ ROOMS = (
     ),
     *("perturbations", "losses", "call_arguments", "recipes", "images", "features", "metrics"),
     *("runs", "frozen", "latents"),
-    *("latent_pipeline", "pipeline", "sampling", "checks", "training", "planning"),
+    *("editing", "latent_pipeline", "pipeline", "sampling", "checks", "training", "planning"),
     *("measuring", "reporting", "publishing"),
     *("published", "commands", "stages", "run"),
 )

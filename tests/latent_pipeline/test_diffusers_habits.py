@@ -212,7 +212,7 @@ def test_the_finished_folder_is_uploaded(pipe, hub, tmp_path, monkeypatch, how):
         index = json.loads((folder / "model_index.json").read_text())
         (folder / "model_index.json").write_text(json.dumps(index | {"finished": True}))
 
-    monkeypatch.setattr("pipeline.latent_pipeline.finish_saving", finish)
+    monkeypatch.setattr("pipeline.saved_pipeline.finish_saving", finish)
     if how == "push_to_hub":
         pipe.push_to_hub("someone/digits", commit_message="one")
     else:
