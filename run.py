@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 import time
 import warnings
@@ -53,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments[:1]
     command, *words = arguments[debug:] or ["--help"]
     warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator.*")
+    # torch reads this on import, and says for what an Apple GPU hands over to the CPU
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     try:
         if command in HELP:
             print(usage())

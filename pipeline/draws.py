@@ -3,11 +3,13 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+OWN_GENERATORS = ("cuda", "meta")  # of devices that draw themselves; others may lack generators, or hashes of int64
 GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64, the step between the inputs of splitmix64
 
 
@@ -39,38 +41,42 @@ class StepDraws(Draws):
     """The draws of one training step: functions of (seed, step, name, place in the global batch).
 
     Each named tensor is drawn for the whole global batch and this process keeps its own rows, so that any number of
-    processes and of accumulated micro-batches trains on the same noise.
+    processes and of accumulated micro-batches trains on the same noise. Devices that are not in `OWN_GENERATORS` have
+    the CPU's numbers.
     """
 
     def __init__(self, seed: int, step: int, places: slice, batch: int, device: torch.device | str = "cpu"):
         self.seed, self.step, self.places, self.batch, self.device = seed, step, places, batch, torch.device(device)
+        self.drawn_on = self.device if self.device.type in OWN_GENERATORS else torch.device("cpu")
 
     @torch.compiler.disable
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(self.batch, *shape, generator=self._generator(name), device=self.device)[self.places]
+        return torch.randn(self.batch, *shape, **self._origin(name))[self.places].to(self.device)
 
     @torch.compiler.disable
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
-        return torch.rand(self.batch, *shape, generator=self._generator(name), device=self.device)[self.places]
+        return torch.rand(self.batch, *shape, **self._origin(name))[self.places].to(self.device)
 
     def uniform_of_all(self, name: str) -> Tensor:
-        return torch.rand(self.batch, generator=self._generator(name), device=self.device)
+        return torch.rand(self.batch, **self._origin(name)).to(self.device)
 
     def keep_mask(self, name: str, shape: tuple[int, ...], rate: float) -> Tensor:
         """As in the base, by hashing (seed, step, name, place, entry): a process computes its own rows alone.
 
-        On the device, and four entries a hash, of 16 bits each, so that the rate is met to 1 / 65,536 and a mask costs
-        less than a tensor of random numbers would.
+        Where draws are made, and four entries a hash, of 16 bits each, so that the rate is met to 1 / 65,536 and a mask
+        costs less than a tensor of random numbers would.
         """
         count, least = math.prod(shape), min(round(rate * 2**16) - 2**15, 2**15 - 1)
-        places = torch.arange(self.places.start, self.places.stop, device=self.device)
+        places = torch.arange(self.places.start, self.places.stop, device=self.drawn_on)
         rows = scramble(places + mix(self.seed, self.step, name))
-        words = torch.arange(1, -(-count // 4) + 1, device=self.device) * GOLDEN
+        words = torch.arange(1, -(-count // 4) + 1, device=self.drawn_on) * GOLDEN
         bits = scramble(rows[:, None] + words).view(torch.int16)  # [B, 4 words], uniform over all values
-        return (bits[:, :count] >= least).reshape(len(places), *shape)
+        return (bits[:, :count] >= least).reshape(len(places), *shape).to(self.device)
 
-    def _generator(self, name: str) -> Generator:
-        return Generator(self.device).manual_seed(mix(self.seed, self.step, name))
+    def _origin(self, name: str) -> dict[str, Any]:
+        """Where the tensor of this name is drawn, and by which generator."""
+        generator = Generator(self.drawn_on).manual_seed(mix(self.seed, self.step, name))
+        return {"generator": generator, "device": self.drawn_on}
 
 
 class ImageDraws(Draws):

@@ -1,16 +1,15 @@
 """Whether this machine can hold a recipe's trainings: memory, disk, and batches that its processes can divide."""
 
 import math
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from pipeline.checks.accumulation import trainings
 from pipeline.networks.base import Network
+from pipeline.nn.devices import current_device, memory
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
@@ -53,10 +52,8 @@ def memory_lacking(tokenizer: Tokenizer | None, network: Network) -> list[str]:
 
 
 def memory_here() -> int:
-    """Bytes that a training has: of the GPU where there is one, else of this machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes that a training has on the device that it runs on."""
+    return memory(current_device())[1]
 
 
 def disk_here(folder: Path) -> int:

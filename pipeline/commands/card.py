@@ -18,7 +18,7 @@ from pipeline.measuring.card import CardMeasuring
 from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.measuring.numbers import describe_left_out
 from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
-from pipeline.nn.throughput import device_name
+from pipeline.nn.devices import device_name
 from pipeline.program import command_line
 from pipeline.recipes.files import merge, parse_settings
 from pipeline.recipes.schema import load

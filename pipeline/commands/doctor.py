@@ -7,6 +7,7 @@ import shutil
 
 import torch
 
+from pipeline.nn.devices import USE_CPU, current_device, describe, device_count
 from pipeline.vision.weights import table
 
 PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "datasets", "omegaconf", "safetensors", "scikit-learn")
@@ -23,7 +24,9 @@ def examine(words: list[str]) -> int:
     print(f"{'xformers':<16}{version('xformers')} (optional)")
     if trouble := broken_torchvision():
         troubles.append(trouble)
-    print(f"\n{'devices':<16}{devices()}")
+    cpu = os.environ.get(USE_CPU, "not set")
+    print(f"\n{'device':<16}{describe(current_device())}")
+    print(f"{'devices':<16}{device_count()} ({USE_CPU}: {cpu}; true leaves accelerators alone)")
     print(f"{'CPU threads':<16}{torch.get_num_threads()} of {os.cpu_count()}")
     free = shutil.disk_usage(".").free
     print(f"{'disk, free':<16}{free / 1e9:.0f} GB")
@@ -39,12 +42,6 @@ def version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def devices() -> str:
-    if not torch.cuda.is_available():
-        return "CPU only"
-    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
 def broken_torchvision() -> str | None:

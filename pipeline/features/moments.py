@@ -37,7 +37,7 @@ class Moments:
         """Take in rows [n, D]."""
         if len(rows) == 0:
             return self
-        rows = rows.detach().to("cpu", torch.float64)
+        rows = rows.detach().cpu().double()
         mean = rows.mean(dim=0)
         # what the two means are apart enters as one row more, so that one product in place does all
         rows = torch.cat([rows - mean, self._step(len(rows), mean)[None]])

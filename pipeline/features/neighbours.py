@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pipeline.nn.devices import computes_in
+
 BLOCK = 2**24  # bytes of the distances in a block, in float64; about six such are alive at once
 DIFFERENCES = 2**23  # bytes of the differences that are taken at once; about three such are
 FLOAT64 = 8  # bytes
@@ -91,4 +93,4 @@ def inside(points: Tensor, centres: Tensor, reach: Tensor, rim: bool) -> Iterato
 
 def on_device(rows: Tensor, device: torch.device) -> Tensor:
     """Rows on a device; on the CPU where that has no float64."""
-    return rows.cpu() if device.type == "mps" else rows.to(device)
+    return rows.to(device) if computes_in(device, torch.float64) else rows.cpu()

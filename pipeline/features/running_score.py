@@ -20,7 +20,7 @@ class RunningScore:
 
     def update(self, places: Tensor, logits: Tensor) -> "RunningScore":
         """Take in logits [B, classes] of the samples number `places` [B]."""
-        log_given = logits.double().cpu().log_softmax(dim=1)
+        log_given = logits.cpu().double().log_softmax(dim=1)
         given, chunks = log_given.exp(), places.cpu() // self.size
         for chunk in chunks.unique().tolist():
             rows = chunks == chunk

@@ -27,6 +27,7 @@ from pipeline.latents.store import (
     write_manifest,
     write_shard,
 )
+from pipeline.nn.devices import copies_pinned
 from pipeline.recipes.latents import Latents
 from pipeline.runs.precision import DTYPES, arithmetic
 from pipeline.teachers.base import Tap
@@ -135,7 +136,7 @@ class Encoder:
     def __call__(self, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
         """`encode` of several batches of rows [B], one after the other; their images are read ahead by data.workers."""
         reader = ViewReader(self.images, tuple(self.latents.crops), self.latents.flip)
-        read = read_ahead(reader, batches, self.images.data.workers, self.device.type == "cuda")
+        read = read_ahead(reader, batches, self.images.data.workers, copies_pinned(self.device))
         return (self.encode(rows, views) for rows, views in zip(batches, read))
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipeline.images.reading import Images
@@ -29,7 +30,7 @@ def measure(
     sums = torch.zeros(3, *shape, dtype=torch.float64)  # count, z, z^2
     for tensors in encoder(mine.split(plan.latents.batch)):
         sums += power_sums(len(shape), **tensors)
-    count, first, second = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
+    count, first, second = sum(gather_object([sums]))
     mean = first / count
     std = (second / count - mean**2).clamp(min=0).sqrt()
     return mean.float(), torch.where(std > 0, std, 1).float()

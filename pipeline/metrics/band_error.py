@@ -38,4 +38,4 @@ class BandError(TokenizerMetric):
 
 def band_power(images: Tensor) -> Tensor:
     """Mean square of the coefficients of every band, [B, 4] in float64; their mean is that of the pixels."""
-    return haar(images.double()).square().mean(dim=(2, 3, 4))
+    return haar(images.cpu().double()).square().mean(dim=(2, 3, 4))

@@ -28,7 +28,7 @@ class MSSSIM(TokenizerMetric):
     group = "Reconstructions"
 
     def rows(self, batch: EncodedImages) -> PerImage:
-        return {"ms_ssim": ms_ssim(levels(batch.images), levels(batch.reconstructions))}
+        return {"ms_ssim": ms_ssim(levels(batch.images.cpu()), levels(batch.reconstructions.cpu()))}
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         where = {"scales": f"{scales(inputs.size)} of {len(SCALE_WEIGHTS)}", "pixels": "rounded to 8 bits"}

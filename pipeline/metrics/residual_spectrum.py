@@ -53,7 +53,7 @@ def radial_power(images: Tensor) -> Tensor:
     the corners beyond the highest k is left out.
     """
     size = images.shape[-1]
-    power = torch.fft.fft2(images.double(), norm="ortho").abs().square().mean(dim=1)  # [B, S, S]
+    power = torch.fft.fft2(images.cpu().double(), norm="ortho").abs().square().mean(dim=1)  # [B, S, S]
     rings = ring_numbers(size).to(images.device)
     inside = rings <= size // 2
     sums = power.new_zeros(len(images), size // 2 + 1).index_add_(1, rings[inside], power[:, inside])

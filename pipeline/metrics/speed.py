@@ -3,7 +3,8 @@
 import torch
 
 from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
-from pipeline.nn.throughput import device_name, images_per_second
+from pipeline.nn.devices import device_name
+from pipeline.nn.throughput import images_per_second
 
 
 class Speed(TokenizerMetric):

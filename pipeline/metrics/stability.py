@@ -77,12 +77,12 @@ def code_change(name: str, batch: EncodedImages, images: Tensor) -> PerImage:
 
 def ids_changed(first: Tensor, second: Tensor) -> Tensor:
     """Fraction of the ids [B, ...] of each image that differ, [B] float64."""
-    return (first != second).flatten(1).double().mean(dim=1)
+    return (first != second).flatten(1).cpu().double().mean(dim=1)
 
 
 def code_cosine(first: Tensor, second: Tensor) -> Tensor:
     """Cosine of the angle between the vectors of each token of two codes [B, N, C], the mean over tokens, [B]."""
-    return F.cosine_similarity(first.double(), second.double(), dim=-1).mean(dim=1)
+    return F.cosine_similarity(first.cpu().double(), second.cpu().double(), dim=-1).mean(dim=1)
 
 
 def with_noise(images: Tensor, decibel: float, draws: Draws) -> Tensor:

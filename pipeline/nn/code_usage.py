@@ -75,6 +75,7 @@ def count_ids(ids: Tensor, vocab: int) -> Tensor:
 
 def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Usage and perplexity of counts [codebooks, vocab], each the mean over codebooks, [] float32."""
-    p = counts.double() / counts.sum(dim=1, keepdim=True)
-    perplexity = torch.special.entr(p).sum(dim=1).exp()
-    return (counts > 0).double().mean().float(), perplexity.mean().float()
+    exact = counts.cpu().double()
+    perplexity = torch.special.entr(exact / exact.sum(dim=1, keepdim=True)).sum(dim=1).exp()
+    usage, perplexity = (exact > 0).double().mean(), perplexity.mean()
+    return usage.float().to(counts.device), perplexity.float().to(counts.device)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from pipeline.nn.devices import has_fused_updates
 from pipeline.ranges import FractionBelowOne, Positive, RangedArguments
 
 Betas = tuple[FractionBelowOne, FractionBelowOne]  # decay per step of the means of the gradient and of its square
@@ -59,6 +60,11 @@ def groups_of(parameters: Iterable[tuple[str, nn.Parameter]], decay: Decay) -> l
     return [{"params": group, "weight_decay": amount} for (amount, _), group in groups.items()]
 
 
+def fused(player: nn.Module) -> bool | None:
+    """Whether one kernel updates all parameters of the player; None leaves to torch how it does where it has none."""
+    return True if all(has_fused_updates(parameter.device) for _, parameter in trained(player)) else None
+
+
 class OfMeans(Optimizer):
     """One that moves by running means of the gradient and of its square; `rule` is torch's class of it."""
 
@@ -69,4 +75,4 @@ class OfMeans(Optimizer):
 
     def build(self, player: nn.Module, decay: Decay) -> torch.optim.Optimizer:
         groups = groups_of(trained(player), decay)
-        return self.rule(groups, lr=0.0, betas=self.betas, eps=self.epsilon, fused=True)
+        return self.rule(groups, lr=0.0, betas=self.betas, eps=self.epsilon, fused=fused(player))

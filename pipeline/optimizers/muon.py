@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.optimizers.base import Betas, Decay, Optimizer, groups_of, trained
+from pipeline.nn.devices import product_type
+from pipeline.optimizers.base import Betas, Decay, Optimizer, fused, groups_of, trained
 from pipeline.ranges import Count, FractionBelowOne, Positive
 
 
@@ -54,7 +55,7 @@ class Muon(Optimizer):
         if hidden:
             parts.append(Orthogonal(groups_of(hidden, decay), **self.settings))
         if rest:
-            of_rest = {"betas": self.betas, "eps": self.epsilon, "fused": True}
+            of_rest = {"betas": self.betas, "eps": self.epsilon, "fused": fused(player)}
             parts.append(torch.optim.AdamW(groups_of(rest, decay), lr=0.0, **of_rest))
         return Joined(parts)
 
@@ -100,7 +101,7 @@ def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
     Steps x -> a x + b x^3 + c x^5 on its singular values, with Jordan et al.'s coefficients.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    x = matrix.to(product_type(matrix.device))
     x = x.mT if x.shape[0] > x.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(iterations):

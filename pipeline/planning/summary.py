@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from pipeline.checks.accumulation import dependent_on_accumulation, trainings
@@ -14,6 +13,7 @@ from pipeline.checks.weights import all_missing, check_weights
 from pipeline.code import LatentSpec
 from pipeline.datasets.base import MissingImages
 from pipeline.images.facts import SPLITS, SplitFacts, split_facts
+from pipeline.nn.devices import current_device, describe, device_count
 from pipeline.planning.disk import describe_disk
 from pipeline.planning.needs import TrainingNeeds, needs_of
 from pipeline.planning.timing import time_step
@@ -21,6 +21,7 @@ from pipeline.planning.trainings import planned
 from pipeline.ranges import Count, Positive, RangedFields
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
+from pipeline.runs.machine import lacking_precisions
 from pipeline.tokenizers.base import Tokenizer
 
 Rows = Iterator[tuple[str, str]]  # titles and texts
@@ -45,7 +46,7 @@ def print_check(recipe: Recipe, settings: CheckSettings) -> None:
     checked = check_recipe(recipe)
     facts, note = look_at_images(recipe)
     line = check_line(recipe, checked, facts)
-    processes = settings.processes or max(1, torch.cuda.device_count())
+    processes = settings.processes or device_count()
     check_processes(recipe, processes)
     classes = (len(facts["train"].class_names) if facts else CLASSES) if recipe.generator.condition == "class" else 0
     images = facts["train"].images if facts else 0
@@ -56,7 +57,8 @@ def print_check(recipe: Recipe, settings: CheckSettings) -> None:
     for one in needs_of(recipe, checked, classes):
         needs.append(one)
         show(("memory", memory(one, processes, settings.memory * GIGABYTE)))
-    show(("memory", f"this machine has {in_bytes(memory_here())}{' per GPU' if torch.cuda.is_available() else ''}"))
+    show(("device", describe(current_device())), *(("warning", text) for text in lacking_precisions(recipe)))
+    show(("memory", f"this machine has {in_bytes(memory_here())}{' per device' if device_count() > 1 else ''}"))
     show(("time", times(recipe, checked, classes, needs)))
     show(*(("disk", text) for text in describe_disk(recipe, checked, line.network, images, needs)))
     show(("sampling", sampling(recipe, checked)))
@@ -149,8 +151,7 @@ def loop_of(place: str) -> str:
 
 def times(recipe: Recipe, checked: CheckedRecipe, classes: int, needs: list[TrainingNeeds]) -> str:
     """The time of each training's steps on this machine, by one process, where a step was measured."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    texts = []
+    device, texts = current_device(), []
     for training, one in zip(planned(recipe, checked, classes), needs):
         found = time_step(training, one, device)
         if found is None:

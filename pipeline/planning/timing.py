@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from pipeline.draws import StepDraws
+from pipeline.nn.devices import device_name, memory, synchronize
 from pipeline.planning.needs import TrainingNeeds, ready
 from pipeline.planning.trainings import PlannedTraining
 from pipeline.runs.precision import arithmetic, without_autocast
 from pipeline.training.optimizing import make_optimizer
 
 LONGEST = 4.0  # seconds that the measurement of a training may take
-LARGEST = {"cpu": 20e6, "cuda": 2e9}  # parameters beyond which it is not tried
+LARGEST = 20e6, 2e9  # parameters beyond which it is not tried, on a CPU and on an accelerator
 FEW = 4  # images of a step from which the time of a whole one is foretold
 STEPS = 2  # that are timed, after one more
 
@@ -32,7 +33,7 @@ def time_step(training: PlannedTraining, needs: TrainingNeeds, device: torch.dev
     """The time of a micro-batch of one process on `device`; None where it would take too long, or does not fit."""
     parameters = sum(size.trained + size.frozen for size in needs.players.values()) + needs.others
     images = needs.images(1)
-    if needs.step is None or parameters > LARGEST.get(device.type, 0) or not fits(needs, device):
+    if needs.step is None or parameters > LARGEST[device.type != "cpu"] or not fits(needs, device):
         return None
     task = ready(training, device)
     optimizers = {name: make_optimizer(training.loop, name, player) for name, player in task.players.items()}
@@ -45,12 +46,11 @@ def time_step(training: PlannedTraining, needs: TrainingNeeds, device: torch.dev
         return None
     one_step(training, task, optimizers, images, device)
     seconds = [one_step(training, task, optimizers, images, device) for _ in range(STEPS)]
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"the CPU, {torch.get_num_threads()} threads"
-    return StepTime(min(seconds), images, name)
+    return StepTime(min(seconds), images, device_name(device))
 
 
 def fits(needs: TrainingNeeds, device: torch.device) -> bool:
-    return device.type != "cuda" or needs.memory(1) < torch.cuda.mem_get_info(device)[0]
+    return needs.memory(1) < memory(device)[0]
 
 
 def one_step(
@@ -58,7 +58,7 @@ def one_step(
 ) -> float:
     """Seconds of one micro-batch and the steps after it."""
     batch, step = training.batch(images).to(device), training.loop.steps - 1
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     turns = task.turns(batch, StepDraws(0, step, slice(0, images), images, device), step)
     while True:
@@ -70,10 +70,5 @@ def one_step(
             sum(turn[1].values()).backward()
         optimizers[turn[0]].step()
         optimizers[turn[0]].zero_grad()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

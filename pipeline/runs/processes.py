@@ -6,7 +6,7 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 
-BROKEN = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def is_lost_connection(error: Exception) -> bool:
@@ -15,7 +15,9 @@ def is_lost_connection(error: Exception) -> bool:
         return False
     if isinstance(error, torch.distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in BROKEN)
+    used = torch.distributed.get_backend()  # gloo, or cuda:nccl,cpu:gloo
+    marks = [*(name for name in torch.distributed.Backend.backend_list if name in used), *BROKEN]
+    return isinstance(error, RuntimeError) and any(mark.lower() in str(error).lower() for mark in marks)
 
 
 def on_main(accelerator: Accelerator, do: Callable[[], object]) -> None:

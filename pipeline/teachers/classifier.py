@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.draws import mix
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, stage_channels, stem_and_stages
+from pipeline.nn.devices import has_fused_updates
 from pipeline.ranges import Count, RangedArguments, Whole
 
 
@@ -63,7 +64,7 @@ class Classifier(RangedArguments, ConvolutionStages, ModelMixin, ConfigMixin):
     def accuracy(self, images: Tensor, labels: Tensor, batch: int = 256) -> float:
         """Fraction of images [n, 3, H, W] whose largest logit is at their label [n]."""
         guesses = torch.cat([self(part).argmax(1) for part in images.split(batch)])
-        return (guesses == labels).double().mean().item()
+        return (guesses == labels).cpu().double().mean().item()
 
 
 def fit(
@@ -95,7 +96,8 @@ def fit(
 
 def _train(network: Classifier, images: Tensor, labels: Tensor | None, seed: int, steps: int, batch: int) -> None:
     randomness = Generator().manual_seed(mix(seed, "batches"))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.02, fused=True)
+    fused = has_fused_updates(images.device) or None
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.02, fused=fused)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps, pct_start=0.2)
     network.train()
     for _ in range(steps):

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.files.checksums import check_content, recorded_in, write_checksums
 from pipeline.files.writing import read_json, remove_folder, replace_folder, write_json, write_tensors
+from pipeline.nn.devices import current_device, random_states, set_random_states
 from pipeline.training.ema import Average
 from pipeline.training.sharding import divided_as, local, whole
 
@@ -76,9 +78,9 @@ def restore(accelerator: Accelerator, folder: Path, progress: Progress, players:
     progress.step, progress.skipped = state["step"], state["skipped"]
     if progress.scaler is not None and state["scaler"] is not None:
         progress.scaler.load_state_dict(state["scaler"])
-    random_states = checkpoint / f"random_{accelerator.process_index}.safetensors"
-    if random_states.exists():  # there are more processes now where it does not
-        restore_random_states(random_states)
+    states = checkpoint / f"random_{accelerator.process_index}.safetensors"
+    if states.exists():  # there are more processes now where it does not
+        restore_random_states(states)
 
 
 def newest_whole(accelerator: Accelerator, folder: Path) -> Path | None:
@@ -183,8 +185,8 @@ def write_random_states(file: Path) -> None:
     kind, numbers, *rest = np.random.get_state()
     tensors = {"python": torch.tensor(words), "numpy": torch.from_numpy(numbers.astype(np.int64))}
     tensors |= {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    device = current_device()
+    tensors |= {f"{device.type}.{number}": state for number, state in enumerate(random_states(device))}
     write_tensors(file, tensors, {"rest": json.dumps([version, gauss, kind, *rest])})
 
 
@@ -195,9 +197,9 @@ def restore_random_states(file: Path) -> None:
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
     torch.set_rng_state(tensors["torch"])
-    states = [tensors[name] for name in sorted(tensors, key=len) if name.startswith("cuda.")]
-    if states and len(states) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states)
+    device = current_device()
+    names = sorted((name for name in tensors if name.startswith(f"{device.type}.")), key=len)
+    set_random_states(device, [tensors[name] for name in names])
 
 
 def assert_equal_ranks(accelerator: Accelerator, players: dict[str, nn.Module]) -> None:
@@ -205,7 +207,7 @@ def assert_equal_ranks(accelerator: Accelerator, players: dict[str, nn.Module]) 
     if accelerator.num_processes == 1:
         return
     for name, player in players.items():
-        sums = torch.stack([p.detach().double().abs().sum() for p in player.parameters() if local(p) is p])
-        everyone = accelerator.gather(sums[None])
-        if not torch.equal(everyone, everyone[:1].expand_as(everyone)):
+        undivided = [p.detach().cpu() for p in player.parameters() if local(p) is p]
+        everyone = gather_object([[float(p.double().abs().sum()) for p in undivided]])
+        if any(sums != everyone[0] for sums in everyone):
             raise RuntimeError(f"the processes' copies of the {name} have drifted apart; nothing was saved")

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline.draws import StepDraws
+from pipeline.nn.devices import copies_pinned
 from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.loops import Loop
 from pipeline.runs.precision import autocast, rounding
@@ -81,7 +82,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     checkpoints.restore(accelerator, run.folder, progress, task.players)
     journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
     training = Training(task, run, micro, progress, journal)
-    source = batches(data, micro, run.seed, progress.step, run.workers, accelerator.device.type == "cuda")
+    source = batches(data, micro, run.seed, progress.step, run.workers, copies_pinned(accelerator.device))
     with stop_requests() as requests, contextlib.closing(journal), contextlib.closing(source), rounding(run.precision):
         while progress.step < loop.steps:
             train_step(training, source)

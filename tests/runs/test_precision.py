@@ -71,9 +71,10 @@ def test_rounding_is_set_and_put_back():
         assert (matmul.allow_tf32, convolutions.allow_tf32) == before
 
 
-def test_fp16_needs_a_gpu_in_whichever_stage(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="precision.generator=fp16 needs a GPU; set precision.generator=bf16 or fp32"):
+def test_fp16_is_none_of_the_cpus_in_whichever_stage(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    expected = r"precision.generator=fp16: cpu \(.*\) does not train in it; set precision.generator to fp32 or bf16"
+    with pytest.raises(ValueError, match=expected):
         machine.start(load("digits", ["precision.generator=fp16"]))
 
 
