@@ -118,8 +118,8 @@ def dispatch(name: str, words: list[str]) -> int | None:
         raise ValueError(f"{name.replace('_', '-')} needs a recipe, by name or as a file; `{listed}` lists them")
     from pipeline.recipes.schema import load
 
-    recipe, chosen = load(words[0], words[1:]), stages.ORDER if name == "all" else (name,)
-    return run_stages(recipe, words[0], words[1:], chosen)
+    recipe = load(words[0], words[1:])
+    return run_stages(recipe, words[0], words[1:], None if name == "all" else name)
 
 
 def is_recipe(word: str) -> bool:
@@ -154,13 +154,33 @@ def help_of(name: str) -> str:
 
 
 def help_of_stage(stage: stages.Stage) -> str:
-    read = ", ".join(f"{name}/" for name in stage.reads) or "images"
+    read = ", ".join(f"{name}/" for name in stage.reads + stage.reads_where_made) or "images"
     facts = f"It reads {read} and writes runs/<name>/{stage.writes}/, whole or not at all."
     return f"{command_line(stage.command, 'RECIPE', SETTINGS)}\n\n{stage.purpose}\n{facts}"
 
 
-def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[str, ...]) -> None:
-    """Run the chosen stages that are missing or out of date; a single stage needs those before it to be current.
+def find_stages(recipe: "Recipe", only: str | None) -> tuple[list[stages.Stage], str]:
+    """The stages of a recipe up to that named `only`, where one is, and the command after them.
+
+    ValueError where the recipe's line has no such stage.
+    """
+    line = stages.line(recipe)
+    names = [stage.name for stage in line]
+    if only is None or only == names[-1]:
+        return line, "sample" if "samples" in [stage.writes for stage in line] else "card"
+    if only not in names:
+        missing = {stage.needs for stage in stages.table()} - {stage.needs for stage in line}
+        there = ", ".join(stage.command for stage in line)
+        raise ValueError(
+            f"{recipe.name} has no stage {only.replace('_', '-')}, for it has no {', '.join(sorted(missing))}; it has"
+            f" {there}"
+        )
+    after = names.index(only) + 1
+    return line[:after], line[after].command
+
+
+def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | None) -> None:
+    """Run the stages that are missing or out of date; one of them `only` needs those before it to be current.
 
     The run is claimed when there is something to do: one that is up to date is only read.
     """
@@ -174,18 +194,18 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
     from pipeline.runs.machine import start
     from pipeline.runs.workspace import fingerprint
 
-    checked = check_recipe(recipe)
-    work, table = start(recipe), stages.table()[: 1 + max(map(stages.ORDER.index, chosen))]
+    table, following = find_stages(recipe, only)
+    checked, work = check_recipe(recipe), start(recipe)
     images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
     line = check_line(recipe, checked, images.facts)
     check_processes(recipe, work.accelerator.num_processes)
     check_weights(recipe)
     because: dict[str, str] = {}
     with contextlib.ExitStack() as held:
-        for number, stage in enumerate(table):
+        for stage in table:
             uses, made_of = stages.load(stage.name).uses(recipe), images.of(stage.images)
             because[stage.writes] = fingerprint(uses, made_of, [because[read] for read in stage.reads])
-            if stage.name not in chosen:
+            if only not in (None, stage.name):
                 continue
             if not work.current(stage.writes, because[stage.writes]):
                 for read in stage.reads:
@@ -194,16 +214,16 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], chosen: tuple[
                         raise ValueError(f"{work.root / read} is missing or out of date{why}; run: {again}")
                 if work.claimed is None:
                     held.enter_context(work.claim(origin(name), settings(recipe)))
-                    for text in line.weights + line.left_out + line.warnings if chosen == stages.ORDER else ():
+                    for text in line.weights + line.left_out + line.warnings if only is None else ():
                         work.say(text)
             if work.current(stage.writes, because[stage.writes]):  # another command may have ended meanwhile
                 work.say(f"{stage.name}: {work.root / stage.writes} is up to date")
                 continue
             run_stage(stage, recipe, work, images, because[stage.writes])
-            if chosen != stages.ORDER:
-                work.say(f"next: {command_line(following(number), name, *overrides)}")
-    if chosen == stages.ORDER:
-        work.say(f"the report: {work.root / 'report' / 'index.html'}\nthe pipeline: {work.root / 'pipeline'}")
+            if only is not None:
+                work.say(f"next: {command_line(following, name, *overrides)}")
+    if only is None:
+        work.say(f"the report: {work.root / 'report' / 'index.html'}\npublished: {work.root / 'pipeline'}")
 
 
 def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: "UsedImages", because: str) -> None:
@@ -228,11 +248,6 @@ def reason(images: "UsedImages", work: "Workspace", artefact: str) -> str:
     """` (the training images have changed ...)` where an artefact was made of others, else nothing."""
     change = images.change_since(work.history([artefact]).values())
     return f" ({change})" if change else ""
-
-
-def following(number: int) -> str:
-    """The command after the stage of this number; after the last, images of what was published."""
-    return stages.ORDER[number + 1].replace("_", "-") if number + 1 < len(stages.ORDER) else "sample"
 
 
 if __name__ == "__main__":

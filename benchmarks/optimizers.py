@@ -62,7 +62,7 @@ def seconds_of_steps(steps: int = TIMED, rounds: int = ROUNDS) -> dict[str, floa
     for kind in KINDS * rounds:
         recipe = load("digits", [f"generator.loop.optimizer.kind={kind}", f"generator.loop.steps={steps}"])
         checked, part = check_recipe(recipe), recipe.generator
-        spec, objective = checked.spec, checked.objective
+        spec, objective = checked.spec, checked.generator.objective
         part.loop.warmup, part.loop.save_every = 0, 0
         task = Generation(build_network(recipe, spec, 10, objective), objective, part.weights)
         with tempfile.TemporaryDirectory() as folder:

@@ -2,15 +2,17 @@
 
 A stage is a module: its docstring says what it does, READS and WRITES name artefacts, IMAGES the splits that its result
 depends on beside these, PRECISION which word of the recipe's `precision` it computes in, `uses` says which part of a
-recipe it depends on, and `run` does it. What the help prints is read off the source, since importing a stage imports
-torch and all that it needs.
+recipe it depends on, and `run` does it. NEEDS names a section of the recipe without which its line has no such stage,
+nor those that read what this one makes; READS_WHERE_MADE names artefacts that it does without in such a line. What the
+help prints is read off the source, since importing a stage imports torch and all that it needs.
 """
 
 import ast
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ORDER = (
     "train_tokenizer",
@@ -31,9 +33,11 @@ class Stage:
     name: str
     purpose: str  # the module's docstring, whose first line is a sentence
     reads: tuple[str, ...]  # artefacts of earlier stages
+    reads_where_made: tuple[str, ...]  # those that it also reads in a line that makes them
     writes: str  # the artefact that it makes
     images: tuple[str, ...]  # splits that it looks at, beside what it reads; both where the module does not say
     precision: str | None  # whose word of the recipe's `precision` it computes in; None where it computes nothing
+    needs: str | None  # the section without which a line has no such stage
 
     @property
     def command(self) -> str:
@@ -49,22 +53,37 @@ class Stage:
 def describe(name: str) -> Stage:
     """A stage by its name in ORDER, without importing it."""
     tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
-    assigned = {
+    stated = {
         target.id: node.value
         for node in tree.body
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    reads, writes = (ast.literal_eval(assigned[constant]) for constant in ("READS", "WRITES"))
-    images = ast.literal_eval(assigned["IMAGES"]) if "IMAGES" in assigned else ("train", "held_out")
-    precision = ast.literal_eval(assigned["PRECISION"]) if "PRECISION" in assigned else None
-    return Stage(name, ast.get_docstring(tree), reads, writes, images, precision)
+    reads, writes = (ast.literal_eval(stated[constant]) for constant in ("READS", "WRITES"))
+    where_stated = {"READS_WHERE_MADE": (), "IMAGES": ("train", "held_out"), "PRECISION": None, "NEEDS": None}
+    also, images, precision, needs = (
+        ast.literal_eval(stated[constant]) if constant in stated else without
+        for constant, without in where_stated.items()
+    )
+    return Stage(name, ast.get_docstring(tree), reads, also, writes, images, precision, needs)
 
 
 def table() -> list[Stage]:
     """Every stage, in order."""
     return [describe(name) for name in ORDER]
+
+
+def line(recipe: Any) -> list[Stage]:
+    """The stages of a recipe's line, in order; `reads` of each is all that it reads there."""
+    stages, made = [], set()
+    for stage in table():
+        there = stage.needs is None or getattr(recipe, stage.needs) is not None
+        if there and made.issuperset(stage.reads):
+            also = tuple(artefact for artefact in stage.reads_where_made if artefact in made)
+            stages.append(replace(stage, reads=stage.reads + also))
+            made.add(stage.writes)
+    return stages
 
 
 def picture() -> str:

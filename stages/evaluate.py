@@ -1,11 +1,14 @@
 """Measures samples, reconstructions and codes beside real images, and writes the report."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.features.passes import evenly_spaced
+from pipeline.components import find
+from pipeline.features.passes import PerImage, evenly_spaced
 from pipeline.files.writing import write_json
 from pipeline.images import grids
 from pipeline.images.reading import Images
@@ -26,8 +29,11 @@ from pipeline.runs.precision import arithmetic
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
+from pipeline.saved_folders import load_component
+from pipeline.tokenizers.base import Tokenizer
 
-READS = ("tokenizer", "joint", "latents", "generator", "decoder", "samples")
+READS = ("tokenizer",)
+READS_WHERE_MADE = ("joint", "latents", "generator", "decoder", "samples")
 WRITES = "report"
 IMAGES = ("train", "held_out")
 PRECISION = "evaluate"
@@ -41,79 +47,128 @@ def uses(recipe: Recipe) -> Any:
     return recipe.evaluate, reference, prepared, recipe.seed, recipe.precision.evaluate, recipe.weights.files
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a report shows of a line, on the main process."""
+
+    made_of: tuple[str, ...]  # the artefacts that were measured
+    groups: dict[str, dict[str, Measurement]]  # by heading and key
+    figures: list[Picture]
+    left_out: dict[str, str]  # why a number is not there, by its name
+
+
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
-    of_samples = SampleMeasuring.of_run(recipe, work, train, held_out, out / "judge")
-    pipe = assemble(recipe, chosen_decoder(recipe, work.artefact("decoder")), work.artefact("generator"))
-    pipe.to(work.accelerator.device)
-    pipe.set_progress_bar_config(disable=True)
-    of_tokenizer = tokenizer_measuring(recipe, pipe, of_samples)
-    pixels, labels, record = load_samples(work.artefact("samples"))
-    samples = of_samples.read_samples(pixels, labels)
-    more = lambda *batch: of_tokenizer.rows(of_tokenizer.reconstruct(*batch))  # noqa: E731
-    real = of_samples.read_real(train, held_out, samples.count, more)
-    if not work.accelerator.is_main_process:
+    measuring = SampleMeasuring.of_run(recipe, work, train, held_out, out / "judge")
+    measure = measure_tokenizer if recipe.generator is None else measure_line
+    measured = measure(work, measuring, train, held_out, out)
+    if measured is None:
         return
-    groups: dict[str, dict[str, Measurement]] = {}
-    for metric, numbers in of_samples.measure(samples, real, record):
-        groups.setdefault(metric.group, {}).update(numbers)
-    for metric, numbers in of_tokenizer.measure(tokenizer_inputs(recipe, work, of_tokenizer, real)):
-        groups.setdefault(metric.report_group, {}).update(numbers)
-    left_out = describe_left_out(of_samples.left_out | of_tokenizer.left_out)
+    left_out = describe_left_out(measured.left_out)
     for line in left_out:
         print(f"evaluate leaves out {line}")
-    flat = {key: {"group": name} | number.as_dict() for name, group in groups.items() for key, number in group.items()}
+    flat = {
+        key: {"group": name} | number.as_dict()
+        for name, group in measured.groups.items()
+        for key, number in group.items()
+    }
     write_json(out / "metrics.json", flat, allow_nan=False)
-    figures = draw(recipe, work, out, held_out, pipe)
-    notes = work.history(READS)
-    save_report(out, recipe.name, describe(recipe, train, held_out, left_out), figures, notes, settings(recipe))
+    if draw_curves(logs(recipe, work, measured.made_of), out / "curves.png"):
+        curves = Picture("Training", "Logged values by optimiser step.", out / "curves.png", wide=True)
+        measured.figures.append(curves)
+    notes, summary = work.history(measured.made_of), describe(recipe, train, held_out, left_out)
+    save_report(out, recipe.name, summary, measured.figures, notes, settings(recipe))
     render_report(work.root, out)
 
 
-def tokenizer_measuring(recipe: Recipe, pipe: LatentPipeline, of_samples: SampleMeasuring) -> TokenizerMeasuring:
-    """Measures the pipeline's tokenizer by those metrics that its codes are suited to."""
-    tokenizer = pipe.tokenizer.eval()
+def measure_line(
+    work: Workspace, of_samples: SampleMeasuring, train: Images, held_out: Images, out: Path
+) -> Measured | None:
+    """Samples beside real images, and the tokenizer that decodes them; None on all processes but the main one."""
+    recipe = of_samples.recipe
+    pipe = assemble(recipe, chosen_decoder(recipe, work.artefact("decoder")), work.artefact("generator"))
+    pipe.to(work.accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
+    of_tokenizer = tokenizer_measuring(pipe.tokenizer, of_samples)
+    pixels, labels, record = load_samples(work.artefact("samples"))
+    samples = of_samples.read_samples(pixels, labels)
+    real = of_samples.read_real(train, held_out, samples.count, of_tokenizer.pass_through)
+    if not work.accelerator.is_main_process:
+        return None
+    groups: dict[str, dict[str, Measurement]] = {}
+    for metric, numbers in of_samples.measure(samples, real, record):
+        groups.setdefault(metric.group, {}).update(numbers)
+    inputs = tokenizer_inputs(of_tokenizer, of_samples, real, stored_ids(work))
+    for metric, numbers in of_tokenizer.measure(inputs):
+        groups.setdefault(metric.report_group, {}).update(numbers)
+    figures = draw(recipe, work, out, held_out, pipe)
+    made_of = READS + READS_WHERE_MADE
+    return Measured(made_of, groups, figures, of_samples.left_out | of_tokenizer.left_out)
+
+
+def measure_tokenizer(
+    work: Workspace, of_images: SampleMeasuring, train: Images, held_out: Images, out: Path
+) -> Measured | None:
+    """Reconstructions of held-out images by a tokenizer alone; None on all processes but the main one."""
+    recipe, device = of_images.recipe, work.accelerator.device
+    tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), work.artefact("tokenizer"))
+    measuring = tokenizer_measuring(tokenizer.to(device), of_images)
+    real = of_images.read_held_out(train, held_out, measuring.pass_through)
+    if not work.accelerator.is_main_process:
+        return None
+    groups: dict[str, dict[str, Measurement]] = {}
+    for metric, numbers in measuring.measure(tokenizer_inputs(measuring, of_images, real, {})):
+        groups.setdefault(metric.report_group, {}).update(numbers)
+    figures = []
+    if len(held_out):
+        figures.append(draw_reconstructions(held_out, tokenizer, out / "reconstructions.png"))
+    return Measured(READS, groups, figures, measuring.left_out)
+
+
+def tokenizer_measuring(tokenizer: Tokenizer, of_images: SampleMeasuring) -> TokenizerMeasuring:
+    """Measures a tokenizer by those metrics of the report that its codes are suited to."""
+    recipe, tokenizer = of_images.recipe, tokenizer.eval()
     metrics = suited_metrics(report_metrics(recipe.evaluate, TokenizerMetric), tokenizer.spec)
     word = recipe.precision.evaluate
-    return TokenizerMeasuring(tokenizer, of_samples.extractors, metrics, recipe.seed, tokenizer.encode, precision=word)
+    return TokenizerMeasuring(tokenizer, of_images.extractors, metrics, recipe.seed, tokenizer.encode, precision=word)
+
+
+def stored_ids(work: Workspace) -> PerImage:
+    """The ids of training images: codes without ids are large, and no metric of a report needs them."""
+    store = LatentStore(work.artefact("latents"))
+    return {"ids": store.plain(torch.arange(min(len(store), CODES))).code.ids} if store.spec.vocab else {}
 
 
 def tokenizer_inputs(
-    recipe: Recipe, work: Workspace, measuring: TokenizerMeasuring, real: RealImages
+    measuring: TokenizerMeasuring, of_images: SampleMeasuring, real: RealImages, ids: PerImage
 ) -> TokenizerInputs:
-    """Of the training split the stored ids alone are given: codes without ids are large, and no metric needs them."""
-    store, ids = LatentStore(work.artefact("latents")), {}
-    if store.spec.vocab:
-        ids = {"ids": store.plain(torch.arange(min(len(store), CODES))).code.ids}
+    """What is known of held-out images, and of training images the stored ids alone."""
+    recipe, tokenizer = of_images.recipe, measuring.tokenizer
     sets = ImageSet(ids, {}), ImageSet(real.held_out.narrow, real.protocol, real.held_out.moments)
-    networks = measuring.extractors, work.accelerator
-    return TokenizerInputs(
-        measuring.tokenizer, recipe.data.size, recipe.seed, *networks, *sets, measuring.tokenizer.encode
-    )
+    networks = measuring.extractors, of_images.accelerator
+    return TokenizerInputs(tokenizer, recipe.data.size, recipe.seed, *networks, *sets, tokenizer.encode)
 
 
 def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: LatentPipeline) -> list[Picture]:
     """The pictures of the report, written beside it."""
     pixels, labels, _ = load_samples(work.artefact("samples"))
-    size = pixels.shape[1]
     grids.samples_by_class(pixels, labels, held_out.class_names).save(out / "samples.png")
     rows = "one class per row" if labels is not None else "in the order of their seeds"
     figures = [Picture("Samples", f"Samples, {rows}; not selected.", out / "samples.png", True)]
     if len(held_out):
-        figures.append(draw_reconstructions(held_out, grids.columns(size), pipe, out / "reconstructions.png"))
+        figures.append(draw_reconstructions(held_out, pipe.tokenizer, out / "reconstructions.png"))
     if not pipe.objective.discrete:  # ids start from no noise
         figures.append(draw_between(recipe, pipe, out / "interpolation.png"))
-    if draw_curves(logs(recipe, work), out / "curves.png"):
-        figures.append(Picture("Training", "Logged values by optimiser step.", out / "curves.png", wide=True))
     return figures
 
 
 @torch.no_grad()
-def draw_reconstructions(held_out: Images, columns: int, pipe: LatentPipeline, path: Path) -> Picture:
-    """As many held-out images as there are `columns`, beside what the pipeline's tokenizer makes of them."""
+def draw_reconstructions(held_out: Images, tokenizer: Tokenizer, path: Path) -> Picture:
+    """A row of held-out images, above what the tokenizer makes of them."""
+    columns = grids.columns(held_out.data.size)
     images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), columns))).images
-    code = pipe.tokenizer.encode(images.to(pipe.device))
-    grids.reconstructions(images, rendered(pipe.tokenizer, code).cpu()).save(path)
+    code = tokenizer.encode(images.to(tokenizer.device))
+    grids.reconstructions(images, rendered(tokenizer, code).cpu()).save(path)
     caption = f"Held-out images, their reconstructions, and the absolute difference times {grids.AMPLIFIED}."
     return Picture("Reconstructions", caption, path, True)
 
@@ -133,19 +188,18 @@ def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:
     return Picture("Interpolation", caption, path, True)
 
 
-def logs(recipe: Recipe, work: Workspace) -> dict[str, Path]:
-    """The training logs there are, by what was trained, in order."""
-    tokenizer = work.artefact("tokenizer")
-    logs = {f"tokenizer {phase}": tokenizer / "phases" / phase / "metrics.jsonl" for phase in recipe.tokenizer.phases}
-    logs["joint"] = work.artefact("joint") / "metrics.jsonl"
-    logs["generator"] = work.artefact("generator") / "metrics.jsonl"
-    logs["decoder"] = work.artefact("decoder") / "posttraining" / "metrics.jsonl"
-    return {title: path for title, path in logs.items() if path.exists()}
+def logs(recipe: Recipe, work: Workspace, made_of: Sequence[str]) -> dict[str, Path]:
+    """The training logs that these artefacts have, by what was trained, in order."""
+    logs = {f"tokenizer {phase}": f"tokenizer/phases/{phase}" for phase in recipe.tokenizer.phases}
+    logs |= {"joint": "joint", "generator": "generator", "decoder": "decoder/posttraining"}
+    paths = {title: work.root / folder / "metrics.jsonl" for title, folder in logs.items()}
+    there = {title for title, folder in logs.items() if folder.partition("/")[0] in made_of}
+    return {title: path for title, path in paths.items() if title in there and path.exists()}
 
 
 def describe(recipe: Recipe, train: Images, held_out: Images, left_out: list[str]) -> str:
     classes = f", {train.num_classes} classes" if train.num_classes else ""
-    kinds = [recipe.tokenizer.model["kind"], recipe.generator.network["kind"], recipe.generator.objective["kind"]]
+    kinds = [part["kind"] for part in recipe.components.values()]
     return (
         f"{len(train)} training and {len(held_out)} held-out images of {recipe.data.size} × {recipe.data.size} pixels"
         f"{classes} · {' · '.join(kind.replace('_', ' ') for kind in kinds)}"

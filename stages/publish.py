@@ -1,4 +1,7 @@
-"""Writes the diffusers folder that other people load, in which nothing tells where its maker's files lie."""
+"""Writes the diffusers folder that other people load, in which nothing tells where its maker's files lie.
+
+Without a generator that is the folder of a tokenizer alone.
+"""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from pipeline.components import structure
+from pipeline.components import find, structure
 from pipeline.files.paths import without_paths
 from pipeline.files.writing import new_file, read_json, write_json, write_text
 from pipeline.images.grids import make_grid
@@ -16,12 +19,15 @@ from pipeline.publishing.model_card import Facts, model_card
 from pipeline.publishing.self_contained import write_self_contained
 from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
 from pipeline.publishing.stock_transformer import stock_transformer
+from pipeline.publishing.tokenizer_card import tokenizer_card
 from pipeline.recipes.schema import Recipe, settings
 from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.workspace import OWNER, Workspace
 from pipeline.sampling.many_images import assemble
+from pipeline.saved_folders import load_component
 
-READS = ("decoder", "generator", "report")
+READS = ("tokenizer", "report")
+READS_WHERE_MADE = ("decoder", "generator")
 WRITES = "pipeline"
 IMAGES = ()
 SHOWN_CLASSES, SHOWN_EACH = 8, 2  # in the card's grid
@@ -32,22 +38,47 @@ def uses(recipe: Recipe) -> Any:
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
-    if not work.accelerator.is_main_process:
-        return
+    if work.accelerator.is_main_process:
+        publish = publish_tokenizer if recipe.generator is None else publish_pipeline
+        publish(recipe, work, out)
+
+
+def publish_tokenizer(recipe: Recipe, work: Workspace, out: Path) -> None:
+    """The tokenizer alone, with what was measured of it."""
+    cls = find("tokenizers", recipe.tokenizer.model["kind"])
+    tokenizer = load_component(cls, work.artefact("tokenizer"))
+    tokenizer.save_pretrained(out / "tokenizer")
+    public = public_recipe(recipe)
+    facts = write_facts(public, work, READS, out)
+    write_text(out / "README.md", tokenizer_card(public, tokenizer, facts))
+
+
+def publish_pipeline(recipe: Recipe, work: Workspace, out: Path) -> None:
+    """The pipeline of tokenizer and generator, with samples and what was measured of them."""
     pipe = assemble(recipe, chosen_decoder(recipe, work.artefact("decoder")), work.artefact("generator"))
     pipe.save_pretrained(out)
     pipe.defaults = replace(pipe.defaults, weak=without_paths(pipe.defaults.weak))
     saved = load_again(pipe, out, work.accelerator.device)
     write_grid(saved, out / "samples")
     notes = write_extras(recipe, pipe.to("cpu"), out)
-    public = structure(Recipe, without_paths(asdict(recipe)))
+    public = public_recipe(recipe)
+    facts = write_facts(public, work, READS + READS_WHERE_MADE, out)
+    write_text(out / "README.md", model_card(public, pipe, replace(facts, notes=notes)))
+
+
+def public_recipe(recipe: Recipe) -> Recipe:
+    """The recipe without what tells where its maker's files lie."""
+    return structure(Recipe, without_paths(asdict(recipe)))
+
+
+def write_facts(public: Recipe, work: Workspace, made_of: tuple[str, ...], out: Path) -> Facts:
+    """Write the recipe, the provenance of these artefacts and the numbers of the report; returns what a card tells."""
     write_text(out / OWNER, settings(public))
-    provenance = without_paths(work.history(READS))
+    provenance = without_paths(work.history(made_of))
     write_json(out / "provenance.json", provenance)
     numbers = without_paths(read_json(work.artefact("report") / "metrics.json"))
     write_json(out / "eval" / "metrics.json", numbers)
-    facts = Facts((work.root / WRITES).as_posix(), numbers, provenance, notes)
-    write_text(out / "README.md", model_card(public, pipe, facts))
+    return Facts((work.root / WRITES).as_posix(), numbers, provenance)
 
 
 def load_again(pipe: LatentPipeline, folder: Path, device: torch.device) -> LatentPipeline:

@@ -38,6 +38,7 @@ READS = ("tokenizer",)
 WRITES = "joint"
 IMAGES = ("train",)
 PRECISION = "joint"
+NEEDS = "generator"
 
 
 def uses(recipe: Recipe) -> Any:

@@ -11,6 +11,8 @@ from support.fresh_process import run_fresh
 import stages
 from pipeline import program
 from pipeline.commands import COMMANDS
+from pipeline.recipes.schema import load
+from run import find_stages
 
 ROOT = Path(__file__).parents[1]
 STAGE = '''"""Counts the training images."""
@@ -77,7 +79,24 @@ def test_the_readme_shows_the_stages_there_are():
     assert stages.picture() in (ROOT / "README.md").read_text(encoding="utf-8")
     made = [stage.writes for stage in stages.table()]
     for number, stage in enumerate(stages.table()):
-        assert set(stage.reads) <= set(made[:number]), "a stage reads what earlier ones have made"
+        assert {*stage.reads, *stage.reads_where_made} <= set(made[:number]), (
+            "a stage reads what earlier ones have made"
+        )
+
+
+def test_a_recipe_without_a_generator_has_the_stages_of_a_tokenizer():
+    whole, alone = load("digits"), load("digits", ["generator=null"])
+    assert [stage.name for stage in stages.line(whole)] == list(stages.ORDER)
+    assert {stage.name: stage.reads for stage in stages.line(alone)} == {
+        "train_tokenizer": (),
+        "evaluate": ("tokenizer",),
+        "publish": ("tokenizer", "report"),
+    }
+    commands = [find_stages(alone, name)[1] for name in ("train_tokenizer", "evaluate", "publish")]
+    assert commands == ["evaluate", "publish", "card"] and find_stages(whole, None)[1] == "sample"
+    told = "^digits has no stage sample, for it has no generator; it has train-tokenizer, evaluate, publish$"
+    with pytest.raises(ValueError, match=told):
+        find_stages(alone, "sample")
 
 
 def test_a_command_prints_its_own_help(tmp_path):

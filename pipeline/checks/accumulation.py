@@ -49,7 +49,8 @@ def trainings(recipe: Recipe) -> Iterator[tuple[str, Loop, list[str]]]:
         phase = recipe.joint.phase
         statistics = [*statistics_of(phase, model), *of_losses(recipe.generator.losses), "the moments of codes"]
         yield "joint.phase.loop", phase.loop, statistics
-    yield "generator.loop", recipe.generator.loop, of_losses(recipe.generator.losses)
+    if recipe.generator is not None:
+        yield "generator.loop", recipe.generator.loop, of_losses(recipe.generator.losses)
     if recipe.posttrain is not None:
         phase = recipe.posttrain.phase
         yield "posttrain.phase.loop", phase.loop, statistics_of(phase, None)

@@ -18,7 +18,7 @@ def check_images(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> None:
         raise SettingError("data.source", ": no image is left to train on; hold out fewer, or name other images")
     count_condition_classes(recipe, len(train.class_names))
     empty = [name for name, count in zip(train.class_names, train.class_counts) if not count]
-    if empty and recipe.generator.condition == "class":
+    if empty and recipe.conditional:
         raise SettingError("data.source", f": no training image is of the class {empty[0]!r}, which would be sampled")
     if train.class_names != held_out.class_names:
         raise SettingError(
@@ -37,9 +37,10 @@ def numbers_left_out(recipe: Recipe, facts: Mapping[str, SplitFacts], spec: Late
     most, sizes = recipe.evaluate.images, {split: known.images for split, known in facts.items()}
     held_out = {HELD_OUT: min(most, sizes["held_out"])}
     sets = {"samples": min(most, recipe.sample.images), "training images": min(most, sizes["train"])} | held_out
+    of_samples = report_metrics(recipe.evaluate, SampleMetric) if recipe.generator is not None else []
     of_tokenizer = [m for m in report_metrics(recipe.evaluate, TokenizerMetric) if m.why_left_out(spec) is None]
     pairs: list[tuple[Metric, dict[str, int]]] = [
-        *((metric, sets) for metric in report_metrics(recipe.evaluate, SampleMetric)),
+        *((metric, sets) for metric in of_samples),
         *((metric, held_out) for metric in of_tokenizer),
     ]
     fewer = recipe.evaluate.neighbour_images

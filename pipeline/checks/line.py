@@ -29,7 +29,7 @@ class CheckedLine:
     """What a line that is right comes to on this machine."""
 
     tokenizer: Tokenizer | None  # on the meta device; None where it is frozen
-    network: Network  # on the meta device
+    network: Network | None  # on the meta device; None where there is no generator
     weights: list[str]  # a line for each frozen network, and for first weights: which ones, and where from
     left_out: list[str]  # a line for each number, or folder, that will not be there
     warnings: list[str]  # a line for each training that this machine may be too small for
@@ -42,10 +42,11 @@ def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, Split
     """
     if facts:
         check_images(recipe, facts)
-    classes = len(facts["train"].class_names) if facts else CLASSES
-    with torch.device("meta"):
-        conditional = recipe.generator.condition == "class"
-        network = build_network(recipe, checked.spec, classes if conditional else 0, checked.objective)
+    network = None
+    if checked.generator is not None:
+        with torch.device("meta"):
+            classes = count_classes(recipe, facts)
+            network = build_network(recipe, checked.spec, classes, checked.generator.objective)
     tokenizer = None if checked.tokenizer.frozen else build_tokenizer_on_meta(recipe)
     if facts:
         check_starts(recipe, tokenizer, network)
@@ -56,7 +57,14 @@ def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, Split
     return CheckedLine(tokenizer, network, describe_weights(recipe), left_out, memory_lacking(tokenizer, network))
 
 
-def check_starts(recipe: Recipe, tokenizer: Tokenizer | None, network: Network) -> None:
+def count_classes(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> int:
+    """How many classes condition the generator, `CLASSES` where the images are not on this machine."""
+    if not recipe.conditional:
+        return 0
+    return len(facts["train"].class_names) if facts else CLASSES
+
+
+def check_starts(recipe: Recipe, tokenizer: Tokenizer | None, network: Network | None) -> None:
     """ValueError where a folder that a stage begins with, or is guided by, does not fit.
 
     Those that are not there are told by `pipeline.checks.weights`.

@@ -30,10 +30,10 @@ def check_processes(recipe: Recipe, processes: int) -> None:
             )
 
 
-def memory_needed(tokenizer: Tokenizer | None, network: Network) -> dict[str, int]:
+def memory_needed(tokenizer: Tokenizer | None, network: Network | None) -> dict[str, int]:
     """Bytes that each training needs for parameters, gradients, optimizer and averages; a frozen tokenizer has none."""
     needed = {} if tokenizer is None else {"tokenizer": bytes_of(tokenizer, tokenizer.frozen_parameters())}
-    return needed | {"generator": bytes_of(network)}
+    return needed if network is None else needed | {"generator": bytes_of(network)}
 
 
 def bytes_of(model: nn.Module, frozen: Iterable[nn.Parameter] = ()) -> int:
@@ -41,7 +41,7 @@ def bytes_of(model: nn.Module, frozen: Iterable[nn.Parameter] = ()) -> int:
     return fixed * BYTES_FROZEN + (count_parameters(model) - fixed) * BYTES_TRAINED
 
 
-def memory_lacking(tokenizer: Tokenizer | None, network: Network) -> list[str]:
+def memory_lacking(tokenizer: Tokenizer | None, network: Network | None) -> list[str]:
     """A line for each training that needs more memory than this machine has."""
     here, needed = memory_here(), memory_needed(tokenizer, network)
     return [

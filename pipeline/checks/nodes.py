@@ -19,7 +19,7 @@ def nodes_of(recipe: Recipe) -> Iterator[tuple[str, str, Node]]:
             yield "losses", f"{place}.losses.{name}", node
         if phase.adversary is not None:
             yield "critics", f"{place}.adversary.critic", phase.adversary.critic
-    for name, node in recipe.generator.losses.items():
+    for name, node in recipe.hidden_losses.items():
         yield "losses", f"generator.losses.{name}", node
 
 
@@ -32,8 +32,9 @@ def named_models(recipe: Recipe) -> Iterator[tuple[str, NamedModel]]:
         yield "tokenizer.start", NamedModel(recipe.tokenizer.start)
     if recipe.joint is not None and recipe.joint.critic is not None:
         yield "joint.critic", NamedModel(recipe.joint.critic)
-    if recipe.generator.start is not None and not recipe.generator.starts_joint:
-        yield "generator.start", NamedModel(recipe.generator.start)
+    generator = recipe.generator
+    if generator is not None and generator.start is not None and not generator.starts_joint:
+        yield "generator.start", NamedModel(generator.start)
     for slot, place, node in nodes_of(recipe):
         if slot == "losses":
             loss, arguments = check(slot, node, DERIVED[slot], place)

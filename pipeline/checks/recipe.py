@@ -9,13 +9,22 @@ from pipeline.checks.posttraining import check_posttraining
 from pipeline.checks.sampling import check_sampling
 from pipeline.checks.starting_weights import check_statistics
 from pipeline.checks.tokenizer import check_tokenizer
+from pipeline.checks.without_generator import check_without_generator
 from pipeline.code import LatentSpec
 from pipeline.components import check, find
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import DERIVED
+from pipeline.recipes.building import DERIVED, TokenizerPlan
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class CheckedGenerator:
+    """What the generator of a recipe that is right comes to before any weight is drawn."""
+
+    network: type[Network]
+    objective: Objective
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,7 @@ class CheckedRecipe:
 
     tokenizer: type[Tokenizer]
     spec: LatentSpec  # of its code
-    network: type[Network]
-    objective: Objective
+    generator: CheckedGenerator | None  # None where the line ends with the tokenizer
 
 
 def check_recipe(recipe: Recipe) -> CheckedRecipe:
@@ -33,10 +41,19 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     check("datasets", recipe.data.source, DERIVED["datasets"], "data.source")
     tokenizer = check_tokenizer(recipe)
     check_statistics(recipe, tokenizer)
+    generator = None
+    if recipe.generator is None:
+        check_without_generator(recipe)
+    else:
+        generator = check_generation(recipe, tokenizer)
+    check_evaluation(recipe)
+    return CheckedRecipe(tokenizer.cls, tokenizer.spec, generator)
+
+
+def check_generation(recipe: Recipe, tokenizer: TokenizerPlan) -> CheckedGenerator:
+    """Check the generator, and what is trained and sampled with it."""
     objective = check_generator(recipe, tokenizer.spec)
     check_joint_training(recipe, tokenizer)
     check_sampling(recipe, tokenizer.spec, objective)
     check_posttraining(recipe, tokenizer)
-    check_evaluation(recipe)
-    network = find("networks", recipe.generator.network["kind"])
-    return CheckedRecipe(tokenizer.cls, tokenizer.spec, network, objective)
+    return CheckedGenerator(find("networks", recipe.generator.network["kind"]), objective)

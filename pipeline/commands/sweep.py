@@ -63,6 +63,8 @@ def sweep(words: list[str]) -> None:
     if (folder := run_folder(target)) is None:
         raise ValueError(f"{target} is no run; name its folder, which holds {OWNER}, its name in runs/, or its recipe")
     settings, recipe = structure(SweepSettings, parse_settings(overrides)), load(str(folder / OWNER))
+    if recipe.generator is None:
+        raise ValueError(f"{folder} has no generator, so there are no samples to sweep; `card` measures its tokenizer")
     work = Workspace(folder, accelerate())
     made_of = {name: read_note(work.artefact(name)).get("hash") for name in MADE_OF}
     images = images_of_run(recipe, work)

@@ -87,18 +87,19 @@ def is_number(number: Any) -> bool:
 
 def training_time(folder: Path) -> dict[str, dict[str, Any]]:
     """Seconds that the artefacts of the line took, and on which machine; nothing where a note is missing."""
-    notes = {name: read_note(folder / name) if (folder / name / NOTE).is_file() else None for name in TRAINED}
-    if notes["joint"] is None:  # a run from before there was such a stage
-        del notes["joint"]
+    line = read_note(folder / "report").get("reads", TRAINED) if (folder / "report" / NOTE).is_file() else TRAINED
+    trained = [name for name in TRAINED if name in line]
+    notes = {name: read_note(folder / name) if (folder / name / NOTE).is_file() else None for name in trained}
     if not all(note and "seconds" in note for note in notes.values()):
         return {}
-    machine = {key: notes["generator"].get(key) for key in ("device", "processes", "precision")}
+    longest = notes["generator" if "generator" in notes else "tokenizer"]
+    machine = {key: longest.get(key) for key in ("device", "processes", "precision")}
     number = {
         "title": "Training time",
         "value": sum(note["seconds"] for note in notes.values()),
         "unit": "s",
         "better": "lower",
-        "meaning": "seconds of tokenizer, joint training, latents, generator and decoder together",
+        "meaning": "seconds that trained the parts of the line, and encoded the images, together",
         "group": "Cost",
         "protocol": machine,
         "details": {name: note["seconds"] for name, note in notes.items()},

@@ -75,7 +75,7 @@ class SampleMeasuring:
         work.accelerator.wait_for_everyone()
         sizes = (recipe.data.size, recipe.seed, device)
         extractors = FeatureExtractors.load(folder, part.features, part.resize, recipe.weights.files, *sizes)
-        metrics = report_metrics(recipe.evaluate, SampleMetric)
+        metrics = [] if recipe.generator is None else report_metrics(recipe.evaluate, SampleMetric)
         return cls(recipe, extractors, metrics, work.accelerator, min(len(held_out), part.images))
 
     def compared(self, samples: int) -> int:
@@ -101,6 +101,13 @@ class SampleMeasuring:
         reference = load_reference(self.recipe, self.extractors, self.accelerator) if given else None
         sizes = {"train": len(train), "held_out": len(held_out)}
         return RealImages(*splits, reference, sizes, self.recipe.precision.evaluate)
+
+    def read_held_out(self, train: Images, held_out: Images, more: Rows) -> RealImages:
+        """What is known where there are no samples: of held-out images alone, and `more` of them."""
+        sizes = {"train": len(train), "held_out": len(held_out)}
+        return RealImages(
+            ImageStatistics(), self.read_split(held_out, more=more), None, sizes, self.recipe.precision.evaluate
+        )
 
     def read_split(self, images: Images, floor: int | None = None, more: Rows | None = None) -> ImageStatistics:
         """Of at most evaluate.images images of a split, evenly spaced in it; also the moments of `floor` of them.

@@ -53,6 +53,10 @@ class TokenizerMeasuring:
             rows |= ImageRows(metric.rows(batch), summed={name: values.float() for name, values in summed.items()})
         return rows
 
+    def pass_through(self, images: Tensor, indices: Tensor) -> ImageRows:
+        """The rows of images [B, 3, H, W] with these numbers [B]."""
+        return self.rows(self.reconstruct(images, indices))
+
     def measure(self, inputs: TokenizerInputs) -> Iterable[tuple[TokenizerMetric, dict[str, Measurement]]]:
         """Each metric with its numbers by key."""
         for metric in self.metrics:

@@ -17,9 +17,23 @@ from pipeline.vision.architectures import architecture
 
 
 def describe_disk(
-    recipe: Recipe, checked: CheckedRecipe, network: Network, images: int, needs: Sequence[TrainingNeeds]
+    recipe: Recipe, checked: CheckedRecipe, network: Network | None, images: int, needs: Sequence[TrainingNeeds]
 ) -> list[str]:
-    """A line for what stays, and one for what is there while trainings run; both say what is free."""
+    """A line for what stays, and one for what is there while trainings run, with what is free."""
+    stays = [] if network is None else of_generation(recipe, checked, network, images)
+    reference = given_path(recipe.evaluate.reference)
+    if reference.is_file():
+        stays.append(f"reference {in_bytes(reference.stat().st_size)}")
+    while_training = [f"{one.place} {in_bytes(one.loop.keep * one.checkpoint)}" for one in needs if one.players]
+    free = f"{in_bytes(disk_here(RUNS))} are free"
+    return [
+        "; ".join([*filter(None, [", ".join(stays)]), free]),
+        f"while it trains, checkpoints of {', '.join(while_training)}",
+    ]
+
+
+def of_generation(recipe: Recipe, checked: CheckedRecipe, network: Network, images: int) -> list[str]:
+    """What stays of codes, pairs and samples, for so many training images; of one where none are known."""
     view, note = bytes_of_view(recipe, checked, network)
     code = view * recipe.latents.views
     latents = f"latents {in_bytes(images * code)}" if images else f"latents {in_bytes(code)} per image"
@@ -27,13 +41,7 @@ def describe_disk(
     if recipe.posttrain is not None:
         stays.append(f"pairs {in_bytes(recipe.posttrain.pairs * bytes_of_code(recipe, checked))}")
     pixels = recipe.sample.images * 3 * recipe.data.size**2
-    stays.append(f"samples up to {in_bytes(2 * pixels)}")  # the archive, and PNG files of at most as much
-    reference = given_path(recipe.evaluate.reference)
-    if reference.is_file():
-        stays.append(f"reference {in_bytes(reference.stat().st_size)}")
-    while_training = [f"{one.place} {in_bytes(one.loop.keep * one.checkpoint)}" for one in needs if one.players]
-    free = in_bytes(disk_here(RUNS))
-    return [f"{', '.join(stays)}; {free} are free", f"while it trains, checkpoints of {', '.join(while_training)}"]
+    return [*stays, f"samples up to {in_bytes(2 * pixels)}"]  # the archive, and PNG files of at most as much
 
 
 def bytes_of_code(recipe: Recipe, checked: CheckedRecipe) -> int:
@@ -47,7 +55,7 @@ def bytes_of_code(recipe: Recipe, checked: CheckedRecipe) -> int:
 def bytes_of_view(recipe: Recipe, checked: CheckedRecipe, network: Network) -> tuple[int, str]:
     """Of one view of an image, and what is to be said of it."""
     scalar = 4 if recipe.latents.precision == "fp32" else 2
-    code = bytes_of_code(recipe, checked) + checked.objective.class_token * scalar
+    code = bytes_of_code(recipe, checked) + checked.generator.objective.class_token * scalar
     if not recipe.latents.features:
         return code, ""
     features = [stored_features(recipe, node, network) for node in recipe.generator.losses.values()]

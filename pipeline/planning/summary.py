@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pipeline.checks.accumulation import dependent_on_accumulation, trainings
-from pipeline.checks.line import CLASSES, CheckedLine, check_line
+from pipeline.checks.line import CLASSES, CheckedLine, check_line, count_classes
 from pipeline.checks.machine import check_processes, in_bytes, memory_here
 from pipeline.checks.recipe import CheckedRecipe, check_recipe
 from pipeline.checks.weights import all_missing, check_weights
@@ -48,7 +48,7 @@ def print_check(recipe: Recipe, settings: CheckSettings) -> None:
     line = check_line(recipe, checked, facts)
     processes = settings.processes or device_count()
     check_processes(recipe, processes)
-    classes = (len(facts["train"].class_names) if facts else CLASSES) if recipe.generator.condition == "class" else 0
+    classes = count_classes(recipe, facts)
     images = facts["train"].images if facts else 0
     show(("recipe", recipe.name), ("images", note))
     show(*parts(recipe, checked, line), *(("weights", text) for text in line.weights))
@@ -61,7 +61,7 @@ def print_check(recipe: Recipe, settings: CheckSettings) -> None:
     show(("memory", f"this machine has {in_bytes(memory_here())}{' per device' if device_count() > 1 else ''}"))
     show(("time", times(recipe, checked, classes, needs)))
     show(*(("disk", text) for text in describe_disk(recipe, checked, line.network, images, needs)))
-    show(("sampling", sampling(recipe, checked)))
+    show(*sampling(recipe, checked))
     show(*(("batches", str(training)) for training in dependent_on_accumulation(recipe)))
     show(*(("left out", text) for text in line.left_out), *(("warning", text) for text in line.warnings))
     if not facts and not recipe.weights.require:
@@ -82,8 +82,11 @@ def parts(recipe: Recipe, checked: CheckedRecipe, line: CheckedLine) -> Rows:
     grid = "x".join(map(str, spec.grid))
     yield "tokenizer", f"{checked.tokenizer.__name__}, {'frozen' if tokenizer is None else sizes(tokenizer)}"
     yield "latents", f"{spec.tokens} tokens ({grid}) of {spec.dim} channels" + codebook(spec)
-    yield "generator", f"{checked.network.__name__}, {million(count_parameters(network))} parameters"
-    yield "objective", type(checked.objective).__name__
+    if checked.generator is None:
+        yield "generator", "none: the line ends with the tokenizer"
+        return
+    yield "generator", f"{checked.generator.network.__name__}, {million(count_parameters(network))} parameters"
+    yield "objective", type(checked.generator.objective).__name__
     if recipe.joint is not None:
         weights = ", ".join(f"{weight:g} {term}" for term, weight in recipe.joint.alignment.items())
         loop = recipe.joint.phase.loop
@@ -182,9 +185,10 @@ def frozen_of(tokenizer: Tokenizer) -> Iterator[nn.Parameter]:
     return iter(tokenizer.frozen_parameters())
 
 
-def sampling(recipe: Recipe, checked: CheckedRecipe) -> str:
-    part = recipe.sample
-    return (
-        f"{part.images} images, {checked.objective.steps_for(checked.spec, part.steps)} evaluations each, at guidance"
-        f" {part.guidance.scale:g}" + (f" away from {part.weak}" if part.weak else "")
-    )
+def sampling(recipe: Recipe, checked: CheckedRecipe) -> Rows:
+    """How the generator is sampled, where there is one."""
+    if checked.generator is None:
+        return
+    part, steps = recipe.sample, checked.generator.objective.steps_for(checked.spec, recipe.sample.steps)
+    weak = f" away from {part.weak}" if part.weak else ""
+    yield "sampling", f"{part.images} images, {steps} evaluations each, at guidance {part.guidance.scale:g}{weak}"

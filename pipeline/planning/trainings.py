@@ -61,7 +61,7 @@ class Shadows:
         return DecoderTraining(tokenizer, phase, losses, critic)
 
     def generation(self, device: torch.device) -> Generation:
-        part, objective = self.recipe.generator, self.checked.objective
+        part, objective = self.recipe.generator, self.checked.generator.objective
         with META:
             network = build_network(self.recipe, self.spec, self.classes, objective)
             losses = build_generator_losses(self.recipe, generator_taps(self.networks()), network, 0)
@@ -102,10 +102,10 @@ class Shadows:
 
     def codes(self, size: int) -> CodeBatch:
         code, recipe = self.code(size), self.recipe
-        if width := self.checked.objective.class_token:
+        if width := self.checked.generator.objective.class_token:
             code = Code(code.z, code.ids, class_token=torch.zeros(size, width))
         std = torch.zeros_like(code.z) if recipe.latents.posterior == "moments" and code.z is not None else None
-        images = self.images(size).images if recipe.generator.losses else None
+        images = self.images(size).images if recipe.hidden_losses else None
         return CodeBatch(code, std, self.condition(size), images=images)
 
     def pairs(self, size: int) -> PairBatch:
@@ -139,8 +139,9 @@ def planned(recipe: Recipe, checked: CheckedRecipe, classes: int) -> list[Planne
         trainings.append(PlannedTraining(f"tokenizer.phases.{name}", phase.loop, words.tokenizer, build, parts.images))
     if recipe.joint is not None:
         trainings.append(PlannedTraining("joint", recipe.joint.phase.loop, words.joint, parts.joint, parts.images))
-    generator = PlannedTraining("generator", recipe.generator.loop, words.generator, parts.generation, parts.codes)
-    trainings.append(generator)
+    if recipe.generator is not None:
+        loop = recipe.generator.loop
+        trainings.append(PlannedTraining("generator", loop, words.generator, parts.generation, parts.codes))
     if recipe.posttrain is not None:
         loop = recipe.posttrain.phase.loop
         trainings.append(PlannedTraining("posttrain", loop, words.posttrain, parts.decoder, parts.pairs))

@@ -1,12 +1,13 @@
 """The model card of a published pipeline: what it is, how it was made, what was measured, how to use it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from pipeline.code import LatentSpec
 from pipeline.components import Node
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.recipes.schema import Recipe
@@ -36,14 +37,14 @@ and it may repeat some of them (see near copies, where they are counted). The nu
 them; with other features, references or numbers of images they are others, and not comparable."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Facts:
     """What the card tells besides the recipe."""
 
     path: str  # where the folder will lie, as the snippet loads it
     numbers: dict[str, dict[str, Any]]  # report/metrics.json
     provenance: dict[str, dict[str, Any]]  # made_from.json of the artefacts it was made of
-    notes: list[str]  # lines about what else is in the folder
+    notes: list[str] = field(default_factory=list)  # lines about what else is in the folder
 
 
 def model_card(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
@@ -56,20 +57,38 @@ def model_card(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
         "Limits": LIMITS,
         "Licence": f"{markdown_text(recipe.publish.license)}. The training images have a licence of their own.",
     }
+    return join_sections(header(recipe, facts.numbers), sections)
+
+
+def join_sections(header: ModelCardData, sections: dict[str, str]) -> str:
+    """A card of these sections, by title; the first is the card's own."""
     body = "\n\n".join(
         f"{'#' if i == 0 else '##'} {title}\n\n{text}" for i, (title, text) in enumerate(sections.items())
     )
-    return f"---\n{header(recipe, facts.numbers).to_yaml()}\n---\n\n{body}\n"
+    return f"---\n{header.to_yaml()}\n---\n\n{body}\n"
 
 
 def header(recipe: Recipe, numbers: dict[str, dict[str, Any]]) -> ModelCardData:
-    """The card's metadata with every finite number as an evaluation result."""
+    """The card's metadata."""
     source, data = recipe.data.source, dataset_name(recipe.data.source)
+    return ModelCardData(
+        license=recipe.publish.license,
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        tags=["tessera", *sorted({part["kind"] for part in recipe.components.values()})],
+        datasets=[data] if source["kind"] == "hub" and not Path(data).exists() else None,
+        model_name=recipe.name,
+        eval_results=evaluation_results(recipe, numbers, TASK),
+    )
+
+
+def evaluation_results(recipe: Recipe, numbers: dict[str, dict[str, Any]], task: str) -> list[EvalResult] | None:
+    """Every finite number as the hub keeps it."""
     results = [
         EvalResult(
-            task_type=TASK,
-            dataset_type=source["kind"],
-            dataset_name=data,
+            task_type=task,
+            dataset_type=recipe.data.source["kind"],
+            dataset_name=dataset_name(recipe.data.source),
             metric_type=name,
             metric_name=entry.get("title", name),
             metric_value=round(entry["value"], 6),
@@ -77,29 +96,24 @@ def header(recipe: Recipe, numbers: dict[str, dict[str, Any]]) -> ModelCardData:
         for name, entry in numbers.items()
         if is_number(entry.get("value"))
     ]
-    return ModelCardData(
-        license=recipe.publish.license,
-        library_name="diffusers",
-        pipeline_tag=TASK,
-        tags=["tessera", *sorted({part["kind"] for part in line(recipe).values()})],
-        datasets=[data] if source["kind"] == "hub" and not Path(data).exists() else None,
-        model_name=recipe.name,
-        eval_results=results or None,
-    )
+    return results or None
 
 
 def summary(recipe: Recipe, pipe: LatentPipeline) -> str:
     of = f"of {pipe.num_classes} classes, " if pipe.num_classes else "without classes, "
-    spec = pipe.tokenizer.spec
-    grid = "x".join(map(str, spec.grid))
-    kinds = [part["kind"].replace("_", " ") for part in line(recipe).values()]
-    entries = f"{spec.codebooks} x ids of {spec.vocab}" if spec.codebooks > 1 else f"ids of {spec.vocab}"
-    tokens = f"{grid} tokens, {entries if spec.vocab else f'{spec.dim} channels each'}"
+    kinds = [part["kind"].replace("_", " ") for part in recipe.components.values()]
     return (
         f"Makes images of {recipe.data.size}x{recipe.data.size} pixels {of}trained on"
         f" {markdown_text(dataset_name(recipe.data.source))}."
-        f" A {kinds[0]} turns an image into {tokens}; a {kinds[1]} trained by {kinds[2]} makes such tokens anew."
+        f" A {kinds[0]} turns an image into {tokens_text(pipe.tokenizer.spec)};"
+        f" a {kinds[1]} trained by {kinds[2]} makes such tokens anew."
     )
+
+
+def tokens_text(spec: LatentSpec) -> str:
+    """What an image becomes, in words."""
+    entries = f"{spec.codebooks} x ids of {spec.vocab}" if spec.codebooks > 1 else f"ids of {spec.vocab}"
+    return f"{'x'.join(map(str, spec.grid))} tokens, {entries if spec.vocab else f'{spec.dim} channels each'}"
 
 
 def usage(pipe: LatentPipeline, path: str, self_contained: bool) -> str:
@@ -125,16 +139,35 @@ def making(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
         if pipe.weak is None
         else f" away from a network of {size(pipe.weak)} parameters ({markdown_text(defaults.weak)})"
     )
-    rows = [f"| {name} | {markdown_text(node_text(node))} |" for name, node in line(recipe).items()]
-    rows += [
-        f"| images | {markdown_text(node_text(recipe.data.source))}, {recipe.data.size} px, {recipe.data.crop} crop |",
+    rows = [
+        *node_rows(recipe),
         f"| generator's training | {recipe.generator.loop.steps} steps of {recipe.generator.loop.batch} |",
         f"| parameters | tokenizer {size(pipe.tokenizer)}, network {size(pipe.network)} |",
         f"| sampling | {pipe.steps} network evaluations, guidance {defaults.guidance.scale:g}{weak} |",
     ]
-    made = [f"| made | {markdown_text(provenance_text(name, note))} |" for name, note in facts.provenance.items()]
     again = f"Made by `python run.py all {recipe.name}`; every setting is in `recipe.yaml`, times in `provenance.json`."
-    return "\n".join([again, "", "| part | |", "|---|---|", *rows, *made, *(f"\n{note}" for note in facts.notes)])
+    return "\n".join(
+        [
+            again,
+            "",
+            "| part | |",
+            "|---|---|",
+            *rows,
+            *provenance_rows(facts.provenance),
+            *(f"\n{note}" for note in facts.notes),
+        ]
+    )
+
+
+def node_rows(recipe: Recipe) -> list[str]:
+    """The models of the line and its images, as rows of a table."""
+    rows = [f"| {name} | {markdown_text(node_text(node))} |" for name, node in recipe.components.items()]
+    source, data = markdown_text(node_text(recipe.data.source)), recipe.data
+    return [*rows, f"| images | {source}, {data.size} px, {data.crop} crop |"]
+
+
+def provenance_rows(provenance: dict[str, dict[str, Any]]) -> list[str]:
+    return [f"| made | {markdown_text(provenance_text(name, note))} |" for name, note in provenance.items()]
 
 
 def measured(numbers: dict[str, dict[str, Any]]) -> str:
@@ -148,14 +181,6 @@ def measured(numbers: dict[str, dict[str, Any]]) -> str:
         cells = (entry.get("title", name), number_text(entry["value"], unit), floor, protocol_text(entry["protocol"]))
         rows.append(f"| {' | '.join(map(markdown_text, cells))} |")
     return "\n".join([*rows, "", "Each protocol in full, with versions: `eval/metrics.json`."])
-
-
-def line(recipe: Recipe) -> dict[str, Node]:
-    return {
-        "tokenizer": recipe.tokenizer.model,
-        "network": recipe.generator.network,
-        "objective": recipe.generator.objective,
-    }
 
 
 def dataset_name(source: Node) -> str:

@@ -133,7 +133,7 @@ def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
 
 def count_condition_classes(recipe: Recipe, num_classes: int) -> int:
     """How many classes condition the generator: `num_classes`, or 0; ValueError where the images have none."""
-    if recipe.generator.condition == "none":
+    if not recipe.conditional:
         return 0
     if not num_classes:
         raise ValueError("the images have no classes; set generator.condition=none and sample.guidance=1")

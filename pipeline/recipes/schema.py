@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from omegaconf import OmegaConf
 
-from pipeline.components import structure
+from pipeline.components import Node, structure
 from pipeline.ranges import RangedFields, Seed
 from pipeline.recipes.arithmetic import StagePrecision
 from pipeline.recipes.data import Data
@@ -27,7 +27,7 @@ class Recipe(RangedFields):
     name: str
     data: Data
     tokenizer: TokenizerTraining
-    generator: GeneratorTraining
+    generator: GeneratorTraining | None = None  # null: the line ends with the tokenizer
     seed: Seed = 0
     precision: StagePrecision = field(default_factory=StagePrecision)  # a word alone: of all stages
     latents: Latents = field(default_factory=Latents)
@@ -43,6 +43,23 @@ class Recipe(RangedFields):
         check_folder_name("name", self.name)
         for phase in self.tokenizer.phases:
             check_folder_name(f"tokenizer.phases.{phase}", phase)
+
+    @property
+    def components(self) -> dict[str, Node]:
+        """The models of the line, by what they are in it."""
+        generator = self.generator
+        made_by = {} if generator is None else {"network": generator.network, "objective": generator.objective}
+        return {"tokenizer": self.tokenizer.model} | made_by
+
+    @property
+    def hidden_losses(self) -> dict[str, Node]:
+        """The losses of the generator's hidden states, by name; none without a generator."""
+        return {} if self.generator is None else self.generator.losses
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a generator that the classes of images condition."""
+        return self.generator is not None and self.generator.condition == "class"
 
 
 FREE_NAMES = (

@@ -9,7 +9,7 @@ from pipeline.files.writing import write_json, write_text
 from pipeline.reporting.card_page import card_section
 from pipeline.reporting.page import Picture, document, headline_tiles, numbers_section, section
 from pipeline.reporting.sweep_page import SWEEP, sweep_section
-from pipeline.runs.finished import CARD, decoder_of, sha256_of_tokenizer
+from pipeline.runs.finished import CARD, last_tokenizer, sha256_of_tokenizer
 from pipeline.runs.workspace import read_values
 
 PAGE, NUMBERS, REPORT = "page.json", "metrics.json", "index.html"
@@ -83,7 +83,7 @@ def card_of(run: Path, numbers: dict[str, dict[str, Any]]) -> str:
     if not file.is_file():
         return ""
     card = read_values(file.parent, CARD)
-    if card["about"]["sha256"] != sha256_of_tokenizer(decoder_of(run)):
+    if card["about"]["sha256"] != sha256_of_tokenizer(last_tokenizer(run)):
         return ""
     return section("Tokenizer card", card_section(card, file.parent, leave_out=numbers))
 

@@ -11,6 +11,7 @@ from pipeline.runs.workspace import NOTE, OWNER, check_recipe_file
 from pipeline.vision.weights import digest
 
 CARD = "card.json"  # in card/
+EARLIER = ("latents/tokenizer", "joint", "tokenizer")  # where a run has tokenizers, the latest first
 
 
 def run_folder(name: str) -> Path | None:
@@ -28,17 +29,20 @@ def run_folder(name: str) -> Path | None:
 
 
 def tokenizer_of(run: Path) -> Path:
-    """The tokenizer that a run's samples are decoded by, or the latest there is; ValueError before its training."""
-    for artefact in ("decoder", "latents", "joint", "tokenizer"):
-        if (run / artefact / NOTE).is_file():
-            return {"decoder": decoder_of(run), "latents": run / "latents/tokenizer"}.get(artefact, run / artefact)
+    """The tokenizer at the end of a run's line, or the latest there is; ValueError before its training."""
+    for folder in (last_tokenizer(run), *(run / name for name in EARLIER)):
+        if (run / folder.relative_to(run).parts[0] / NOTE).is_file():
+            return folder
     raise ValueError(f"{run} has no tokenizer yet; type: {command_line('train-tokenizer RECIPE')}")
 
 
-def decoder_of(run: Path) -> Path:
-    """The tokenizer that a run's samples are decoded by, where its recipe says so an earlier one than that kept."""
+def last_tokenizer(run: Path) -> Path:
+    """Where a finished run has the tokenizer that its line ends with: that which its recipe decodes samples by."""
     file = run / OWNER
-    return chosen_decoder(load(str(file)), run / "decoder") if file.is_file() else run / "decoder"
+    recipe = load(str(file)) if file.is_file() else None
+    if recipe is not None and recipe.generator is None:
+        return run / "tokenizer"
+    return run / "decoder" if recipe is None else chosen_decoder(recipe, run / "decoder")
 
 
 def sha256_of_tokenizer(folder: Path) -> dict[str, str]:

@@ -54,7 +54,7 @@ def run(tmp_path, monkeypatch):
     """A finished run of 40 samples, made without training, and a judge that is trained for a moment only."""
     recipe = load("digits", SMALL)
     monkeypatch.setattr(judge, "fit", partial(judge.fit, steps=4, batch=16))
-    for name in evaluate.READS:
+    for name in evaluate.READS + evaluate.READS_WHERE_MADE:
         (tmp_path / name).mkdir()
         (tmp_path / name / "made_from.json").write_text("{}")  # seconds and versions may be missing
     tokenizer, accelerator = build_tokenizer(recipe), Accelerator(cpu=True)
