@@ -26,6 +26,7 @@ from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.milestones import Milestones
 from pipeline.training.order import TrainingData
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
+from pipeline.training.what_is_seen import seen_of_generator
 
 READS = ("latents", "joint")
 WRITES = "generator"
@@ -60,7 +61,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     task = Generation(network, objective, part.weights, losses)
     milestones = Milestones(part.milestones, out, work.accelerator)
     where = out, recipe.seed, work.accelerator, workers
-    settings = TrainingRun(part.loop, *where, milestones, recipe.precision.generator, work.sharding)
+    seen = seen_of_generator(recipe, work, store, objective)
+    settings = TrainingRun(part.loop, *where, milestones, recipe.precision.generator, work.sharding, seen)
     averages = train(task, data, settings)
     if work.accelerator.is_main_process:
         network, heads = detach_heads(averages["network"])

@@ -33,6 +33,7 @@ from pipeline.training.phase_parts import (
     critic_folder,
     generator_taps,
 )
+from pipeline.training.what_is_seen import seen_jointly
 
 READS = ("tokenizer",)
 WRITES = "joint"
@@ -82,7 +83,8 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     generation = build_generation(networks, tokenizer)
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     where = out, recipe.seed, accelerator, recipe.data.workers
-    settings = TrainingRun(part.phase.loop, *where, None, recipe.precision.joint, work.sharding)
+    seen = seen_jointly(recipe, work, images, generation.objective)
+    settings = TrainingRun(part.phase.loop, *where, None, recipe.precision.joint, work.sharding, seen)
     averages = train(task, images, settings)
     if not accelerator.is_main_process:
         return

@@ -13,8 +13,6 @@ from pipeline.images.reading import Images
 from pipeline.nn.code_usage import make_code_usage
 from pipeline.recipes.building import build_tokenizer, seed_initial_weights
 from pipeline.recipes.schema import Recipe
-from pipeline.recipes.tokenizer_training import Phase
-from pipeline.runs.sharding import Sharding
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
@@ -22,6 +20,7 @@ from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.training.reconstruction import Reconstruction
+from pipeline.training.what_is_seen import seen_of_phase
 
 READS = ()
 WRITES = "tokenizer"
@@ -45,8 +44,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         networks = FrozenNetworks(recipe, images, out / FROZEN, work.accelerator)
         if tokenizer.can.needs_stand_in:
             tokenizer.load_stand_in(networks.stand_in())
-        for number, (name, phase) in enumerate(recipe.tokenizer.phases.items()):
-            tokenizer = train_phase(networks, work.sharding, out / "phases" / name, tokenizer, phase, number)
+        for number, name in enumerate(recipe.tokenizer.phases):
+            tokenizer = train_phase(networks, work, out / "phases" / name, tokenizer, number)
     if work.accelerator.is_main_process:
         tokenizer.save_pretrained(out)
         for copy in out.glob("phases/*/tokenizer"):
@@ -54,9 +53,10 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
 
 
 def train_phase(
-    networks: FrozenNetworks, sharding: Sharding | None, folder: Path, tokenizer: Tokenizer, phase: Phase, number: int
+    networks: FrozenNetworks, work: Workspace, folder: Path, tokenizer: Tokenizer, number: int
 ) -> Tokenizer:
     """The tokenizer after one phase: loaded if the phase is finished, else trained, or its training resumed."""
+    phase = networks.recipe.tokenizer.phases[folder.name]
     recipe, images, accelerator, finished = networks.recipe, networks.images, networks.accelerator, folder / "tokenizer"
     if finished.exists():
         return type(tokenizer).from_pretrained(finished)
@@ -75,7 +75,8 @@ def train_phase(
     usage = make_code_usage(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
     where = folder, seed, accelerator, recipe.data.workers
-    how = {"precision": recipe.precision.tokenizer, "sharding": sharding}
+    seen = seen_of_phase(recipe, work, images, folder.name)
+    how = {"precision": recipe.precision.tokenizer, "sharding": work.sharding, "seen": seen}
     averages = train(task, images, TrainingRun(phase.loop, *where, **how))
     tokenizer, heads = detach_heads(averages["tokenizer"])
     if accelerator.is_main_process:

@@ -27,6 +27,14 @@ class Rate(RangedFields):
     final: Fraction | None = None  # fraction of the peak that is left then
 
 
+@dataclass
+class EarlyStop(RangedFields):
+    """A training ends when the loss of held-out images no longer falls, and its best average weights are kept."""
+
+    patience: Count = 5  # losses in a row without a smaller one, after which training ends
+    every: Count = 500  # steps between held-out losses
+
+
 def adamw() -> Node:
     """The optimiser where none is stated."""
     return {"kind": "adamw"}
@@ -56,6 +64,8 @@ class Loop(RangedFields):
     save_every: Whole = field(default=1000, metadata=ONLY_SPEED)  # steps between checkpoints; 0: the last step alone
     keep: Count = field(default=2, metadata=ONLY_SPEED)  # checkpoints, the newest
     log_every: Count = field(default=50, metadata=ONLY_SPEED)  # steps between lines of metrics.jsonl
+    preview_every: Whole = field(default=0, metadata=ONLY_SPEED)  # steps between pictures and held-out losses; 0: none
+    early_stop: EarlyStop | None = None  # {patience: 5}: end when the held-out loss no longer falls; null: all steps
     compile: bool = field(default=False, metadata=ONLY_SPEED)  # the players, by torch.compile
     checkpointing: bool = field(default=False, metadata=ONLY_SPEED)  # compute blocks again in place of keeping them
 

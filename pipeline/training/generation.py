@@ -10,7 +10,7 @@ from pipeline.draws import StepDraws
 from pipeline.losses.base import Alignment
 from pipeline.objectives.base import Objective
 from pipeline.samplers.guidance import drop
-from pipeline.training.loss_heads import NetworkWithHeads
+from pipeline.training.loss_heads import NetworkWithHeads, detach_heads
 
 
 class Generation:
@@ -38,18 +38,27 @@ class Generation:
         self.judges, self.compared = (), ()
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        code = batch.code
-        if batch.std is not None:
-            code = replace(code, z=code.z + batch.std * draws.normal("posterior", tuple(code.z.shape[1:])))
-        condition = drop(self.network, batch.condition, draws.uniform("class_drop"))
         player, states = self.players["network"], {}
-        network = record_heads(player, states) if self.losses else player
-        terms = self.objective.loss(network, code, condition, self.objective.draw(code, draws))
+        terms = self.objective_terms(record_heads(player, states) if self.losses else player, batch, draws)
         for term, loss in self.losses.items():
             features = batch.features[term] if term in batch.features else loss.tap(batch.images, loss.grid)
             terms |= loss.compare(states[term], features)
             self.metrics |= loss.metrics
         yield "network", {name: self.weights[name] * term for name, term in terms.items()}
+
+    def held_out_terms(self, averages: Mapping[str, nn.Module], batch: Any, draws: StepDraws) -> dict[str, Tensor]:
+        """Those of the objective."""
+        network, _ = detach_heads(averages["network"])
+        terms = self.objective_terms(network, batch, draws)
+        return {name: self.weights[name] * term for name, term in terms.items()}
+
+    def objective_terms(self, network: Callable[..., Any], batch: Any, draws: StepDraws) -> dict[str, Tensor]:
+        """The unweighted terms of the objective, of a `network` as it calls it."""
+        code = batch.code
+        if batch.std is not None:
+            code = replace(code, z=code.z + batch.std * draws.normal("posterior", tuple(code.z.shape[1:])))
+        condition = drop(self.network, batch.condition, draws.uniform("class_drop"))
+        return self.objective.loss(network, code, condition, self.objective.draw(code, draws))
 
 
 def record_heads(player: NetworkWithHeads, states: dict[str, Tensor]) -> Callable[..., Tensor]:

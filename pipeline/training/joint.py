@@ -1,6 +1,6 @@
 """The task of training a tokenizer and a generator together: the tokenizer learns what the generator aligns best."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,6 +74,15 @@ class JointTraining(Reconstruction):
         code = Code(z=self.norm(self.z.detach()))
         yield from self.generation.turns(CodeBatch(code, condition=condition, features=features), draws, step)
         self.metrics |= self.generation.metrics
+
+    def held_out_terms(self, averages: Mapping[str, nn.Module], batch: Any, draws: StepDraws) -> dict[str, Tensor]:
+        """The tokenizer's, and the network's on the codes of the averaged tokenizer at the average scale."""
+        terms = super().held_out_terms(averages, batch, draws)
+        tokenizer, generator = averages["tokenizer"], averages["network"]
+        code = Code(z=generator.norm(self.rebuild_by(tokenizer, batch, draws).code.z))
+        condition = batch.condition if self.generation.network.config.num_classes else None
+        inner = {"network": generator.player}
+        return terms | self.generation.held_out_terms(inner, CodeBatch(code, condition=condition), draws)
 
     def rebuild(self, batch: Any, draws: StepDraws, step: int) -> TokenizerOutput:
         rebuilt = super().rebuild(batch, draws, step)

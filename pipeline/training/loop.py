@@ -22,9 +22,11 @@ from pipeline.runs.sharding import Sharding
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Progress
 from pipeline.training.ema import Average, Averages
+from pipeline.training.held_out import Measuring
 from pipeline.training.journal import Journal
 from pipeline.training.order import MicroBatches, TrainingData, batches
 from pipeline.training.players import prepare
+from pipeline.training.previews import Previews, Seen
 from pipeline.training.rates import learning_rate
 from pipeline.training.sharding import average_undivided_gradients, clip_gradients
 from pipeline.training.task import Task
@@ -51,6 +53,7 @@ class TrainingRun:
     after_step: AfterStep | None = None  # called before a step is saved; its answer is the same in all processes
     precision: Precision = "fp32"  # of the task's turns: networks, teachers and critics alike
     sharding: Sharding | None = None  # divides the blocks of players among the processes; None: each has them whole
+    seen: Seen | None = None  # what previews and an early stop look at; None: there are none
 
 
 @dataclass
@@ -69,7 +72,8 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
 
     The result is a function of (task, data, loop, seed): any number of processes gives the same up to rounding, so
     does any number of accumulated micro-batches but for what `pipeline.checks.accumulation` names, and a training that
-    was killed and started again gives the same to the bit. Raises Interrupted after SIGINT or SIGTERM,
+    was killed and started again gives the same to the bit. With `loop.early_stop` they are those of the smallest
+    held-out loss. Raises Interrupted after SIGINT or SIGTERM,
     FloatingPointError after `loop.skip` consecutive non-finite steps, or where the last ones were.
     """
     loop, accelerator = run.loop, run.accelerator
@@ -82,11 +86,14 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     checkpoints.restore(accelerator, run.folder, progress, task.players)
     journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
     training = Training(task, run, micro, progress, journal)
+    measuring = Measuring(task, loop.steps - 1, run.seed, accelerator, run.precision)
+    previews = Previews(run.seen, loop, run.folder, measuring, progress.step)
     source = batches(data, micro, run.seed, progress.step, run.workers, copies_pinned(accelerator.device))
     with stop_requests() as requests, contextlib.closing(journal), contextlib.closing(source), rounding(run.precision):
-        while progress.step < loop.steps:
+        while progress.step < loop.steps and not previews.ended:
             train_step(training, source)
             ended = run.after_step is not None and run.after_step(progress.step, progress.modules)
+            ended |= previews(progress.step, progress.modules)
             last = ended or progress.step == loop.steps
             stopped = any_process(accelerator, bool(requests), progress.step)
             if stopped or last or (loop.save_every and progress.step % loop.save_every == 0):
@@ -96,6 +103,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
             if stopped and not last:
                 raise Interrupted(f"stopped at step {progress.step}, which is saved; the same command resumes from it")
     averages = progress.modules()
+    previews.restore_best(progress.step, averages)
     check_ending(progress.skipped, loop.steps, averages)
     accelerator.free_memory()
     return averages

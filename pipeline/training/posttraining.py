@@ -45,5 +45,5 @@ class DecoderTraining(Reconstruction):
         super().__init__(tokenizer, phase, losses, critic)
         self.players["tokenizer"] = DecoderPlayer(tokenizer)
 
-    def rebuild(self, batch: Any, draws: StepDraws, step: int) -> TokenizerOutput:
-        return self.players["tokenizer"](batch.code, batch.condition, draws)
+    def rebuild_by(self, player: nn.Module, batch: Any, draws: StepDraws, **arguments: Any) -> TokenizerOutput:
+        return player(batch.code, batch.condition, draws)

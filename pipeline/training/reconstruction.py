@@ -1,6 +1,6 @@
 """The task of training a tokenizer, and of post-training its decoder: rebuild images, optionally against a critic."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -106,19 +106,41 @@ class Reconstruction:
             self.metrics |= self.game.metrics
             yield "critic", terms
 
+    def held_out_terms(self, averages: Mapping[str, nn.Module], batch: Any, draws: StepDraws) -> dict[str, Tensor]:
+        """The tokenizer's terms and those of the losses; nothing is perturbed or transformed."""
+        if self.view is not None:
+            batch = replace(batch, images=self.view(batch.images))
+        weights = self.phase.weights_at(self.phase.loop.steps - 1)
+        arguments = self.forward_arguments(batch.images)
+        rebuilt = self.rebuild_by(averages["tokenizer"], batch, draws, **arguments)
+        terms = {name: weights[name] * value for name, value in rebuilt.terms.items()}
+        with self.arithmetic_of_losses(batch.images.device):
+            for loss in self.losses.values():
+                terms |= {name: weights[name] * value for name, value in loss(batch.images, rebuilt).items()}
+        return terms
+
     def arithmetic_of_losses(self, device: torch.device) -> AbstractContextManager:
         """That of the stage, unless the phase has its losses in float32."""
         return nullcontext() if self.phase.loss_precision == "stage" else without_autocast(device)
 
     def rebuild(self, batch: Any, draws: StepDraws, step: int, **arguments: Any) -> TokenizerOutput:
         """The tokenizer's pass that the losses read, with the `arguments` that this step needs besides."""
-        arguments |= self.arguments
-        with self.arithmetic_of_losses(batch.images.device):
-            for loss in self.losses.values():
-                arguments |= loss.forward_arguments(batch.images)
+        arguments |= self.forward_arguments(batch.images)
         if self.perturbation is not None:
             arguments["perturb"] = partial(self.perturbation, draws=draws, step=step)
-        return self.players["tokenizer"](batch.images, batch.condition, draws, **arguments)
+        return self.rebuild_by(self.players["tokenizer"], batch, draws, **arguments)
+
+    def rebuild_by(self, player: nn.Module, batch: Any, draws: StepDraws, **arguments: Any) -> TokenizerOutput:
+        """The pass of a tokenizer's player."""
+        return player(batch.images, batch.condition, draws, **arguments)
+
+    def forward_arguments(self, images: Tensor) -> dict[str, Any]:
+        """What the losses have the tokenizer's pass take besides images, condition and draws."""
+        arguments = dict(self.arguments)
+        with self.arithmetic_of_losses(images.device):
+            for loss in self.losses.values():
+                arguments |= loss.forward_arguments(images)
+        return arguments
 
     @torch.no_grad()
     def rebuild_anew(self, batch: Any, transform: MapTransform) -> Tensor:

@@ -26,3 +26,10 @@ class Task(Protocol):
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield (player, weighted loss terms), one optimiser update each, in order."""
+
+    def held_out_terms(self, averages: Mapping[str, nn.Module], batch: Any, draws: StepDraws) -> dict[str, Tensor]:
+        """The weighted terms of a batch by the averaged players, in evaluation mode; the task does not change.
+
+        They are those of the last step, without what a critic or a teacher of hidden states adds. `draws` are of the
+        last step, the same at every call.
+        """

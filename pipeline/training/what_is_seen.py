@@ -1,0 +1,98 @@
+"""What the previews of each training of a recipe look at; nothing where its loop asks for none."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+
+from torch import nn
+
+from pipeline.components import find
+from pipeline.frozen.class_token import ClassToken
+from pipeline.frozen.networks import FrozenNetworks
+from pipeline.images.reading import Images
+from pipeline.latent_pipeline import LatentPipeline
+from pipeline.latents.encoding import EncodingPlan
+from pipeline.objectives.base import Objective
+from pipeline.recipes.loops import Loop
+from pipeline.recipes.schema import Recipe
+from pipeline.runs.workspace import Workspace
+from pipeline.sampling.many_images import sampling_record
+from pipeline.saved_folders import load_component
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.training.held_out import Rows
+from pipeline.training.held_out_codes import HeldOutCodes
+from pipeline.training.loss_heads import detach_heads
+from pipeline.training.pairs import Pairs
+from pipeline.training.preview_pictures import Both, DecodedPairs, ReconstructedImages, Samples
+from pipeline.training.previews import Seen
+
+PREVIEW = "preview"  # folder of a run
+
+
+def seen_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str) -> Seen | None:
+    """Of a phase of the tokenizer: `images` it is trained on, and held-out ones."""
+    if not is_seen(recipe.tokenizer.phases[phase].loop):
+        return None
+    held_out = Images(recipe.data, "held_out")
+    draw = ReconstructedImages(held_out, recipe.precision.tokenizer, work.accelerator.device)
+    return Seen(f"tokenizer ({phase})", images, held_out, draw, work.root / PREVIEW / "tokenizer" / phase)
+
+
+def seen_of_generator(recipe: Recipe, work: Workspace, store: Rows, objective: Objective) -> Seen | None:
+    """Of the generator: stored codes, those of held-out images, and samples that the tokenizer decodes."""
+    if not is_seen(recipe.generator.loop):
+        return None
+    accelerator, latents = work.accelerator, work.artefact("latents")
+    train, held_out = (Images(recipe.data, split) for split in ("train", "held_out"))
+    kind = find("tokenizers", recipe.tokenizer.model["kind"])
+    tokenizer = load_component(kind, latents / "tokenizer").to(accelerator.device)
+    feature = None
+    if recipe.latents.class_token is not None:
+        feature = FrozenNetworks(recipe, train, latents, accelerator).load(ClassToken(recipe))
+    plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.latents, class_feature=feature)
+    codes = HeldOutCodes(tokenizer, held_out, plan, accelerator.device)
+
+    def assemble(averages: Mapping[str, nn.Module]) -> LatentPipeline:
+        return pipeline_of(recipe, tokenizer, detach_heads(averages["network"])[0], objective, train.class_names)
+
+    draw = Samples(assemble, train, held_out, recipe.seed, recipe.precision.sample)
+    return Seen("generator", store, codes, draw, work.root / PREVIEW / "generator")
+
+
+def seen_jointly(recipe: Recipe, work: Workspace, images: Images, objective: Objective) -> Seen | None:
+    """Of joint training: images, reconstructions, and samples at the average scale of the codes."""
+    if not is_seen(recipe.joint.phase.loop):
+        return None
+    held_out, device = Images(recipe.data, "held_out"), work.accelerator.device
+
+    def assemble(averages: Mapping[str, nn.Module]) -> LatentPipeline:
+        tokenizer = deepcopy(detach_heads(averages["tokenizer"])[0])
+        norm, player = averages["network"].norm, averages["network"].player
+        tokenizer.mean.copy_(norm.mean), tokenizer.std.copy_(norm.std)
+        return pipeline_of(recipe, tokenizer, detach_heads(player)[0], objective, images.class_names)
+
+    reconstructions = ReconstructedImages(held_out, recipe.precision.joint, device)
+    samples = Samples(assemble, images, held_out, recipe.seed, recipe.precision.sample)
+    return Seen("joint training", images, held_out, Both(reconstructions, samples), work.root / PREVIEW / "joint")
+
+
+def seen_of_decoder(recipe: Recipe, work: Workspace, pairs: Pairs, held_out: Pairs) -> Seen | None:
+    """Of post-training: pairs it is trained on, and those held out."""
+    if not is_seen(recipe.posttrain.phase.loop):
+        return None
+    draw = DecodedPairs(held_out, recipe.precision.posttrain, work.accelerator.device)
+    return Seen("decoder", pairs, held_out, draw, work.root / PREVIEW / "decoder")
+
+
+def is_seen(loop: Loop) -> bool:
+    return bool(loop.steps and (loop.preview_every or loop.early_stop))
+
+
+def pipeline_of(
+    recipe: Recipe, tokenizer: Tokenizer, network: nn.Module, objective: Objective, class_names: list[str]
+) -> LatentPipeline:
+    """A pipeline that samples as the recipe says; without guidance where the weak network is still to be made."""
+    sampling = sampling_record(recipe)
+    if recipe.sample.weak is not None:
+        sampling |= {"weak": None, "guidance": sampling["guidance"] | {"scale": 1.0}}
+    names = dict(enumerate(class_names if network.config.num_classes else []))
+    return LatentPipeline(tokenizer, network, objective, id2label=names, sampling=sampling).to(tokenizer.device)
