@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import stages
@@ -195,6 +196,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | No
     from pipeline.runs.workspace import fingerprint
 
     table, following = find_stages(recipe, only)
+    table = [replace(stage, images=splits_of(stage, recipe)) for stage in table]
     checked, work = check_recipe(recipe), start(recipe)
     images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
     line = check_line(recipe, checked, images.facts)
@@ -224,6 +226,14 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | No
                 work.say(f"next: {command_line(following, name, *overrides)}")
     if only is None:
         work.say(f"the report: {work.root / 'report' / 'index.html'}\npublished: {work.root / 'pipeline'}")
+
+
+def splits_of(stage: stages.Stage, recipe: "Recipe") -> tuple[str, ...]:
+    """The splits that a stage's result depends on, beside what it reads."""
+    from pipeline.checks.previews import stops_early
+
+    held_out = ("held_out",) if stops_early(recipe, stage.precision) else ()
+    return tuple(dict.fromkeys(stage.images + held_out))
 
 
 def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: "UsedImages", because: str) -> None:

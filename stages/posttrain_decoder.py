@@ -87,7 +87,8 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
         kept.check(0, task.players["tokenizer"].to(accelerator.device).eval())
     if not kept.ended:
         where = folder, recipe.seed, accelerator, recipe.data.workers
-        how = recipe.precision.posttrain, work.sharding, seen_of_decoder(recipe, work, pairs, held_out)
+        seen = seen_of_decoder(recipe, work, pairs, held_out)
+        how = recipe.precision.posttrain, work.sharding, seen, f"{recipe.name}-decoder"
         train(task, pairs, TrainingRun(part.phase.loop, *where, kept, *how))
     if accelerator.is_main_process:
         write_json(out / "posttraining.json", describe(kept, out / "pairs", carried))

@@ -62,7 +62,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     milestones = Milestones(part.milestones, out, work.accelerator)
     where = out, recipe.seed, work.accelerator, workers
     seen = seen_of_generator(recipe, work, store, objective)
-    settings = TrainingRun(part.loop, *where, milestones, recipe.precision.generator, work.sharding, seen)
+    how = recipe.precision.generator, work.sharding, seen, f"{recipe.name}-generator"
+    settings = TrainingRun(part.loop, *where, milestones, *how)
     averages = train(task, data, settings)
     if work.accelerator.is_main_process:
         network, heads = detach_heads(averages["network"])

@@ -84,7 +84,8 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     where = out, recipe.seed, accelerator, recipe.data.workers
     seen = seen_jointly(recipe, work, images, generation.objective)
-    settings = TrainingRun(part.phase.loop, *where, None, recipe.precision.joint, work.sharding, seen)
+    how = recipe.precision.joint, work.sharding, seen, f"{recipe.name}-joint"
+    settings = TrainingRun(part.phase.loop, *where, None, *how)
     averages = train(task, images, settings)
     if not accelerator.is_main_process:
         return

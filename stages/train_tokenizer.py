@@ -76,8 +76,8 @@ def train_phase(
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
     where = folder, seed, accelerator, recipe.data.workers
     seen = seen_of_phase(recipe, work, images, folder.name)
-    how = {"precision": recipe.precision.tokenizer, "sharding": work.sharding, "seen": seen}
-    averages = train(task, images, TrainingRun(phase.loop, *where, **how))
+    how = recipe.precision.tokenizer, work.sharding, seen, f"{recipe.name}-tokenizer.{folder.name}"
+    averages = train(task, images, TrainingRun(phase.loop, *where, None, *how))
     tokenizer, heads = detach_heads(averages["tokenizer"])
     if accelerator.is_main_process:
         save_heads(heads, folder)

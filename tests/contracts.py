@@ -430,6 +430,10 @@ def check_given_draws(node: Node) -> None:
     assert set(passes[0].terms) == set(names)
     assert torch.equal(passes[0].images, passes[1].images) and passes[0].images.isfinite().all()
     assert all(torch.equal(value, passes[1].terms[name]) for name, value in passes[0].terms.items())
+    before = copy.deepcopy(tokenizer.state_dict())
+    with torch.no_grad():
+        tokenizer(images, draws=draws())
+    assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items()), "in evaluation"
 
 
 def total(tokenizer: nn.Module, images: Tensor, given: StepDraws | None = None) -> Tensor:

@@ -15,10 +15,13 @@ from diffusers import DiffusionPipeline
 import run
 from pipeline import LatentPipeline
 from pipeline.files.writing import states_in
+from pipeline.training.overfitting import read_previews
 from stages import ORDER
 
 ROOT = Path(__file__).parents[1]
 SHORT = [
+    "tokenizer.phases.main.loop.preview_every=2",
+    "generator.loop.preview_every=3",
     "tokenizer.phases.main.loop.steps=4",
     "tokenizer.phases.main.losses={pixel: {kind: pixel}, perceptual: {kind: perceptual}}",
     "generator.loop.steps=4",
@@ -70,6 +73,12 @@ def test_every_artefact_is_there_with_its_provenance(finished):
     assert all(name.startswith(".lock") for name in hidden), "no drafts are left"
     assert not list(runs.rglob("*.bin")) and not list(runs.rglob("*.pkl")) and not list(runs.rglob("checkpoints"))
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in runs.rglob("*.safetensors")), "others may read"
+    steps = {"tokenizer/main": (2, 4), "generator": (3, 4)}
+    for place, seen in steps.items():
+        names = [f"step_{step:08d}.png" for step in seen]
+        assert sorted(path.name for path in (runs / "preview" / place).iterdir()) == ["latest.png", *names]
+    assert [row.step for row in read_previews(runs / "tokenizer" / "phases" / "main")] == [2, 4]
+    assert [row.step for row in read_previews(runs / "generator")] == [3, 4]
     archive = np.load(runs / "samples" / "samples.npz")
     assert archive["arr_0"].shape == (10, 16, 16, 3) and archive["arr_1"].tolist() == list(range(10))
     assert (runs / "report" / "index.html").exists() and (runs / "pipeline" / "model_index.json").exists()

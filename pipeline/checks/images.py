@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from pipeline.checks.posttraining import check_held_out
+from pipeline.checks.previews import check_held_out_images
 from pipeline.code import LatentSpec
 from pipeline.images.facts import SplitFacts
 from pipeline.metrics.base import HELD_OUT, Metric, SampleMetric, TokenizerMetric, report_metrics
@@ -28,6 +29,7 @@ def check_images(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> None:
         )
     if recipe.evaluate.reference == "held_out" and not held_out.images:
         raise SettingError("evaluate.reference", " is held_out, and no image is held out; set data.source.held_out=0.1")
+    check_held_out_images(recipe, facts)
     if recipe.posttrain is not None:
         check_held_out(recipe.posttrain, train.images)
 

@@ -6,9 +6,11 @@ from pipeline.checks.evaluation import check_evaluation
 from pipeline.checks.generator import check_generator
 from pipeline.checks.joint_training import check_joint_training
 from pipeline.checks.posttraining import check_posttraining
+from pipeline.checks.previews import check_previews
 from pipeline.checks.sampling import check_sampling
 from pipeline.checks.starting_weights import check_statistics
 from pipeline.checks.tokenizer import check_tokenizer
+from pipeline.checks.trackers import check_trackers
 from pipeline.checks.without_generator import check_without_generator
 from pipeline.code import LatentSpec
 from pipeline.components import check, find
@@ -47,6 +49,8 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     else:
         generator = check_generation(recipe, tokenizer)
     check_evaluation(recipe)
+    check_previews(recipe)
+    check_trackers(recipe)
     return CheckedRecipe(tokenizer.cls, tokenizer.spec, generator)
 
 

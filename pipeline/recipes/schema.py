@@ -37,6 +37,7 @@ class Recipe(RangedFields):
     evaluate: Evaluation = field(default_factory=Evaluation)
     publish: Publication = field(default_factory=Publication)
     weights: Weights = field(default_factory=Weights)
+    trackers: tuple[str, ...] = ()  # [tensorboard, wandb]: that are told of trainings, by Accelerate's names
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from pipeline.training.journal import logged_lines
 
 COLUMNS = 3
 SMOOTH = 200  # logged lines beyond which a running mean is drawn over the values
-NOT_TERMS = ("step", "wait")
+NOT_TERMS = ("step", "wait", "rate")
 
 
 def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:

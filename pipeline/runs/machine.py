@@ -1,12 +1,13 @@
 """What this process runs on: the one Accelerator, and whether it can do a recipe's precision."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 
 from pipeline.nn.devices import USE_CPU, autocast_types, current_device, device_name, uses_cpu
 from pipeline.recipes.schema import Recipe
@@ -22,7 +23,8 @@ def start(recipe: Recipe) -> Workspace:
     for stage, word in asdict(recipe.precision).items():
         check_precision(word, f"precision.{stage}")
     sharding = take_sharding()
-    work = Workspace(RUNS / recipe.name, accelerate(), sharding)
+    root = RUNS / recipe.name
+    work = Workspace(root, accelerate(recipe.trackers, root), sharding)
     set_seed(recipe.seed)
     return work
 
@@ -52,14 +54,16 @@ def lacking_precisions(recipe: Recipe) -> list[str]:
     return lines
 
 
-def accelerate() -> Accelerator:
+def accelerate(trackers: Sequence[str] = (), root: Path = RUNS) -> Accelerator:
     """The accelerator, without a precision, which every stage sets itself, and without models that it divides itself.
 
-    See `pipeline.runs.precision` and `pipeline.runs.sharding`. ValueError where several processes were launched on
-    devices that cannot reach each other.
+    See `pipeline.runs.precision` and `pipeline.runs.sharding`. What `trackers` write lies in trackers/ of `root`.
+    ValueError where several processes were launched on devices that cannot reach each other.
     """
     take_sharding()
-    accelerator = Accelerator(cpu=uses_cpu(), mixed_precision="no")
+    folder = ProjectConfiguration(logging_dir=str(root / "trackers"))
+    told = {"log_with": list(trackers), "project_config": folder} if trackers else {}
+    accelerator = Accelerator(cpu=uses_cpu(), mixed_precision="no", **told)
     launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
     if accelerator.num_processes < launched:
         raise ValueError(

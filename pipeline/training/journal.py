@@ -13,16 +13,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.files.writing import write_text
+from pipeline.recipes.loops import Loop
+from pipeline.training.trackers import Trackers
 
 
 class Journal:
     """Means of the terms since the last line, in metrics.jsonl; a resumed training continues from its checkpoint.
 
-    `wait` on a line is the fraction of the time since the last one that the main process waited for data.
+    `wait` on a line is the fraction of the time since the last one that the main process waited for data, `rate` the
+    steps per second.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, first: int, steps: int, every: int):
-        self.accelerator, self.path, self.every = accelerator, folder / "metrics.jsonl", every
+    def __init__(self, accelerator: Accelerator, folder: Path, first: int, loop: Loop, trackers: Trackers):
+        self.accelerator, self.path, self.every = accelerator, folder / "metrics.jsonl", loop.log_every
+        self.trackers, self.logged = trackers, first  # the last step that is on a line
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.waited, self.since = 0.0, time.monotonic()
@@ -30,7 +34,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             self._cut(first)
         self.bar = tqdm(
-            total=steps, initial=first, unit="step", dynamic_ncols=True, disable=not accelerator.is_main_process
+            total=loop.steps, initial=first, unit="step", dynamic_ncols=True, disable=not accelerator.is_main_process
         )
 
     def add(self, name: str, value: Tensor) -> None:
@@ -54,17 +58,21 @@ class Journal:
         means = torch.stack([self.sums[name] / self.counts[name] for name in names])
         means = self.accelerator.reduce(means, "mean").tolist()
         now = time.monotonic()
-        values |= {"wait": self.waited / max(now - self.since, 1e-9)}
+        taken = max(now - self.since, 1e-9)
+        values |= {"wait": self.waited / taken, "rate": (step - self.logged) / taken}
+        self.logged = step
         self.sums, self.counts, self.waited, self.since = {}, {}, 0.0, now
         if self.accelerator.is_main_process:
             line = {"step": step} | dict(zip(names, means)) | values
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            self.trackers.log(step, line)
             shown = [(name.rpartition("/")[2], mean) for name, mean in zip(names, means)]
             self.bar.set_postfix_str("  ".join(f"{n} {v:.4g}" for n, v in shown if n != "gradient_norm"))
 
     def close(self) -> None:
         self.bar.close()
+        self.trackers.close()
 
     def _cut(self, first: int) -> None:
         """Drop lines later than the checkpoint that the training resumes from."""

@@ -30,6 +30,7 @@ from pipeline.training.previews import Previews, Seen
 from pipeline.training.rates import learning_rate
 from pipeline.training.sharding import average_undivided_gradients, clip_gradients
 from pipeline.training.task import Task
+from pipeline.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class TrainingRun:
     precision: Precision = "fp32"  # of the task's turns: networks, teachers and critics alike
     sharding: Sharding | None = None  # divides the blocks of players among the processes; None: each has them whole
     seen: Seen | None = None  # what previews and an early stop look at; None: there are none
+    name: str = "training"  # that trackers know it by
 
 
 @dataclass
@@ -84,10 +86,11 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
         progress.scaler = torch.amp.GradScaler(accelerator.device.type)
     prepare(task, loop, progress, accelerator, run.sharding)
     checkpoints.restore(accelerator, run.folder, progress, task.players)
-    journal = Journal(accelerator, run.folder, progress.step, loop.steps, loop.log_every)
+    trackers = Trackers(accelerator, run.name, loop)
+    journal = Journal(accelerator, run.folder, progress.step, loop, trackers)
     training = Training(task, run, micro, progress, journal)
     measuring = Measuring(task, loop.steps - 1, run.seed, accelerator, run.precision)
-    previews = Previews(run.seen, loop, run.folder, measuring, progress.step)
+    previews = Previews(run.seen, loop, run.folder, measuring, trackers, progress.step)
     source = batches(data, micro, run.seed, progress.step, run.workers, copies_pinned(accelerator.device))
     with stop_requests() as requests, contextlib.closing(journal), contextlib.closing(source), rounding(run.precision):
         while progress.step < loop.steps and not previews.ended:

@@ -23,7 +23,7 @@ from pipeline.training.loss_heads import detach_heads
 from pipeline.training.pairs import Pairs
 from pipeline.training.previews import Picture
 
-CLASSES, EACH = 8, 4  # of the samples: classes at most, evenly through them, and images of each
+CLASSES, EACH = 10, 4  # of the samples: classes at most, evenly through them, and images of each
 SEARCHED = 20_000  # training images at most among which near copies of samples are looked for
 Averages = Mapping[str, nn.Module]
 

@@ -19,6 +19,7 @@ from pipeline.training import checkpoints
 from pipeline.training.ema import Averages
 from pipeline.training.held_out import Measuring, Rows
 from pipeline.training.overfitting import Preview, find_overfitting, read_previews, write_previews
+from pipeline.training.trackers import Trackers
 
 LATEST = "latest.png"
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Previews:
     loop: Loop
     folder: Path  # of the training
     measuring: Measuring
+    trackers: Trackers
     first: int  # steps that are done already
     rows: list[Preview] = field(init=False, default_factory=list)
 
@@ -113,6 +115,7 @@ class Previews:
             if best:
                 save_averages(self.best_folder, averages)
             write_previews(self.folder, self.rows)
+            self.trackers.log(step, values_of(preview))
             if not overfitted and (found := find_overfitting(self.rows)) is not None:
                 log.warning(found.describe(self.seen.name))
         self.accelerator.wait_for_everyone()
@@ -127,6 +130,7 @@ class Previews:
         for name in (f"step_{preview.step:08d}.png", LATEST):
             with new_file(self.seen.pictures / name) as draft:
                 picture.image.save(draft)
+        self.trackers.show(preview.step, picture.image)
         if picture.near_copies is None:
             return preview
         of_samples, of_held_out = picture.near_copies
@@ -143,6 +147,12 @@ class Previews:
         if self.accelerator.is_main_process:
             kept = f"kept are the average weights of step {best.step:,}, with a held-out loss of {loss_of(best):.4g}"
             log.warning("%s: training ended after step %d; %s", self.seen.name, step, kept)
+
+
+def values_of(preview: Preview) -> dict[str, float]:
+    """Its numbers by name, as trackers are told them."""
+    values = {"held_out": preview.held_out, "held_out_train": preview.train, "near_copies": preview.near_copies}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def due(step: int, every: int, steps: int) -> bool:

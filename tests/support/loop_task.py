@@ -1,6 +1,6 @@
 """A small adversarial training for the tests of the loop; as a script, it trains in this process.
 
-python tests/support/loop_task.py FOLDER STEPS SAVE_EVERY [PAUSE]
+python tests/support/loop_task.py FOLDER STEPS SAVE_EVERY [PAUSE [PREVIEW_EVERY]]
 """
 
 import sys
@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.code import Batched
 from pipeline.recipes.loops import Loop
 from pipeline.training.loop import TrainingRun, train
+from pipeline.training.previews import Picture, Seen
 
 
 @dataclass
@@ -31,6 +33,9 @@ class Numbers:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def plain(self, indices: Tensor) -> Rows:
+        return Rows(self.rows[indices])
+
     def batch(self, indices: Tensor, seeds: Tensor) -> Rows:
         return Rows(torch.where((seeds % 2 == 0)[:, None], self.rows[indices], -self.rows[indices]))
 
@@ -46,6 +51,9 @@ class Denoise:
         self.starts, self.judges, self.compared = {}, (), ()
         self.pause, self.poison, self.seen = pause, poison, []
 
+    def held_out_terms(self, averages, batch, draws):
+        return {"square": (averages["maker"](batch.x + 0.3 * draws.normal("noise", (6,))) - batch.x).square().mean()}
+
     def turns(self, batch, draws, step):
         time.sleep(self.pause)
         self.seen.append(batch.x)
@@ -58,9 +66,20 @@ class Denoise:
         )
 
 
-def fit(folder: Path, task: Denoise | None = None, **changes) -> dict[str, nn.Module]:
+def fit(folder: Path, task: Denoise | None = None, held_out: Numbers | None = None, **changes) -> dict[str, nn.Module]:
     settings = {"steps": 12, "batch": 8, "lr": {"maker": 1e-2, "judge": 1e-2}, "ema": 0.9, "save_every": 0} | changes
-    return train(task or Denoise(), Numbers(), TrainingRun(Loop(**settings), folder, 3, Accelerator(cpu=True)))
+    loop, rows = Loop(**settings), Numbers()
+    seen = (
+        Seen("maker", rows, held_out or rows, draw, folder / "pictures")
+        if loop.preview_every or loop.early_stop
+        else None
+    )
+    return train(task or Denoise(), rows, TrainingRun(loop, folder, 3, Accelerator(cpu=True), seen=seen))
+
+
+def draw(averages: dict[str, nn.Module]) -> Picture:
+    """Noise from the global generator, which a training goes on with as if nobody had drawn."""
+    return Picture(Image.fromarray((torch.rand(8, 8) * 255).byte().numpy()))
 
 
 def weights(players: dict[str, nn.Module]) -> Tensor:
@@ -69,11 +88,8 @@ def weights(players: dict[str, nn.Module]) -> Tensor:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place, steps, save_every, pause = (
-        Path(sys.argv[1]),
-        int(sys.argv[2]),
-        int(sys.argv[3]),
-        float((sys.argv + ["0"])[4]),
-    )
-    players = fit(place, Denoise(pause), steps=steps, save_every=save_every)
+    given = [*sys.argv[1:], "0", "0"][:5]
+    place, pause = Path(given[0]), float(given[3])
+    steps, save_every, preview_every = (int(given[number]) for number in (1, 2, 4))
+    players = fit(place, Denoise(pause), steps=steps, save_every=save_every, preview_every=preview_every)
     torch.save(weights(players), Path(place) / f"weights_{Accelerator(cpu=True).process_index}.pt")

@@ -44,6 +44,7 @@ from pipeline.training.ema import Average
 from pipeline.training.generation import Generation
 from pipeline.training.joint import JointTraining
 from pipeline.training.loop import TrainingRun, train
+from pipeline.training.overfitting import read_previews
 from stages import encode_dataset, posttrain_decoder, train_generator, train_jointly
 
 ROOT = Path(__file__).parents[2]
@@ -338,7 +339,7 @@ PART = {
         "losses": {"pixel": {"kind": "pixel"}},
         "weights": WEIGHTS,
         "adversary": {"critic": {"kind": "patch", "width": 8, "layers": 1}, "adaptive": False},
-        "loop": {"steps": 3, "batch": 16, "lr": RATES, "ema": 0.5},
+        "loop": {"steps": 3, "batch": 16, "lr": RATES, "ema": 0.5, "preview_every": 3},
     },
     "alignment": {"feature_cosine": ALIGNMENT},
 }
@@ -361,6 +362,7 @@ def recipe_of(**sections: Any) -> Recipe:
         "joint": PART,
         "generator": generator,
         "latents": {"batch": 256, "precision": "fp32"},
+        "sample": {"steps": 2},
     }
     return structure(Recipe, values | sections)
 
@@ -397,6 +399,9 @@ def test_later_stages_read_the_tokenizer_and_the_scale_that_the_generator_knows(
     torch.testing.assert_close(joint["mean"], measured[0], atol=0.5, rtol=0.5)
     torch.testing.assert_close(joint["std"], measured[1], atol=0.5, rtol=0.5)
     assert (work.root / "joint" / "critic" / "config.json").is_file()
+    (preview,) = read_previews(work.root / "joint")
+    assert preview.terms.keys() == {"kl", "pixel", "flow"} and preview.near_copies is not None
+    assert (work.root / "preview" / "joint" / "latest.png").is_file()
     log = [json.loads(line) for line in (work.root / "joint" / "metrics.jsonl").read_text().splitlines()]
     assert {"tokenizer/feature_cosine", "network/feature_cosine", "network/flow", "critic/real"} < set(log[-1])
 

@@ -21,6 +21,7 @@ from pipeline.training import checkpoints
 from pipeline.training.ema import Average
 from pipeline.training.loop import Interrupted
 from pipeline.training.order import BatchOrder, MicroBatches
+from pipeline.training.overfitting import read_previews
 from pipeline.training.rates import learning_rate
 from pipeline.training.reconstruction import Reconstruction
 
@@ -88,11 +89,13 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
 
 def test_two_processes_end_where_one_does(tmp_path):
     finish(start(tmp_path / "one", 12, 6))
-    finish(start(tmp_path / "two", 12, 6, processes=2))
+    finish(start(tmp_path / "two", 12, 6, 0, 4, processes=2))
     one = torch.load(tmp_path / "one" / "weights_0.pt", weights_only=True)
     ranks = [torch.load(tmp_path / "two" / f"weights_{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(*ranks)
     torch.testing.assert_close(one, ranks[0], atol=1e-6, rtol=0)
+    assert [row.step for row in read_previews(tmp_path / "two")] == [4, 8, 12]
+    assert (tmp_path / "two" / "pictures" / "latest.png").is_file()
 
 
 def test_interruption_is_an_exception_with_a_checkpoint(tmp_path, monkeypatch):

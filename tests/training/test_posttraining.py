@@ -39,6 +39,7 @@ from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.tokenizers.latent_vit import LatentViT
 from pipeline.training.kept_decoder import KeptDecoder
+from pipeline.training.overfitting import read_previews
 from pipeline.training.pairs import Originals, PairBatch, Pairs, make_pairs, rows_of_pairs
 from pipeline.training.phase_parts import carry_over
 from pipeline.training.posttraining import DecoderPlayer, DecoderTraining
@@ -304,8 +305,13 @@ def test_the_best_decoder_is_kept_and_training_stops_when_none_is_better(lines, 
 def test_a_stage_that_goes_on_ends_with_the_same_weights(lines, tmp_path):
     recipe, work = lines("titok")
     longer = changed(recipe, phase=merge(PHASE, {"loop": {"steps": 8, "save_every": 3}}), patience=9)
+    seen = changed(recipe, phase=merge(PHASE, {"loop": {"steps": 8, "save_every": 3, "preview_every": 4}}), patience=9)
     short = changed(recipe, phase=merge(PHASE, {"loop": {"steps": 4, "save_every": 3}}), patience=9)
-    straight = run(longer, work, tmp_path / "straight")
+    straight = run(seen, work, tmp_path / "straight")
+    rows = read_previews(tmp_path / "straight" / "posttraining")
+    errors = {check["step"]: check["error"] for check in straight["checks"]}
+    assert [(row.step, pytest.approx(row.held_out, 1e-4)) for row in rows] == [(step, errors[step]) for step in (4, 8)]
+    assert (work.root / "preview" / "decoder" / "step_00000008.png").is_file()
     run(short, work, tmp_path / "stopped")
     checkpoints = tmp_path / "stopped" / "posttraining" / "checkpoints"
     (checkpoints / "step_00000004").rename(tmp_path / "lost")  # it goes on from step 3, before the last check

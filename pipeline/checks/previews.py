@@ -1,0 +1,45 @@
+"""Whether the previews and early stops of a recipe's trainings have something to look at."""
+
+from collections.abc import Mapping
+
+from pipeline.checks.accumulation import trainings
+from pipeline.images.facts import SplitFacts
+from pipeline.recipes.schema import Recipe
+from pipeline.validation import SettingError
+
+POSTTRAINING = "posttrain.phase.loop"
+
+
+def check_previews(recipe: Recipe) -> None:
+    """ValueError with one line for a training that cannot stop early, or has no held-out pairs to look at."""
+    for place, loop, _ in trainings(recipe):
+        if place != POSTTRAINING:
+            continue
+        if loop.early_stop is not None:
+            raise SettingError(
+                f"{place}.early_stop", ": post-training ends by posttrain.keep and posttrain.patience; leave it out"
+            )
+        if loop.preview_every and not recipe.posttrain.held_out:
+            raise SettingError(
+                f"{place}.preview_every", " looks at held-out pairs, and posttrain.held_out is 0; hold some out"
+            )
+    generator = recipe.generator
+    if generator is not None and generator.milestones and generator.loop.early_stop is not None:
+        raise SettingError(
+            "generator.loop.early_stop", " may end before a step of generator.milestones; leave one of them out"
+        )
+
+
+def check_held_out_images(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> None:
+    """ValueError where held-out images are to be looked at, and none are held out."""
+    for place, loop, _ in trainings(recipe):
+        asked = "early_stop" if loop.early_stop is not None else "preview_every" if loop.preview_every else None
+        if asked and place != POSTTRAINING and not facts["held_out"].images:
+            raise SettingError(
+                f"{place}.{asked}", " looks at held-out images, and none is held out; set data.source.held_out=0.1"
+            )
+
+
+def stops_early(recipe: Recipe, section: str | None) -> bool:
+    """Whether a training of this section of the recipe ends by its held-out loss, on which its result then depends."""
+    return any(loop.early_stop and place.startswith(f"{section}.") for place, loop, _ in trainings(recipe))
