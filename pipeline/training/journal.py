@@ -63,10 +63,10 @@ class Journal:
         self.logged = step
         self.sums, self.counts, self.waited, self.since = {}, {}, 0.0, now
         if self.accelerator.is_main_process:
-            line = {"step": step} | dict(zip(names, means)) | values
+            logged = dict(zip(names, means)) | values
             with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            self.trackers.log(step, line)
+                file.write(json.dumps({"step": step} | logged) + "\n")
+            self.trackers.log(step, logged)
             shown = [(name.rpartition("/")[2], mean) for name, mean in zip(names, means)]
             self.bar.set_postfix_str("  ".join(f"{n} {v:.4g}" for n, v in shown if n != "gradient_norm"))
 

@@ -66,7 +66,13 @@ class Denoise:
         )
 
 
-def fit(folder: Path, task: Denoise | None = None, held_out: Numbers | None = None, **changes) -> dict[str, nn.Module]:
+def fit(
+    folder: Path,
+    task: Denoise | None = None,
+    held_out: Numbers | None = None,
+    accelerator: Accelerator | None = None,
+    **changes,
+) -> dict[str, nn.Module]:
     settings = {"steps": 12, "batch": 8, "lr": {"maker": 1e-2, "judge": 1e-2}, "ema": 0.9, "save_every": 0} | changes
     loop, rows = Loop(**settings), Numbers()
     seen = (
@@ -74,7 +80,7 @@ def fit(folder: Path, task: Denoise | None = None, held_out: Numbers | None = No
         if loop.preview_every or loop.early_stop
         else None
     )
-    return train(task or Denoise(), rows, TrainingRun(loop, folder, 3, Accelerator(cpu=True), seen=seen))
+    return train(task or Denoise(), rows, TrainingRun(loop, folder, 3, accelerator or Accelerator(cpu=True), seen=seen))
 
 
 def draw(averages: dict[str, nn.Module]) -> Picture:
