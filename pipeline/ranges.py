@@ -27,6 +27,7 @@ FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
 FractionAboveZero = Annotated[float, Range(0, 1, open_low=True)]
 InnerFraction = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Counts = Annotated[list[Count], Length(1)]
+ImageSize = Count | Annotated[list[Count], Length(2, 2)]  # pixels of a side of a square, or height and width
 Colours = Annotated[list[Number], Length(3, 3)]  # a number for red, green and blue
 ColourScales = Annotated[list[Positive], Length(3, 3)]
 Layers = Annotated[list[Integer], Length(1)]  # of a network, from 0, or from -1 backwards

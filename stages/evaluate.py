@@ -146,7 +146,7 @@ def tokenizer_inputs(
     recipe, tokenizer = of_images.recipe, measuring.tokenizer
     sets = ImageSet(ids, {}), ImageSet(real.held_out.narrow, real.protocol, real.held_out.moments)
     networks = measuring.extractors, of_images.accelerator
-    return TokenizerInputs(tokenizer, recipe.data.size, recipe.seed, *networks, *sets, tokenizer.encode)
+    return TokenizerInputs(tokenizer, recipe.data.image_shape, recipe.seed, *networks, *sets, tokenizer.encode)
 
 
 def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: LatentPipeline) -> list[Picture]:
@@ -165,7 +165,7 @@ def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: Lat
 @torch.no_grad()
 def draw_reconstructions(held_out: Images, tokenizer: Tokenizer, path: Path) -> Picture:
     """A row of held-out images, above what the tokenizer makes of them."""
-    columns = grids.columns(held_out.data.size)
+    columns = grids.columns(held_out.data.sides)
     images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), columns))).images
     code = tokenizer.encode(images.to(tokenizer.device))
     grids.reconstructions(images, rendered(tokenizer, code).cpu()).save(path)
@@ -201,7 +201,7 @@ def describe(recipe: Recipe, train: Images, held_out: Images, left_out: list[str
     classes = f", {train.num_classes} classes" if train.num_classes else ""
     kinds = [part["kind"] for part in recipe.components.values()]
     return (
-        f"{len(train)} training and {len(held_out)} held-out images of {recipe.data.size} × {recipe.data.size} pixels"
+        f"{len(train)} training and {len(held_out)} held-out images of {' × '.join(map(str, recipe.data.sides))} pixels"
         f"{classes} · {' · '.join(kind.replace('_', ' ') for kind in kinds)}"
         + "".join(f" · left out: {line}" for line in left_out)
     )

@@ -56,7 +56,8 @@ def moments_of(rows: Comparison, names: list[str]) -> Comparison:
 
 def tokenizer_inputs(tokenizer: Any, train: PerImage, held_out: PerImage, **more: Any) -> TokenizerInputs:
     """Rows of both splits, without anything in their protocols; `more` replaces fields."""
-    fields = {"size": 16, "seed": 0, "extractors": extractors_of([]), "accelerator": Accelerator(cpu=True)}
+    fields = {"image_shape": (3, 16, 16), "seed": 0, "accelerator": Accelerator(cpu=True)}
+    fields["extractors"] = extractors_of([])
     fields |= {"train": ImageSet(train, {}), "held_out": ImageSet(held_out, {}), "encode": None}
     return TokenizerInputs(tokenizer, **fields | more)
 

@@ -20,7 +20,7 @@ def check_equivariance(phase: Phase, tokenizer: TokenizerPlan) -> None:
         if phase.adversary is not None:
             critic, arguments = check("critics", phase.adversary.critic, DERIVED["critics"], "adversary.critic")
             scales = [scale for _, scale in drawn_scales(settings)]
-            needed, smallest = critic.smallest(arguments), tokenizer.arguments.image_size * min(scales)
+            needed, smallest = critic.smallest(arguments), min(tokenizer.image_shape[1:]) * min(scales)
             if smallest < needed:
                 raise ValueError(
                     f"the critic needs images of {needed} pixels per side or more, and the smallest scale makes"
@@ -73,10 +73,10 @@ def check_losses_of_sizes(phase: Phase) -> None:
 
 def check_scales(settings: Equivariance, tokenizer: Tokenizer) -> None:
     """ValueError where codes and images of the scales do not pass through a tokenizer, which is on the meta device."""
-    size, spec = tokenizer.config.image_size, tokenizer.spec
+    (channels, *sides), spec = tokenizer.image_shape, tokenizer.spec
     for name, scale in drawn_scales(settings):
         shrink = MapTransform(scale)
-        images = torch.zeros(1, 3, *(round(side * scale) for side in (size, size)), device="meta")
+        images = torch.zeros(1, channels, *(round(side * scale) for side in sides), device="meta")
         maps = shrink(torch.zeros(1, spec.dim, *spec.grid, device="meta"))
         try:
             decoded = tokenizer.decode_map(maps).shape

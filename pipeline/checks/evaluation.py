@@ -9,6 +9,7 @@ from pipeline.files.paths import given_path
 from pipeline.images.files import open_archive
 from pipeline.metrics.base import check_metrics, report_kinds
 from pipeline.nn.convolution_stages import stem_and_stages
+from pipeline.recipes.data import Data
 from pipeline.recipes.schema import Recipe
 from pipeline.validation import SettingError
 
@@ -29,14 +30,15 @@ def check_evaluation(recipe: Recipe) -> None:
     if path.is_dir():
         build("datasets", {"kind": "image_folder", "path": str(path), "held_out": 0.0}, split="train")
     elif "arr_0" in array_names(path):
-        check_archive(path, recipe.data.size)
+        check_archive(path, recipe.data)
 
 
-def check_archive(path: Path, size: int) -> None:
-    """ValueError unless the images in an archive have `size` pixels per side."""
+def check_archive(path: Path, data: Data) -> None:
+    """ValueError unless the images in an archive have the size and the channels of the recipe's."""
+    channels, *sides = data.image_shape
     pixels = open_archive(path)
-    if pixels.shape[1:3] != (size, size):
-        shape = " x ".join(map(str, pixels.shape[1:3]))
+    if list(pixels.shape[1:]) != [*sides, channels]:
+        given, needed = (" x ".join(map(str, shape)) for shape in (pixels.shape[1:], (*sides, channels)))
         raise SettingError(
-            "evaluate.reference", f": the images of {path} are {shape}, data.size is {size}; they must agree"
+            "evaluate.reference", f": the images of {path} are {given}, those of data are {needed}; they must agree"
         )

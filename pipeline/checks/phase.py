@@ -14,12 +14,11 @@ from pipeline.critics.base import Critic
 from pipeline.frozen.networks import check_extractor
 from pipeline.losses.base import Attachment, Loss
 from pipeline.nn.branched import last_layer_of
-from pipeline.recipes.adversary import Adversary
 from pipeline.recipes.building import DERIVED, TokenizerPlan, output_layout
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe
 from pipeline.recipes.tokenizer_training import Phase
-from pipeline.validation import PLACE, SettingError, at, check_known, check_names
+from pipeline.validation import SettingError, at, check_known, check_names
 
 
 def check_phase(
@@ -43,7 +42,8 @@ def check_phase(
     if phase.adversary is not None:
         players.append("critic")
         node, where = phase.adversary.critic, "adversary.critic"
-        critic = check("critics", node, DERIVED["critics"], where)
+        judge, arguments = check("critics", node, DERIVED["critics"], where)
+        critic = judge, arguments | {"channels": tokenizer.compared_shape(phase.train)[0]}
         with at(where):
             check_extractor(recipe, "critics", node)
         check("adversarial", loss_node(phase.adversary.loss), (), "adversary.loss")
@@ -65,7 +65,7 @@ def check_task(
     """The rules that need the phase alone; `critic` is the class and the arguments of its critic."""
     if critic is not None:
         with at("adversary"):
-            check_adversary(phase.adversary, *critic, *tokenizer.compared_shape(phase.train))
+            check_adversary(phase, *critic, tokenizer)
             check_adaptive(phase, tokenizer)
     terms = terms_of(phase, None if from_codes else tokenizer)
     with at("weights"):
@@ -86,10 +86,10 @@ def check_loss(recipe: Recipe, phase: Phase, tokenizer: TokenizerPlan, name: str
     with at(f"losses.{name}"):
         if from_codes and not loss.of_pixels:
             raise ValueError(f"{node['kind']} does not compare images, and this phase has nothing else; leave it out")
-        channels, _ = tokenizer.compared_shape(phase.train)
-        if not loss.any_channels and channels != 3:
+        if not loss.any_channels and not tokenizer.compares_pictures(phase.train):
             raise ValueError(
-                f"{node['kind']} compares images of 3 channels, and train={phase.train} makes {channels}; use pixel"
+                f"{node['kind']} compares images of {tokenizer.image_shape[0]} channels, and train={phase.train} makes"
+                f" {tokenizer.compared_shape(phase.train)[0]}; use pixel"
             )
         if missing := [feature for feature in loss.needs(arguments) if feature not in tokenizer.can.features]:
             kind = node["kind"]
@@ -133,18 +133,21 @@ def check_images_are_compared(phase: Phase, tokenizer: TokenizerPlan) -> None:
         raise SettingError("losses", f": none compares images, so nothing would train the decoder; add pixel{instead}")
 
 
-def check_adversary(adversary: Adversary, critic: type[Critic], arguments: Arguments, channels: int, size: int) -> None:
-    """ValueError where the critic cannot judge images of these channels and sides, or a setting is out of range."""
+def check_adversary(phase: Phase, critic: type[Critic], arguments: Arguments, tokenizer: TokenizerPlan) -> None:
+    """ValueError where the critic cannot judge what the phase compares, or a setting is out of range."""
+    adversary, (channels, *sides) = phase.adversary, tokenizer.compared_shape(phase.train)
     if adversary.ahead > adversary.start:
         raise SettingError(
             "ahead", f" is {adversary.ahead}, and start is {adversary.start}; give a number from 0 to start"
         )
-    if size < (smallest := critic.smallest(arguments)):
+    if min(sides) < (smallest := critic.smallest(arguments)):
         raise SettingError(
-            "critic", f" needs images of {smallest} pixels per side or more, not {size}; give it fewer layers"
+            "critic", f" needs images of {smallest} pixels per side or more, not {min(sides)}; give it fewer layers"
         )
-    if channels != arguments.get("channels", 3):
-        raise SettingError("critic", f" has to judge images of {channels} channels; set {PLACE}.channels={channels}")
+    if critic.extractor_kind is not None and not tokenizer.compares_pictures(phase.train):
+        raise SettingError("critic", f" judges pictures, and train={phase.train} makes {channels} channels; take patch")
+    if critic.extractor_kind is None and channels != arguments.get("channels", 3):
+        raise SettingError("critic", f" judges images of {arguments.channels} channels, and these have {channels}")
     if adversary.feature_matching and not critic.shows_layers:
         raise SettingError("feature_matching", f": a {critic.__name__} shows no layers to match; set it to false")
 

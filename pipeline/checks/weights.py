@@ -31,9 +31,9 @@ def describe_weights(recipe: Recipe) -> list[str]:
             lines.append(f"evaluate.features: {kind}, {found}")
     if measures_perception(recipe):
         missing = [name for name in LpipsVgg.FILES if locate(name, files) is None]
-        required = recipe.weights.require and recipe.data.size >= LpipsVgg.SMALLEST
+        required = recipe.weights.require and min(recipe.data.sides) >= LpipsVgg.SMALLEST
         instead = f"LPIPS-VGG, missing {' and '.join(missing)}" if required else "the judge, which is trained"
-        here = not missing and recipe.data.size >= LpipsVgg.SMALLEST
+        here = not missing and min(recipe.data.sides) >= LpipsVgg.SMALLEST
         lines.append(f"{REPORT}: {'LPIPS-VGG' if here else instead}")
     return lines
 
@@ -92,7 +92,7 @@ def missing_weights(recipe: Recipe) -> tuple[Missing, Missing]:
     for kind in recipe.evaluate.features:
         if kind in WEIGHTS and name_here(kind, files) is None:
             named.setdefault(WEIGHTS[kind][:1], []).append("evaluate.features")
-    if recipe.weights.require and measures_perception(recipe) and recipe.data.size >= LpipsVgg.SMALLEST:
+    if recipe.weights.require and measures_perception(recipe) and min(recipe.data.sides) >= LpipsVgg.SMALLEST:
         missing = tuple(name for name in LpipsVgg.FILES if locate(name, files) is None)
         if missing:
             replaceable.setdefault(missing, []).append(REPORT)

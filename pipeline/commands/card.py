@@ -19,6 +19,7 @@ from pipeline.measuring.card_networks import CardNetworks, CardSettings
 from pipeline.measuring.numbers import describe_left_out
 from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
 from pipeline.nn.devices import device_name
+from pipeline.nn.image_size import size_setting, size_text
 from pipeline.program import command_line
 from pipeline.recipes.files import merge, parse_settings
 from pipeline.recipes.schema import load
@@ -76,7 +77,7 @@ def images_of_card(target: CardTarget, settings: CardSettings, accelerator: Acce
     """The images of both splits; ValueError where they are those of the target's run, and have changed since."""
     notes = Workspace(target.folder, accelerator).history(("tokenizer", "latents", "report")).values()
     images, data_of_run, data = UsedImages(settings.data, ()), target.settings.get("data", {}), asdict(settings.data)
-    same = all(data_of_run.get(name) == data[name] for name in ("source", "size", "resize"))
+    same = all(data_of_run.get(name) == data[name] for name in ("source", "size", "channels", "depth", "resize"))
     if same and (change := images.change_since(notes)):
         raise ValueError(f"{change} since {target.folder} was made; type: {command_line('all', 'RECIPE')}")
     return images.of(SPLITS)
@@ -105,11 +106,16 @@ def make_card(target: CardTarget, settings: CardSettings, accelerator: Accelerat
     train, held_out = Images(settings.data, "train"), Images(settings.data, "held_out")
     if not len(held_out):
         raise ValueError("a card measures held-out images, and there are none; set data.source.held_out=0.1")
-    tokenizer = load_tokenizer_or_stock(target.tokenizer, settings.data.size).to(accelerator.device)
-    if (size := tokenizer.config.image_size) != settings.data.size:
+    data = settings.data
+    tokenizer = load_tokenizer_or_stock(target.tokenizer, data.image_size, data.image_shape[0]).to(accelerator.device)
+    channels, *sides = tokenizer.image_shape
+    if tuple(sides) != data.sides:
+        size, given = size_text(sides), size_text(data.size)
         raise ValueError(
-            f"the tokenizer is for images of {size} pixels, not {settings.data.size}; set data.size={size}"
+            f"the tokenizer is for images of {size} pixels, not {given}; set data.size={size_setting(sides)}"
         )
+    if channels != data.image_shape[0]:
+        raise ValueError(f"the tokenizer is for images of {channels} channels, not {data.channels}; set data.channels")
     networks = CardNetworks.load(settings, train, target.judge, accelerator.device, out / "judge")
     measuring = CardMeasuring(tokenizer, networks, settings, accelerator, out / "prior")
     about = describe(target, tokenizer, settings, accelerator) | {
@@ -146,7 +152,7 @@ def describe(
 
 
 def save_reconstructions(measuring: CardMeasuring, held_out: Images, path: Path) -> None:
-    count = min(len(held_out), grids.columns(held_out.data.size))
+    count = min(len(held_out), grids.columns(held_out.data.sides))
     images = held_out.plain(evenly_spaced(None, len(held_out), count)).images
     reconstructions = rendered(measuring.tokenizer, measuring.encode(images.to(measuring.device)))
     grids.reconstructions(images, reconstructions.cpu()).save(path)

@@ -21,7 +21,8 @@ from pipeline.images.reading import Images
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.measuring.protocols import computation
 from pipeline.measuring.reference import images_of_folder
-from pipeline.ranges import Count, RangedFields
+from pipeline.ranges import RangedFields
+from pipeline.recipes.data import Data, Side
 from pipeline.recipes.evaluation import Features
 from pipeline.recipes.files import is_recipe, parse_settings
 from pipeline.recipes.schema import load
@@ -33,7 +34,9 @@ from pipeline.runs.machine import accelerate
 class FolderSettings(RangedFields):
     """What `run.py reference FOLDER` takes."""
 
-    size: Count  # pixels per side that every image is resized and cropped to
+    size: Side | tuple[Side, Side]  # pixels that every image is resized and cropped to, as data.size
+    channels: Literal["rgb", "grey", "rgba"] = "rgb"
+    depth: Literal[8, 16] = 8  # bits of a channel
     features: Features = ("inception",)
     resize: Literal["tensorflow1", "antialias", "clean"] = "tensorflow1"
     weights: Weights = field(default_factory=Weights)
@@ -63,7 +66,7 @@ def reference(words: list[str]) -> None:
         described = {name: of for feature in features for name, of in feature.statistics().items()}
         about = {"images": f"{len(images)} of {given}, {images.split}", "fingerprint": images.fingerprint()}
         about |= {"source": images.data.source, "split": images.split}
-        about |= {"size": images.data.size, "prepared": images.data.resize, "features": described}
+        about |= {"size": images.data.image_size, "prepared": images.data.resize, "features": described}
         write_statistics(out, moments, about | computation())
         print(f"{out}: statistics of {len(images)} images, {', '.join(moments)}; set evaluate.reference={out}")
 
@@ -98,5 +101,5 @@ def images_in_folder(given: str, settings: list[str]) -> MeasuredImages:
     folder = structure(FolderSettings, parse_settings(settings))
     if "classifier" in folder.features:
         raise ValueError("features: the classifier is trained by every run for itself; name others")
-    images = images_of_folder(Path(given), folder.size)
+    images = images_of_folder(Path(given), Data({}, folder.size, folder.channels, folder.depth))
     return MeasuredImages(images, folder.features, folder.weights.files, folder.resize)

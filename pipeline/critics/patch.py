@@ -15,7 +15,7 @@ from pipeline.ranges import Count
 class Patch(Critic):
     """PatchGAN (Isola et al., arXiv:1611.07004): 4x4 convolutions, `layers` of them with stride 2.
 
-    `channels` is 3, but for a phase that trains one band of a tokenizer, whose images have others.
+    `channels` are those of the images, or of the band of them that a phase trains.
     Widths double from `width` up to eight times it. Normal initialisation, std 0.02. With `norm="group"` (eight groups)
     a verdict depends on its own image alone, so that any number of processes trains the same critic;
     "batch" is the published form. It judges pixels as they are, in [-1, 1], or, with `pixels="unit"`, in [0, 1], as

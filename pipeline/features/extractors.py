@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.images.eight_bits import levels
+from pipeline.nn.image_channels import as_rgb
 from pipeline.nn.resize import DESCRIPTIONS, RULES, resize_antialias
 from pipeline.teachers.inception import SIZE, Inception
 from pipeline.teachers.vision_model import VisionModel
@@ -109,7 +110,7 @@ class InceptionFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def extract_all(self, images: Tensor) -> dict[str, Tensor]:
-        seen = self.network(RULES[self.resize](levels(images), SIZE, SIZE))
+        seen = self.network(RULES[self.resize](levels(as_rgb(images)), SIZE, SIZE))
         return {self.name: seen.pooled, self.spatial: seen.spatial, self.logits: seen.logits}
 
 
@@ -133,5 +134,5 @@ class VisionFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        pixels = resize_antialias(levels(images), self.network.size, self.network.size)
+        pixels = resize_antialias(levels(as_rgb(images)), self.network.size, self.network.size)
         return self.network.features(pixels / 127.5 - 1)

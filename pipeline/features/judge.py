@@ -1,5 +1,6 @@
 """The judge: a classifier of the training images, which a report and a card of the same data and seed train alike."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,18 +24,23 @@ NOTE = "judge.json"  # the images and the seed of its training
 VALUES = 2**28  # numbers in the images that train it, at most: 1 GiB
 
 
-def fit_judge(
-    train: Images, size: int, seed: int, device: torch.device, folder: Path, earlier: Path | None = None
-) -> None:
-    """Train a judge on a training split of images of `size` pixels, with `judge_seed(seed)`, and save it in `folder`.
+def fit_judge(train: Images, seed: int, device: torch.device, folder: Path, earlier: Path | None = None) -> None:
+    """Train a judge on a training split, with `judge_seed(seed)`, and save it in `folder`.
 
     The judge in the folder `earlier` is copied where it was trained on the same images with the same seed.
     """
-    cause = {"images": train.fingerprint(), "size": size, "seed": judge_seed(seed), "torch": torch.__version__}
+    cause = {
+        "images": train.fingerprint(),
+        "size": train.data.image_size,
+        "seed": judge_seed(seed),
+        "torch": torch.__version__,
+    }
     if earlier is not None and (earlier / NOTE).is_file() and read_json(earlier / NOTE) == cause:
         shutil.copytree(earlier, folder, dirs_exist_ok=True)
         return
-    batch = read_all(train, evenly_spaced(None, len(train), min(len(train), VALUES // (3 * size * size))))
+    batch = read_all(
+        train, evenly_spaced(None, len(train), min(len(train), VALUES // math.prod(train.data.image_shape)))
+    )
     labels = batch.condition.labels if batch.condition else None
     fit(batch.images.to(device), labels, train.num_classes, seed=judge_seed(seed)).save_pretrained(folder)
     write_json(folder / NOTE, cause)
@@ -57,14 +63,14 @@ def judge_features(judge: Classifier, folder: Path) -> ClassifierFeatures:
 
 
 def perceptual_backbone(
-    judge: ClassifierFeatures, weights: Mapping[str, str], size: int
+    judge: ClassifierFeatures, weights: Mapping[str, str], shorter_side: int
 ) -> tuple[Backbone, dict[str, Any]]:
     """The backbone of the perceptual distance and its protocol: LPIPS-VGG where this machine has it, else the judge.
 
     `weights` are the recipe's; images of fewer than 16 pixels per side are too small for VGG.
     """
     files = [locate(name, weights) for name in LpipsVgg.FILES]
-    if not all(files) or size < LpipsVgg.SMALLEST:
+    if not all(files) or shorter_side < LpipsVgg.SMALLEST:
         return judge.network, judge.describe() | {"what": "feature maps of the judge, all channels alike"}
     backbone = LpipsVgg.load(*files).to(judge.network.device)
     return backbone, {"kind": backbone.name, "weights_sha256": [digest(path) for path in files], "resize": "none"}

@@ -34,15 +34,15 @@ class FeatureExtractors:
         features: Sequence[str],
         resize: str,
         weights: Mapping[str, str],
-        size: int,
+        shorter_side: int,
         seed: int,
         device: torch.device,
     ) -> "FeatureExtractors":
         """`judge_folder` holds the judge that was trained with `seed`; `features` and `resize` are those of
-        `evaluate`, `weights` those of the recipe; images have `size` pixels per side."""
+        `evaluate`, `weights` those of the recipe; images have so many pixels on the `shorter_side`."""
         judge = load_judge(judge_folder, device)
         features_of_judge = judge_features(judge, judge_folder)
-        backbone, perceptual = perceptual_backbone(features_of_judge, weights, size)
+        backbone, perceptual = perceptual_backbone(features_of_judge, weights, shorter_side)
         described = {"judge": features_of_judge.describe() | {"seed": judge_seed(seed)}, "perceptual": perceptual}
         built = build_features(features, weights, resize, device, features_of_judge)
         return cls(judge, features_of_judge, built, backbone, described, device)

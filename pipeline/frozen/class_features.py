@@ -4,6 +4,7 @@ from torch import nn
 
 from pipeline.frozen.base import STAND_IN, FrozenInput
 from pipeline.frozen.networks import FrozenNetworks
+from pipeline.nn.image_size import sides_of, size_text
 from pipeline.recipes.building import find_tokenizer
 from pipeline.validation import SettingError
 from pipeline.vision.backbone import read_features, read_kind
@@ -37,8 +38,11 @@ class ClassFeatures(FrozenInput):
     def check_patch(self) -> None:
         """ValueError where the teacher's patches cannot be resampled to `teacher_patch`."""
         size, folder = self.recipe.data.size, self.folder
-        if size % self.patch:
-            raise SettingError("teacher_patch", f" is {self.patch}, which does not divide {size} pixels; change one")
+        if any(side % self.patch for side in sides_of(size)):
+            pixels = size_text(size)
+            raise SettingError("teacher_patch", f" is {self.patch}, which does not divide {pixels} pixels; change one")
+        if not isinstance(size, int):
+            raise SettingError("teacher_patch", f" is for square images, not {size_text(size)}; leave it out")
         if self.arguments.get("teacher", "auto") == STAND_IN:
             raise SettingError("teacher_patch", " is for a DINOv2, and the teacher is a classifier; leave it out")
         if folder is not None and (kind := read_kind(folder)) != "dinov2":

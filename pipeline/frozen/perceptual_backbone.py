@@ -35,7 +35,7 @@ class PerceptualBackbone(FrozenInput):
 
     def check(self) -> None:
         smallest = LpipsVgg.SMALLEST
-        if self.recipe.data.size < smallest and (self.recipe.weights.require or not self.missing):
+        if min(self.recipe.data.sides) < smallest and (self.recipe.weights.require or not self.missing):
             raise ValueError(
                 f"LPIPS needs images of {smallest} pixels per side or more; raise data.size, or leave it out"
             )

@@ -14,13 +14,14 @@ GAP, PAPER, INK = 2, (255, 255, 255), (70, 70, 70)
 AMPLIFIED = 5  # times the absolute difference, so that it can be seen
 
 
-def columns(size: int) -> int:
-    """How many images of `size` pixels per side go beside each other."""
-    return max(3, min(12, WIDTH // (tile_size(size) + GAP)))
+def columns(sides: Sequence[int]) -> int:
+    """How many images of these sides (height, width) go beside each other."""
+    return max(3, min(12, WIDTH // (sides[1] * enlargement(sides) + GAP)))
 
 
-def tile_size(size: int) -> int:
-    return size * max(1, -(-TILE // size))
+def enlargement(sides: Sequence[int]) -> int:
+    """How many times larger images of these sides are shown."""
+    return max(1, -(-TILE // min(sides)))
 
 
 def reconstructions(images: Tensor, rebuilt: Tensor) -> Image.Image:
@@ -34,7 +35,7 @@ def reconstructions(images: Tensor, rebuilt: Tensor) -> Image.Image:
 
 def samples_by_class(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str]) -> Image.Image:
     """uint8 [N, H, W, 3] in rows by label [N], ten classes at most; without labels in rows as they come."""
-    across = columns(images.shape[1])
+    across = columns(images.shape[1:3])
     if labels is None:
         shown = images[: 8 * across]
         return grid([shown[i : i + across] for i in range(0, len(shown), across)], [])
@@ -52,7 +53,7 @@ def rows_of(images: Tensor, names: Sequence[str]) -> Image.Image:
 def grid(rows: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
     """Rows of uint8 [n, H, W, 3], each with its name to the left."""
     height, width = rows[0].shape[1:3]
-    times = tile_size(min(height, width)) // min(height, width)
+    times = enlargement((height, width))
     height, width = height * times, width * times
     font = ImageFont.load_default(14)
     margin = max((int(font.getlength(shorten(name))) + 12 for name in names), default=0)

@@ -1,4 +1,4 @@
-"""Images as the line reads them: RGB, square, in [-1, 1], with labels, by index."""
+"""Images as the line reads them: of one shape, in [-1, 1], with labels, by index."""
 
 import logging
 from collections import Counter
@@ -16,8 +16,10 @@ from pipeline.code import Condition
 from pipeline.components import build
 from pipeline.datasets.base import DAMAGED, BrokenImage, Split
 from pipeline.draws import mix, uniform_by_seed
-from pipeline.images.preparing import crop, fit, part, to_rgb
-from pipeline.recipes.data import Data
+from pipeline.images.preparing import convert, crop, fit, part, pixels_of
+from pipeline.images.stored_pixels import from_pixels
+from pipeline.nn.image_size import Sides
+from pipeline.recipes.data import CHANNELS, Data
 
 FIVE = (None, (0, 0), (1, 0), (0, 1), (1, 1))  # places that `crop` takes: the centre and the corners
 IN_MEMORY = 2**30  # bytes of decoded pixels that a split may keep
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 class ImageBatch:
     """Rows of a collection, ready for a tokenizer."""
 
-    images: Tensor  # [B, 3, size, size] float32 in [-1, 1]
+    images: Tensor  # [B, channels, height, width] float32 in [-1, 1]
     condition: Condition | None = None  # labels; None when the collection has none
     attributes: Tensor | None = None  # [B, A] bool, of images as they are; None when the collection has none
 
@@ -44,7 +46,7 @@ class ImageBatch:
 class Row:
     """One image in memory."""
 
-    pixels: list[np.ndarray]  # [h, w, 3] uint8, one a size
+    pixels: list[np.ndarray]  # [h, w, channels] uint8 or uint16, one a box
     label: int | None
     attributes: tuple[bool, ...]
 
@@ -53,15 +55,15 @@ class Row:
 class Wanted:
     """What is asked of a row."""
 
-    sides: tuple[int, ...]  # shorter sides in pixels, an array each
-    squares: bool = False  # whether of each the central square
-    box: tuple[float, float, float] | None = None  # or a part of the image, as `pipeline.images.preparing.part` has it
+    boxes: tuple[Sides, ...]  # that the resized image covers, an array each
+    cropped: bool = False  # whether each is cropped to its box, at the centre
+    part: tuple[float, float, float] | None = None  # or a part of the image, as `pipeline.images.preparing.part` has it
     smallest: int = 0  # shorter side of the stored image, below which the next row takes its place
 
     @property
     def kept(self) -> bool:
         """Whether rows that are asked for like this are the ones to keep in memory."""
-        return not (self.squares or self.box or self.smallest)
+        return not (self.cropped or self.part or self.smallest)
 
 
 class Images:
@@ -75,12 +77,13 @@ class Images:
     def __init__(self, data: Data, split: Split):
         self.data, self.split = data, split
         self.source = build("datasets", data.source, split=split)
-        self.sides = {data.size}  # in which a row is kept in memory; not those that are drawn
+        self.boxes = {data.sides}  # for which a row is kept in memory; not those that are drawn
         if split == "train" and data.shorter_sides[0] == data.shorter_sides[1]:
-            self.sides.add(data.shorter_sides[0])
-        self.in_memory = len(self.source) * 3 * sum(side**2 for side in self.sides) <= IN_MEMORY
+            self.boxes.add(data.box(data.shorter_sides[0]))
+        pixel = CHANNELS[data.channels] * data.depth // 8  # bytes
+        self.in_memory = len(self.source) * pixel * sum(height * width for height, width in self.boxes) <= IN_MEMORY
         self.broken: list[str] = []
-        self._kept: dict[tuple[int, int], Row] = {}  # by index and shorter side
+        self._kept: dict[tuple[int, Sides], Row] = {}  # by index and box
         self._next: dict[int, int] = {}
         self._lost: Counter[int | None] = Counter()  # broken rows, by label
         for index, message in self.source.broken().items():  # known before the first step, so refused before it
@@ -117,7 +120,8 @@ class Images:
             draws = torch.stack([uniform_by_seed(seeds, "crop across"), uniform_by_seed(seeds, "crop down")], 1)
         least, most = self.data.shorter_sides
         sides = least + (uniform_by_seed(seeds, "shorter side") * (most - least + 1)).long().clamp(max=most - least)
-        return self._mirrored(self._read(indices, sides.tolist(), draws, self.data.smallest), seeds)
+        boxes = [self.data.box(side) for side in sides.tolist()]
+        return self._mirrored(self._read(indices, boxes, draws, self.data.smallest), seeds)
 
     def _mirrored(self, batch: ImageBatch, seeds: Tensor) -> ImageBatch:
         if self.data.flip:
@@ -127,14 +131,14 @@ class Images:
 
     def plain(self, indices: Tensor, flip: bool = False) -> ImageBatch:
         """Rows `indices` [B] without augmentation, cropped at the centre; all mirrored with `flip`."""
-        batch = self._read(indices, [self.data.size] * len(indices))
+        batch = self._read(indices, [self.data.sides] * len(indices))
         return ImageBatch(batch.images.flip(-1), batch.condition) if flip else batch
 
     def views(self, indices: Tensor, crops: Sequence[float] = (), flip: bool = False) -> Iterator[ImageBatch]:
         """Rows `indices` [B] without augmentation, a batch a view; each is followed by its mirror with `flip`.
 
-        Without `crops` there is one, `plain`. With them, every factor gives five: the image is resized until the
-        shorter side is int(factor * size), and of the square at its centre the centre is taken and the four corners.
+        Without `crops` there is one, `plain`. With them, every factor gives five: the image is resized until it covers
+        a box of sides int(factor * side), and of that box at its centre the centre is taken and the four corners.
         With flips this is the ten-crop of LlamaGen (arXiv:2406.06525, extract_codes_c2i.py).
         """
         for batch in self._crops(indices, crops) if crops else [self.plain(indices)]:
@@ -152,7 +156,9 @@ class Images:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return f"{mix(self.source.fingerprint(), self.split, self.data.size, self.data.resize):016x}"
+        made = [self.data.size, self.data.resize]
+        made += [word for word in (self.data.channels, self.data.depth) if word not in ("rgb", 8)]
+        return f"{mix(self.source.fingerprint(), self.split, *made):016x}"
 
     def fingerprint(self) -> str:
         """A hash of what `plain` returns: the source's records, when first asked for, and how they are made ready."""
@@ -162,33 +168,32 @@ class Images:
         return self.__dict__ | {"_kept": {}}  # a worker process decodes what it reads
 
     def _read(
-        self, indices: Tensor, sides: Sequence[int], draws: Tensor | None = None, smallest: int = 0
+        self, indices: Tensor, boxes: Sequence[Sides], draws: Tensor | None = None, smallest: int = 0
     ) -> ImageBatch:
-        """Crops of rows whose shorter sides are `sides`: at the centre, or at `draws` [B, 2]."""
-        wanted = [Wanted((side,), smallest=smallest) for side in sides]
+        """Crops of rows that cover `boxes`: at the centre, or at `draws` [B, 2]."""
+        wanted = [Wanted((box,), smallest=smallest) for box in boxes]
         rows = [self._row(index, one) for index, one in zip(indices.tolist(), wanted, strict=True)]
         places = [None] * len(rows) if draws is None else draws.tolist()
-        return self._ready([crop(row.pixels[0], self.data.size, place) for row, place in zip(rows, places)], rows)
+        return self._ready([crop(row.pixels[0], self.data.sides, place) for row, place in zip(rows, places)], rows)
 
     def _parts(self, indices: Tensor, seeds: Tensor) -> ImageBatch:
-        """Squares of a part of rows, at drawn places."""
+        """Parts of rows, of drawn sizes at drawn places."""
         least, most = self.data.part
         fraction = least + (most - least) * uniform_by_seed(seeds, "part")
         places = (uniform_by_seed(seeds, f"crop {way}") for way in ("across", "down"))
-        boxes = torch.stack([fraction, *places], 1).tolist()
-        wanted = [Wanted((self.data.size,), box=tuple(box), smallest=self.data.smallest) for box in boxes]
+        drawn = torch.stack([fraction, *places], 1).tolist()
+        wanted = [Wanted((self.data.sides,), part=tuple(one), smallest=self.data.smallest) for one in drawn]
         rows = [self._row(index, one) for index, one in zip(indices.tolist(), wanted, strict=True)]
         return self._ready([row.pixels[0] for row in rows], rows)
 
     def _crops(self, indices: Tensor, factors: Sequence[float]) -> Iterator[ImageBatch]:
-        sides = tuple(int(factor * self.data.size) for factor in factors)
-        rows = [self._row(index, Wanted(sides, squares=True)) for index in indices.tolist()]
-        for number, place in product(range(len(sides)), FIVE):
-            yield self._ready([crop(row.pixels[number], self.data.size, place) for row in rows], rows)
+        boxes = tuple(tuple(int(factor * side) for side in self.data.sides) for factor in factors)
+        rows = [self._row(index, Wanted(boxes, cropped=True)) for index in indices.tolist()]
+        for number, place in product(range(len(boxes)), FIVE):
+            yield self._ready([crop(row.pixels[number], self.data.sides, place) for row in rows], rows)
 
     def _ready(self, pixels: list[np.ndarray], rows: list[Row]) -> ImageBatch:
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        images = images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+        images = from_pixels(np.stack(pixels))
         condition = Condition(torch.tensor([row.label for row in rows])) if self.num_classes else None
         attributes = torch.tensor([row.attributes for row in rows]) if self.attribute_names else None
         return ImageBatch(images, condition, attributes)
@@ -196,8 +201,8 @@ class Images:
     def _row(self, index: int, wanted: Wanted) -> Row:
         """A row as `_decode` makes it, or the next one that can be read and is not too small; kept where it can be."""
         index, small = self._next.get(index, index), False
-        if wanted.kept and (index, wanted.sides[0]) in self._kept:
-            return self._kept[index, wanted.sides[0]]
+        if wanted.kept and (index, wanted.boxes[0]) in self._kept:
+            return self._kept[index, wanted.boxes[0]]
         for following in range(index, index + len(self)):
             try:
                 row = self._decode(following % len(self), wanted)
@@ -214,25 +219,25 @@ class Images:
         raise ValueError(f"data.source: not one image {what}")
 
     def _decode(self, index: int, wanted: Wanted) -> Row | None:
-        """The image as it is wanted; its central square where crops are not random. None where it is too small."""
-        record, sides = self.source.read(index), wanted.sides
+        """The image as it is wanted; cropped at the centre where crops are not random. None where it is too small."""
+        record, boxes = self.source.read(index), wanted.boxes
         if min(record.image.size) < wanted.smallest:
             return None
         try:
-            image = to_rgb(record.image)
-            if wanted.box is None:
-                pixels = [np.asarray(fit(image, side, self.data.resize)) for side in sides]
+            image = convert(record.image, self.data.channels, self.data.depth)
+            if wanted.part is None:
+                pixels = [pixels_of(fit(image, box, self.data.resize)) for box in boxes]
             else:
-                pixels = [np.asarray(part(image, wanted.box, sides[0], self.data.resize))]
+                pixels = [pixels_of(part(image, wanted.part, boxes[0], self.data.resize))]
         except BrokenImage:
             raise
         except DAMAGED as error:
             raise BrokenImage(f"{record.name}: {' '.join(str(error).split())}") from error
-        if wanted.squares or self.data.crop != "random":
-            pixels = [crop(array, min(array.shape[:2])) for array in pixels]
+        if wanted.cropped or self.data.crop != "random":
+            pixels = [crop(array, box) for array, box in zip(pixels, boxes)]
         row = Row([np.ascontiguousarray(array) for array in pixels], record.label, record.attributes)
-        if self.in_memory and wanted.kept and sides[0] in self.sides:
-            self._kept[index, sides[0]] = row
+        if self.in_memory and wanted.kept and boxes[0] in self.boxes:
+            self._kept[index, boxes[0]] = row
         return row
 
     def _leave_out(self, index: int, message: str) -> None:

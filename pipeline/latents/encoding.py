@@ -191,7 +191,7 @@ def describe(tokenizer: Tokenizer, images: Images, plan: EncodingPlan) -> dict[s
         "data": {
             "fingerprint": images.fingerprint(),
             "images": count,
-            "size": data.size,
+            "size": data.image_size,
             "crop": "center",  # codes are not of random crops, whatever the tokenizer was trained on
             "resize": data.resize,
         },

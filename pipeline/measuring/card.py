@@ -1,5 +1,6 @@
 """The numbers of a tokenizer's card: rows of both splits, and its metrics measured on them."""
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,7 @@ class CardMeasuring:
     ):
         self.tokenizer, self.networks, self.settings, self.accelerator = tokenizer, networks, settings, accelerator
         self.spec, self.device, self.folder = tokenizer.spec, accelerator.device, folder
-        self.batch = max(1, min(64, BATCH_VALUES // (3 * settings.data.size**2)))
+        self.batch = max(1, min(64, BATCH_VALUES // math.prod(settings.data.image_shape)))
         kinds = metric_kinds(TokenizerMetric) if settings.metrics is None else settings.metrics
         self.chosen_metrics = build_metrics(TokenizerMetric, kinds, noise=settings.noise)
 
@@ -125,12 +126,12 @@ class CardMeasuring:
 
     def inputs(self, train: Images, held_out: Images) -> TokenizerInputs:
         """Read both splits, and train the small prior where a metric needs it."""
-        data = {"train": train.fingerprint(), "held_out": held_out.fingerprint(), "size": self.settings.data.size}
+        data = {"train": train.fingerprint(), "held_out": held_out.fingerprint(), "size": self.settings.data.image_size}
         common = {"data": data} | computation()
         old, new = self.read_codes(train), self.read_reconstructions(held_out)
         return TokenizerInputs(
             self.tokenizer,
-            self.settings.data.size,
+            self.settings.data.image_shape,
             self.settings.seed,
             self.networks.extractors,
             self.accelerator,

@@ -50,8 +50,8 @@ class CardNetworks:
         cls, settings: CardSettings, train: Images, judge_folder: Path | None, device: torch.device, out: Path
     ) -> "CardNetworks":
         """The judge is that in `judge_folder` where it is of these images, else it is trained; it is saved in `out`."""
-        size, seed = settings.data.size, settings.seed
-        fit_judge(train, size, seed, device, out, earlier=judge_folder)
+        size, seed = min(settings.data.sides), settings.seed
+        fit_judge(train, seed, device, out, earlier=judge_folder)
         extractors = FeatureExtractors.load(
             out, settings.features, settings.resize, settings.weights.files, size, seed, device
         )

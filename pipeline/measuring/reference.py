@@ -41,7 +41,7 @@ class ImageSource:
 
     title: str
     count: int
-    read: Callable[[Tensor], Tensor]  # numbers [B] to images [B, 3, H, W] in [-1, 1]
+    read: Callable[[Tensor], Tensor]  # numbers [B] to images [B, C, H, W] in [-1, 1]
     workers: int = 0  # processes that read them
 
 
@@ -84,14 +84,14 @@ def fingerprint_reference(recipe: Recipe) -> str | None:
         return None
     path = given_path(given)
     if path.is_dir():
-        return images_of_folder(path, recipe.data.size).fingerprint()
+        return images_of_folder(path, recipe.data).fingerprint()
     return hash_files(path.parent, [path.name])
 
 
-def images_of_folder(path: Path, size: int) -> Images:
-    """All images of a folder, at `size` pixels per side."""
+def images_of_folder(path: Path, data: Data) -> Images:
+    """All images of a folder, in the size, the channels and the depth of `data`."""
     source = {"kind": "image_folder", "path": str(path), "held_out": 0.0}
-    return Images(Data(source=source, size=size), "train")
+    return Images(Data(source, data.size, data.channels, data.depth), "train")
 
 
 def _source(recipe: Recipe) -> ImageSource | None:
@@ -101,15 +101,15 @@ def _source(recipe: Recipe) -> ImageSource | None:
     if given not in SPLITS and not path.is_dir():
         if "arr_0" not in array_names(path):
             return None
-        check_archive(path, recipe.data.size)
+        check_archive(path, recipe.data)
         pixels = open_archive(path)
         return ImageSource(f"{len(pixels)} images of {path.name}", len(pixels), lambda i: from_bytes(pixels[i.numpy()]))
-    images = Images(recipe.data, given) if given in SPLITS else images_of_folder(path, recipe.data.size)
+    images = Images(recipe.data, given) if given in SPLITS else images_of_folder(path, recipe.data)
     title = {"train": "the training split", "held_out": "the held-out split"}.get(given, path.name)
     read = partial(pixels_of, images)
     return ImageSource(f"{len(images)} images of {title}", len(images), read, recipe.data.workers)
 
 
 def pixels_of(images: Images, rows: Tensor) -> Tensor:
-    """Rows [B] of a collection as images [B, 3, H, W] in [-1, 1]."""
+    """Rows [B] of a collection as images [B, C, H, W] in [-1, 1]."""
     return images.plain(rows).images

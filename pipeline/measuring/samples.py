@@ -71,9 +71,9 @@ class SampleMeasuring:
         """The judge is that of the run's report where there is one, else trained on `train`, and saved in `folder`."""
         part, device = recipe.evaluate, work.accelerator.device
         if work.accelerator.is_main_process:
-            fit_judge(train, recipe.data.size, recipe.seed, device, folder, earlier=work.root / "report" / "judge")
+            fit_judge(train, recipe.seed, device, folder, earlier=work.root / "report" / "judge")
         work.accelerator.wait_for_everyone()
-        sizes = (recipe.data.size, recipe.seed, device)
+        sizes = (min(recipe.data.sides), recipe.seed, device)
         extractors = FeatureExtractors.load(folder, part.features, part.resize, recipe.weights.files, *sizes)
         metrics = [] if recipe.generator is None else report_metrics(recipe.evaluate, SampleMetric)
         return cls(recipe, extractors, metrics, work.accelerator, min(len(held_out), part.images))
@@ -84,7 +84,7 @@ class SampleMeasuring:
 
     @torch.no_grad()
     def rows(self, images: Tensor) -> ImageRows:
-        """What metrics of samples must know of images [B, 3, H, W] in [-1, 1]."""
+        """What metrics of samples must know of images [B, C, H, W] in [-1, 1]."""
         images = images.to(self.extractors.device)
         with arithmetic(self.extractors.device, self.recipe.precision.evaluate):
             rows = self.extractors.rows(images)

@@ -16,6 +16,7 @@ from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.neighbours import on_device
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage, count
+from pipeline.nn.image_size import ImageShape
 from pipeline.ranges import RangedArguments
 from pipeline.recipes.evaluation import Evaluation
 from pipeline.tokenizers.base import Tokenizer
@@ -235,13 +236,13 @@ class TokenizerInputs:
     """What metrics of a tokenizer are given. In a report `train` holds the stored ids alone, and there is no prior."""
 
     tokenizer: Tokenizer
-    size: int  # pixels per side
+    image_shape: ImageShape  # channels, height and width
     seed: int
     extractors: FeatureExtractors
     accelerator: Accelerator
     train: ImageSet
     held_out: ImageSet
-    encode: Callable[[Tensor], Code]  # images [B, 3, H, W] to modes, at unit scale
+    encode: Callable[[Tensor], Code]  # images [B, C, H, W] to modes, at unit scale
     vision: dict[str, Any] = field(default_factory=dict)  # the vision model's description
     class_names: Sequence[str] = ()
     attribute_names: Sequence[str] = ()

@@ -24,11 +24,11 @@ class CodeSize(TokenizerMetric):
     group = "Budget"
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
-        spec, size = inputs.spec, inputs.size
-        values, pixels = spec.tokens * spec.dim, size * size
+        spec, (channels, height, width) = inputs.spec, inputs.image_shape
+        values, pixels = spec.tokens * spec.dim, height * width
         grid = "x".join(map(str, spec.grid))
-        protocol = {"code": f"{grid} tokens of {spec.dim} channels", "images": f"of {size} x {size} pixels"}
-        details = {"tokens": spec.tokens, "channels": spec.dim, "share_of_the_image's": values / (3 * pixels)}
+        protocol = {"code": f"{grid} tokens of {spec.dim} channels", "images": f"of {height} x {width} pixels"}
+        details = {"tokens": spec.tokens, "channels": spec.dim, "share_of_the_image's": values / (channels * pixels)}
         yield self.quantities[0].measurement(values, protocol, details=details)
         each = spec.codebooks * math.log2(spec.vocab) if spec.vocab else STORED_BITS * spec.dim
         of_ids, of_values = f"{spec.codebooks} id of {spec.vocab} a token", f"{STORED_BITS} bits a number, as stored"

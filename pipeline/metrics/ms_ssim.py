@@ -31,7 +31,10 @@ class MSSSIM(TokenizerMetric):
         return {"ms_ssim": ms_ssim(levels(batch.images.cpu()), levels(batch.reconstructions.cpu()))}
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
-        where = {"scales": f"{scales(inputs.size)} of {len(SCALE_WEIGHTS)}", "pixels": "rounded to 8 bits"}
+        where = {
+            "scales": f"{scales(min(inputs.image_shape[1:]))} of {len(SCALE_WEIGHTS)}",
+            "pixels": "rounded to 8 bits",
+        }
         yield self.quantities[0].measurement(mean(inputs.held_out.rows["ms_ssim"]), where | inputs.of_images)
 
 

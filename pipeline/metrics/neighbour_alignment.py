@@ -67,7 +67,7 @@ class NeighbourAlignment(TokenizerMetric):
 
 
 def equivariant_views(images: Tensor, draws: Draws) -> dict[str, Tensor]:
-    """Five changes of images [B, 3, H, W] in [-1, 1], each of the same shape, by name.
+    """Five changes of images [B, C, H, W] in [-1, 1], each of the same shape, by name.
 
     Of VFM-VAE, arXiv:2510.18457: in `turned`, every image has one of 16 pairs of a scale and a number of quarter turns;
     the others add noise. There a shrunk image is a smaller one; here it stands in the middle of a grey one of the same
@@ -82,14 +82,16 @@ def equivariant_views(images: Tensor, draws: Draws) -> dict[str, Tensor]:
 
 
 def turned(image: Tensor, scale: int, turns: int) -> Tensor:
-    """An image [3, H, W], square, at number `scale` of `SCALES` on grey and by `turns` quarter turns."""
-    size = image.shape[-1]
-    side = max(1, round(SCALES[scale] * size))
-    if side < size:
-        small = F.interpolate(image[None], side, mode="bicubic", antialias=True)[0].clamp(-1, 1)
-        before = (size - side) // 2
-        image = F.pad(small, (before, size - side - before) * 2)
-    return image.rot90(turns, dims=(1, 2))
+    """An image [C, H, W] at number `scale` of `SCALES` on grey, by `turns` quarter turns; rectangles by half ones."""
+    sides = image.shape[1:]
+    small = [max(1, round(SCALES[scale] * side)) for side in sides]
+    if small != list(sides):
+        image = F.interpolate(image[None], small, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+        (down, below), (across, beside) = (
+            ((side - s) // 2, side - s - (side - s) // 2) for side, s in zip(sides, small)
+        )
+        image = F.pad(image, (across, beside, down, below))
+    return image.rot90(turns if sides[0] == sides[1] else turns // 2 * 2, dims=(1, 2))
 
 
 def neighbour_alignment(first: Tensor, second: Tensor, neighbours: int = 10) -> float:

@@ -31,6 +31,6 @@ class PosteriorDivergence(TokenizerMetric):
         rows = inputs.held_out.rows
         value, (_, tokens, channels) = mean(rows["kl"]), rows["z"].shape
         bits = value * tokens * channels / math.log(2)
-        details = {"bits_an_image": bits, "bits_a_pixel": bits / inputs.size**2}
+        details = {"bits_an_image": bits, "bits_a_pixel": bits / math.prod(inputs.image_shape[1:])}
         where = {"scale": "the bottleneck's own"} | inputs.of_images
         yield self.quantities[0].measurement(value, where, details=details)

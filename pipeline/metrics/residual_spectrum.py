@@ -1,5 +1,6 @@
 """Residual spectrum: the power of image minus reconstruction by spatial frequency."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,20 +48,20 @@ def marks(bins: int) -> list[int]:
 
 
 def radial_power(images: Tensor) -> Tensor:
-    """Mean power of the frequencies of about k cycles per image, k = 0 ... S // 2, of [B, C, S, S]: [B, S // 2 + 1].
+    """Mean power of the frequencies of about k cycles per shorter side S, k = 0 ... S // 2, of [B, C, H, W].
 
-    float64. Orthonormal: white noise of variance v has v everywhere. Mean over channels and directions; what lies in
-    the corners beyond the highest k is left out.
+    [B, S // 2 + 1] in float64. Orthonormal: white noise of variance v has v everywhere. Mean over channels and
+    directions; what lies in the corners beyond the highest k is left out.
     """
-    size = images.shape[-1]
-    power = torch.fft.fft2(images.cpu().double(), norm="ortho").abs().square().mean(dim=1)  # [B, S, S]
-    rings = ring_numbers(size).to(images.device)
+    size = min(images.shape[2:])
+    power = torch.fft.fft2(images.cpu().double(), norm="ortho").abs().square().mean(dim=1)  # [B, H, W]
+    rings = ring_numbers(images.shape[2:]).to(images.device)
     inside = rings <= size // 2
     sums = power.new_zeros(len(images), size // 2 + 1).index_add_(1, rings[inside], power[:, inside])
     return sums / rings[inside].bincount(minlength=size // 2 + 1)
 
 
-def ring_numbers(size: int) -> Tensor:
-    """Cycles per image of every frequency of a transform, rounded, [size, size] int64."""
-    cycles = torch.fft.fftfreq(size, dtype=torch.float64) * size
-    return torch.hypot(cycles[:, None], cycles[None, :]).round().long()
+def ring_numbers(sides: Sequence[int]) -> Tensor:
+    """Cycles per shorter side of every frequency of a transform, rounded, [height, width] int64."""
+    down, across = (torch.fft.fftfreq(side, dtype=torch.float64) * min(sides) for side in sides)
+    return torch.hypot(down[:, None], across[None, :]).round().long()

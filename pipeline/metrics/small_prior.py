@@ -52,7 +52,7 @@ class SmallPrior(TokenizerMetric):
             "uniform": uniform,
             "entropy_by_position": mean(entropy_by_position(stack_ids(inputs.train.rows["ids"]))),
             "share_of_uniform": bits / uniform,
-            "bits_a_pixel": bits * spec.tokens * spec.codebooks / inputs.size**2,
+            "bits_a_pixel": bits * spec.tokens * spec.codebooks / math.prod(inputs.image_shape[1:]),
         }
         yield of_ids.measurement(bits, where, details=details)
 

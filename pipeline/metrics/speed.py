@@ -17,11 +17,11 @@ class Speed(TokenizerMetric):
     @torch.no_grad()
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         tokenizer, device, pixels = inputs.tokenizer, inputs.accelerator.device, inputs.read_images()
-        code = inputs.encode(pixels)
+        code, (_, height, width) = inputs.encode(pixels), inputs.image_shape
         work = {"encode": lambda: tokenizer.encode(pixels), "decode": lambda: tokenizer.decode(code)}
         protocol = {
             "device": device_name(device),
-            "images": f"{len(pixels)} of {inputs.size} x {inputs.size} pixels at once",
+            "images": f"{len(pixels)} of {height} x {width} pixels at once",
             "precision": "float32",
             "torch": torch.__version__,
             "times": "median of 5 after one to warm up, data in memory",

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 class Branched(metaclass=ABCMeta):
     """A tokenizer whose `forward` takes `branch`: images are then that branch's view, and so is what comes back.
 
-    The branches are keys of its `capabilities().branches`, with channels and side of their views.
+    The branches are keys of its `capabilities().branches`, with channels, height and width of their views.
     """
 
     @abstractmethod
     def view(self, images: Tensor, branch: str) -> Tensor:
-        """What the branch reads, and makes again, of images [B, 3, H, W]."""
+        """What the branch reads, and makes again, of images [B, C, H, W]."""
 
     @abstractmethod
     def branch_last_layer(self, branch: str) -> nn.Parameter:

@@ -60,10 +60,17 @@ class Dinov2(Tower, EntryPoints):
     entry_points = ("add_positions",)
 
     def __init__(
-        self, patches: int, width: int, depth: int, heads: int, patch_size: int | None = None, drop_path: float = 0.0
+        self,
+        patches: int,
+        width: int,
+        depth: int,
+        heads: int,
+        patch_size: int | None = None,
+        drop_path: float = 0.0,
+        channels: int = 3,
     ):
         super().__init__()
-        self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size) if patch_size else None
+        self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size) if patch_size else None
         self.class_token = nn.Parameter(torch.empty(1, width))
         self.positions = nn.Parameter(torch.empty(1 + patches, width))  # the class token's is the first
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
@@ -77,7 +84,7 @@ class Dinov2(Tower, EntryPoints):
             nn.init.trunc_normal_(learned, std=0.02)
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to one vector per patch, row by row, [B, patches, width]."""
+        """Images [B, channels, H, W] to one vector per patch, row by row, [B, patches, width]."""
         return self.patch_embedding(images).flatten(2).transpose(1, 2)
 
     def add_positions(self, patches: Tensor) -> Tensor:

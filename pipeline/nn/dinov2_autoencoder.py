@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.nn.dinov2 import Dinov2
-from pipeline.nn.patch_heads import assemble_patches
+from pipeline.nn.patch_heads import Grid, assemble_patches
 
 
 class LatentTransformer(nn.Module):
@@ -38,7 +38,7 @@ class LatentTransformer(nn.Module):
 
 
 class Dinov2Encoder(LatentTransformer):
-    """Images [B, 3, S, S] to the states of learned latent tokens, [B, tokens, outputs].
+    """Images [B, channels, H, W] to the states of learned latent tokens, [B, tokens, outputs].
 
     `projection` maps states of the transformer, of any token, to the bottleneck's inputs.
     """
@@ -55,19 +55,20 @@ class Dinov2Encoder(LatentTransformer):
 
 
 class Dinov2Decoder(LatentTransformer):
-    """Latents [B, tokens, inputs] to images [B, 3, S, S]; every patch begins as the same mask token.
+    """Latents [B, tokens, inputs] to images [B, channels, H, W] of a `grid` of patches.
 
-    The class token comes twice where latents lie on the grid, as the public implementation has it.
+    Every patch begins as the same mask token. The class token comes twice where latents lie on the grid, as the public
+    implementation has it.
     """
 
-    def __init__(self, vit: Dinov2, tokens: int | None, inputs: int, patch_size: int):
+    def __init__(self, vit: Dinov2, tokens: int | None, inputs: int, patch_size: int, grid: Grid, channels: int = 3):
         super().__init__(vit, tokens)
-        self.patch_size = patch_size
+        self.patch_size, self.grid = patch_size, grid
         self.embedding = nn.Linear(inputs, self.width)
         self.mask_token = nn.Parameter(1e-6 * torch.randn(1, self.width))
-        self.pixels = nn.Linear(self.width, 3 * patch_size**2)  # row in the patch, column, colour
+        self.pixels = nn.Linear(self.width, channels * patch_size**2)  # row in the patch, column, channel
 
     def forward(self, z: Tensor, draws: Draws | None = None) -> Tensor:
         masks = self.mask_token.expand(len(z), self.patches, -1)
         h = self.vit.run_blocks(self.join_latents(masks, self.embedding(z), first=0), draws)
-        return assemble_patches(self.pixels(h[:, 1 : 1 + self.patches]), self.patch_size)
+        return assemble_patches(self.pixels(h[:, 1 : 1 + self.patches]), self.patch_size, self.grid)

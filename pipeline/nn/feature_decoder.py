@@ -8,6 +8,8 @@ from pipeline.components import Arguments
 from pipeline.nn import convolution
 from pipeline.nn.convolution import Tower, match_memory_format
 from pipeline.nn.embeddings import fixed_positions, unpatchify
+from pipeline.nn.image_channels import statistics_of_channels
+from pipeline.nn.image_size import divide
 from pipeline.nn.vision_transformer import PreNormBlock, initialise
 from pipeline.ranges import Colours, ColourScales, Count, Counts, RangedArguments, Whole
 
@@ -32,6 +34,7 @@ class VitDecoder(RangedArguments, Tower):
         patch: Count | None = None,
         mean: Colours = [0.5, 0.5, 0.5],  # noqa: B006
         std: ColourScales = [0.5, 0.5, 0.5],  # noqa: B006
+        image_channels: Count = 3,
     ):
         super().__init__()
         self.stride, self.patch = stride, patch or stride
@@ -39,9 +42,13 @@ class VitDecoder(RangedArguments, Tower):
         self.class_token = nn.Parameter(torch.zeros(1, width))
         self.blocks = nn.ModuleList(PreNormBlock(width, heads, hidden, epsilon=1e-12) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-12)
-        self.pixels = nn.Linear(width, 3 * self.patch**2)  # row in the patch, column, colour
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.pixels = nn.Linear(width, image_channels * self.patch**2)  # row in the patch, column, channel
+        self.register_buffer(
+            "mean", torch.tensor(statistics_of_channels(mean, image_channels))[:, None, None], persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(statistics_of_channels(std, image_channels))[:, None, None], persistent=False
+        )
         initialise(self)
 
     @classmethod
@@ -50,9 +57,8 @@ class VitDecoder(RangedArguments, Tower):
         width, heads = arguments.width, arguments.heads
         if width % heads or width % 4:
             raise ValueError(f"a width of {width} does not divide by 4 and by {heads} heads")
-        patch, image_size = arguments.patch or arguments.stride, arguments.image_size
-        if image_size % patch:
-            raise ValueError(f"images of {image_size} pixels do not divide by patch, {patch}; leave patch out")
+        patch = arguments.patch or arguments.stride
+        divide(arguments.image_size, patch, f"patch, {patch}; leave patch out")
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -68,7 +74,7 @@ class VitDecoder(RangedArguments, Tower):
         h = torch.cat([self.class_token.to(h).expand(len(h), 1, -1), h], dim=1)  # its position is zero
         for block in self.blocks:
             h = self.run(block, h)
-        pixels = unpatchify(self.pixels(self.norm(h[:, 1:])), sides, self.patch)  # [B, H * W, 3]
+        pixels = unpatchify(self.pixels(self.norm(h[:, 1:])), sides, self.patch)  # [B, H * W, channels]
         colours = pixels.mT.unflatten(2, sides)
         return colours * (2 * self.std).to(colours) + (2 * self.mean - 1).to(colours)
 
@@ -89,9 +95,10 @@ class ConvDecoder(RangedArguments, convolution.Decoder):
         attention: list[Whole] = [],  # noqa: B006
         middle_attention: bool = True,
         groups: Count = 32,
+        image_channels: Count = 3,
     ):
-        patch = stride // 2 ** (len(multipliers) - 1)
-        super().__init__(inputs, [width * m for m in multipliers], blocks, attention, middle_attention, groups, patch)
+        patch, widths = stride // 2 ** (len(multipliers) - 1), [width * m for m in multipliers]
+        super().__init__(inputs, widths, blocks, attention, middle_attention, groups, patch, image_channels)
 
     @classmethod
     def check(cls, arguments: Arguments) -> None:

@@ -130,11 +130,11 @@ class GridTransformer(Tower):
 
 
 class PatchEncoder(nn.Module):
-    """Images [B, 3, H, W] to what the bottleneck reads, [B, N, outputs], one token per patch."""
+    """Images [B, channels, H, W] to what the bottleneck reads, [B, N, outputs], one token per patch."""
 
-    def __init__(self, transformer: GridTransformer, patch_size: int, outputs: int):
+    def __init__(self, transformer: GridTransformer, patch_size: int, outputs: int, channels: int = 3):
         super().__init__()
-        self.patch_embedding = nn.Conv2d(3, transformer.width, patch_size, stride=patch_size)
+        self.patch_embedding = nn.Conv2d(channels, transformer.width, patch_size, stride=patch_size)
         self.transformer = transformer
         self.projection = nn.Linear(transformer.width, outputs)
 
@@ -145,14 +145,22 @@ class PatchEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """A code [B, N, inputs] to images [B, 3, h p, w p]; with `masks`, it may be of some of the positions alone."""
+    """A code [B, N, inputs] to images [B, channels, h p, w p]; with `masks`, it may be of some positions alone."""
 
-    def __init__(self, transformer: GridTransformer, patch_size: int, inputs: int, head: Head, masks: bool = False):
+    def __init__(
+        self,
+        transformer: GridTransformer,
+        patch_size: int,
+        inputs: int,
+        head: Head,
+        masks: bool = False,
+        channels: int = 3,
+    ):
         super().__init__()
         self.embedding = nn.Linear(inputs, transformer.width)
         self.mask_token = nn.Parameter(torch.empty(transformer.width)) if masks else None
         self.transformer = transformer
-        self.head = make_head(head, transformer.width, patch_size)
+        self.head = make_head(head, transformer.width, patch_size, channels)
 
     def forward(self, z: Tensor, grid: Grid, kept: Tensor | None = None) -> Tensor:
         """`kept` [B, N] bool says which positions of z are of the code; the others begin as the mask token."""

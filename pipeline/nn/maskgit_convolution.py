@@ -39,16 +39,16 @@ class Level(nn.Sequential):
 
 
 class Encoder(Tower):
-    """Images [B, 3, H, W] to features [B, outputs, H / s, W / s] with s = 2 ** (levels - 1).
+    """Images [B, channels, H, W] to features [B, outputs, H / s, W / s] with s = 2 ** (levels - 1).
 
     `widths` are the channels of the levels from full resolution down, `blocks` the residual blocks of each and of the
     middle; levels are joined by 2x2 mean pooling, and there is no attention. Chang et al., arXiv:2202.04200, in the
     PyTorch version of bytedance/1d-tokenizer.
     """
 
-    def __init__(self, outputs: int, widths: Sequence[int], blocks: int, groups: int = 32):
+    def __init__(self, outputs: int, widths: Sequence[int], blocks: int, groups: int = 32, channels: int = 3):
         super().__init__()
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         last = len(widths) - 1
         self.levels = nn.ModuleList(
             Level([low, *[width] * blocks], groups, nn.AvgPool2d(2) if i < last else None)
@@ -66,13 +66,13 @@ class Encoder(Tower):
 
 
 class Decoder(Tower):
-    """Features [B, inputs, h, w] to images [B, 3, s h, s w]; the mirror of `Encoder`, `levels` from coarse to fine.
+    """Features [B, inputs, h, w] to images [B, channels, s h, s w]; the mirror of `Encoder`.
 
-    Levels are joined by nearest neighbours and a convolution. Nothing bounds the output; the released weights make
-    pixels in [0, 1].
+    The `levels` are from coarse to fine, joined by nearest neighbours and a convolution. Nothing bounds the output; the
+    released weights make pixels in [0, 1].
     """
 
-    def __init__(self, inputs: int, widths: Sequence[int], blocks: int, groups: int = 32):
+    def __init__(self, inputs: int, widths: Sequence[int], blocks: int, groups: int = 32, channels: int = 3):
         super().__init__()
         self.conv_in = nn.Conv2d(inputs, widths[-1], 3, padding=1)
         self.middle = Level([widths[-1]] * (blocks + 1), groups, None)
@@ -83,7 +83,7 @@ class Decoder(Tower):
             for i, (low, width) in enumerate(pairwise([coarse_to_fine[0], *coarse_to_fine]))
         )
         self.norm_out = group_norm(widths[0], groups)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         h = self.conv_in(features)

@@ -13,15 +13,16 @@ Head = Literal["linear", "conv", "pixel_shuffle", "transposed"]
 
 
 class LinearHead(nn.Module):
-    """States [B, N, width], row by row on `grid` (a square when None), to images [B, 3, h p, w p] of p-pixel patches.
+    """States [B, N, width], row by row on `grid` (a square when None), to images [B, channels, h p, w p] of p-pixel
+    patches.
 
-    A linear layer, whose outputs are row in the patch, column, colour.
+    A linear layer, whose outputs are row in the patch, column, channel.
     """
 
-    def __init__(self, width: int, patch_size: int):
+    def __init__(self, width: int, patch_size: int, channels: int = 3):
         super().__init__()
         self.patch_size = patch_size
-        self.patches = nn.Linear(width, 3 * patch_size**2)
+        self.patches = nn.Linear(width, channels * patch_size**2)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -34,9 +35,9 @@ class LinearHead(nn.Module):
 class ConvHead(LinearHead):
     """As `LinearHead`, and a 3x3 convolution of the pixels after it, which sees across the borders of patches."""
 
-    def __init__(self, width: int, patch_size: int):
-        super().__init__(width, patch_size)
-        self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
+    def __init__(self, width: int, patch_size: int, channels: int = 3):
+        super().__init__(width, patch_size, channels)
+        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -47,12 +48,12 @@ class ConvHead(LinearHead):
 
 
 class PixelShuffleHead(nn.Module):
-    """As `LinearHead`, of a 1x1 convolution whose outputs are colour, row in the patch, column."""
+    """As `LinearHead`, of a 1x1 convolution whose outputs are channel, row in the patch, column."""
 
-    def __init__(self, width: int, patch_size: int):
+    def __init__(self, width: int, patch_size: int, channels: int = 3):
         super().__init__()
         self.patch_size = patch_size
-        self.conv = nn.Conv2d(width, 3 * patch_size**2, 1)
+        self.conv = nn.Conv2d(width, channels * patch_size**2, 1)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -63,11 +64,11 @@ class PixelShuffleHead(nn.Module):
 
 
 class TransposedHead(nn.Module):
-    """As `LinearHead`, of a transposed convolution whose stride is its kernel: a bias per colour, not per pixel."""
+    """As `LinearHead`, of a transposed convolution whose stride is its kernel: a bias per channel, not per pixel."""
 
-    def __init__(self, width: int, patch_size: int):
+    def __init__(self, width: int, patch_size: int, channels: int = 3):
         super().__init__()
-        self.conv = nn.ConvTranspose2d(width, 3, patch_size, stride=patch_size)
+        self.conv = nn.ConvTranspose2d(width, channels, patch_size, stride=patch_size)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -77,14 +78,14 @@ class TransposedHead(nn.Module):
         return self.conv(tokens_to_map(h, grid))
 
 
-def make_head(kind: Head, width: int, patch_size: int) -> nn.Module:
+def make_head(kind: Head, width: int, patch_size: int, channels: int = 3) -> nn.Module:
     """`linear`; `conv`, RecTok's; `pixel_shuffle`, VTP's; `transposed`, ViTok's."""
     heads = {"linear": LinearHead, "conv": ConvHead, "pixel_shuffle": PixelShuffleHead, "transposed": TransposedHead}
-    return heads[kind](width, patch_size)
+    return heads[kind](width, patch_size, channels)
 
 
 def assemble_patches(patches: Tensor, patch_size: int, grid: Grid | None = None) -> Tensor:
-    """Patches [B, N, p p 3], row by row on `grid` and inside, as images [B, 3, h p, w p]; a square when None."""
+    """Patches [B, N, p p C], row by row on `grid` and inside, as images [B, C, h p, w p]; a square when None."""
     rows, columns = grid or square_grid(patches)
     size = (rows * patch_size, columns * patch_size)
     return unpatchify(patches, size, patch_size).transpose(1, 2).unflatten(2, size)

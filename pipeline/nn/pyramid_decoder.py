@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.nn.attention import attention
 from pipeline.nn.convolution import Tower, match_memory_format
+from pipeline.nn.image_size import Sides
 
 HEADS = 8  # of attention
 GROUPS = 32  # at most, of four channels or more
@@ -88,11 +89,11 @@ class ModulatedConv(nn.Conv2d):
 
 
 class FixedNoise(nn.Module):
-    """x + strength * noise: one fixed map [side, side] for all images and channels, resampled to the sides of x."""
+    """x + strength * noise: one fixed map of `sides` for all images and channels, resampled to the sides of x."""
 
-    def __init__(self, side: int):
+    def __init__(self, sides: Sides):
         super().__init__()
-        self.register_buffer("noise", torch.randn(side, side))
+        self.register_buffer("noise", torch.randn(sides))
         self.strength = nn.Parameter(torch.zeros(()))
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -104,9 +105,9 @@ class FixedNoise(nn.Module):
 
 class ModulatedConvNeXt(nn.Module):
     """x + scale down(gelu(up(norm(depthwise(x)), style))), [B, C, h, w]: ConvNeXt's block (arXiv:2201.03545),
-    modulated by a style; with `noise`, the side of a fixed one, that is added before the norm."""
+    modulated by a style; with `noise`, the sides of a fixed one, that is added before the norm."""
 
-    def __init__(self, width: int, style: int, kernel: int, noise: int | None):
+    def __init__(self, width: int, style: int, kernel: int, noise: Sides | None):
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.noise = nn.Identity() if noise is None else FixedNoise(noise)
@@ -226,7 +227,7 @@ class LevelShape:
     depth: int  # modulated blocks
     attention: int  # layers of it, after these blocks
     taps: Sequence[int] | None  # of the blur
-    noise: int | None  # side of the fixed noise
+    noise: Sides | None  # sides of the fixed noise
 
 
 class Level(nn.Module):
@@ -283,8 +284,8 @@ class PyramidShape:
     noise: bool = False  # with the fixed noise of the release's `legacy`
     mixed: Sequence[int] | None = None  # channels of the code's map before its last layer; None: those of `spatial`
 
-    def levels(self, first: int) -> list[LevelShape]:
-        """The levels of a decoder whose first one has `first` pixels per side."""
+    def levels(self, first: Sides) -> list[LevelShape]:
+        """The levels of a decoder whose first one has the sides `first`."""
 
         def entry(values: Sequence[int], i: int) -> int:
             return values[i] if i < len(values) else 0
@@ -299,29 +300,31 @@ class PyramidShape:
                 self.depths[min(i, len(self.depths) - 1)],
                 entry(self.attention, i),
                 BLURS[min(i, len(BLURS) - 1)] if self.blur else None,
-                2 * first * 2**i if self.noise else None,
+                tuple(2 * side * 2**i for side in first) if self.noise else None,
             )
             for i, width in enumerate(self.widths)
         ]
 
 
 class PyramidDecoder(Tower):
-    """A map [B, inputs, side, side] to images of every scale, coarse to fine: `first` pixels per side, and twice as
-    many each.
+    """A map [B, inputs, h, w], whose shorter side is `side`, to images of every scale, coarse to fine: of the sides
+    `first`, and twice as large each.
 
     A level's image is a modulated 1x1 convolution of the sum of all levels up to it; the next level reads its features
     alone. VFM-VAE, arXiv:2510.18457, after the facts of its release.
     """
 
-    def __init__(self, inputs: int, side: int, first: int, shape: PyramidShape):
+    def __init__(self, inputs: int, side: int, first: Sides, shape: PyramidShape, channels: int = 3):
         super().__init__()
         self.mapping = StyleMapping(inputs, shape.style)
         self.spatial = nn.ModuleList(
-            ResampledCode(inputs, code, first * 2.0 ** (i - 1) / side, shape.activation, mixed)
+            ResampledCode(inputs, code, min(first) * 2.0 ** (i - 1) / side, shape.activation, mixed)
             for i, (code, mixed) in enumerate(zip(shape.spatial, shape.mixed or shape.spatial, strict=True))
         )
         self.levels = nn.ModuleList(Level(level) for level in shape.levels(first))
-        self.colours = nn.ModuleList(ModulatedConv(width, 3, shape.style, demodulate=False) for width in shape.widths)
+        self.colours = nn.ModuleList(
+            ModulatedConv(width, channels, shape.style, demodulate=False) for width in shape.widths
+        )
 
     def forward(self, maps: Tensor) -> list[Tensor]:
         maps, style = match_memory_format(maps, self.spatial[0].pointwise.weight), self.mapping(maps)

@@ -14,6 +14,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from pipeline.files.paths import given_path, may_be_hub_id
+from pipeline.nn.image_size import ImageShape, Sides, size_text
 from pipeline.stored_weights import build_on_meta, check_numbers, read_sizes
 
 PICKLE = "diffusion_pytorch_model.bin"
@@ -23,10 +24,10 @@ SCALED = ("AutoencoderRAE",)  # classes whose latents leave `encode` normalised
 
 @dataclass(frozen=True)
 class LatentShape:
-    """The latents of a square image."""
+    """The latents of an image."""
 
     dim: int  # channels
-    side: int  # of the map
+    grid: Sides  # of the map
     posterior: bool  # mean and log variance, rather than the code itself
 
 
@@ -92,20 +93,21 @@ def load(config: dict[str, Any], path: str, subfolder: str | None) -> ModelMixin
     return loaded.requires_grad_(False).eval()
 
 
-def probe(config: dict[str, Any], image_size: int) -> LatentShape:
-    """The latents that the autoencoder of `config` has for images of `image_size`, found on the meta device.
+def probe(config: dict[str, Any], image: ImageShape) -> LatentShape:
+    """The latents that the autoencoder of `config` has for images of a shape, found on the meta device.
 
-    Raises ValueError when it does not turn such images into square maps and back into images of the same size.
+    Raises ValueError when it does not turn such images into maps of their aspect ratio and back into the same shape.
     """
-    return _probe(json.dumps(config, sort_keys=True), image_size)
+    return _probe(json.dumps(config, sort_keys=True), tuple(image))
 
 
 @cache  # it builds a model, and a recipe's check calls it more than once
 @torch.no_grad()
-def _probe(text: str, image_size: int) -> LatentShape:
-    config = json.loads(text)
+def _probe(text: str, shape: ImageShape) -> LatentShape:
+    config, (channels, height, width) = json.loads(text), shape
+    size = size_text((height, width))
     with torch.device("meta"):
-        model, image = build_empty(config), torch.zeros(1, 3, image_size, image_size)
+        model, image = build_empty(config), torch.zeros(1, *shape)
     name = type(model).__name__
     try:
         latents, posterior = encode(model, image)
@@ -113,14 +115,19 @@ def _probe(text: str, image_size: int) -> LatentShape:
         back = model.decode(latents[:, :dim], return_dict=False)[0]
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"this {name} does not take images of {image_size} pixels ({reason})") from None
-    if latents.dim() != 4 or latents.shape[2] != latents.shape[3] or image_size % latents.shape[2]:
         raise ValueError(
-            f"this {name} makes latents {list(latents.shape[1:])}, not a square map, of {image_size} pixels"
+            f"this {name} does not take images of {channels} channels and {size} pixels ({reason})"
+        ) from None
+    grid = tuple(latents.shape[2:])
+    if latents.dim() != 4 or height % grid[0] or (width * grid[0], width % grid[1]) != (height * grid[1], 0):
+        raise ValueError(f"this {name} makes latents {list(latents.shape[1:])}, not a map, of {size} pixels")
+    if back.shape[2:] != image.shape[2:]:
+        raise ValueError(
+            f"this {name} makes images of {size_text(back.shape[2:])} pixels of {size}; set data.size to that"
         )
-    if back.shape != image.shape:
-        raise ValueError(f"this {name} makes images of {back.shape[-1]} pixels of {image_size}; set data.size to that")
-    return LatentShape(dim, latents.shape[2], posterior)
+    if back.shape[1] != channels:
+        raise ValueError(f"this {name} makes images of {back.shape[1]} channels; set data.channels to them")
+    return LatentShape(dim, grid, posterior)
 
 
 def statistics(config: dict[str, Any], dim: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.dropping_block import DroppingBlock
 from pipeline.nn.embeddings import fixed_positions
+from pipeline.nn.image_channels import statistics_of_channels
+from pipeline.nn.image_size import sides_of, size_text
 from pipeline.nn.processes import global_mean, world_size
 from pipeline.nn.vision_transformer import PreNormBlock
 from pipeline.ranges import (
@@ -21,6 +23,7 @@ from pipeline.ranges import (
     Count,
     FractionAboveZero,
     FractionBelowOne,
+    ImageSize,
     Positive,
     RangedArguments,
     Whole,
@@ -53,7 +56,7 @@ class Residual(RangedArguments, Tower):
     def __init__(
         self,
         maps: MapSizes,
-        image_size: Count,
+        image_size: ImageSize,
         channels: Count = 8,
         width: Count = 384,
         depth: Count = 6,
@@ -70,21 +73,27 @@ class Residual(RangedArguments, Tower):
         mean: Colours = [0.5, 0.5, 0.5],  # noqa: B006
         std: ColourScales = [0.5, 0.5, 0.5],  # noqa: B006
         dropout: FractionBelowOne = 0.0,
+        image_channels: Count = 3,
     ):
         super().__init__()
         self.channels, self.drop, self.momentum, self.dropout = channels, drop, momentum, dropout
         self.matching, self.statistics, self.token_first = matching, statistics, token == "before"
-        self.patch = image_size // maps[-1][1]
-        self.patch_embedding = nn.Conv2d(3, width, self.patch, stride=self.patch)
+        grid = maps[-1][1]
+        self.patch = sides_of(image_size)[0] // grid[0]
+        self.patch_embedding = nn.Conv2d(image_channels, width, self.patch, stride=self.patch)
         self.class_token = nn.Parameter(torch.zeros(1, width)) if class_token else None
-        places = class_token + maps[-1][1] ** 2
+        places = class_token + grid[0] * grid[1]
         self.positions = nn.Parameter(0.02 * torch.randn(places, width)) if positions == "learned" else None
         self.blocks = nn.ModuleList(DroppingBlock(width, heads, dropout, hidden, epsilon) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, channels))
         self.token = nn.Parameter(0.02 * torch.randn(channels) if self.token_first else torch.zeros(channels))
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(statistics_of_channels(mean, image_channels))[:, None, None], persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(statistics_of_channels(std, image_channels))[:, None, None], persistent=False
+        )
         if statistics == "running":
             self.register_buffer("own", torch.tensor([0.0, 1.0]))  # mean and std of the branch
             self.register_buffer("aim", torch.tensor([0.0, 1.0]))  # those of the frozen features
@@ -105,7 +114,7 @@ class Residual(RangedArguments, Tower):
         return ("the moments that the texture branch matches",)
 
     def forward(self, images: Tensor, maps: list[Tensor], draws: Draws | None = None) -> Tensor:
-        """Images [B, 3, H, W] and the frozen encoder's maps to [B, channels, h, w]; what is dropped is in the draws."""
+        """Images [B, image_channels, H, W] and the frozen maps to [B, channels, h, w]; draws say what is dropped."""
         features, frozen = self.project(images, draws), maps[-1]
         if self.token_first:
             features = self.match_moments(self.drop_images(features, draws), frozen)
@@ -118,7 +127,7 @@ class Residual(RangedArguments, Tower):
         return (images - (2 * self.mean - 1).to(images)) / (2 * self.std).to(images)
 
     def project(self, images: Tensor, draws: Draws | None = None) -> Tensor:
-        """Images [B, 3, H, W] to the transformer's output before the matching, [B, N, channels]."""
+        """Images [B, image_channels, H, W] to the transformer's output before the matching, [B, N, channels]."""
         h = self.patch_embedding(self.normalise(images))
         grid, first = h.shape[2:], 0 if self.class_token is None else 1
         h = h.flatten(2).mT
@@ -173,10 +182,18 @@ class Shallow(RangedArguments, nn.Module):
     has its positions folded into channels before that. That it has blocks is inferred: the method's code is not public.
     """
 
-    def __init__(self, maps: MapSizes, image_size: Count, channels: Count = 64, blocks: Whole = 2, heads: Count = 12):
+    def __init__(
+        self,
+        maps: MapSizes,
+        image_size: ImageSize,
+        channels: Count = 64,
+        blocks: Whole = 2,
+        heads: Count = 12,
+        image_channels: Count = 3,
+    ):
         super().__init__()
-        (width, side), coarse = maps[0], maps[-1][1]
-        self.channels, self.fold = channels, side // coarse
+        (width, fine), coarse = maps[0], maps[-1][1]
+        self.channels, self.fold = channels, fine[0] // coarse[0]
         width = width * self.fold**2
         self.norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(PreNormBlock(width, heads) for _ in range(blocks))
@@ -188,11 +205,12 @@ class Shallow(RangedArguments, nn.Module):
         maps, heads = arguments.maps, arguments.heads
         if len(maps) != 2:
             raise ValueError(f"a shallow texture_branch reads the first of two taps; there are {len(maps)}")
-        (width, side), coarse = maps[0], maps[-1][1]
-        if side % coarse:
-            raise ValueError(f"the shallow tap has {side} positions per side, which the code's {coarse} do not divide")
-        if arguments.blocks and (width * (side // coarse) ** 2) % heads:
-            raise ValueError(f"{width * (side // coarse) ** 2} channels do not divide by {heads} heads")
+        (width, fine), coarse = maps[0], maps[-1][1]
+        if fine[0] % coarse[0] or fine[1] % coarse[1]:
+            sides = " positions per side, which the code's ".join(map(size_text, (fine, coarse)))
+            raise ValueError(f"the shallow tap has {sides} do not divide")
+        if arguments.blocks and (width * (fine[0] // coarse[0]) ** 2) % heads:
+            raise ValueError(f"{width * (fine[0] // coarse[0]) ** 2} channels do not divide by {heads} heads")
         return arguments.channels
 
     @classmethod

@@ -53,7 +53,7 @@ class Trunk(Tower):
 
 
 class LatentEncoder(Trunk):
-    """Images [B, 3, S, S] to the states of `tokens` learned tokens, [B, tokens, outputs].
+    """Images [B, channels, H, W], of so many `patches`, to the states of `tokens` learned tokens, [B, tokens, outputs].
 
     With `interleaved` the latents [tokens, width] in memory are read as [width, tokens] before the last projection, so
     that every output mixes a part of the channels of all tokens; some released weights were trained so.
@@ -61,7 +61,7 @@ class LatentEncoder(Trunk):
 
     def __init__(
         self,
-        image_size: int,
+        patches: int,
         patch_size: int,
         tokens: int,
         width: int,
@@ -69,10 +69,11 @@ class LatentEncoder(Trunk):
         heads: int,
         outputs: int,
         interleaved: bool = False,
+        channels: int = 3,
     ):
-        super().__init__((image_size // patch_size) ** 2, tokens, width, depth, heads)
+        super().__init__(patches, tokens, width, depth, heads)
         self.interleaved = interleaved
-        self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         self.tokens = learned_vectors(tokens, width)
         self.projection = nn.Linear(width, outputs)
         initialise(self)

@@ -40,7 +40,7 @@ def of_generation(recipe: Recipe, checked: CheckedRecipe, network: Network, imag
     stays = [latents + note]
     if recipe.posttrain is not None:
         stays.append(f"pairs {in_bytes(recipe.posttrain.pairs * bytes_of_code(recipe, checked))}")
-    pixels = recipe.sample.images * 3 * recipe.data.size**2
+    pixels = recipe.sample.images * math.prod(recipe.data.image_shape) * recipe.data.depth // 8
     return [*stays, f"samples up to {in_bytes(2 * pixels)}"]  # the archive, and PNG files of at most as much
 
 

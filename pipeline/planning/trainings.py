@@ -87,8 +87,7 @@ class Shadows:
         return ShadowNetworks(self.recipe, None, None, ShadowAccelerator())
 
     def images(self, size: int) -> ImageBatch:
-        side = self.recipe.data.size
-        return ImageBatch(torch.zeros(size, 3, side, side), self.condition(size))
+        return ImageBatch(torch.zeros(size, *self.recipe.data.image_shape), self.condition(size))
 
     def condition(self, size: int) -> Condition | None:
         return Condition(torch.zeros(size, dtype=torch.int64)) if self.classes else None

@@ -10,6 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from pipeline.code import LatentSpec
 from pipeline.components import Node
 from pipeline.latent_pipeline import LatentPipeline
+from pipeline.nn.image_size import size_text
+from pipeline.recipes.data import Data
 from pipeline.recipes.schema import Recipe
 from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
@@ -101,9 +103,10 @@ def evaluation_results(recipe: Recipe, numbers: dict[str, dict[str, Any]], task:
 
 def summary(recipe: Recipe, pipe: LatentPipeline) -> str:
     of = f"of {pipe.num_classes} classes, " if pipe.num_classes else "without classes, "
+    height, width = recipe.data.sides
     kinds = [part["kind"].replace("_", " ") for part in recipe.components.values()]
     return (
-        f"Makes images of {recipe.data.size}x{recipe.data.size} pixels {of}trained on"
+        f"Makes images of {height}x{width} pixels {of}trained on"
         f" {markdown_text(dataset_name(recipe.data.source))}."
         f" A {kinds[0]} turns an image into {tokens_text(pipe.tokenizer.spec)};"
         f" a {kinds[1]} trained by {kinds[2]} makes such tokens anew."
@@ -163,11 +166,17 @@ def node_rows(recipe: Recipe) -> list[str]:
     """The models of the line and its images, as rows of a table."""
     rows = [f"| {name} | {markdown_text(node_text(node))} |" for name, node in recipe.components.items()]
     source, data = markdown_text(node_text(recipe.data.source)), recipe.data
-    return [*rows, f"| images | {source}, {data.size} px, {data.crop} crop |"]
+    return [*rows, f"| images | {source}, {images_text(data)}, {data.crop} crop |"]
 
 
 def provenance_rows(provenance: dict[str, dict[str, Any]]) -> list[str]:
     return [f"| made | {markdown_text(provenance_text(name, note))} |" for name, note in provenance.items()]
+
+
+def images_text(data: Data) -> str:
+    """Size, and channels and depth where they are not the usual ones: `48x64 px, grey of 16 bits`."""
+    channels = "" if data.channels == "rgb" else f", {data.channels}"
+    return f"{size_text(data.size)} px{channels}{' of 16 bits' if data.depth == 16 else ''}"
 
 
 def measured(numbers: dict[str, dict[str, Any]]) -> str:

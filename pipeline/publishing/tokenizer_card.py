@@ -23,7 +23,7 @@ import torch
 from {module} import {name}
 
 tokenizer = {name}.from_pretrained("{path}/tokenizer").eval()
-images = torch.rand(2, 3, {size}, {size}) * 2 - 1  # in [-1, 1]
+images = torch.rand(2, {shape}) * 2 - 1  # in [-1, 1]
 with torch.no_grad():
     code = tokenizer.encode(images)
     rebuilt = tokenizer.decode(code)
@@ -35,7 +35,8 @@ hold under the protocol beside them; with other features or numbers of images th
 def tokenizer_card(recipe: Recipe, tokenizer: Tokenizer, facts: Facts) -> str:
     """README.md of a published tokenizer, its YAML header valid on the hub."""
     cls = type(tokenizer)
-    snippet = SNIPPET.format(module=cls.__module__, name=cls.__name__, path=facts.path, size=recipe.data.size)
+    shape = ", ".join(map(str, tokenizer.image_shape))
+    snippet = SNIPPET.format(module=cls.__module__, name=cls.__name__, path=facts.path, shape=shape)
     sections = {
         markdown_text(recipe.name): summary(recipe, tokenizer),
         "Use": snippet,
@@ -59,9 +60,9 @@ def header(recipe: Recipe, facts: Facts) -> ModelCardData:
 
 
 def summary(recipe: Recipe, tokenizer: Tokenizer) -> str:
-    kind = recipe.tokenizer.model["kind"].replace("_", " ")
+    kind, (height, width) = recipe.tokenizer.model["kind"].replace("_", " "), recipe.data.sides
     return (
-        f"A {kind} turns an image of {recipe.data.size}x{recipe.data.size} pixels into {tokens_text(tokenizer.spec)},"
+        f"A {kind} turns an image of {height}x{width} pixels into {tokens_text(tokenizer.spec)},"
         f" and back into an image. Trained on {markdown_text(dataset_name(recipe.data.source))}."
     )
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,22 @@ from pipeline.code import LatentSpec
 from pipeline.components import Arguments, build, check
 from pipeline.networks.base import Network
 from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.image_size import ImageShape, sides_of
 from pipeline.nn.module_outputs import outputs_of
 from pipeline.objectives.base import Objective
+from pipeline.ranges import type_hints
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
-from pipeline.validation import at, suggestion
+from pipeline.validation import SettingError, at, suggestion
 
 DERIVED = {  # what a recipe may not state, by slot
     "datasets": ("split",),
-    "tokenizers": ("image_size",),
+    "tokenizers": ("image_size", "image_channels"),
     "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token"),
     "objectives": (),
     "solvers": (),
     "losses": ("extractor", "dim", "grid"),
-    "critics": ("widths", "source"),
+    "critics": ("widths", "source", "channels"),
     "adversarial": (),
     "optimizers": (),
     "perturbations": (),
@@ -35,14 +37,31 @@ DERIVED = {  # what a recipe may not state, by slot
 
 
 def find_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], Arguments]:
-    """The class of the recipe's tokenizer and its arguments, the image size included."""
+    """The class of the recipe's tokenizer and its arguments, size and channels of the images included."""
     cls, arguments = check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"], "tokenizer.model")
-    return cls, arguments | {"image_size": recipe.data.size}
+    return cls, arguments | image_arguments(cls, recipe)
 
 
 def build_tokenizer(recipe: Recipe) -> Tokenizer:
     """The tokenizer before its training; its weights are those of torch's generator, see `seed_initial_weights`."""
-    return build("tokenizers", recipe.tokenizer.model, image_size=recipe.data.size)
+    cls, _ = check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"], "tokenizer.model")
+    return build("tokenizers", recipe.tokenizer.model, **image_arguments(cls, recipe))
+
+
+def image_arguments(cls: type[Tokenizer], recipe: Recipe) -> dict[str, Any]:
+    """The arguments of a tokenizer that are of its images; SettingError where it takes no images of that shape."""
+    given = {"image_size": recipe.data.image_size, "image_channels": recipe.data.image_shape[0]}
+    hints = type_hints(cls.__init__)
+    if "image_channels" not in hints and given.pop("image_channels") != 3:
+        raise SettingError("data.channels", f": {cls.__name__} takes RGB images alone; set data.channels=rgb")
+    if not isinstance(given["image_size"], int) and not takes_list(hints["image_size"]):
+        raise SettingError("data.size", f": {cls.__name__} takes square images alone; give one number")
+    return given
+
+
+def takes_list(hint: Any) -> bool:
+    """Whether an argument of this type may be a list."""
+    return get_origin(hint) is list or any(takes_list(inner) for inner in get_args(hint))
 
 
 def build_tokenizer_on_meta(recipe: Recipe) -> Tokenizer:
@@ -69,9 +88,18 @@ class TokenizerPlan:
     def can(self) -> Capabilities:
         return self.cls.capabilities(self.arguments)
 
-    def compared_shape(self, part: str) -> tuple[int, int]:
-        """Channels and side of the images that a phase compares which trains `part`."""
-        return self.can.compared_shape(part, self.arguments.image_size)
+    @property
+    def image_shape(self) -> ImageShape:
+        """Channels, height and width of its images."""
+        return (self.arguments.get("image_channels", 3), *sides_of(self.arguments.image_size))
+
+    def compared_shape(self, part: str) -> ImageShape:
+        """Channels, height and width of the images that a phase compares which trains `part`."""
+        return self.can.compared_shape(part, self.image_shape)
+
+    def compares_pictures(self, part: str) -> bool:
+        """Whether these have the channels of pictures, as networks of RGB images need, and are no bands of them."""
+        return self.compared_shape(part)[0] == self.image_shape[0]
 
 
 def plan_tokenizer(recipe: Recipe) -> TokenizerPlan:
@@ -116,19 +144,19 @@ def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
     modules = [inner for inner, _ in tokenizer.named_modules() if inner]
     if name not in modules:
         raise ValueError(f"at: this tokenizer has no module {name!r}{suggestion(name, modules)}")
-    size = tokenizer.config.image_size
     with outputs_of(tokenizer, [name]) as outputs:
-        tokenizer(torch.zeros(1, 3, size, size, device="meta"))
+        tokenizer(torch.zeros(1, *tokenizer.image_shape, device="meta"))
     output = outputs.get(name)
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         raise ValueError(f"at: {name} makes no map and no tokens in a training; name another module")
     if output.ndim == 4:
         return list(output.shape[2:]), output.shape[1]
     tokens = tokenizer.position_tokens(name, output)
-    side = math.isqrt(tokens.shape[1])
-    if side**2 != tokens.shape[1]:
-        raise ValueError(f"at: {name} makes {tokens.shape[1]} tokens, which are no square map; name another module")
-    return [side, side], tokens.shape[2]
+    count, (_, height, width) = tokens.shape[1], tokenizer.image_shape
+    rows = math.isqrt(count * height // width)
+    if not rows or count % rows or rows * width != count // rows * height:
+        raise ValueError(f"at: {name} makes {count} tokens, no map of the aspect ratio of images; name another module")
+    return [rows, count // rows], tokens.shape[2]
 
 
 def count_condition_classes(recipe: Recipe, num_classes: int) -> int:

@@ -47,7 +47,7 @@ def write_sweep(out: Path, sweep: dict[str, Any], folders: list[Path]) -> None:
         )
         for folder in folders
     ]
-    across = grids.columns(rows[0].shape[1])
+    across = grids.columns(rows[0].shape[1:3])
     grids.grid([row[:across] for row in rows], row_names(sweep["points"])).save(out / "grid.png")
     draw_figures(sweep["points"], out)
     write_text(out / "sweep.md", markdown(sweep))

@@ -20,7 +20,7 @@ class Teacher(Protocol):
     widths: tuple[int, ...]  # channels of each map
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps [B, C, h, w], float32, of images [B, 3, H, W] in [-1, 1]."""
+        """Feature maps [B, C, h, w], float32, of images [B, C, H, W] in [-1, 1], as `as_rgb` takes them."""
 
 
 class Tap(nn.Module):
@@ -46,13 +46,13 @@ class Tap(nn.Module):
         return self
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, W] in [-1, 1] to the maps [B, C, h, w], through which a gradient goes back to the images."""
+        """Images [B, C, H, W] in [-1, 1] to the maps [B, C, h, w], through which a gradient goes back to the images."""
         maps = self.teacher.maps(images)
         return [maps[index] for index in (self.index, *self.others)]
 
     @torch.no_grad()
     def forward(self, images: Tensor, grid: Sequence[int]) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] to a feature for every position of `grid`, [B, h * w, width], row by row.
+        """Images [B, C, H, W] in [-1, 1] to a feature for every position of `grid`, [B, h * w, width], row by row.
 
         Maps of another grid are resampled as `resize_map` does it. With `class_token` the teacher's comes before them,
         [B, 1 + h * w, width].

@@ -15,7 +15,7 @@ from pipeline.ranges import Count, RangedArguments, Whole
 
 
 class Classifier(RangedArguments, ConvolutionStages, ModelMixin, ConfigMixin):
-    """A convolutional network from images [B, 3, H, W] in [-1, 1] (8 pixels per side or more) to class logits.
+    """A convolutional network from images [B, C, H, W] in [-1, 1] (8 pixels per side or more) to class logits.
 
     Every stage halves the side and doubles the channels; what each leaves is a feature map, the mean over the last is
     projected to `dim` features. Features are few, so that a covariance over some hundred images has full rank.
@@ -62,7 +62,7 @@ class Classifier(RangedArguments, ConvolutionStages, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor, batch: int = 256) -> float:
-        """Fraction of images [n, 3, H, W] whose largest logit is at their label [n]."""
+        """Fraction of images [n, C, H, W] whose largest logit is at their label [n]."""
         guesses = torch.cat([self(part).argmax(1) for part in images.split(batch)])
         return (guesses == labels).cpu().double().mean().item()
 
@@ -76,7 +76,7 @@ def fit(
     batch: int = 64,
     dim: int = 64,
 ) -> Classifier:
-    """Train on images [n, 3, H, W] in [-1, 1] with labels [n], under small shifts, turns and changes of size.
+    """Train on images [n, C, H, W] in [-1, 1] with labels [n], under small shifts, turns and changes of size.
 
     Without classes (labels None or fewer than two classes) it learns to tell the four quarter turns of an image
     (Gidaris et al., arXiv:1803.07728). The result is frozen, in eval mode, on the images' device, and a function of the
@@ -125,7 +125,10 @@ def jitter(images: Tensor, randomness: Generator, shift: float = 0.08, turn: flo
 
 
 def rotate(images: Tensor, randomness: Generator) -> tuple[Tensor, Tensor]:
-    """Each image by its own number of quarter turns, and those numbers [B]."""
+    """The central square of each image by its own number of quarter turns, and those numbers [B]."""
+    side = min(images.shape[2:])
+    top, left = ((length - side) // 2 for length in images.shape[2:])
+    images = images[:, :, top : top + side, left : left + side]
     turns = torch.randint(4, (len(images),), generator=randomness).to(images.device)
-    all_four = torch.stack([images.rot90(k, dims=(2, 3)) for k in range(4)])  # [4, B, 3, H, W]
+    all_four = torch.stack([images.rot90(k, dims=(2, 3)) for k in range(4)])  # [4, B, C, S, S]
     return all_four[turns, torch.arange(len(images), device=images.device)], turns

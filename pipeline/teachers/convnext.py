@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.nn.image_channels import as_rgb
 from pipeline.vision.backbone import IMAGENET
 from pipeline.vision.weights import verify
 
@@ -81,7 +82,8 @@ class ConvNext(nn.Module):
         return network.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 3, H, W] in [-1, 1]."""
+        """Logits [B, classes] of images [B, C, H, W] in [-1, 1], as `as_rgb` takes them."""
+        images = as_rgb(images)
         if images.shape[2:] != (SIZE, SIZE):
             images = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", antialias=True)
         pixels = ((images + 1) / 2 - self.mean) / self.std

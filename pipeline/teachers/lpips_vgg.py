@@ -8,6 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.nn.image_channels import as_rgb
 from pipeline.vision.weights import verify
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions between poolings
@@ -43,11 +44,11 @@ class LpipsVgg(ModelMixin, ConfigMixin):
         return list(self.channel_weights)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Five maps [B, C, h, w] of images [B, 3, H, W] in [-1, 1], halving in size."""
+        """Five maps [B, C, h, w] of images [B, C, H, W] in [-1, 1], as `as_rgb` takes them, halving in size."""
         if min(images.shape[2:]) < self.SMALLEST:
             sides = list(images.shape[2:])
             raise ValueError(f"LPIPS needs images of {self.SMALLEST} pixels per side or more, not {sides}")
-        h, maps = (images - self.mean) / self.std, []
+        h, maps = (as_rgb(images) - self.mean) / self.std, []
         for i, stage in enumerate(self.stages):
             h = F.max_pool2d(h, 2) if i else h
             for convolution in stage:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.files.writing import read_json
+from pipeline.nn.image_channels import as_rgb
 from pipeline.teachers.base import Resize
 from pipeline.vision.backbone import (
     FAMILIES,
@@ -27,7 +28,7 @@ PATCH = 16  # pixels of an image that become a patch where the size is "grid"
 
 
 class VisionModel(Backbone):
-    """Features of images [B, 3, H, W] in [-1, 1] by a vision model, in float32.
+    """Features of images [B, C, H, W] in [-1, 1], as `as_rgb` takes them, by a vision model, in float32.
 
     DINOv2 (Oquab et al., arXiv:2304.07193), CLIP (Radford et al., arXiv:2103.00020), SigLIP (Zhai et al.,
     arXiv:2303.15343; also the second, where its images have one size), or another that transformers' AutoModel reads.
@@ -161,6 +162,7 @@ class VisionModel(Backbone):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Images as the model reads them."""
+        images = as_rgb(images)
         sides = [self.size] * 2
         if self.size == "grid":
             sides = [self.model.config.patch_size * max(1, round(side / PATCH)) for side in images.shape[2:]]

@@ -17,6 +17,7 @@ from pipeline.draws import Draws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.entry_points import EntryPoints
+from pipeline.nn.image_size import divide, sides_of
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.memory_saving import MemorySaving
 from pipeline.nn.partly_trained import PartlyTrained
@@ -24,7 +25,9 @@ from pipeline.ranges import RangedArguments
 from pipeline.vision.named_model import NamedModel
 
 Perturb = Callable[[Bottleneck, Tensor, Code], Tensor]  # bottleneck, what it read, its code -> z for the decoder
-DERIVED_ARGUMENTS = ("image_size", "maps", "inputs", "stride")  # of a class in `choices`, which a recipe may not state
+DERIVED_ARGUMENTS = (  # of a class in `choices`, which a recipe may not state
+    *("image_size", "image_channels", "maps", "inputs", "stride"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class TrainingInputs:
 class TokenizerOutput:
     """One pass through a tokenizer in training."""
 
-    images: Tensor | None  # [B, 3, H, W], nominally in [-1, 1]; None after pixels=False
+    images: Tensor | None  # [B, channels, H, W], nominally in [-1, 1]; None after pixels=False
     code: Code  # at the bottleneck's own scale
     terms: dict[str, Tensor]  # the tokenizer's own loss terms, unweighted
     features: dict[str, Any] = field(default_factory=dict)  # tensors of inner layers, for losses that `read` them
@@ -52,8 +55,8 @@ class TokenizerOutput:
 class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, ConfigMixin):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
-    Images are [B, 3, H, W] in [-1, 1]. Codes leave `encode` normalised by the stored mean and std and enter `decode`
-    normalised, so that no other stage needs a scaling factor.
+    Images are [B, channels, H, W] in [-1, 1], of the `image_shape`. Codes leave `encode` normalised by the stored mean
+    and std and enter `decode` normalised, so that no other stage needs a scaling factor.
     """
 
     entry_points = ("encode", "decode", "moments", "features", "render", "projection")
@@ -107,6 +110,17 @@ class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, Witho
         return False
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that it is made for."""
+        return (self.config.get("image_channels", 3), *sides_of(self.config.image_size))
+
+    def check_images(self, images: Tensor) -> None:
+        """ValueError where the sides of images [B, C, H, W] are not those of `image_shape`."""
+        if tuple(images.shape[2:]) != self.image_shape[1:]:
+            wanted, given = ("x".join(map(str, sides)) for sides in (self.image_shape[1:], images.shape[2:]))
+            raise ValueError(f"this tokenizer reads images of {wanted} pixels, not {given}; resize them")
+
+    @property
     def can(self) -> Capabilities:
         return self.capabilities(Arguments.from_config(self))
 
@@ -116,7 +130,7 @@ class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, Witho
 
     @abstractmethod
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
-        """z [B, N, C] at the bottleneck's own scale to images [B, 3, H, W]."""
+        """z [B, N, C] at the bottleneck's own scale to images [B, channels, H, W]."""
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         """The output of the inner module `name`, a map or tokens, as one token per position, row by row, [B, N, C].
@@ -214,16 +228,17 @@ class MapTokenizer(Tokenizer):
     @classmethod
     def spec_of_levels(cls, arguments: Arguments, patch_size: int) -> LatentSpec:
         """The spec where each level but the first halves the sides of an image, or of its patches."""
-        levels, image_size = len(arguments.multipliers), arguments.image_size
+        levels, sides = len(arguments.multipliers), sides_of(arguments.image_size)
         stride = patch_size * 2 ** (levels - 1)
-        if image_size % stride:
-            near = round(image_size / stride) * stride or stride
-            raise ValueError(
-                f"images of {image_size} pixels do not divide by {stride}, the stride of {levels} levels;"
-                f" set data.size={near}, or give tokenizer.model.multipliers fewer entries"
-            )
+        near = [round(side / stride) * stride or stride for side in sides]
+        grid = divide(
+            sides,
+            stride,
+            f"{stride}, the stride of {levels} levels; set data.size={near[0] if sides[0] == sides[1] else near},"
+            " or give tokenizer.model.multipliers fewer entries",
+        )
         neck = components.build("bottlenecks", arguments.bottleneck)
-        return LatentSpec((image_size // stride,) * 2, neck.dim, neck.vocab, neck.codebooks)
+        return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
 
     @abstractmethod
     def encode_map(self, images: Tensor) -> Tensor:
@@ -236,7 +251,7 @@ class MapTokenizer(Tokenizer):
     @property
     def stride(self) -> int:
         """Pixels per token along a side."""
-        return self.config.image_size // self.spec.grid[0]
+        return self.image_shape[1] // self.spec.grid[0]
 
     @property
     def tile(self) -> tuple[int, int]:

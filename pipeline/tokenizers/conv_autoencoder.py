@@ -12,7 +12,7 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
-from pipeline.ranges import Count, Counts, Whole
+from pipeline.ranges import Count, Counts, ImageSize, Whole
 from pipeline.tokenizers.base import MapTokenizer
 
 
@@ -36,7 +36,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         bottleneck: Node,
         width: Count = 128,
         multipliers: Counts = [1, 2, 4, 4],  # noqa: B006  never changed; saved as JSON
@@ -47,6 +47,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         decoder_width: Count | None = None,
         z_channels: Count | None = None,
         patch_size: Count = 1,
+        image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -54,11 +55,12 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         inner = z_channels or neck.dim
         encoded = encoded_channels(neck, z_channels)
         widths = [[base * m for m in multipliers] for base in (width, decoder_width or width)]
-        self.encoder = Encoder(encoded, widths[0], blocks, attention, middle_attention, groups, patch_size)
+        trunk = (blocks, attention, middle_attention, groups, patch_size, image_channels)
+        self.encoder = Encoder(encoded, widths[0], *trunk)
         self.quant_conv = nn.Conv2d(encoded, neck.inputs, 1)
         self.neck = neck
         self.post_quant_conv = nn.Conv2d(neck.dim, inner, 1)
-        self.decoder = Decoder(inner, widths[1], blocks, attention, middle_attention, groups, patch_size)
+        self.decoder = Decoder(inner, widths[1], *trunk)
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
@@ -122,6 +124,8 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
             layers_per_block=c.blocks,
             latent_channels=dim,
             norm_num_groups=c.groups,
+            in_channels=c.image_channels,
+            out_channels=c.image_channels,
             sample_size=c.image_size,
             scaling_factor=1.0,
             mid_block_add_attention=c.middle_attention,

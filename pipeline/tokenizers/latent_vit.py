@@ -1,5 +1,6 @@
 """The tokenizer of two DINOv2 transformers: latent tokens read the image, mask tokens are decoded to it."""
 
+import math
 from typing import Literal
 
 import torch
@@ -16,10 +17,12 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.dinov2 import Dinov2
 from pipeline.nn.dinov2_autoencoder import Dinov2Decoder, Dinov2Encoder
+from pipeline.nn.image_size import Sides, divide
 from pipeline.nn.transformer_sizes import both_sizes, check_heads
 from pipeline.nn.vision_transformer import image_tokens
-from pipeline.ranges import Count, FractionBelowOne, Positive
+from pipeline.ranges import Count, FractionBelowOne, ImageSize, Positive
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.validation import at
 from pipeline.vision import dinov2_weights
 from pipeline.vision.named_model import NamedModel
 
@@ -55,7 +58,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         bottleneck: Node,
         width: Count,
         depth: Count,
@@ -73,17 +76,19 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
         lora_alpha: Positive = 8.0,
         lora_layers: lora.Adapted = "feed_forward",
         drop_path: FractionBelowOne = 0.0,
+        image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         self.spec = self.geometry(Arguments.from_config(self))
-        patches = (image_size // patch_size) ** 2
+        grid = patch_grid(Arguments.from_config(self))
+        patches = grid[0] * grid[1]
         _, sizes = both_sizes(Arguments.from_config(self))
-        encoder = Dinov2(patches, width, depth, heads, patch_size, drop_path)
+        encoder = Dinov2(patches, width, depth, heads, patch_size, drop_path, image_channels)
         decoder = Dinov2(patches, *sizes, drop_path=drop_path)
         self.encoder = Dinov2Encoder(encoder, tokens, neck.inputs)
         self.neck = neck
-        self.decoder = Dinov2Decoder(decoder, tokens, neck.dim, patch_size)
+        self.decoder = Dinov2Decoder(decoder, tokens, neck.dim, patch_size, grid, image_channels)
         if torch.empty(0).device.type != "meta":
             for vit, name in ((encoder, "encoder_start"), (decoder, "decoder_start")):
                 if self.config[name] is not None:
@@ -102,16 +107,14 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
-        image_size, patch_size, tokens = arguments.image_size, arguments.patch_size, arguments.tokens
-        if image_size % patch_size:
-            raise ValueError(f"latent_vit: images of {image_size} pixels do not divide by patch_size {patch_size}")
+        patches = patch_grid(arguments)
         for name, (width, depth, heads) in zip(("encoder_start", "decoder_start"), both_sizes(arguments)):
             check_heads("latent_vit", width, heads)
             if arguments[name] is not None:
                 sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
                 dinov2_weights.check_config(arguments[name], sizes, name)
         neck = components.build("bottlenecks", arguments.bottleneck)
-        grid = (image_size // patch_size,) * 2 if tokens is None else (tokens,)
+        grid = patches if arguments.tokens is None else (arguments.tokens,)
         return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
@@ -123,10 +126,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
 
     def features(self, images: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Tensor:
         """As in the base; with draws, branches of the transformer are left out."""
-        size = self.config.image_size
-        if images.shape[2:] != (size, size):
-            given = "x".join(map(str, images.shape[2:]))
-            raise ValueError(f"this tokenizer reads images of {size}x{size} pixels, not {given}; resize them")
+        self.check_images(images)
         return self.encoder(images, None if draws is None else PartDraws(draws, "encoder"))
 
     def render(self, z: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Tensor:
@@ -147,7 +147,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         if output.ndim != 3:
             return super().position_tokens(name, output)
-        return image_tokens(output, (self.config.image_size // self.config.patch_size) ** 2)
+        return image_tokens(output, math.prod(patch_grid(Arguments.from_config(self))))
 
     def tunings(self) -> list[tuple[Dinov2, Tuning]]:
         """Both transformers, and how much of each is trained."""
@@ -168,3 +168,9 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
 
     def parts(self) -> dict[str, list[nn.Module]]:
         return {"encoder": [self.encoder, self.neck], "decoder": [self.decoder]}
+
+
+def patch_grid(arguments: Arguments) -> Sides:
+    """Rows and columns of the patches; ValueError where a patch does not divide the sides of the images."""
+    with at("latent_vit"):
+        return divide(arguments.image_size, arguments.patch_size, f"patch_size {arguments.patch_size}")

@@ -11,7 +11,7 @@ from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.convolution import match_memory_format
 from pipeline.nn.maskgit_convolution import Decoder, Encoder
-from pipeline.ranges import Count, Counts, Whole
+from pipeline.ranges import Count, Counts, ImageSize, Whole
 from pipeline.tokenizers.base import MapTokenizer
 
 
@@ -32,20 +32,21 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         bottleneck: Node,
         width: Count = 128,
         multipliers: Counts = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
         blocks: Whole = 2,
         groups: Count = 32,
+        image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         self.spec = self.geometry(Arguments.from_config(self))
         widths = [width * multiplier for multiplier in multipliers]
-        self.encoder = Encoder(neck.inputs, widths, blocks, groups)
+        self.encoder = Encoder(neck.inputs, widths, blocks, groups, image_channels)
         self.neck = neck
-        self.decoder = Decoder(neck.dim, widths, blocks, groups)
+        self.decoder = Decoder(neck.dim, widths, blocks, groups, image_channels)
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:

@@ -1,5 +1,6 @@
 """A stock diffusers autoencoder as a tokenizer, by folder or hub id."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from pipeline import components
 from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments
 from pipeline.nn import stock_autoencoder
-from pipeline.ranges import Count
+from pipeline.nn.image_size import divide, sides_of
+from pipeline.ranges import Count, ImageSize
 from pipeline.tokenizers.base import MapTokenizer, TrainingInputs
 from pipeline.vision.named_model import NamedModel
 
@@ -33,17 +35,18 @@ class Pretrained(MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         path: str,
         subfolder: str | None = None,
         dim: Count | None = None,
         stride: Count | None = None,
         stock: dict[str, Any] | None = None,
+        image_channels: Count = 3,
     ):
         if stock is None:
             config = stock_autoencoder.read_config(path, subfolder)
-            self.spec, posterior = self.measure(config, image_size, path, dim, stride)
-            dim, stride = self.spec.dim, image_size // self.spec.grid[0]
+            self.spec, posterior = self.measure(config, Arguments.from_config(self))
+            dim, stride = self.spec.dim, sides_of(image_size)[0] // self.spec.grid[0]
             self.register_to_config(dim=dim, stride=stride, stock=config | {"posterior": posterior})
             on_meta = torch.empty(0).device.type == "meta"
             model = (
@@ -72,7 +75,7 @@ class Pretrained(MapTokenizer):
         image_size, path, dim, stride = (arguments[name] for name in ("image_size", "path", "dim", "stride"))
         if stock_autoencoder.is_folder(path):
             config = stock_autoencoder.read_config(path, arguments.subfolder)
-            return cls.measure(config, image_size, path, dim, stride)[0]
+            return cls.measure(config, arguments)[0]
         if dim and stride:
             return spec_of(image_size, dim, stride)
         raise ValueError(
@@ -89,18 +92,16 @@ class Pretrained(MapTokenizer):
         return bool(mean.any() or (std != 1).any())
 
     @staticmethod
-    def measure(
-        config: dict[str, Any], image_size: Count, path: str, dim: Count | None, stride: Count | None
-    ) -> tuple[LatentSpec, bool]:
+    def measure(config: dict[str, Any], arguments: Arguments) -> tuple[LatentSpec, bool]:
         """The spec that the autoencoder has, and whether it has a posterior; ValueError where the recipe differs."""
-        latents = stock_autoencoder.probe(config, image_size)
-        actual = {"dim": latents.dim, "stride": image_size // latents.side}
-        for name, expected in (("dim", dim), ("stride", stride)):
-            if expected not in (None, actual[name]):
+        latents = stock_autoencoder.probe(config, (arguments.image_channels, *sides_of(arguments.image_size)))
+        actual = {"dim": latents.dim, "stride": sides_of(arguments.image_size)[0] // latents.grid[0]}
+        for name, value in actual.items():
+            if arguments[name] not in (None, value):
                 raise ValueError(
-                    f"the recipe states {name}={expected}, but that of {path} is {actual[name]}; correct it"
+                    f"the recipe states {name}={arguments[name]}, but that of {arguments.path} is {value}; correct it"
                 )
-        return LatentSpec((latents.side, latents.side), latents.dim), latents.posterior
+        return LatentSpec(latents.grid, latents.dim), latents.posterior
 
     def encode_map(self, images: Tensor) -> Tensor:
         maps, _ = stock_autoencoder.encode(self.autoencoder, images)
@@ -145,7 +146,5 @@ class Pretrained(MapTokenizer):
         }
 
 
-def spec_of(image_size: int, dim: int, stride: int) -> LatentSpec:
-    if image_size % stride:
-        raise ValueError(f"images of {image_size} pixels do not divide by the stride of {stride}; change data.size")
-    return LatentSpec((image_size // stride,) * 2, dim)
+def spec_of(image_size: int | Sequence[int], dim: int, stride: int) -> LatentSpec:
+    return LatentSpec(divide(image_size, stride, f"the stride of {stride}; change data.size"), dim)

@@ -1,5 +1,6 @@
 """The tokenizer that compresses several layers of a frozen vision model, and decodes images at every scale."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -14,9 +15,10 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution_stages import MapSizes
+from pipeline.nn.image_size import Sides, sides_of, size_text
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import Activation, PyramidDecoder, PyramidShape
-from pipeline.ranges import Count, Counts, Whole
+from pipeline.ranges import Count, Counts, ImageSize, Whole
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TokenizerOutput, TrainingInputs
 from pipeline.validation import Length, Range
 from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, OnFrozenEncoder, needs_stand_in
@@ -28,10 +30,10 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     """VFM-VAE (arXiv:2510.18457), without its losses; written after the facts of its release.
 
     An attention projection brings every tap of `frozen_encoder` to its `tap_widths`, and positions are folded into
-    channels until a side has `side` of them; one more projection of all taps gives the bottleneck's input. The
-    decoder's input are `code_width` channels, projected from the code: their mean makes the `style` (channels; null:
-    `code_width`) that modulates all of its levels, and the map itself enters the first ones. `projection_layers` are
-    those of each projection before the bottleneck, and of the one after it.
+    channels until the shorter side has `side` of them; one more projection of all taps gives the bottleneck's input.
+    The decoder's input are `code_width` channels, projected from the code: their mean makes the `style` (channels;
+    null: `code_width`) that modulates all of its levels, and the map itself enters the first ones. `projection_layers`
+    are those of each projection before the bottleneck, and of the one after it.
 
     The decoder's levels have `widths`, the last one at the image's side and each at twice the side of that before.
     `spatial` are the channels of the code in the first ones, through `activation`; `attention` the layers of it in the
@@ -53,7 +55,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         frozen_encoder: Node,
         bottleneck: Node,
         side: Annotated[int, Range(2)],
@@ -69,13 +71,14 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         blur: bool = True,
         noise: bool = False,
         mixed: Counts | None = None,
+        image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         self.spec = self.geometry(Arguments.from_config(self))
         encoder, arguments = choose_encoder(frozen_encoder, image_size)
         maps, (before, after) = encoder.layout(arguments), projection_layers
-        self.folds = [tap_side // side for _, tap_side in maps]
+        self.folds = [min(grid) // side for _, grid in maps]
         self.encoder = encoder(**arguments)
         narrow = [tap_widths[min(i, len(tap_widths) - 1)] for i in range(len(maps))]
         self.projections = nn.ModuleList(AttentionProjection(w, n, before) for (w, _), n in zip(maps, narrow))
@@ -83,7 +86,8 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         self.neck = neck
         self.post = AttentionProjection(neck.dim, code_width, after)
         shape = PyramidShape(widths, spatial, depths, attention, style or code_width, activation, blur, noise, mixed)
-        self.decoder = PyramidDecoder(code_width, side, image_size >> (len(widths) - 1), shape)
+        first = tuple(pixels >> (len(widths) - 1) for pixels in sides_of(image_size))
+        self.decoder = PyramidDecoder(code_width, side, first, shape, image_channels)
         self.keep_source()
         self.encoder.requires_grad_(False)
 
@@ -91,11 +95,11 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         try:
             encoder, encoder_arguments = choose_encoder(arguments.frozen_encoder, arguments.image_size)
-            check_sides(arguments, encoder.layout(encoder_arguments))
+            grid = code_grid(arguments, encoder.layout(encoder_arguments))
         except ValueError as error:
             raise ValueError(f"pyramid: {error}") from None
         neck = components.build("bottlenecks", arguments.bottleneck)
-        return LatentSpec((arguments.side, arguments.side), neck.dim, neck.vocab, neck.codebooks)
+        return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
@@ -131,22 +135,23 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         return {"encoder": encoder, "decoder": [self.post, self.decoder]}
 
 
-def choose_encoder(frozen_encoder: Node, image_size: int) -> tuple[type[FrozenEncoder], Arguments]:
+def choose_encoder(frozen_encoder: Node, image_size: int | Sequence[int]) -> tuple[type[FrozenEncoder], Arguments]:
     encoder, arguments = components.choose(ENCODERS, frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
     return encoder, arguments | {"image_size": image_size}
 
 
-def check_sides(arguments: Arguments, maps: MapSizes) -> None:
-    """ValueError where taps do not fold to `side` positions per side, or levels do not lead from there to the image."""
-    image_size, side, widths, spatial = (arguments[n] for n in ("image_size", "side", "widths", "spatial"))
-    for _, tap_side in maps:
-        if tap_side % side:
-            raise ValueError(f"a tap has {tap_side} positions per side, which do not fold to {side}; change one")
-    halvings = len(widths) - 1
-    if image_size % 2**halvings or image_size >> halvings < 4:
+def code_grid(arguments: Arguments, maps: MapSizes) -> Sides:
+    """The grid of the code, to which all taps fold; ValueError where they do not, or levels lead to no such image."""
+    side, widths, spatial = (arguments[n] for n in ("side", "widths", "spatial"))
+    sides, halvings = sides_of(arguments.image_size), len(widths) - 1
+    folds = [min(grid) // side for _, grid in maps]
+    for (_, grid), fold in zip(maps, folds):
+        if not fold or any(length % fold for length in grid) or min(grid) != fold * side:
+            raise ValueError(f"a tap has {size_text(grid)} positions per side, which do not fold to {side}; change one")
+    if any(pixels % 2**halvings for pixels in sides) or min(sides) >> halvings < 4:
         raise ValueError(
             f"{len(widths)} widths need images of {4 << halvings} pixels per side or more, a multiple of"
-            f" {1 << halvings}, not of {image_size}; give fewer"
+            f" {1 << halvings}, not of {size_text(sides)}; give fewer"
         )
     if len(spatial) > len(widths):
         raise ValueError(
@@ -156,7 +161,7 @@ def check_sides(arguments: Arguments, maps: MapSizes) -> None:
         raise ValueError(
             f"mixed has {len(arguments.mixed)} entries; give one for each of the {len(spatial)} of spatial"
         )
-    first = image_size >> halvings
+    first = min(sides) >> halvings
     for i in range(len(spatial)):
         read = (first << i) // 2  # the code is brought to half of the level's side
         low, high = sorted((side, read))
@@ -164,3 +169,4 @@ def check_sides(arguments: Arguments, maps: MapSizes) -> None:
             raise ValueError(
                 f"a level of {first << i} pixels per side reads a code of {read}, which {side} do not fold to"
             )
+    return tuple(length // folds[-1] for length in maps[-1][1])

@@ -14,8 +14,9 @@ from pipeline.draws import Draws, PartDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.feature_decoder import DECODERS
+from pipeline.nn.image_size import sides_of
 from pipeline.nn.texture_branch import BRANCHES
-from pipeline.ranges import Count
+from pipeline.ranges import Count, ImageSize
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TrainingInputs
 from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 
@@ -46,20 +47,23 @@ class Representation(OnFrozenEncoder, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         frozen_encoder: Node,
         pixel_decoder: Node,
         texture_branch: Node | None = None,
         statistics: Literal["channel", "element"] = "channel",
+        image_channels: Count = 3,
     ):
         maps, spec = self.plan(Arguments.from_config(self))
         super().__init__(spec.dim, spec.tokens if statistics == "element" else None)
         self.spec = spec
         self.encoder = build_part(ENCODERS, frozen_encoder, "frozen_encoder", image_size=image_size)
-        self.texture = build_part(BRANCHES, texture_branch, "texture_branch", maps=maps, image_size=image_size)
+        shape = {"maps": maps, "image_size": image_size, "image_channels": image_channels}
+        self.texture = build_part(BRANCHES, texture_branch, "texture_branch", **shape)
         self.neck = components.build("bottlenecks", {"kind": "identity", "dim": spec.dim})
-        stride = image_size // spec.grid[0]
-        self.decoder = build_part(DECODERS, pixel_decoder, "pixel_decoder", inputs=spec.dim, stride=stride)
+        stride = sides_of(image_size)[0] // spec.grid[0]
+        shape = {"inputs": spec.dim, "stride": stride, "image_channels": image_channels}
+        self.decoder = build_part(DECODERS, pixel_decoder, "pixel_decoder", **shape)
         self.keep_source()
         self.encoder.requires_grad_(False)
 
@@ -68,15 +72,16 @@ class Representation(OnFrozenEncoder, MapTokenizer):
         """The maps that the frozen encoder gives, and the spec of the code that is made of them."""
         encoder, encoder_arguments = choose_part(ENCODERS, arguments.frozen_encoder, "frozen_encoder")
         maps = encoder.layout(encoder_arguments | {"image_size": arguments.image_size})
-        dim, side = maps[-1]
+        dim, grid = maps[-1]
         if arguments.texture_branch is not None:
             branch, branch_arguments = choose_part(BRANCHES, arguments.texture_branch, "texture_branch")
             dim += branch.check(branch_arguments | {"maps": maps})
         elif len(maps) > 1:
             raise ValueError(f"{len(maps)} taps without a texture_branch that reads them; name one, for example [-1]")
         decoder, decoder_arguments = choose_part(DECODERS, arguments.pixel_decoder, "pixel_decoder")
-        decoder.check(decoder_arguments | {"stride": arguments.image_size // side, "image_size": arguments.image_size})
-        return maps, LatentSpec((side, side), dim)
+        stride = sides_of(arguments.image_size)[0] // grid[0]
+        decoder.check(decoder_arguments | {"stride": stride, "image_size": arguments.image_size})
+        return maps, LatentSpec(grid, dim)
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
@@ -130,4 +135,4 @@ def build_part(choices: dict[str, type], node: Node | None, where: str, **derive
     if node is None:
         return None
     cls, arguments = choose_part(choices, node, where)
-    return cls(**derived, **arguments)
+    return cls(**arguments | derived)

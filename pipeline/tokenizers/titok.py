@@ -1,5 +1,6 @@
 """The 1-D tokenizer: an image as a short sequence of tokens, none of which belongs to a position."""
 
+import math
 from typing import Literal
 
 import torch
@@ -13,13 +14,15 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.entry_points import EntryPoints
+from pipeline.nn.image_size import Sides, divide
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.transformer_sizes import both_sizes, check_heads
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_tokens, initialise
-from pipeline.ranges import Count, Counts, Whole
+from pipeline.ranges import Count, Counts, ImageSize, Whole
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.validation import at
 from pipeline.vision.named_model import NamedModel
 
 
@@ -31,18 +34,18 @@ class ProxyHead(EntryPoints):
 
     entry_points = ("decode_logits",)
 
-    def __init__(self, width: Count, side: int, vocab: int, dim: int, widths: list[int], blocks: int):
+    def __init__(self, width: Count, grid: Sides, vocab: int, dim: int, widths: list[int], blocks: int, channels: int):
         super().__init__()
-        self.side = side
+        self.grid = grid
         self.logits = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, vocab))
         initialise(self.logits)
         self.codebook = nn.Parameter(torch.randn(vocab, dim) / vocab)
-        self.decoder = Decoder(dim, widths, blocks)
+        self.decoder = Decoder(dim, widths, blocks, channels=channels)
 
     def decode_logits(self, logits: Tensor) -> Tensor:
-        """Logits [B, patches, vocab] to images [B, 3, S, S]."""
+        """Logits [B, patches, vocab] to images [B, channels, H, W]."""
         rows = logits.softmax(dim=-1) @ self.codebook  # [B, patches, dim]
-        return self.decoder(rows.transpose(1, 2).unflatten(2, (self.side, self.side)))
+        return self.decoder(rows.transpose(1, 2).unflatten(2, self.grid))
 
     def forward(self, h: Tensor) -> Tensor:
         return self.decode_logits(self.logits(h))
@@ -71,7 +74,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         bottleneck: Node,
         tokens: Count,
         width: Count,
@@ -90,20 +93,23 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         proxy_multipliers: Counts = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
         proxy_blocks: Whole = 2,
         proxy_start: str | None = None,
+        image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         self.spec = self.geometry(Arguments.from_config(self))
         _, (wide, deep, many) = both_sizes(Arguments.from_config(self))
-        side = image_size // (decoder_patch_size or patch_size)
-        self.encoder = LatentEncoder(image_size, patch_size, tokens, width, depth, heads, neck.inputs, interleaved)
+        grids = patch_grids(Arguments.from_config(self))
+        patches, made = (math.prod(grid) for grid in grids)
+        reading = (patches, patch_size, tokens, width, depth, heads)
+        self.encoder = LatentEncoder(*reading, neck.inputs, interleaved, image_channels)
         self.neck = neck
-        self.decoder = LatentDecoder(neck.dim, side**2, tokens, wide, deep, many)
+        self.decoder = LatentDecoder(neck.dim, made, tokens, wide, deep, many)
         if head == "proxy":
             widths = [proxy_width * multiplier for multiplier in proxy_multipliers]
-            self.output = ProxyHead(wide, side, proxy_vocab, proxy_dim, widths, proxy_blocks)
+            self.output = ProxyHead(wide, grids[1], proxy_vocab, proxy_dim, widths, proxy_blocks, image_channels)
         else:
-            self.output = ConvHead(wide, image_size // side)
+            self.output = ConvHead(wide, decoder_patch_size or patch_size, image_channels)
             initialise(self.output)
         if proxy_start is not None and torch.empty(0).device.type != "meta":
             self.start_from(proxy_start)
@@ -117,11 +123,8 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         for width, _, heads in both_sizes(arguments):
             check_heads("titok", width, heads)
-        image_size, patch_size = arguments.image_size, arguments.patch_size
-        decoder_patch_size = arguments.decoder_patch_size or patch_size
-        for name, patch in (("patch_size", patch_size), ("decoder_patch_size", decoder_patch_size)):
-            if image_size % patch:
-                raise ValueError(f"titok: images of {image_size} pixels do not divide by {name} {patch}; change one")
+        patch_grids(arguments)
+        decoder_patch_size = arguments.decoder_patch_size or arguments.patch_size
         levels = len(arguments.proxy_multipliers)
         stride = 2 ** (levels - 1)
         if arguments.head == "proxy" and stride != decoder_patch_size:
@@ -149,23 +152,25 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         return self.encoder.projection(features)
 
     def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
-        size = self.config.image_size
-        if images.shape[2:] != (size, size):
-            given = "x".join(map(str, images.shape[2:]))
-            raise ValueError(f"this tokenizer reads images of {size}x{size} pixels, not {given}; resize them")
+        self.check_images(images)
         return self.encoder((images + 1) / 2)
 
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
-        return self.output(self.states(z)) * 2 - 1
+        return self.paint(self.states(z))
 
     def reconstruct(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> TokenizerOutput:
         code, z, terms = self.encode_for_training(images, given)
         h = self.states(z)
         if self.config.head == "pixels":
-            return TokenizerOutput(self.output(h) * 2 - 1 if pixels else None, code, terms)
+            return TokenizerOutput(self.paint(h) if pixels else None, code, terms)
         logits = self.output.logits(h)
         images = self.output.decode_logits(logits) * 2 - 1 if pixels else None
         return TokenizerOutput(images, code, terms, {"proxy_logits": logits})
+
+    def paint(self, h: Tensor) -> Tensor:
+        """States of patches [B, patches, width] to images in [-1, 1]."""
+        grid = patch_grids(Arguments.from_config(self))[1]
+        return (self.output(h, grid) if self.config.head == "pixels" else self.output(h)) * 2 - 1
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         side = name.partition(".")[0]
@@ -212,3 +217,13 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
             "decoder": [self.decoder, self.output],
             "transformers": [*encoder, self.decoder, *logits],
         }
+
+
+def patch_grids(arguments: Arguments) -> tuple[Sides, Sides]:
+    """Rows and columns of the patches that are read and made; ValueError where a patch does not divide the sides."""
+    read, made = arguments.patch_size, arguments.decoder_patch_size or arguments.patch_size
+    with at("titok"):
+        return (
+            divide(arguments.image_size, read, f"patch_size {read}; change one"),
+            divide(arguments.image_size, made, f"decoder_patch_size {made}; change one"),
+        )

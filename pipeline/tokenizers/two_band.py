@@ -13,11 +13,12 @@ from pipeline.nn.branched import Branched
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
 from pipeline.nn.haar import haar, inverse_haar
+from pipeline.nn.image_size import sides_of
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
-from pipeline.ranges import Count, Counts, Whole
+from pipeline.ranges import Count, Counts, ImageSize, Whole
 from pipeline.tokenizers.base import MapTokenizer, TokenizerOutput, TrainingInputs
 
-BAND_CHANNELS = {"low": 3, "high": 9}
+BANDS = {"low": 1, "high": 3}  # of each channel of an image
 
 
 class Branch(nn.Module):
@@ -42,7 +43,7 @@ class TwoBand(Branched, MapTokenizer):
     """Medi et al., arXiv:2509.05441 (FA-VAE): the bands of a one-level Haar transform, coefficients divided by 2.
 
     The branch `low` is given LL, brought back to the size of the image by bicubic interpolation, and makes such an
-    image; `high` is given the nine channels of LH, HL and HH at half the size. Both end on the grid of the code, whose
+    image; `high` is given LH, HL and HH of all channels at half the size. Both end on the grid of the code, whose
     first channels are the low branch's and whose last `high_dim` (half of them when None) the high one's. Decoding
     brings the low image down again, takes it for LL, and inverts the transform.
 
@@ -64,7 +65,7 @@ class TwoBand(Branched, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         bottleneck: Node,
         width: Count = 128,
         multipliers: Counts = [1, 1, 2, 2, 4],  # noqa: B006  never changed; saved as JSON
@@ -77,6 +78,7 @@ class TwoBand(Branched, MapTokenizer):
         high_width: Count | None = None,
         high_multipliers: Counts | None = None,
         high_dim: Count | None = None,
+        image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -88,7 +90,7 @@ class TwoBand(Branched, MapTokenizer):
             {"low": attention, "high": [a - 1 for a in attention]},
         )
         branches = {}
-        for band, channels in BAND_CHANNELS.items():
+        for band, count in BANDS.items():
             dim = self.dims[band]
             inputs = dim * (neck.inputs // neck.dim)
             trunk = (
@@ -99,7 +101,7 @@ class TwoBand(Branched, MapTokenizer):
                 groups,
                 patch_size,
             )
-            branches[band] = Branch(channels, inputs, dim, z_channels or dim, *trunk)
+            branches[band] = Branch(count * image_channels, inputs, dim, z_channels or dim, *trunk)
         self.low, self.neck, self.high = branches["low"], neck, branches["high"]
 
     @classmethod
@@ -127,20 +129,21 @@ class TwoBand(Branched, MapTokenizer):
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
-        sides = {"low": arguments.image_size, "high": arguments.image_size // 2}
-        branches = {band: (channels, sides[band]) for band, channels in BAND_CHANNELS.items()}
+        height, width = sides_of(arguments.image_size)
+        sides = {"low": (height, width), "high": (height // 2, width // 2)}
+        branches = {band: (count * arguments.image_channels, *sides[band]) for band, count in BANDS.items()}
         return Capabilities(parts=("all", "encoder", "decoder", *branches), branches=branches, transforms=True)
 
     def view(self, images: Tensor, branch: str) -> Tensor:
-        """`low`: LL / 2 at the size of the images [B, 3, H, W]; `high`: [B, 9, H/2, W/2], colour by colour."""
-        bands = haar(images) / 2  # [B, 4, 3, H/2, W/2]
+        """`low`: LL / 2 at the size of the images [B, C, H, W]; `high`: [B, 3 C, H/2, W/2], channel by channel."""
+        bands = haar(images) / 2  # [B, 4, C, H/2, W/2]
         if branch == "low":
             return resize_bicubic(bands[:, 0], images.shape[2:])
         return bands[:, 1:].transpose(1, 2).flatten(1, 2)
 
     def merge_bands(self, low: Tensor, high: Tensor) -> Tensor:
-        """The image of the views `low` [B, 3, H, W] and `high` [B, 9, H/2, W/2], up to the interpolation of `low`."""
-        detail = high.unflatten(1, (3, 3)).transpose(1, 2)  # [B, 3 bands, 3 colours, H/2, W/2]
+        """The image of the views `low` [B, C, H, W] and `high` [B, 3 C, H/2, W/2], up to the interpolation of `low`."""
+        detail = high.unflatten(1, (-1, 3)).transpose(1, 2)  # [B, 3 bands, C, H/2, W/2]
         return inverse_haar(2 * torch.cat([resize_bicubic(low, high.shape[2:])[:, None], detail], dim=1))
 
     def encode_map(self, images: Tensor) -> Tensor:
@@ -151,17 +154,17 @@ class TwoBand(Branched, MapTokenizer):
 
     def encode_bands(self, images: Tensor) -> Tensor:
         """Images to what the bottleneck reads, both bands as maps [B, inputs, h, w]."""
-        return self.join_branches({band: getattr(self, band).encode(self.view(images, band)) for band in BAND_CHANNELS})
+        return self.join_branches({band: getattr(self, band).encode(self.view(images, band)) for band in BANDS})
 
     def join_branches(self, halves: dict[str, Tensor]) -> Tensor:
         """What the bottleneck reads of both branches [B, inputs, h, w]: mean beside mean, variance beside variance."""
         groups = self.neck.inputs // self.neck.dim
-        parts = [halves[band].chunk(groups, dim=1) for band in BAND_CHANNELS]
+        parts = [halves[band].chunk(groups, dim=1) for band in BANDS]
         return torch.cat([part for pair in zip(*parts) for part in pair], dim=1)
 
     def decode_bands(self, maps: Tensor) -> Tensor:
         """z as maps [B, C, h, w] to images."""
-        low, high = maps.split([self.dims[band] for band in BAND_CHANNELS], dim=1)
+        low, high = maps.split([self.dims[band] for band in BANDS], dim=1)
         return self.merge_bands(self.low.decode(low), self.high.decode(high))
 
     def reconstruct(
@@ -173,7 +176,7 @@ class TwoBand(Branched, MapTokenizer):
         net = getattr(self, branch)
         maps = net.encode(images)  # [B, inputs, h, w]
         other = maps.new_zeros(len(maps), self.neck.inputs - maps.shape[1], *maps.shape[2:])
-        maps = self.join_branches({band: maps if band == branch else other for band in BAND_CHANNELS})
+        maps = self.join_branches({band: maps if band == branch else other for band in BANDS})
         code, z, terms = self.apply_bottleneck(maps.flatten(2).transpose(1, 2), given)
         decoder_input = self.split_branches(z)[branch].transpose(1, 2).unflatten(2, tuple(maps.shape[2:]))
         alone = [
@@ -183,7 +186,7 @@ class TwoBand(Branched, MapTokenizer):
 
     def split_branches(self, z: Tensor) -> dict[str, Tensor]:
         """z [B, N, C] by branch."""
-        return dict(zip(BAND_CHANNELS, z.split([self.dims[band] for band in BAND_CHANNELS], dim=2)))
+        return dict(zip(BANDS, z.split([self.dims[band] for band in BANDS], dim=2)))
 
     @property
     def last_layer(self) -> nn.Parameter:

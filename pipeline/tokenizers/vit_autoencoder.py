@@ -23,13 +23,14 @@ from pipeline.nn.grid_transformer import (
     Position,
     initialise,
 )
+from pipeline.nn.image_size import divide
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.patch_heads import Head, tokens_to_map
 from pipeline.nn.token_drop import draw_kept_positions, scatter_tokens
 from pipeline.nn.transformer_sizes import both_sizes, check_heads
-from pipeline.ranges import Count, Number, Positive
+from pipeline.ranges import Count, ImageSize, Number, Positive
 from pipeline.tokenizers.base import MapTokenizer, TokenizerOutput, TrainingInputs
-from pipeline.validation import Range
+from pipeline.validation import Range, at
 
 
 class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
@@ -59,7 +60,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
     @register_to_config
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         bottleneck: Node,
         width: Count,
         depth: Count,
@@ -82,6 +83,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
         bias: bool = True,
         token_drop: list[Annotated[float, Range(high=1, open_high=True)]] = [0.0, 0.0],  # noqa: B006  never changed; saved as JSON
         initialisation: Initialisation = "xavier",
+        image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
@@ -93,17 +95,17 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
             GridTransformer(self.spec.grid, *size, position, outer_norms, norm, hidden=hidden, **options)
             for size, hidden in zip(sizes, (feed_forward_width, decoder_feed_forward_width or feed_forward_width))
         )
-        self.encoder = PatchEncoder(reading, patch_size, neck.inputs)
+        self.encoder = PatchEncoder(reading, patch_size, neck.inputs, image_channels)
         self.neck = neck
-        self.decoder = PatchDecoder(painting, patch_size, neck.dim, head, masks=drops_tokens(token_drop))
+        self.decoder = PatchDecoder(painting, patch_size, neck.dim, head, drops_tokens(token_drop), image_channels)
         for module in (self.encoder, self.decoder):
             initialise(module, initialisation)
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
-        image_size, patch_size, token_drop = arguments.image_size, arguments.patch_size, arguments.token_drop
-        if image_size % patch_size:
-            raise ValueError(f"vit_autoencoder: images of {image_size} pixels do not divide by patch_size {patch_size}")
+        patch_size, token_drop = arguments.patch_size, arguments.token_drop
+        with at("vit_autoencoder"):
+            grid = divide(arguments.image_size, patch_size, f"patch_size {patch_size}")
         for width, _, heads in both_sizes(arguments):
             check_position(arguments.position, width, heads)
         if len(token_drop) != 2 or not token_drop[0] <= token_drop[1] < 1:
@@ -112,7 +114,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
                 " patches, the larger one second and below 1"
             )
         neck = components.build("bottlenecks", arguments.bottleneck)
-        return LatentSpec((image_size // patch_size,) * 2, neck.dim, neck.vocab, neck.codebooks)
+        return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:

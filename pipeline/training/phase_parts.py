@@ -89,7 +89,9 @@ def build_critic(networks: FrozenNetworks, phase: Phase, seed: int) -> Critic | 
     extractor = networks.extractor("critics", node)
     seed_initial_weights(seed)
     if extractor is None:
-        return build("critics", node)
+        tokenizer, arguments = find_tokenizer(networks.recipe)
+        compared = tokenizer.capabilities(arguments).compared_shape(phase.train, networks.recipe.data.image_shape)
+        return build("critics", node, channels=compared[0])
     derived = find("critics", node["kind"]).sizes_of(extractor)
     return build("critics", node, **derived).judge_by(extractor)
 

@@ -16,6 +16,7 @@ from pipeline.images.eight_bits import to_bytes
 from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.metrics.near_copies import near_copies
+from pipeline.nn.image_size import Sides
 from pipeline.recipes.arithmetic import Precision
 from pipeline.runs.precision import arithmetic
 from pipeline.training.held_out import ROWS
@@ -39,7 +40,7 @@ class ReconstructedImages:
     @torch.no_grad()
     def __call__(self, averages: Averages) -> Picture:
         tokenizer, _ = detach_heads(averages["tokenizer"])
-        images = self.held_out.plain(shown_rows(len(self.held_out), self.held_out.data.size)).images
+        images = self.held_out.plain(shown_rows(len(self.held_out), self.held_out.data.sides)).images
         with arithmetic(self.device, self.precision):
             rebuilt = tokenizer.decode(tokenizer.encode(images.to(self.device)))
         return Picture(grids.reconstructions(images, rebuilt.float().cpu()))
@@ -55,8 +56,8 @@ class DecodedPairs:
 
     @torch.no_grad()
     def __call__(self, averages: Averages) -> Picture:
-        size = self.held_out.originals.source.data.size
-        batch = self.held_out.plain(shown_rows(len(self.held_out), size)).to(self.device)
+        sides = self.held_out.originals.source.data.sides
+        batch = self.held_out.plain(shown_rows(len(self.held_out), sides)).to(self.device)
         with arithmetic(self.device, self.precision):
             decoded = averages["tokenizer"](batch.code, batch.condition).images
         return Picture(grids.reconstructions(batch.images.cpu(), decoded.float().cpu()))
@@ -95,7 +96,7 @@ class Samples:
         return Picture(drawn, self.count_copies(images * 2 - 1))
 
     def count_copies(self, samples: Tensor) -> tuple[float, float] | None:
-        """The fractions of samples [B, 3, H, W], and of held-out images, that are near copies, as `NearCopies` has it.
+        """The fractions of samples [B, C, H, W], and of held-out images, that are near copies, as `NearCopies` has it.
 
         None where there are too many images to look through, or too few.
         """
@@ -129,9 +130,9 @@ class Both:
         return replace(below, image=stack(above.image, below.image))
 
 
-def shown_rows(total: int, size: int) -> Tensor:
-    """As many rows as images of this size fit beside each other, evenly through a set."""
-    return evenly_spaced(None, total, min(total, grids.columns(size)))
+def shown_rows(total: int, sides: Sides) -> Tensor:
+    """As many rows as images of these sides fit beside each other, evenly through a set."""
+    return evenly_spaced(None, total, min(total, grids.columns(sides)))
 
 
 def stack(above: Image.Image, below: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.files.writing import read_json
+from pipeline.nn.image_channels import as_rgb
 from pipeline.stored_weights import build_on_meta, check_numbers, read_sizes
 from pipeline.vision.weights import OF_A_FOLDER
 
@@ -47,7 +48,7 @@ GENERAL = Family("AutoModel", "mean", IMAGENET)  # any other: features are the m
 
 
 class Backbone(nn.Module):
-    """The image half `model` of a vision model, which reads images [B, 3, H, W] in [-1, 1].
+    """The image half `model` of a vision model, which reads images [B, C, H, W] in [-1, 1] by `as_rgb`.
 
     Images are resampled by `filter`, with antialiasing or without, and normalised by the colours' `mean` and `std` [3].
     Layers are counted in blocks: 0 is what the first block reads, k the output of block k.
@@ -65,7 +66,7 @@ class Backbone(nn.Module):
 
     def normalise(self, images: Tensor, sides: Sequence[int]) -> Tensor:
         """Images as the model reads them, of `sides` pixels, in float32."""
-        images = images.float()
+        images = as_rgb(images).float()
         if list(images.shape[2:]) != list(sides):
             images = F.interpolate(images, list(sides), mode=self.filter, antialias=self.antialias)
         return ((images + 1) / 2 - self.mean) / self.std

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.components import Arguments
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, MapSizes, stage_channels, stem_and_stages
-from pipeline.ranges import Colours, ColourScales, Count, Layers, RangedArguments
+from pipeline.nn.image_size import divide, sides_of
+from pipeline.ranges import Colours, ColourScales, Count, ImageSize, Layers, RangedArguments
 from pipeline.vision.backbone import IMAGENET, Backbone, difference, load_model, new_model, read_config
 from pipeline.vision.named_model import NamedModel
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
@@ -24,7 +25,7 @@ RANDOM, SAVED = "random", "saved"  # starts that read no weights
 
 
 class FrozenEncoder(RangedArguments, nn.Module, ABC):
-    """Images [B, 3, H, W] in [-1, 1] to the maps `taps` of a network that nothing trains.
+    """Images [B, C, H, W] in [-1, 1], as `as_rgb` takes them, to the maps `taps` of a network that nothing trains.
 
     It stays in evaluation mode and has no gradients. `norm` says how each map is normalised: "plain" gives every
     position mean 0 and variance 1 over its channels, which for a transformer's last layer is the model's own norm
@@ -66,7 +67,7 @@ class StandIn(FrozenEncoder):
     classifier's name; a recipe leaves it out.
     """
 
-    def __init__(self, image_size: Count, taps: Layers = [-1], norm: Norm = "plain", source: str | None = None):  # noqa: B006
+    def __init__(self, image_size: ImageSize, taps: Layers = [-1], norm: Norm = "plain", source: str | None = None):  # noqa: B006
         super().__init__()
         self.taps, self.norm, self.source = taps, norm, source
         self.trunk = ConvolutionStages(**stem_and_stages(image_size))
@@ -77,10 +78,9 @@ class StandIn(FrozenEncoder):
         sizes = stem_and_stages(image_size)
         count = sizes["stages"] + 1
         coarsest = sizes["stride"] * 2 ** sizes["stages"]
-        if image_size % coarsest:
-            raise ValueError(f"images of {image_size} pixels do not divide by {coarsest}, the stand-in's stride")
-        sides = [image_size // sizes["stride"] // 2**i for i in range(count)]
-        return [(stage_channels(WIDTH, count - 1)[i], sides[i]) for i in check_taps(arguments.taps, count)]
+        divide(image_size, coarsest, f"{coarsest}, the stand-in's stride")
+        grids = [tuple(side // sizes["stride"] // 2**i for side in sides_of(image_size)) for i in range(count)]
+        return [(stage_channels(WIDTH, count - 1)[i], grids[i]) for i in check_taps(arguments.taps, count)]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         maps = self.trunk.maps(images.to(self.trunk.stem[0].weight.dtype))
@@ -113,7 +113,7 @@ class VisionTransformer(Backbone, FrozenEncoder):
 
     def __init__(
         self,
-        image_size: Count,
+        image_size: ImageSize,
         start: str,
         model: dict[str, Any] = {},  # noqa: B006
         image_patch: Count = 16,
@@ -140,10 +140,9 @@ class VisionTransformer(Backbone, FrozenEncoder):
         for name in SIZES:
             if name not in config:
                 raise ValueError(f"state {name} of {start} under model, so that it is known without its weights")
-        if image_size % image_patch:
-            raise ValueError(f"images of {image_size} pixels do not divide by image_patch, {image_patch}; change one")
+        grid = divide(image_size, image_patch, f"image_patch, {image_patch}; change one")
         check_taps(arguments.taps, config["num_hidden_layers"] + 1)
-        return [(config["hidden_size"], image_size // image_patch)] * len(arguments.taps)
+        return [(config["hidden_size"], grid)] * len(arguments.taps)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         patch, last = self.model.config.patch_size, self.model.config.num_hidden_layers

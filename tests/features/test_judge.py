@@ -25,7 +25,7 @@ def digits(size: int = 16) -> Images:
 
 
 def made(folder, images: Images, seed: int = 0, earlier=None) -> bytes:
-    fit_judge(images, images.data.size, seed, torch.device("cpu"), folder, earlier)
+    fit_judge(images, seed, torch.device("cpu"), folder, earlier)
     return (folder / WEIGHTS).read_bytes()
 
 

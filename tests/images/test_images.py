@@ -94,25 +94,25 @@ def test_exif_rotated_photographs_stand_upright(tmp_path, orientation, turned):
 def test_the_shorter_side_is_fitted_and_the_centre_kept():
     wide = np.zeros((40, 120, 3), np.uint8)
     wide[:, 40:80] = 200
-    image = fit(Image.fromarray(wide), 16, "bicubic")
+    image = fit(Image.fromarray(wide), (16, 16), "bicubic")
     assert image.size == (48, 16)
-    assert (crop(np.asarray(image), 16)[:, 3:13] == 200).all()
-    assert (crop(np.asarray(image), 16, (0.0, 0.0))[:, :10] == 0).all()
-    assert crop(np.asarray(image), 16, (0.9999, 0.9999)).shape == (16, 16, 3)
+    assert (crop(np.asarray(image), (16, 16))[:, 3:13] == 200).all()
+    assert (crop(np.asarray(image), (16, 16), (0.0, 0.0))[:, :10] == 0).all()
+    assert crop(np.asarray(image), (16, 16), (0.9999, 0.9999)).shape == (16, 16, 3)
 
 
 def test_small_images_are_enlarged_and_thin_ones_refused():
     array = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    twice = np.asarray(fit(Image.fromarray(array), 16, "nearest"))
+    twice = np.asarray(fit(Image.fromarray(array), (16, 16), "nearest"))
     assert np.array_equal(twice, array.repeat(2, 0).repeat(2, 1))
-    assert fit(Image.fromarray(array), 16, "bicubic").size == (16, 16)
+    assert fit(Image.fromarray(array), (16, 16), "bicubic").size == (16, 16)
     with pytest.raises(ValueError, match="cannot be made"):
-        fit(Image.new("L", (1, 30000)), 256, "bicubic")
+        fit(Image.new("L", (1, 30000)), (256, 256), "bicubic")
 
 
 def test_halving_keeps_the_mean():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
-    assert abs(np.asarray(fit(Image.fromarray(noise), 8, "bicubic")).mean() - noise.mean()) < 2
+    assert abs(np.asarray(fit(Image.fromarray(noise), (8, 8), "bicubic")).mean() - noise.mean()) < 2
 
 
 def digits(split="train", **changes):
@@ -249,7 +249,7 @@ def test_a_drawn_shorter_side_is_of_every_size_of_its_range_and_a_function_of_th
     which = torch.stack([(shown == one.images).flatten(1).all(1) for one in sizes])
     assert (which.sum(0) == 1).all() and (which.sum(1) > 70).all()
     assert torch.equal(images.batch(rows[7:9], seeds[7:9]).images, shown[7:9])
-    assert not any(side != 8 for _, side in images._kept)
+    assert not any(box != (8, 8) for _, box in images._kept)
 
 
 def test_a_part_is_a_square_of_a_drawn_size_at_a_drawn_place_brought_to_size(tmp_path):

@@ -183,7 +183,7 @@ def test_a_reference_may_be_a_split_an_archive_or_a_folder(tmp_path):
         assert reference.title == f"30 images of {given}" and len(reference.rows["pixels"]) == 10
         torch.testing.assert_close(reference.moments["pixels"].covariance, expected.covariance)
     np.savez(tmp_path / "small.npz", arr_0=bytes_of(3, 8))
-    with pytest.raises(ValueError, match="small.npz are 8 x 8, data.size is 16"):
+    with pytest.raises(ValueError, match="small.npz are 8 x 8 x 3, those of data are 16 x 16 x 3"):
         reference_of(tmp_path / "small.npz")
     digits = Images(load("digits").data, "held_out")
     reference = reference_of("held_out")

@@ -229,7 +229,7 @@ def test_collected_rows_keep_the_order():
 def test_grids_hold_the_images():
     images = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8).repeat(4, 1, 1, 1)
     sheet = np.asarray(grids.reconstructions(images, images))
-    tile = grids.tile_size(8)
+    tile = 8 * grids.enlargement((8, 8))
     assert sheet.shape[0] == 3 * tile + 2 * grids.GAP
     first = sheet[:tile, -tile:][:: tile // 8, :: tile // 8]
     assert np.array_equal(first, to_bytes(images)[0])

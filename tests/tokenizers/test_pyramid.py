@@ -143,7 +143,7 @@ def test_demodulated_outputs_have_unit_variance_whatever_the_style():
 def decoder_of(**changes: Any) -> PyramidDecoder:
     torch.manual_seed(0)
     shape = {"widths": [16, 8, 8], "spatial": [8], "depths": [1], "attention": [], "style": 16}
-    decoder = PyramidDecoder(16, 4, 4, PyramidShape(**shape | changes))
+    decoder = PyramidDecoder(16, 4, (4, 4), PyramidShape(**shape | changes))
     for level in decoder.levels:
         for block in level.blocks:
             block.scale.data.fill_(1.0)
@@ -180,7 +180,7 @@ def test_an_image_is_of_the_sum_of_levels_and_the_next_level_reads_features_alon
 
 @torch.no_grad()
 def test_fixed_noise_is_one_map_for_all_images_and_off_at_first():
-    layer, maps = FixedNoise(8), torch.randn(2, 3, 4, 4)
+    layer, maps = FixedNoise((8, 8)), torch.randn(2, 3, 4, 4)
     assert torch.equal(layer(maps), maps)
     layer.strength.fill_(0.5)
     change = layer(maps) - maps

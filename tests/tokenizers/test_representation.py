@@ -21,6 +21,7 @@ from pipeline.draws import GivenDraws, StepDraws
 from pipeline.frozen import stand_in
 from pipeline.images.reading import ImageBatch
 from pipeline.losses.pixel import Pixel
+from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.dropping_block import DropMasks, DroppingBlock
 from pipeline.nn.texture_branch import Residual
 from pipeline.perturbations.gaussian import Gaussian
@@ -130,7 +131,7 @@ def test_noise_is_training_s_alone():
 def branch(**changes: Any) -> Residual:
     torch.manual_seed(0)
     arguments = {name: value for name, value in RESIDUAL.items() if name != "kind"} | changes
-    return Residual([(64, 4)], SIZE, **arguments)
+    return Residual([(64, (4, 4))], SIZE, **arguments)
 
 
 def test_a_matched_branch_has_mean_and_std_of_the_frozen_features():
@@ -229,7 +230,7 @@ def test_a_block_drops_what_its_masks_say():
     torch.testing.assert_close(block(x, masks), h + 2 * masks.feed_forward * block.down(hidden))
 
 
-def layout(start: str, **given) -> list[tuple[int, int]]:
+def layout(start: str, **given) -> MapSizes:
     """That of a vision transformer, of images of 32 pixels."""
     arguments = Arguments.complete(VisionTransformer, {"image_size": 32, "start": start} | given)
     return VisionTransformer.layout(arguments)
@@ -244,7 +245,7 @@ def test_a_vision_model_is_frozen_as_it_is_in_transformers(kind, tmp_path):
     start = save_vision_model(tmp_path / kind, kind)
     side = VISION[kind]["patch_size"] * 4
     encoder = VisionTransformer(32, start, image_patch=8, taps=[0, -1], norm="own").train()
-    assert layout(start, image_patch=8, taps=[0, -1]) == [(16, 4), (16, 4)]
+    assert layout(start, image_patch=8, taps=[0, -1]) == [(16, (4, 4)), (16, (4, 4))]
     images = pictures(2, 32).requires_grad_()
     found = encoder(images)
     assert not found[0].requires_grad and not any(p.requires_grad for p in encoder.parameters())

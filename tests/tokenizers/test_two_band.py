@@ -85,7 +85,7 @@ def test_views_are_the_halved_coefficients_and_merge_into_the_image():
     tokenizer, images = bands(), pictures()
     low, high = (tokenizer.view(images, branch) for branch in tokenizer.can.branches)
     for branch, view in (("low", low), ("high", high)):
-        assert (view.shape[1], view.shape[2]) == tokenizer.can.branches[branch]
+        assert tuple(view.shape[1:]) == tokenizer.can.branches[branch]
     coefficients = haar(images) / 2
     torch.testing.assert_close(low, resize_bicubic(torch.nn.functional.avg_pool2d(images, 2), images.shape[2:]))
     torch.testing.assert_close(high[:, 4], coefficients[:, 2, 1])  # green, second of its three bands
@@ -94,7 +94,7 @@ def test_views_are_the_halved_coefficients_and_merge_into_the_image():
     flat = torch.rand(3, 3, 1, 1).expand(-1, -1, 16, 16)
     torch.testing.assert_close(tokenizer.merge_bands(tokenizer.view(flat, "low"), tokenizer.view(flat, "high")), flat)
     for part in ("all", "decoder"):
-        assert tokenizer.can.compared_shape(part, 16) == (3, 16)
+        assert tokenizer.can.compared_shape(part, (3, 16, 16)) == (3, 16, 16)
 
 
 @torch.no_grad()
@@ -142,9 +142,9 @@ def test_no_loss_of_a_branch_reaches_the_other(branch, other):
     tokenizer, images, compared = bands().train(), pictures(), []
     pixel = Pixel()
     pixel.register_forward_hook(lambda _, inputs, output: compared.append((inputs[0], inputs[1].images)))
-    channels, size = tokenizer.can.branches[branch]
+    channels, *sides = tokenizer.can.branches[branch]
     critic = Patch(8, 1, "none", channels)
-    adversary = Adversary(critic={"kind": "patch", "width": 8, "layers": 1, "norm": "none", "channels": channels})
+    adversary = Adversary(critic={"kind": "patch", "width": 8, "layers": 1, "norm": "none"})
     task = Reconstruction(
         tokenizer, phase(branch, adversary=adversary, weights={"adversarial": 0.5}), {"pixel": pixel}, critic
     )
@@ -154,7 +154,7 @@ def test_no_loss_of_a_branch_reaches_the_other(branch, other):
     assert task.metrics["adaptive_weight"] > 0
     (given, made), *_ = compared
     torch.testing.assert_close(given, tokenizer.view(images, branch))
-    assert made.shape == given.shape == (3, channels, size, size)
+    assert made.shape == given.shape == (3, channels, *sides)
 
 
 @pytest.mark.parametrize("branch, other", BRANCHES.items())
@@ -268,11 +268,11 @@ def test_sizes_that_do_not_fit_are_refused_without_building(changes, words):
             "of 3 channels, and train=high makes 9; use pixel",
         ),
         (
-            {"adversary": {"critic": {"kind": "patch", "layers": 1}}},
-            "images of 9 channels; set .*critic.channels=9",
+            {"adversary": {"critic": {"kind": "patch", "layers": 1, "channels": 9}}},
+            "critic.channels is determined by an earlier stage",
         ),
         (
-            {"adversary": {"critic": {"kind": "patch", "channels": 9}}},
+            {"adversary": {"critic": {"kind": "patch"}}},
             "needs images of 24 pixels per side or more",
         ),
     ],
