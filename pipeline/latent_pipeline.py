@@ -1,6 +1,7 @@
 """LatentPipeline: the diffusers object that a user loads, calls and saves."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -26,7 +27,9 @@ from pipeline.code import Code, Condition
 from pipeline.components import conform, structure
 from pipeline.draws import Draws
 from pipeline.editing.codes import ImageCodes
-from pipeline.nn.finite import NotFinite, check_finite
+from pipeline.editing.edit import NewImages, read_edit
+from pipeline.editing.pictures import Picture
+from pipeline.nn.finite import check_finite, naming_images
 from pipeline.samplers.callbacks import (
     Interrupted,
     LiveGuidance,
@@ -52,6 +55,10 @@ class LatentPipeline(SavedPipeline, ImageCodes, DiffusionPipeline):
     with `pipe.weak = None` it is classifier-free again. A diffusers `scheduler` may take the place of the objective's
     own sampler; one that does not fit is refused with ValueError. `id2label` names the classes; without
     it they are named as in the last pipeline that the network was a part of. `sampling` is a record of `Defaults`.
+
+    A call takes what it is not given from `defaults`. Its `callback_on_step_end` is called as
+    callback(pipe, step, noise level, {"latents": ...}) and may return {"latents": ...} to continue from. NotFinite, a
+    FloatingPointError, names the images and their seeds where a code or an image is not finite.
     """
 
     model_cpu_offload_seq = "network->tokenizer"
@@ -182,39 +189,40 @@ class LatentPipeline(SavedPipeline, ImageCodes, DiffusionPipeline):
         num_images_per_label: int = 1,
         generator: Generator | list[Generator] | None = None,
         latents: Tensor | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        mask: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
+        mask_blur: int = 0,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         **settings: Any,
     ) -> ImagePipelineOutput | tuple:
-        """Images of the classes asked for; each depends on its own label and generator alone, not on the batch.
+        """Images of the classes asked for, new or of a picture; each depends on its own inputs alone, not on the batch.
 
         `class_labels`: a label or class name, or one per image; None for an unconditional network. `num_images` repeats
         a single label, `num_images_per_label` every label. `num_inference_steps` counts network evaluations.
         `guidance_interval`: noise levels at which guidance acts. `generator`: one per image, or one for all, drawn from
-        image by image. `latents`: the noise to start from, [B, N, C] or [B, C, H, W]. `output_type`: `pil`, `np`
-        [B, H, W, 3] or `pt` [B, 3, H, W] in [0, 1], or `latent` (codes at unit scale, [B, N, C], or ids). The callback
-        is called as callback(pipe, step, noise level, {"latents": ...}) and may return {"latents": ...} to continue
-        from. `settings`: guidance_channels, -_schedule, -_power, -_rescale, and the objective's own settings. What is
-        not given is as `defaults` says. Raises ValueError with one line for what does not fit, and NotFinite, a
-        FloatingPointError, which names the image and its seed, where a code or an image is not finite.
+        image by image. `latents`: the noise to start from, [B, N, C] or [B, C, H, W]. `image`: a picture as `encode`
+        takes it, or one per image, made anew: wholly at `strength` 1, hardly near 0 (by default 0.8, and 1 with a
+        mask), and where `mask` is white alone, fading into the picture over `mask_blur` pixels. `output_type`: `pil`,
+        `np` [B, H, W, C] or `pt` [B, C, H, W] in [0, 1], or `latent` (codes at unit scale, [B, N, C], or ids).
+        `settings`: guidance_channels, -_schedule, -_power, -_rescale, and the objective's. ValueError for misfits.
         """
-        labels, condition = self.check_inputs(class_labels, num_images, num_images_per_label, output_type), None
-        if labels is not None:
-            condition = Condition(labels=torch.tensor(labels, device=self._execution_device))
+        made = read_edit(image, mask, strength, mask_blur, self.tokenizer.image_shape)
+        labels = self.check_inputs(class_labels, made.count(num_images), num_images_per_label, output_type)
         steps = self.steps if num_inference_steps is None else conform(num_inference_steps, int, "num_inference_steps")
         guidance = self._guidance(guidance_scale, guidance_interval, settings)
-        sampler = self._sampler(steps, settings)
-        latents, spec = read_latents(latents), self.tokenizer.spec
-        count = count_images(labels, num_images, generator, latents)
-        draws = draws_of_call(count, generator, latents, spec, self._execution_device)
+        sampler, latents, device = self._sampler(steps, settings), read_latents(latents), self._execution_device
+        count = count_images(labels, made.count(num_images), generator, latents)
+        draws = draws_of_call(count, generator, latents, self.tokenizer.spec, device)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance.scale, steps, False
-        request, names = self.request(condition, draws, steps, guidance), callback_on_step_end_tensor_inputs
-        try:
-            images = self._output(self._sample(request, sampler, callback_on_step_end, names), output_type)
-        except NotFinite as error:
-            raise error.of_images(seeds=draws.seeds) from None
+        condition = None if labels is None else Condition(torch.tensor(labels, device=device))
+        request, made = self.request(condition, draws, steps, guidance), made.encoded(self, count)
+        with naming_images(seeds=draws.seeds):
+            code = self._sample(request, sampler, made, callback_on_step_end, callback_on_step_end_tensor_inputs)
+            images = self._output(code, output_type, made)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -272,6 +280,7 @@ class LatentPipeline(SavedPipeline, ImageCodes, DiffusionPipeline):
         self,
         request: SamplingRequest,
         settings: Any,
+        made: NewImages,
         callback: OnStepEnd | None,
         names: list[str] | None,
     ) -> Code:
@@ -281,7 +290,7 @@ class LatentPipeline(SavedPipeline, ImageCodes, DiffusionPipeline):
             on_step = StepCallback(self, request, callback, names, bar)
             guidance = LiveGuidance(**vars(request.guidance), current=lambda: self._guidance_scale)
             try:
-                code = self.objective.sample(replace(request, on_step=on_step, guidance=guidance), settings)
+                code = made.sample(self.objective, replace(request, on_step=on_step, guidance=guidance), settings)
             except Interrupted as interruption:
                 return unfinished_code(interruption.state, request.spec)
             bar.update(request.steps - bar.n)

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.objectives.base import Objective
 from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.original import Original
 from pipeline.samplers.request import OnStep, SamplingRequest
 
 
@@ -38,10 +39,11 @@ def regenerate(
     steps: int,
     guidance: Guidance = Guidance(),
     weak: nn.Module | None = None,
+    kept: Tensor | None = None,
     **settings: Any,
 ) -> Code:
     request = SamplingRequest(network, condition, spec_of(code, network), draws, steps, guidance, weak=weak)
-    return objective.regenerate(request, code, preserve, objective.read_settings(settings))
+    return objective.regenerate(request, Original(code, preserve, kept), objective.read_settings(settings))
 
 
 def spec_of(code: Code, network: nn.Module) -> LatentSpec:

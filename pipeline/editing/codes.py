@@ -1,30 +1,66 @@
 """Images and codes of a pipeline: the mixin of one whose tokenizer makes each of the other."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from pipeline.code import Code
+from pipeline.components import conform
+from pipeline.editing.edit import NewImages
+from pipeline.editing.pictures import Picture, read_pictures
 from pipeline.nn.finite import check_finite
 from pipeline.nn.memory_saving import DecodingSwitches
+from pipeline.ranges import ImageCount
+from pipeline.samplers.arc import arc
 
 
 class ImageCodes(DecodingSwitches):
     """For a pipeline with a `tokenizer` and an `image_processor`."""
 
+    @torch.no_grad()
+    def encode(self, images: Picture | Sequence[Picture]) -> Code:
+        """The code of pictures at unit scale, without noise of a posterior; one at a time when slicing is enabled.
+
+        PIL images and arrays of 8 bits are resized and cropped as training images are; floats are arrays in [0, 1] or
+        tensors [B, C, H, W] in [-1, 1] of the pipeline's size. Raises ValueError with one line for others.
+        """
+        pixels = read_pictures(images, self.tokenizer.image_shape).images
+        pixels = pixels.to(self._execution_device, self.tokenizer.dtype)
+        codes = [self.tokenizer.encode(rows) for rows in pixels.split(1 if self.use_slicing else len(pixels))]
+        return Code.cat([Code(z=None if code.z is None else code.z.float(), ids=code.ids) for code in codes])
+
+    @torch.no_grad()
     def decode(self, code: Code) -> Tensor:
-        """Images [B, 3, H, W], nominally in [-1, 1], float32; one at a time when slicing is enabled.
+        """Images [B, C, H, W], nominally in [-1, 1], float32; one at a time when slicing is enabled.
 
         Raises NotFinite where the decoder makes numbers that are not finite.
         """
         code = Code(z=None if code.z is None else code.z.to(self.tokenizer.dtype), ids=code.ids)
+        code = code.to(self._execution_device)
         rows = [code[i : i + 1] for i in range(len(code))] if self.use_slicing else [code]
         images = torch.cat([self.tokenizer.decode(row) for row in rows]).float()
         check_finite(images, "the decoded image")
         return images
 
-    def _output(self, code: Code, output_type: str) -> Any:
+    def interpolate(
+        self, first: Picture, last: Picture, steps: int = 8, output_type: str = "pil"
+    ) -> ImagePipelineOutput:
+        """`steps` images on the way from one picture to another, the reconstructions of both among them.
+
+        Their codes lie on the arc between those of the two, at equal angles. Raises ValueError with one line for more
+        than two pictures, and for a tokenizer of ids, between which there is nothing.
+        """
+        if self.tokenizer.spec.vocab:
+            raise ValueError("this tokenizer makes ids, and nothing lies between two ids; edit the images instead")
+        ends = self.encode([first, last]).z
+        if len(ends) != 2:
+            raise ValueError(f"images lie between two pictures, and {len(ends)} are given; give one and another")
+        return ImagePipelineOutput(self._output(Code(z=arc(*ends, conform(steps, ImageCount, "steps"))), output_type))
+
+    def _output(self, code: Code, output_type: str, made: NewImages = NewImages()) -> Any:
         if output_type == "latent":
             return code.ids if code.z is None else code.z
-        return self.image_processor.postprocess(self.decode(code), output_type)
+        return self.image_processor.postprocess(made.finish(self.decode(code)), output_type)

@@ -1,6 +1,7 @@
 """Numbers that are not finite: refused where a result leaves the line, by the images that they are of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -38,6 +39,15 @@ class NotFinite(FloatingPointError):
             f"{self.what} of {', '.join(names)}{more} holds numbers that are not finite; compute in fp32 or bf16, take"
             " a smaller guidance scale, or train with a lower rate"
         )
+
+
+@contextmanager
+def naming_images(numbers: Sequence[int] | None = None, seeds: Sequence[int] | None = None) -> Iterator[None]:
+    """Add the numbers and the seeds of the batch's images to a NotFinite that is raised inside."""
+    try:
+        yield
+    except NotFinite as error:
+        raise error.of_images(numbers, seeds) from None
 
 
 def check_finite(values: Tensor, what: str) -> None:

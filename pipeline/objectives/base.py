@@ -12,6 +12,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, structure
 from pipeline.draws import Draws
 from pipeline.ranges import RangedArguments
+from pipeline.samplers.original import Original
 from pipeline.samplers.request import SamplingRequest
 from pipeline.solvers.base import read_solver_settings, solvers_of
 
@@ -106,5 +107,9 @@ class Objective(RangedArguments, SchedulerMixin, ConfigMixin):
         """A code from noise: the start is `draws.normal("start", spec.shape)`. `settings`: a record of `settings`."""
 
     @abstractmethod
-    def regenerate(self, request: SamplingRequest, code: Code, preserve: float, settings: Any) -> Code:
-        """The generator's own version of `code`: preserve = 1 returns it exactly, 0 is a free sample."""
+    def regenerate(self, request: SamplingRequest, original: Original, settings: Any) -> Code:
+        """The generator's own version of a code: preserve = 1 returns it exactly, 0 is a free sample of the same draws.
+
+        Kept tokens are the original's, and the others are made to fit them. Image i depends on row i of the original
+        and of the draws alone.
+        """

@@ -16,8 +16,9 @@ from pipeline.objectives.base import DenoiserInput, Objective
 from pipeline.ranges import Count, FractionAboveZero, FractionBelowOne, Number, Positive, RangedFields, Whole
 from pipeline.samplers.guidance import Predict
 from pipeline.samplers.levels import check_shift, settled_shift, shifted
+from pipeline.samplers.original import KnownTokens, Original
 from pipeline.samplers.paths import PATHS, Path
-from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
+from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.samplers.solvers_of_diffusers import check_flow, run_flow, set_evaluations
 from pipeline.solvers.base import Flow, FlowSolver
 from pipeline.solvers.euler import Euler
@@ -214,17 +215,21 @@ class FlowMatching(Objective):
         return self._code(run_flow(request.scheduler, field, start, request.draws, report))
 
     @torch.no_grad()
-    def regenerate(
-        self, request: SamplingRequest, code: Code, preserve: float, settings: FlowSampling = FlowSampling()
-    ) -> Code:
-        """The code noised to the level u = 1 - preserve and brought back in `request.steps` evaluations."""
-        check_preserve(preserve)
-        if preserve == 1:
-            return Code(z=code.z.clone())
-        level, start = 1 - preserve, self._noise(request.draws, "start", request.spec.shape)
-        if preserve:
-            start = self.route.state(self._state(code), start, torch.tensor(level, dtype=torch.float64))
-        return self._code(self._descend(request, start, level, settings))
+    def regenerate(self, request: SamplingRequest, original: Original, settings: FlowSampling = FlowSampling()) -> Code:
+        """The code noised to the level u = 1 - preserve and brought back in `request.steps` evaluations.
+
+        Kept tokens move along the path from their noise to their data. Raises ValueError where a class token is to be
+        noised and the code has none.
+        """
+        if original.stays_whole:
+            return original.copy()
+        if original.preserve and self.class_token and original.code.class_token is None:
+            raise ValueError("this generator makes a class token with each code, and an image has none: strength=1")
+        level, noise = 1 - original.preserve, self._noise(request.draws, "start", request.spec.shape)
+        start = noise
+        if original.preserve:
+            start = self.route.state(self._state(original.code), noise, torch.tensor(level, dtype=torch.float64))
+        return original.restore(self._code(self._descend(request, start, level, settings, original.known(noise))))
 
     def check_sampler(self, steps: int, spec: LatentSpec, settings: FlowSampling) -> None:
         """ValueError where these settings, or this number of steps, do not fit the path."""
@@ -271,13 +276,21 @@ class FlowMatching(Objective):
 
         return report
 
-    def _descend(self, request: SamplingRequest, z: Tensor, level: float, settings: FlowSampling) -> Tensor:
+    def _descend(
+        self,
+        request: SamplingRequest,
+        z: Tensor,
+        level: float,
+        settings: FlowSampling,
+        known: KnownTokens | None = None,
+    ) -> Tensor:
         """From z at noise level `level` to data. Where alpha is 0 at the top, noise is converted just below it."""
         self._check_path(settings.solver)
         singular = self.config.prediction in ("noise", "score") or settings.solver.singular_at_noise
         top = 1 - 1e-3 if singular and self.config.path != "variance_preserving" else 1.0
         shift = settled_shift(request.spec.shape, settings.shift, settings.shift_base)
         report, field = self._of_code(request.on_step), self._field(request)
+        field = field if known is None else known.field(field, self.route)
         flow = Flow(field, self.route, request.steps, request.draws, shift, min(level, top), report, settings.end)
         return settings.solver.solve(flow, z)
 

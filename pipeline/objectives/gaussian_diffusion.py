@@ -15,7 +15,8 @@ from pipeline.objectives.base import DenoiserInput, Objective
 from pipeline.ranges import InnerFraction, RangedFields
 from pipeline.samplers.levels import reported
 from pipeline.samplers.noise_chain import NoiseChain, Spacing, discretized_bits, gaussian_bits
-from pipeline.samplers.request import SamplingRequest, check_preserve
+from pipeline.samplers.original import KnownTokens, Original
+from pipeline.samplers.request import SamplingRequest
 from pipeline.samplers.solvers_of_diffusers import check_noise, run_noise
 from pipeline.solvers.base import ChainSolver, ChainStep
 from pipeline.solvers.ddpm import Ddpm
@@ -153,21 +154,20 @@ class GaussianDiffusion(Objective):
 
     @torch.no_grad()
     def regenerate(
-        self, request: SamplingRequest, code: Code, preserve: float, settings: ChainSampling = ChainSampling()
+        self, request: SamplingRequest, original: Original, settings: ChainSampling = ChainSampling()
     ) -> Code:
         """The code noised to u = 1 - preserve, to the nearest timestep, and brought back in `steps` evaluations.
 
-        Where fewer timesteps than that are left, each is visited once.
+        Where fewer timesteps than that are left, each is visited once. The network sees kept tokens noised to the
+        level at hand.
         """
-        check_preserve(preserve)
-        if preserve == 1:
-            return Code(z=code.z.clone())
-        below = max(1, round((1 - preserve) * self.config.num_train_timesteps))
+        if original.stays_whole:
+            return original.copy()
+        below = max(1, round((1 - original.preserve) * self.config.num_train_timesteps))
         chain = self.chain.spaced(min(request.steps, below), settings.spacing, below)
-        start = request.draws.normal("start", request.spec.shape)
-        if preserve > 0:
-            start = chain.noised(code.z, start, len(chain.betas) - 1)
-        return Code(z=self._descend(chain, request, start, settings))
+        noise = request.draws.normal("start", request.spec.shape)
+        start = chain.noised(original.code.z, noise, len(chain.betas) - 1) if original.preserve else noise
+        return original.restore(Code(z=self._descend(chain, request, start, settings, original.known(noise))))
 
     def check_sampler(self, steps: int, spec: LatentSpec, settings: ChainSampling) -> None:
         """ValueError where these settings, or this number of steps, do not fit the chain."""
@@ -179,10 +179,19 @@ class GaussianDiffusion(Objective):
         names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
         check_noise(scheduler, {name: self.config[name] for name in names})
 
-    def _descend(self, chain: NoiseChain, request: SamplingRequest, z: Tensor, settings: ChainSampling) -> Tensor:
+    def _descend(
+        self,
+        chain: NoiseChain,
+        request: SamplingRequest,
+        z: Tensor,
+        settings: ChainSampling,
+        known: KnownTokens | None = None,
+    ) -> Tensor:
         levels, shape = (chain.timesteps / self.config.num_train_timesteps).tolist(), tuple(z.shape[1:])
         predict = request.predict()
         for i, index in enumerate(reversed(range(len(levels)))):
+            if known is not None:
+                z = known.put_into(z, chain.at(chain.alpha, index, z), chain.at(chain.sigma, index, z))
             output = predict(z, levels[index])
             state = ChainStep(chain, index, z, *self.reverse(chain, output, z, index, settings.clip))
             z = settings.solver.step(state, lambda i=i: request.draws.normal(f"step_{i}", shape))

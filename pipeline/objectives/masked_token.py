@@ -14,7 +14,8 @@ from pipeline.draws import Draws
 from pipeline.objectives.base import Objective
 from pipeline.ranges import FractionBelowOne, NotNegative
 from pipeline.samplers.guidance import both_halves
-from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
+from pipeline.samplers.original import Original
+from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.samplers.unmasking import Unmasking, mask_rate, masked_counts
 
 
@@ -98,23 +99,24 @@ class MaskedToken(Objective):
         return self._fill(request, ids, masked, numbers, settings)
 
     @torch.no_grad()
-    def regenerate(
-        self, request: SamplingRequest, code: Code, preserve: float, settings: Unmasking = Unmasking()
-    ) -> Code:
-        """The code with all but a random fraction `preserve` of each image's tokens masked and filled in again.
+    def regenerate(self, request: SamplingRequest, original: Original, settings: Unmasking = Unmasking()) -> Code:
+        """The code with its tokens masked and filled in again, but for the kept ones and a random fraction `preserve`.
 
-        Takes `request.steps` steps, or as many as there are masked tokens.
+        Takes `request.steps` steps, or as many as there are tokens beside that fraction. The network is not asked in a
+        step that settles no token of any image.
         """
-        check_preserve(preserve)
-        spec, draws = request.spec, request.draws
-        preserved = math.floor(spec.tokens * preserve + 1e-9)
-        if preserved == spec.tokens:
-            return Code(ids=code.ids.clone())
-        if not preserved:
-            return self.sample(request, settings)
-        ranks = draws.uniform("preserved", (spec.tokens,)).argsort(dim=-1).argsort(dim=-1)
+        spec, draws, ids = request.spec, request.draws, stack_ids(original.code.ids)
+        preserved = math.floor(spec.tokens * original.preserve + 1e-9)
+        if original.stays_whole or preserved == spec.tokens:
+            return original.copy()
+        masked = torch.ones_like(ids[..., 0], dtype=torch.bool)
+        if preserved:
+            ranks = draws.uniform("preserved", (spec.tokens,)).argsort(dim=-1).argsort(dim=-1)
+            masked = ranks >= preserved
+        if original.kept is not None:
+            masked = masked & ~original.kept
         numbers = self._numbers(draws, min(request.steps, spec.tokens - preserved), spec)
-        return self._fill(request, stack_ids(code.ids), ranks >= preserved, numbers, settings)
+        return self._fill(request, ids.masked_fill(masked[..., None], 0), masked, numbers, settings)
 
     def check_sampler(self, steps: int, spec: LatentSpec, settings: Unmasking) -> None:
         """ValueError where these settings, or this number of steps, do not fit the codes."""
@@ -123,20 +125,23 @@ class MaskedToken(Objective):
     def _fill(
         self, request: SamplingRequest, ids: Tensor, masked: Tensor, numbers: Numbers, settings: Unmasking
     ) -> Code:
-        """The code that starts from ids [B, N, codebooks], with as many tokens masked [B, N] in every image."""
+        """The code that starts from ids [B, N, codebooks] with masked tokens [B, N], each image at its own rate."""
         network, condition, guidance = request.network, request.condition, request.guidance
         both, steps = both_halves(network, condition, guidance), numbers.ids.shape[1]
         schedule = settings.schedule or self.config.schedule
-        for step, left in enumerate(masked_counts(schedule, int(masked[0].sum()), steps)):
+        counts = [masked_counts(schedule, count, steps) for count in masked.sum(dim=1).tolist()]
+        for step, left in enumerate(torch.tensor(counts, device=ids.device).unbind(dim=1)):
             scale, rest = guidance.at(1 - step / steps), 1 - (step + 1) / steps
-            choose = settings.chooser(rest, scale, numbers.ids[:, step])
-            if scale == 1:
-                chosen = network(ids, masked, condition, choose=choose)
-            else:
-                chosen = network(torch.cat([ids, ids]), torch.cat([masked, masked]), both, choose=choose)[: len(ids)]
-            ids = torch.where(masked[..., None], chosen, ids)
-            lateness = settings.lateness(choose.sureness, numbers.order[:, step], rest, request.spec.grid)
-            masked = masked & lowest(lateness.masked_fill(~masked, torch.inf), left)
+            if (masked.sum(dim=1) > left).any():
+                choose = settings.chooser(rest, scale, numbers.ids[:, step])
+                if scale == 1:
+                    chosen = network(ids, masked, condition, choose=choose)
+                else:
+                    asked = torch.cat([ids, ids]), torch.cat([masked, masked])
+                    chosen = network(*asked, both, choose=choose)[: len(ids)]
+                ids = torch.where(masked[..., None], chosen, ids)
+                lateness = settings.lateness(choose.sureness, numbers.order[:, step], rest, request.spec.grid)
+                masked = masked & lowest(lateness.masked_fill(~masked, torch.inf), left)
             ids, masked = reported(request.on_step, step, rest, MaskedIds(ids, masked, request.spec.vocab))
         return Code(ids=plain_ids(ids))
 
@@ -149,10 +154,11 @@ class MaskedToken(Objective):
         return Numbers(ids, draws.uniform("order", (steps, spec.tokens)))
 
 
-def lowest(values: Tensor, count: int) -> Tensor:
-    """Which entries are the `count` lowest of their row [B, N], bool."""
-    places = values.argsort(dim=-1, stable=True)[:, :count]
-    return torch.zeros_like(values, dtype=torch.bool).scatter(1, places, True)
+def lowest(values: Tensor, counts: Tensor) -> Tensor:
+    """Which entries are the lowest of their row [B, N], as many as `counts` [B] says, bool."""
+    places = values.argsort(dim=-1, stable=True)
+    first = torch.arange(values.shape[1], device=values.device) < counts[:, None]
+    return torch.zeros_like(first).scatter(1, places, first)
 
 
 class MaskedIds(NamedTuple):

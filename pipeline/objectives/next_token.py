@@ -12,6 +12,7 @@ from pipeline.draws import Draws
 from pipeline.objectives.base import Objective
 from pipeline.samplers.autoregression import TokenSampler
 from pipeline.samplers.choice import Choice
+from pipeline.samplers.original import Original
 from pipeline.samplers.request import SamplingRequest
 
 
@@ -63,6 +64,6 @@ class NextToken(Objective):
         """
         return TokenSampler(settings).sample(request)
 
-    def regenerate(self, request: SamplingRequest, code: Code, preserve: float, settings: Choice = Choice()) -> Code:
-        """The code with about a fraction `preserve` of its tokens kept and fed back; see `TokenSampler.regenerate`."""
-        return TokenSampler(settings).regenerate(request, code, preserve)
+    def regenerate(self, request: SamplingRequest, original: Original, settings: Choice = Choice()) -> Code:
+        """The code with about a fraction `preserve` of its tokens fed back; see `TokenSampler.regenerate`."""
+        return TokenSampler(settings).regenerate(request, original)

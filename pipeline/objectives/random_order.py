@@ -16,6 +16,7 @@ from pipeline.objectives.base import Objective
 from pipeline.ranges import Whole
 from pipeline.samplers.autoregression import TokenSampler, random_order, row_by_row
 from pipeline.samplers.choice import Choice
+from pipeline.samplers.original import Original
 from pipeline.samplers.request import SamplingRequest
 from pipeline.validation import SettingError
 
@@ -101,7 +102,7 @@ class RandomOrder(Objective):
         return TokenSampler(settings, ORDERS[settings.order]).sample(request)
 
     def regenerate(
-        self, request: SamplingRequest, code: Code, preserve: float, settings: OrderedChoice = OrderedChoice()
+        self, request: SamplingRequest, original: Original, settings: OrderedChoice = OrderedChoice()
     ) -> Code:
-        """The code with about a fraction `preserve` of its tokens kept and fed back; see `TokenSampler.regenerate`."""
-        return TokenSampler(settings, ORDERS[settings.order]).regenerate(request, code, preserve)
+        """The code with about a fraction `preserve` of its tokens fed back; see `TokenSampler.regenerate`."""
+        return TokenSampler(settings, ORDERS[settings.order]).regenerate(request, original)

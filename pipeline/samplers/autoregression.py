@@ -13,7 +13,8 @@ from pipeline.nn.finite import check_finite
 from pipeline.nn.tokens import Choose
 from pipeline.samplers.choice import LOGITS, Choice
 from pipeline.samplers.guidance import both_halves, guided_logits
-from pipeline.samplers.request import OnStep, SamplingRequest, check_preserve
+from pipeline.samplers.original import Original
+from pipeline.samplers.request import OnStep, SamplingRequest
 
 
 class CausalNetwork(Protocol):
@@ -40,6 +41,13 @@ def random_order(draws: Draws, tokens: int) -> Tensor:
     return draws.uniform("order", (tokens,)).argsort(dim=-1, stable=True)
 
 
+def kept_first(order: Tensor | None, kept: Tensor) -> Tensor | None:
+    """An order of positions [B, N] with those that are kept [B, N] before the others; row by row stays as it is."""
+    if order is None:
+        return None
+    return order.gather(1, (~kept).gather(1, order).int().argsort(dim=1, stable=True))
+
+
 @dataclass(frozen=True)
 class TokenSampler:
     """How ids are generated: the settings of `choice`, and the order of the tokens."""
@@ -61,29 +69,32 @@ class TokenSampler:
         self.check(request.steps, request.spec)
         return Code(ids=plain_ids(self._generate(request)))
 
-    def regenerate(self, request: SamplingRequest, code: Code, preserve: float) -> Code:
-        """The code with each token kept with probability `preserve`, and chosen anew otherwise, given those before it.
+    def regenerate(self, request: SamplingRequest, original: Original) -> Code:
+        """The code with each token preserved with probability `preserve`, and else chosen anew, given those before it.
 
-        A kept token is fed to the network in place of its choice, so that later ones follow from the mixture:
-        the pairs of arXiv:2509.12474, section 4.3. With preserve = 0 it is `sample` of the same draws.
+        A preserved token is fed to the network in place of its choice, so that later ones follow from the mixture:
+        the pairs of arXiv:2509.12474, section 4.3. With preserve = 0 it is `sample` of the same draws. Kept tokens are
+        fed so as well; in a random order they come first, so that all others follow from them.
         """
         self.check(request.steps, request.spec)
-        check_preserve(preserve)
-        if preserve == 1:
-            return Code(ids=code.ids.clone())
-        return Code(ids=plain_ids(self._generate(request, stack_ids(code.ids), preserve)))
+        if original.stays_whole:
+            return original.copy()
+        return Code(ids=plain_ids(self._generate(request, original)))
 
     @torch.no_grad()
-    def _generate(self, request: SamplingRequest, given: Tensor | None = None, preserve: float = 0.0) -> Tensor:
-        """Ids [B, N, codebooks] in the order of the grid, each by its uniform number, or kept of those `given`.
+    def _generate(self, request: SamplingRequest, original: Original | None = None) -> Tensor:
+        """Ids [B, N, codebooks] in the order of the grid, each by its uniform number, or that of the original.
 
         Guided and unguided rows are asked in one batch; once no guidance is to come, the unguided ones are left out.
         """
         network, tokens = request.network, request.spec.tokens
         uniform = request.draws.uniform("choice", (tokens, request.spec.codebooks))
         order, batch = self.order(request.draws, tokens), len(uniform)
-        if given is not None:
-            preserved = request.draws.uniform("preserved", (tokens,)) < preserve
+        if original is not None:
+            given, stays = stack_ids(original.code.ids), request.draws.uniform("preserved", (tokens,))
+            stays = stays < original.preserve
+            if original.kept is not None:
+                order, stays = kept_first(order, original.kept), stays | original.kept
         scales = [request.guidance.at(1 - i / tokens) for i in range(tokens)]
         guided = max((i + 1 for i, scale in enumerate(scales) if scale != 1), default=0)  # so many tokens are
         condition = both_halves(network, request.condition, request.guidance) if guided else request.condition
@@ -99,8 +110,8 @@ class TokenSampler:
             position = i if order is None else order[:, i]
             choose = self._chooser(uniform[:, i], scale, halves)
             chosen = network.advance(memory, last, choose)[:batch]  # [B, codebooks]
-            if given is not None:
-                chosen = torch.where(preserved[rows, position][:, None], given[rows, position], chosen)
+            if original is not None:
+                chosen = torch.where(stays[rows, position][:, None], given[rows, position], chosen)
             ids[rows, position] = chosen
             if request.on_step is not None:
                 ids = reported(request.on_step, i, ids, position)

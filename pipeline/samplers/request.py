@@ -31,9 +31,3 @@ class SamplingRequest:
     def predict(self) -> Predict:
         """The network under guidance, for continuous codes."""
         return guided(self.network, self.condition, self.guidance, self.weak)
-
-
-def check_preserve(preserve: float) -> None:
-    """ValueError where what `regenerate` is to preserve is no fraction."""
-    if not 0 <= preserve <= 1:
-        raise ValueError(f"preserve={preserve} is a fraction; give a number from 0 to 1")

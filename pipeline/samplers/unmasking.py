@@ -36,15 +36,16 @@ def mask_rate(schedule: Schedule, x: Tensor) -> Tensor:
 
 
 def masked_counts(schedule: Schedule, tokens: int, steps: int) -> list[int]:
-    """How many of `tokens` are still masked after each of `steps` <= `tokens` steps: fewer every time, 0 at the end.
+    """How many of `tokens` are still masked after each of `steps` steps: 0 at the end, and fewer every time where there
+    are as many tokens.
 
     floor(tokens * rate), at most one less than before. The schedules being concave, that leaves one at least for every
-    step to come.
+    step to come. Where there are more steps than tokens, some of them settle none.
     """
-    counts, masked = [], tokens
+    counts, masked, least = [], tokens, int(steps <= tokens)
     for step in range(1, steps + 1):
         rate = mask_rate(schedule, torch.tensor(step / steps, dtype=torch.float64)).item()
-        masked = 0 if step == steps else min(masked - 1, math.floor(tokens * rate + 1e-9))
+        masked = 0 if step == steps else min(masked - least, math.floor(tokens * rate + 1e-9))
         counts.append(masked)
     return counts
 

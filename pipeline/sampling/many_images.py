@@ -20,7 +20,7 @@ from pipeline.files.writing import new_file, read_json, write_json
 from pipeline.images.files import image_file, write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
-from pipeline.nn.finite import NotFinite
+from pipeline.nn.finite import naming_images
 from pipeline.ranges import Count, Evaluations, ImageCount, Number, RangedFields, Seed, Whole
 from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.building import count_parameters
@@ -202,11 +202,8 @@ def _make(pipe: LatentPipeline, plan: Plan, mine: list[range], out: Path, accele
         for batch in mine:
             labels = None if plan.labels is None else [plan.labels[i] for i in batch]
             generators = [Generator().manual_seed(plan.seeds[i]) for i in batch]
-            try:
-                with arithmetic(accelerator.device, plan.precision):
-                    images = pipe(labels, num_images=len(batch), generator=generators).images
-            except NotFinite as error:
-                raise error.of_images(numbers=batch) from None
+            with naming_images(numbers=batch), arithmetic(accelerator.device, plan.precision):
+                images = pipe(labels, num_images=len(batch), generator=generators).images
             for i, image in zip(batch, images):
                 if image_file(out, i).exists():
                     continue

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin
 from torch import Tensor, nn
 
@@ -138,6 +139,18 @@ class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, Witho
         Overridden where the module also returns tokens that belong to no position.
         """
         return output.flatten(2).mT if output.ndim == 4 else output
+
+    def tokens_within(self, region: Tensor) -> Tensor:
+        """Which tokens, [B, N] bool, have a pixel of a region [B, 1, H, W] bool in their cell of the image.
+
+        Raises ValueError where tokens have no place in the image, as those of a 1-D tokenizer.
+        """
+        if len(self.spec.grid) != 2:
+            raise ValueError(
+                f"the tokens of a {type(self).__name__} have no place in the image, so that a mask does not tell which"
+                " of them stay; leave mask out, and give a strength"
+            )
+        return F.adaptive_max_pool2d(region.float(), self.spec.grid).flatten(1) > 0
 
     @property
     @abstractmethod

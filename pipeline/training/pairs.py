@@ -27,6 +27,7 @@ from pipeline.nn.finite import check_finite
 from pipeline.recipes.post_training import PostTraining
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.precision import arithmetic
+from pipeline.samplers.original import Original
 from pipeline.sampling.many_images import counted, sampling_record
 from pipeline.tokenizers.base import Tokenizer
 
@@ -187,7 +188,7 @@ def regenerate(
     """The code as the pipeline's generator makes it anew at the settings that the pipeline samples with."""
     request = pipe.request(condition if pipe.num_classes else None, draws)
     settings = pipe.objective.read_settings(pipe.defaults.sampler)
-    regenerated = pipe.objective.regenerate(request, code, preserve, settings)
+    regenerated = pipe.objective.regenerate(request, Original(code, preserve), settings)
     if regenerated.z is not None:
         check_finite(regenerated.z, "the code that the generator made anew")
     return regenerated

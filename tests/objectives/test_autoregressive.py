@@ -209,6 +209,24 @@ def test_kept_tokens_stay_and_the_others_follow_from_the_mixture(spec, in_order)
     assert torch.equal(found, expected)
 
 
+@every_spec
+@pytest.mark.parametrize("in_order", [False, True], ids=["row_by_row", "random"])
+@torch.no_grad()
+def test_tokens_that_are_known_are_fed_and_come_first_in_a_random_order(spec, in_order):
+    model, code, guidance = network(spec), Code(ids=ids_of(spec)), Guidance(2.0)
+    draws = ImageDraws.from_seeds(list(range(4)))
+    given = {"choice": draws.uniform("choice", (spec.tokens, spec.codebooks))}
+    given |= {name: draws.uniform(name, (spec.tokens,)) for name in ("order", "preserved")}
+    kept = torch.rand(4, spec.tokens) < torch.tensor([[0.2], [0.5], [0.8], [0.0]])
+    order = (given["order"] - 2 * kept).argsort(dim=1) if in_order else None
+    known = stack_ids(code.ids), kept | (given["preserved"] < 0.3)
+    expected = uncached(model, labels(), spec, GivenDraws(given), guidance, Choice(), order, known)
+    settings = {"order": "random"} if in_order else {}
+    arguments = (ANNEALED, model, code, labels(), 0.3, GivenDraws(given), spec.tokens, guidance)
+    found = generating.regenerate(*arguments, kept=kept, **settings).ids
+    assert torch.equal(found[kept], code.ids[kept]) and torch.equal(found, expected)
+
+
 def test_the_share_of_kept_tokens_is_right():
     chain, spec, count = Chain(), LatentSpec((10,), 1, vocab=4), 2000
     code = Code(ids=torch.full((count, 10), 9))  # an id that is never chosen

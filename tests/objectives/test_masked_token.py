@@ -15,6 +15,8 @@ from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
 from pipeline.objectives.masked_token import MaskedToken, MaskRandomness
 from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.original import Original
+from pipeline.samplers.request import SamplingRequest
 from pipeline.samplers.unmasking import Unmasking, halton_order, mask_rate, masked_counts
 from pipeline.sampling.many_images import counted
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
@@ -89,6 +91,8 @@ def test_every_step_settles_one_token_at_least(schedule):
             counts = [tokens, *masked_counts(schedule, tokens, steps)]
             assert len(counts) == steps + 1 and counts[-1] == 0
             assert all(before > after for before, after in zip(counts, counts[1:]))
+        more = [tokens, *masked_counts(schedule, tokens, tokens + 5)]
+        assert len(more) == tokens + 6 and more == sorted(more, reverse=True) and more[-1] == 0
 
 
 def test_counts_are_the_published_ones():
@@ -443,3 +447,38 @@ def test_defaults_fit_and_survive_their_folder(tmp_path):
     for wrong in ({"label_smoothing": 1.0}, {"unmasked_weight": -1.0}):
         with pytest.raises(ValueError):
             MaskedToken(**wrong)
+
+
+@pytest.mark.parametrize("spec", [SPEC, DOUBLE], ids=["one", "two"])
+def test_kept_tokens_stay_and_each_image_fills_in_its_own(spec):
+    model, objective, condition = network(spec), MaskedToken(), labels(3)
+    code = Code(ids=torch.randint(7, (3, 12) if spec.codebooks == 1 else (3, 12, 2)))
+    kept = torch.arange(12) >= torch.tensor([[2], [7], [12]])  # 2, 7 and 12 tokens are made anew
+    watched = Watched(model)
+
+    def made(rows: list[int], network: nn.Module = model, preserve: float = 0.0) -> Tensor:
+        draws, given = ImageDraws.from_seeds([4 + row for row in rows]), Code(ids=code.ids[rows])
+        guidance = Guidance(2.0)
+        return generating.regenerate(
+            objective, network, given, condition[rows], preserve, draws, 6, guidance, kept=kept[rows]
+        ).ids
+
+    together = made([0, 1, 2], watched)
+    assert torch.equal(together[kept], code.ids[kept]) and together.max() < 7
+    assert torch.equal(torch.cat([made([row]) for row in range(3)]), together)
+    for step, (_, masked) in enumerate(watched.asked):
+        expected = [[count, *masked_counts("arccos", count, 6)][step] for count in (2, 7, 12)]
+        assert masked.sum(dim=1).tolist() == 2 * expected
+    some = made([0, 1, 2], preserve=0.5)
+    assert torch.equal(torch.cat([made([row], preserve=0.5) for row in range(3)]), some)
+
+
+def test_a_step_that_settles_nothing_asks_nothing():
+    watched, code = Watched(network()), Code(ids=torch.randint(7, (2, 12)))
+    kept = torch.arange(12).expand(2, -1) >= 2
+    seen = []
+    draws = ImageDraws.from_seeds([1, 2])
+    request = SamplingRequest(watched, labels(2), SPEC, draws, 8, on_step=lambda *step: seen.append(step))
+    MaskedToken().regenerate(request, Original(code, 0.0, kept))
+    assert len(watched.asked) == 2 and [step for step, *_ in seen] == list(range(8))
+    assert not (seen[-1][2] == SPEC.vocab).any()

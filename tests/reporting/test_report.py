@@ -35,7 +35,8 @@ from pipeline.reporting.number_text import format_number
 from pipeline.reporting.run_page import refresh_report
 from pipeline.runs.finished import sha256_of_tokenizer
 from pipeline.runs.workspace import Workspace
-from pipeline.sampling.interpolation import arc, interpolate
+from pipeline.samplers.arc import arc
+from pipeline.sampling.interpolation import interpolate
 from stages import evaluate
 
 SMALL = [
