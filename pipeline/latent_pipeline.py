@@ -11,6 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Generator, Tensor
 
+from pipeline.adapters import AdapterLoading
 from pipeline.call_arguments import (
     ClassLabels,
     Defaults,
@@ -47,7 +48,7 @@ from pipeline.validation import SettingError, suggestion
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
-class LatentPipeline(SavedPipeline, ImageCodes, DiffusionPipeline):
+class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipeline):
     """A tokenizer, a network and the objective that samples the network: from labels and generators to images.
 
     `tokenizer` is a component of `pipeline.tokenizers`, `network` of `pipeline.networks`, `objective` of

@@ -3,6 +3,7 @@
 The network is saved with the objective that samples it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from pipeline.latents.store import LatentStore
 from pipeline.losses.base import Alignment
 from pipeline.networks.base import Network
 from pipeline.recipes.building import build_network, count_condition_classes, seed_initial_weights
+from pipeline.recipes.generator_training import GeneratorTraining
 from pipeline.recipes.schema import Recipe
+from pipeline.recipes.started import find_network
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.training import starting_weights
 from pipeline.training.codes_and_images import CodesAndImages
@@ -26,6 +29,7 @@ from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.milestones import Milestones
 from pipeline.training.order import TrainingData
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
+from pipeline.training.tuning import save_tuned, tune
 from pipeline.training.what_is_seen import seen_of_generator
 
 READS = ("latents", "joint")
@@ -38,11 +42,17 @@ def uses(recipe: Recipe) -> Any:
     training = recipe.generator, dependent_on_accumulation(recipe, "generator")
     inputs = (
         *training,
-        starting_weights.fingerprints(plain(recipe.generator)),
+        starting_weights.fingerprints(folders_of(recipe.generator)),
         recipe.seed,
         recipe.precision.generator,
     )
     return (*inputs, recipe.data.preparation, recipe.weights.files) if recipe.generator.losses else inputs
+
+
+def folders_of(part: GeneratorTraining) -> list[Any]:
+    """All of a generator's settings that may name folders of weights; of a run only the network is looked at."""
+    network = None if part.start is None else find_network(part.start)
+    return [{name: value for name, value in plain(part).items() if name != "start"}, str(network)]
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -51,14 +61,16 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     objective = build("objectives", part.objective)
     seed_initial_weights(recipe.seed)
     network = build_network(recipe, store.spec, classes, objective)
-    start = str(work.artefact("joint") / "generator" / "network") if part.starts_joint else part.start
-    network = starting_weights.load_start(network, start, "generator.start")
+    if part.start is not None:
+        joint = str(work.artefact("joint") / "generator")
+        starting_weights.start_network(network, replace(part.start, folder=joint) if part.starts_joint else part.start)
+    new = tune(network, part)
     losses, data, workers = {}, store, min(1, recipe.data.workers)  # codes are read fast enough by one
     if part.losses and part.loop.steps:
         losses, data, workers = build_hidden_losses(recipe, work, store, network, out)
         if part.starts_joint:
             carry_heads(losses.values(), [work.artefact("joint") / "generator"])
-    task = Generation(network, objective, part.weights, losses)
+    task = Generation(network, objective, part.weights, losses, new)
     milestones = Milestones(part.milestones, out, work.accelerator)
     where = out, recipe.seed, work.accelerator, workers
     seen = seen_of_generator(recipe, work, store, objective)
@@ -68,9 +80,10 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if work.accelerator.is_main_process:
         network, heads = detach_heads(averages["network"])
         save_heads(heads, out)
-        network.save_pretrained(out / "network")
+        class_names = store.class_names if classes else []
+        save_tuned(network, part, class_names, out)
         objective.save_pretrained(out / "objective")
-        write_json(out / "class_names.json", store.class_names if classes else [], indent=None)
+        write_json(out / "class_names.json", class_names, indent=None)
 
 
 def build_hidden_losses(

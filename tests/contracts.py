@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, Node, build, check, find, kinds
 from pipeline.draws import StepDraws
+from pipeline.nn import lora
 from pipeline.recipes.files import CONFIGS, read
 
 # Tiny values of sizes that recipes state, by the argument's name, for all slots.
@@ -352,6 +353,50 @@ def check_null_label(network: nn.Module) -> None:
     null = network.null(request["condition"])
     torch.testing.assert_close(network(**request | {"condition": null}), without, atol=0, rtol=0)
     assert not torch.allclose(network(**request), without, atol=1e-4)
+
+
+def check_network_parts(network: nn.Module) -> None:
+    """Other classes, another grid and other codes change the parts that the network names, and no other weight.
+
+    A network of these takes the weights of the rest; on a larger grid of the same patches it still sees every place.
+    """
+    node, config = dict(Arguments.from_config(network)), network.config
+    patch = config.get("patch_size", 1)
+    changes = {"labels": {"num_classes": 7}, "positions": {"grid": [2 * size for size in config.grid]}}
+    changes |= {"codes": {name: config[name] + 1 for name in ("dim", "vocab") if name in config}}
+    for part, changed in changes.items():
+        if part == "labels" and not config.num_classes and network.role == "denoiser":
+            continue  # it has no table
+        other = type(network)(**node | changed)
+        shapes = {name: weight.shape for name, weight in network.state_dict().items()}
+        differing = {name for name, weight in other.state_dict().items() if weight.shape != shapes[name]}
+        assert all(network.is_of(name, (part,)) for name in differing), (part, differing)
+        assert differing or part == "positions"
+        new, resampled = ((), (part,)) if part == "positions" else ((part,), ())
+        other.begin_from(network, new, resampled)
+        for name, weight in other.state_dict().items():
+            assert network.is_of(name, (part,)) or torch.equal(weight, network.state_dict()[name]), name
+    assert network.patch_grid(config) == [size // patch for size in config.grid]
+
+
+def check_adapters(network: nn.Module) -> None:
+    """An adapter begins as the network, changes what it names, and is the same when it is merged."""
+    request = request_of(network)
+    before, counts = network(**request), []
+    for layers in ("attention", "feed_forward", "all"):
+        adapted = copy.deepcopy(network)
+        lora.adapt(adapted, adapted.adapted_layers(layers), rank=2, alpha=3.0)
+        torch.testing.assert_close(adapted(**request), before, atol=0, rtol=0)
+        with torch.no_grad():
+            for _, layer in lora.low_rank_layers(adapted):
+                layer.lora_up.normal_(std=0.3)
+        apart = adapted(**request)
+        assert not torch.allclose(apart, before, atol=1e-3)
+        counts.append(len(lora.adapters(adapted)))
+        lora.merge(adapted)
+        assert adapted.state_dict().keys() == network.state_dict().keys()
+        torch.testing.assert_close(adapted(**request), apart, atol=1e-4, rtol=1e-3)
+    assert counts[0] + counts[1] <= counts[2]
 
 
 def settings_of(component: Any) -> dict[str, Any]:

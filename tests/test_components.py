@@ -8,7 +8,7 @@ from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 from pipeline.components import SLOTS, Arguments, build, check, conform, constructor_parameters, find, kinds
 from pipeline.nn.feature_decoder import DECODERS
 from pipeline.nn.texture_branch import BRANCHES
-from pipeline.recipes.building import DERIVED
+from pipeline.recipes.derived import DERIVED
 from pipeline.vision.frozen_encoder import ENCODERS
 
 EVERY = [(slot, kind) for slot in SLOTS for kind in kinds(slot) if slot != "teachers"]

@@ -39,6 +39,8 @@ NETWORKS = [
     contracts.check_half_precision,
     contracts.check_null_label,
     contracts.check_config,
+    contracts.check_network_parts,
+    contracts.check_adapters,
 ]
 
 

@@ -30,7 +30,7 @@ ROOMS = (
     ),
     *("perturbations", "losses", "call_arguments", "recipes", "images", "features", "metrics"),
     *("runs", "frozen", "latents"),
-    *("editing", "latent_pipeline", "pipeline", "sampling", "checks", "training", "planning"),
+    *("editing", "adapters", "latent_pipeline", "pipeline", "sampling", "checks", "training", "planning"),
     *("measuring", "reporting", "publishing"),
     *("published", "commands", "stages", "run"),
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.components import Node, check
-from pipeline.recipes.building import DERIVED
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe
 from pipeline.recipes.tokenizer_training import Phase

@@ -4,7 +4,8 @@ import torch
 
 from pipeline.components import check
 from pipeline.nn.map_transform import MapTransform
-from pipeline.recipes.building import DERIVED, TokenizerPlan
+from pipeline.recipes.building import TokenizerPlan
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.equivariance import Equivariance
 from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.base import Tokenizer

@@ -13,7 +13,8 @@ from pipeline.frozen.networks import check_extractor
 from pipeline.losses.base import Loss
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import DERIVED, build_network, hidden_layout, network_shape
+from pipeline.recipes.building import build_network, hidden_layout, network_shape
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.validation import SettingError, at, check_names
 
@@ -41,7 +42,7 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
         with at("weights"):
             check_names(generator.weights, terms, "loss term")
         with at("loop"):
-            check_loop(generator.loop, ["network"])
+            check_loop(generator.loop, ["network"], generator.has_new_parts)
     return objective
 
 

@@ -11,7 +11,7 @@ from pipeline.checks.machine import memory_lacking
 from pipeline.checks.nodes import named_models
 from pipeline.checks.publication import check_publication
 from pipeline.checks.recipe import CheckedRecipe
-from pipeline.checks.starting_weights import check_folder, check_start
+from pipeline.checks.starting_weights import check_folder, check_network_start, check_start
 from pipeline.checks.weights import describe_weights
 from pipeline.components import find
 from pipeline.images.facts import SplitFacts
@@ -74,7 +74,7 @@ def check_starts(recipe: Recipe, tokenizer: Tokenizer | None, network: Network |
     if "tokenizer.start" in here and tokenizer is not None:
         check_start(tokenizer, here["tokenizer.start"], "tokenizer.start")
     if "generator.start" in here:
-        check_start(network, here["generator.start"], "generator.start")
+        check_network_start(network, recipe.generator.start)
     if "joint.critic" in here and joint.phase.adversary is not None:
         critic = find("critics", joint.phase.adversary.critic["kind"])
         check_folder(critic.__name__, Path(here["joint.critic"]), "joint.critic")

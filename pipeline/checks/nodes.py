@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from pipeline.components import Node, check
-from pipeline.recipes.building import DERIVED, find_tokenizer
+from pipeline.recipes.building import find_tokenizer
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.recipes.tokenizer_training import Phase
 from pipeline.vision.named_model import NamedModel
@@ -34,7 +35,7 @@ def named_models(recipe: Recipe) -> Iterator[tuple[str, NamedModel]]:
         yield "joint.critic", NamedModel(recipe.joint.critic)
     generator = recipe.generator
     if generator is not None and generator.start is not None and not generator.starts_joint:
-        yield "generator.start", NamedModel(generator.start)
+        yield "generator.start", NamedModel(generator.start.folder)
     for slot, place, node in nodes_of(recipe):
         if slot == "losses":
             loss, arguments = check(slot, node, DERIVED[slot], place)

@@ -14,8 +14,9 @@ from pipeline.critics.base import Critic
 from pipeline.frozen.networks import check_extractor
 from pipeline.losses.base import Attachment, Loss
 from pipeline.nn.branched import last_layer_of
-from pipeline.recipes.building import DERIVED, TokenizerPlan, output_layout
-from pipeline.recipes.loops import Loop
+from pipeline.recipes.building import TokenizerPlan, output_layout
+from pipeline.recipes.derived import DERIVED
+from pipeline.recipes.loops import NEW, Loop
 from pipeline.recipes.schema import Recipe
 from pipeline.recipes.tokenizer_training import Phase
 from pipeline.validation import SettingError, at, check_known, check_names
@@ -184,9 +185,18 @@ def check_balance(phase: Phase, tokenizer: TokenizerPlan) -> None:
                 raise ValueError(f"train={phase.train} does not train {name}; name a parameter that it does")
 
 
-def check_loop(loop: Loop, players: Iterable[str]) -> None:
-    """ValueError unless every player has a learning rate and an optimiser, and only players a decay or an average."""
+def check_loop(loop: Loop, players: Iterable[str], new: bool = False) -> None:
+    """ValueError unless every player has a learning rate and an optimiser, and only players a decay or an average.
+
+    Where a player has `new` parts, these may have a rate of their own.
+    """
     players = list(players)
+    if NEW in loop.lr and not new:
+        raise SettingError(
+            f"lr.{NEW}",
+            " is a rate, and nothing is new in a network that was trained before; add generator.start.reinitialise or"
+            " generator.adapter, or leave it out",
+        )
     if "kind" not in loop.optimizer:
         with at("optimizer"):
             check_names(loop.optimizer, players, "player")
@@ -196,7 +206,7 @@ def check_loop(loop: Loop, players: Iterable[str]) -> None:
         with at(place):
             optimizer.check_machine()
     with at("lr"):
-        check_names(loop.lr, players, "player")
+        check_names(set(loop.lr) - {NEW}, players, "player")
     for setting, value in {"weight_decay": loop.weight_decay, "ema": loop.ema}.items():
         for name in value if isinstance(value, dict) else ():
             with at(f"{setting}.{name}"):

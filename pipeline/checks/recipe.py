@@ -16,7 +16,8 @@ from pipeline.code import LatentSpec
 from pipeline.components import check, find
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import DERIVED, TokenizerPlan
+from pipeline.recipes.building import TokenizerPlan
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.tokenizers.base import Tokenizer
 

@@ -1,6 +1,7 @@
 """Whether a folder of weights that a training starts from fits the model of the recipe, known from its headers."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,19 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 
 from pipeline.files.writing import read_json
+from pipeline.networks.base import ARGUMENTS, Network, Part
 from pipeline.recipes.building import TokenizerPlan
+from pipeline.recipes.generator_training import Start
 from pipeline.recipes.schema import Recipe
+from pipeline.recipes.started import find_network
 from pipeline.stored_weights import read_stored
 from pipeline.validation import SettingError
+
+REMEDIES: dict[Part, str] = {  # what lets a network start from one that has another part
+    "labels": "add reinitialise: [labels]",
+    "positions": "add resample: [positions]",
+    "codes": "keep its tokenizer and its objective, or add reinitialise: [codes]",
+}
 
 
 def check_start(model: ModelMixin, folder: str, where: str) -> None:
@@ -24,11 +34,39 @@ def check_start(model: ModelMixin, folder: str, where: str) -> None:
     for name in sorted(set(given) & set(stored) - set(model.run_arguments)):
         if not name.startswith("_") and differ(given[name], stored[name]):
             raise ValueError(f"{where}: {folder} was made with {name} {stored[name]}, the recipe has {given[name]}")
-    stored_shapes = {name: list(shape) for name, shape in read_stored(path).shapes.items()}
-    for name, weight in model.state_dict().items():
-        if name in stored_shapes and stored_shapes[name] != list(weight.shape):
+    check_shapes(model, path, where)
+
+
+def check_network_start(network: Network, start: Start) -> None:
+    """ValueError where `network`, which may be on the meta device, cannot start as the recipe says.
+
+    The line says what differs and what to add to the recipe.
+    """
+    place, folder = "generator.start", find_network(start)
+    if folder is None:
+        raise ValueError(f"{place}: {start.folder} holds no network; name the folder of a {type(network).__name__}")
+    stored, given = check_folder(type(network).__name__, folder, place), json.loads(network.to_json_string())
+    apart = (*start.reinitialise, *start.resample)
+    parts = {name: part for part, names in ARGUMENTS.items() for name in names}
+    for name in sorted(set(given) & set(stored), key=lambda name: (name not in parts, name)):
+        if name.startswith("_") or name in network.run_arguments or parts.get(name) in apart:
+            continue
+        if differ(given[name], stored[name]):
+            remedy = REMEDIES[parts[name]] if name in parts else f"set generator.network.{name}={stored[name]}"
+            what = name.replace("num_", "").replace("_", " ")
             raise ValueError(
-                f"{where}: {name} is {stored_shapes[name]} in {folder} and {list(weight.shape)} under this recipe"
+                f"{place}: the network in {folder} has {what} {stored[name]}, the recipe {given[name]}; {remedy}"
+            )
+    check_shapes(network, folder, place, apart)
+
+
+def check_shapes(model: ModelMixin, folder: Path, where: str, apart: Collection[Part] = ()) -> None:
+    """ValueError where a weight in `folder` has another shape than in `model`, but for the parts `apart`."""
+    stored = {name: list(shape) for name, shape in read_stored(folder).shapes.items()}
+    for name, weight in model.state_dict().items():
+        if name in stored and stored[name] != list(weight.shape) and not (apart and model.is_of(name, apart)):
+            raise ValueError(
+                f"{where}: {name} is {stored[name]} in {folder} and {list(weight.shape)} under this recipe"
             )
 
 

@@ -8,7 +8,7 @@ from pipeline.files.writing import new_folder
 from pipeline.program import command_line
 from pipeline.published import catalogue, converted, find_format, formats
 from pipeline.published.checkpoint import read as read_state
-from pipeline.recipes.building import DERIVED
+from pipeline.recipes.derived import DERIVED
 
 
 def import_checkpoint(words: list[str]) -> None:

@@ -11,7 +11,7 @@ from pipeline.components import Node, check, find
 from pipeline.frozen import stand_in
 from pipeline.frozen.base import STAND_IN_WIDTH, FrozenInput
 from pipeline.images.reading import Images
-from pipeline.recipes.building import DERIVED
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.teachers.classifier import Classifier
 from pipeline.teachers.convnext import ConvNext

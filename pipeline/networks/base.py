@@ -2,23 +2,31 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import count_token_rows
+from pipeline.nn.embeddings import resample_positions
 from pipeline.nn.entry_points import EntryPoints
+from pipeline.nn.lora import Adapted
 from pipeline.ranges import RangedArguments
 from pipeline.validation import SettingError
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
 Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the way to it
+Part = Literal["labels", "positions", "codes"]  # see Network.parts
+ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the sizes of a part follow from
+    "labels": ("num_classes",),
+    "positions": ("grid", "position_grid"),
+    "codes": ("dim", "vocab", "codebooks", "outputs", "patch_size", "class_token"),
+}
 
 
 class Network(RangedArguments, EntryPoints, WithoutCastWarning, ConfigMixin):
@@ -29,8 +37,13 @@ class Network(RangedArguments, EntryPoints, WithoutCastWarning, ConfigMixin):
 
     `role` says what it predicts, and so which objectives can train it: a `denoiser` predicts from a noisy code, a
     `causal` network the next id from those before it, a `masked` one all ids from those that are known.
+
+    `parts` names the modules and parameters that depend on the data: the table of classes (`labels`), learned
+    positions (`positions`), and the layers that read and predict codes (`codes`). All else is blocks, each of which
+    has an `attention` and a `feed_forward`, the embedding of time, and norms.
     """
 
+    parts: Mapping[Part, tuple[str, ...]]
     entry_points = ("tap_blocks",)
     role: Role = "denoiser"
     run_arguments: tuple[str, ...] = ("class_drop",)  # may differ from those of a folder that training starts from
@@ -64,6 +77,38 @@ class Network(RangedArguments, EntryPoints, WithoutCastWarning, ConfigMixin):
         """Of the noisy state of one image that it reads, [N, dim]: the code, and below it the class token's rows."""
         config = self.config
         return math.prod(config.grid) + count_token_rows(config.get("class_token", 0), config.dim), config.dim
+
+    @classmethod
+    def is_of(cls, name: str, parts: Collection[Part]) -> bool:
+        """Whether the parameter of this name is of one of the parts."""
+        roots = [root for part in parts for root in cls.parts[part]]
+        return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+    def adapted_layers(self, layers: Adapted) -> list[str]:
+        """The names of the linear layers, in all blocks, that an adapter of `layers` changes."""
+        modules = dict(self.named_modules())
+        blocks = [name for name, module in modules.items() if type(module).__name__ in self._repeated_blocks]
+        parts = tuple(f"{name}." if layers == "all" else f"{name}.{layers}." for name in blocks)
+        return [name for name, module in modules.items() if isinstance(module, nn.Linear) and name.startswith(parts)]
+
+    @torch.no_grad()
+    def begin_from(self, other: "Network", new: Collection[Part] = (), resampled: Collection[Part] = ()) -> None:
+        """Take the weights of `other`, of the same class; parts that are `new` keep those of this network.
+
+        Learned positions that are `resampled` are those of its grid at the places of this one's. RuntimeError where a
+        weight of another part is missing, or of another shape.
+        """
+        weights = {name: weight for name, weight in other.state_dict().items() if not self.is_of(name, new)}
+        grids = [self.patch_grid(network.config) for network in (other, self)]
+        for name in [name for name in weights if self.is_of(name, resampled)]:
+            weights[name] = resample_positions(weights[name], *grids)
+        own = {name: weight for name, weight in self.state_dict().items() if self.is_of(name, new)}
+        self.load_state_dict(own | weights)
+
+    @staticmethod
+    def patch_grid(config: Mapping[str, Any]) -> list[int]:
+        """The grid of the patches that a network of this config reads codes in."""
+        return [size // config.get("patch_size", 1) for size in config["grid"]]
 
     def null(self, condition: Condition) -> Condition:
         """The unconditional condition of the same batch: the null label."""

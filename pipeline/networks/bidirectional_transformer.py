@@ -36,6 +36,11 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     """
 
     role = "masked"
+    parts = {
+        "labels": ("label_embedding",),
+        "positions": ("positions",),
+        "codes": ("token_embedding", "head"),
+    }
     _supports_gradient_checkpointing = True
     _no_split_modules = ["PostNormBlock", "LongSkipBlock"]
     _repeated_blocks = ["PostNormBlock", "LongSkipBlock"]

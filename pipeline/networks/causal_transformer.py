@@ -79,6 +79,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     token before the class, blocks modulated by class and position, and target positions: to each input the position of
     the token that it predicts is added, so that tokens may come in any order. `grid`, `vocab`, `codebooks` and
     `num_classes` (0: unconditional) are derived; class `num_classes` is the null one, and all there is without classes.
+    Rotary positions are counted on `position_grid` (derived) where that is another than `grid`.
 
     Args:
         position: `rotary` along the axes of the grid, `rotary_sequence` along the row of tokens, or a learned
@@ -95,6 +96,11 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     """
 
     role = "causal"
+    parts = {
+        "labels": ("class_embedding",),
+        "positions": ("positions", "targets", "steps"),
+        "codes": ("token_embedding", "head"),
+    }
     entry_points = ("states",)
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CausalBlock", "ModulatedCausalBlock"]
@@ -129,6 +135,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         feed_forward_dropout: FractionBelowOne = 0.0,
         attention_dropout: FractionBelowOne = 0.0,
         zero_head: bool = True,
+        position_grid: Counts | None = None,
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -136,11 +143,10 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.tokens, self.prefix = math.prod(grid), 1 + start_token
         self.class_embedding = LabelEmbedding(num_classes, width)
         self.token_embedding = TokenEmbedding(vocab, codebooks, width)
-        self._register_positions(list(grid), position, prefix_rotary, width, heads)
-        length = self.prefix + self.tokens
+        self._register_positions(position_grid)
         self.start = nn.Parameter(torch.zeros(width)) if start_token else None
         self.targets = nn.Parameter(torch.zeros(self.tokens, width)) if target_positions else None
-        self.steps = nn.Parameter(torch.zeros(length, width)) if modulated else None  # a vector per position, for adaLN
+        self.steps = nn.Parameter(torch.zeros(self.prefix + self.tokens, width)) if modulated else None  # for adaLN
         hidden = hidden_width(width, feed_forward, feed_forward_ratio, feed_forward_multiple)
         sizes = (width, heads, norm, norm_epsilon, feed_forward, hidden, bias, query_key_norm)
         shape = BlockShape(*sizes, residual_dropout, feed_forward_dropout, attention_dropout)
@@ -295,19 +301,20 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
             rotary = tables if index is None else tuple(table[index][:, None] for table in tables)
         return SequencePositions(added, rotary)
 
-    def _register_positions(
-        self, grid: Counts, position: Position, prefix_rotary: str, width: Count, heads: Count
-    ) -> None:
+    def _register_positions(self, position_grid: Counts | None) -> None:
         """Rotary tables or learned positions, [prefix + N, ...]."""
-        cosines = sines = None
-        if position != "learned":
-            tables = rotary_tables(grid if position == "rotary" else [self.tokens], width // heads)
+        config, cosines, sines = self.config, None, None
+        learned = config.position == "learned"
+        if not learned:
+            grids = [list(config.grid), position_grid]
+            if config.position == "rotary_sequence":
+                grids = [grid and [math.prod(grid)] for grid in grids]
+            tables = rotary_tables(grids[0], config.width // config.heads, grids[1])
             cosines, sines = (F.pad(table, (0, 0, self.prefix, 0)) for table in tables)
-            cosines[: self.prefix] = prefix_rotary == "none"
+            cosines[: self.prefix] = config.prefix_rotary == "none"
         register_table(self, "cosines", cosines)
         register_table(self, "sines", sines)
-        learned = position == "learned"
-        self.positions = nn.Parameter(torch.zeros(self.prefix + self.tokens, width)) if learned else None
+        self.positions = nn.Parameter(torch.zeros(self.prefix + self.tokens, config.width)) if learned else None
 
     def _initialise(self) -> None:
         """As published: normal weights, modulations at zero, and with `zero_head` the head."""

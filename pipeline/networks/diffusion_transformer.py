@@ -17,7 +17,7 @@ from pipeline.networks.base import Network, Tapped, check_axes, check_taps, chec
 from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, QueryKeyNorm, Rotary
 from pipeline.nn.class_token import ClassTokenLayers, join_token, split_token
 from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, patchify, unpatchify
-from pipeline.nn.modulated import ModulatedTransformer, Position, check_count, check_patches, check_position
+from pipeline.nn.modulated import ModulatedTransformer, Patches, Position, check_count, check_patches, check_position
 from pipeline.ranges import Count, Counts, Fraction, Positive, Whole
 
 
@@ -28,6 +28,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
     positions, RMS norm, SwiGLU. `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived; class
     `num_classes` is the null one. With outputs = 2 the last axis is [prediction channels, variance channels]. With
     a `class_token` (derived), its width, the first token is that one, without a position (REG, arXiv:2507.01467).
+    Fixed and rotary positions are counted on `position_grid` (derived) where that is another than `grid`.
 
     The sinusoid sees u * time_scale for `time_direction="noise"` and (1 - u) * time_scale for `"data"`: DiT embeds
     u * 1000; SiT and LightningDiT embed 1 - u.
@@ -35,6 +36,11 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
     Raises ValueError, as `validate` does, when sizes do not fit together.
     """
 
+    parts = {
+        "labels": ("label_embedding",),
+        "positions": ("positions",),
+        "codes": ("patch_embedding", "head.linear", "class_token_layers"),
+    }
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ModulatedBlock"]
     _repeated_blocks = ["ModulatedBlock"]
@@ -60,13 +66,14 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         time_scale: Positive = 1000.0,
         time_direction: Literal["noise", "data"] = "noise",
         class_token: Whole = 0,
+        position_grid: Counts | None = None,
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
         self.patch_embedding = nn.Linear(patch_size ** len(grid) * dim, width)
         self.time_embedding = TimeEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
-        self.set_positions([size // patch_size for size in grid], position, width, heads)
+        self.set_positions(Patches.of(grid, position_grid, patch_size), position, width, heads)
         block = (width, heads, norm, feed_forward, feed_forward_ratio, query_key_norm)
         self.blocks = nn.ModuleList(ModulatedBlock(*block) for _ in range(depth))
         self.head = ModulatedHead(width, patch_size ** len(grid) * outputs * dim, norm)

@@ -16,7 +16,7 @@ from pipeline.components import Arguments
 from pipeline.networks.base import Network, Tapped, check_axes, check_taps, check_widths
 from pipeline.nn.blocks import FeedForward, ModulatedBlock, ModulatedHead, Norm, QueryKeyNorm
 from pipeline.nn.embeddings import GaussianTimeEmbedding, LabelEmbedding, patchify, unpatchify
-from pipeline.nn.modulated import ModulatedTransformer, check_count, check_patches, check_position
+from pipeline.nn.modulated import ModulatedTransformer, Patches, check_count, check_patches, check_position
 from pipeline.ranges import Count, Counts, Fraction, Positive, Whole
 
 
@@ -29,13 +29,19 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     trunk need not. Positions are fixed and rotary in the trunk (`position`), rotary in the head; times have Gaussian
     frequencies.
 
-    `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived. The frequencies see u for
+    `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived, and so is `position_grid`, the grid that
+    positions are counted on where it is another. The frequencies see u for
     `time_direction="noise"` (RAE) and 1 - u for `"data"` (RecTok). Before training linear layers are Xavier's or, as
     in the released code, but for the embeddings of codes, as torch makes them (`initialisation`).
 
     Raises ValueError, as `validate` does, when sizes do not fit together.
     """
 
+    parts = {
+        "labels": ("label_embedding",),
+        "positions": ("positions",),
+        "codes": ("patch_embedding", "head_embedding", "head.linear"),
+    }
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ModulatedBlock"]
     _repeated_blocks = ["ModulatedBlock"]
@@ -64,10 +70,11 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         position: Literal["rotary", "rotary_and_fixed"] = "rotary_and_fixed",
         norm: Norm = "rms",
         feed_forward: FeedForward = "swiglu",
+        position_grid: Counts | None = None,
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
-        patch, patches = patch_size ** len(grid), [size // patch_size for size in grid]
+        patch, patches = patch_size ** len(grid), Patches.of(grid, position_grid, patch_size)
         self.patch_embedding = nn.Linear(patch * dim, width)
         self.time_embedding = GaussianTimeEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None

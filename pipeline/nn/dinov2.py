@@ -9,7 +9,13 @@ from pipeline.nn.blocks import EPSILON, SelfAttention
 from pipeline.nn.convolution import Tower
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.entry_points import EntryPoints
+from pipeline.nn.lora import Adapted
 
+ADAPTED: dict[Adapted, tuple[str, ...]] = {  # linear layers of a block, by what an adapter changes
+    "attention": ("qkv", "proj"),
+    "feed_forward": ("up", "down"),
+    "all": ("qkv", "proj", "up", "down"),
+}
 Kept = tuple[Tensor, Tensor]  # whose attention and whose feed-forward branch is kept, each [B, 1, 1] bool
 
 
@@ -82,6 +88,11 @@ class Dinov2(Tower, EntryPoints):
                 nn.init.zeros_(layer.bias)
         for learned in (self.class_token, self.positions):
             nn.init.trunc_normal_(learned, std=0.02)
+
+    def adapted_layers(self, layers: Adapted) -> list[str]:
+        """The names of the linear layers that an adapter of `layers` changes."""
+        children = ((path, name) for path, part in self.named_modules() for name, _ in part.named_children())
+        return [f"{path}.{name}" for path, name in children if name in ADAPTED[layers]]
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Images [B, channels, H, W] to one vector per patch, row by row, [B, patches, width]."""

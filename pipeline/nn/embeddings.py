@@ -62,37 +62,61 @@ class LabelEmbedding(nn.Embedding):
         super().__init__(num_classes + 1, width)
 
 
-def coordinates(grid: Sequence[int]) -> Tensor:
-    """Integer coordinate of every token along every axis, [N, axes] float64, row by row."""
-    axes = [torch.arange(size, dtype=torch.float64, device="cpu") for size in grid]
+def coordinates(grid: Sequence[int], counted_on: Sequence[int] | None = None) -> Tensor:
+    """Coordinate of every token along every axis, [N, axes] float64, row by row: 0, 1, 2, ...
+
+    With `counted_on`, another grid over the same image, they are those of that grid: tokens are as far apart as they
+    are there, (i + 1/2) of / size - 1/2, which is between its tokens where there are fewer.
+    """
+    counted_on = grid if counted_on is None else counted_on
+    axes = [
+        (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) * of / size - 0.5
+        for size, of in zip(grid, counted_on, strict=True)
+    ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
-def fixed_positions(grid: Sequence[int], width: int) -> Tensor:
+def resample_positions(table: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
+    """Learned positions [P + N, C] of a grid as those [P + M, C] of a new one over the same image; P rows stay first.
+
+    Bicubic, as vision transformers are brought to another resolution (Dosovitskiy et al., arXiv:2010.11929, section
+    3.2), smoothed where there are fewer.
+    """
+    first = len(table) - math.prod(grid)
+    sizes = [(1, *sides)[-2:] for sides in (grid, new_grid)]  # a row of tokens is a map of one row
+    grid_map = table[first:].float().T.unflatten(1, sizes[0])[None]  # [1, C, H, W]
+    resampled = F.interpolate(grid_map, sizes[1], mode="bicubic", antialias=True)[0].flatten(1).T
+    return torch.cat([table[:first], resampled.to(table.dtype)])
+
+
+def fixed_positions(grid: Sequence[int], width: int, counted_on: Sequence[int] | None = None) -> Tensor:
     """Sine-cosine positions [N, width] in float32, each axis an equal number of channels: columns first, then rows.
 
     An axis has sines, then cosines, at frequencies 10000^(-i / n); as in MAE (He et al., arXiv:2111.06377) and DiT.
-    Raises ValueError when the width does not divide.
+    `counted_on` as for `coordinates`. Raises ValueError when the width does not divide.
     """
     axis_width = width // len(grid)
     if width % (2 * len(grid)):
         raise ValueError(f"fixed positions on a {len(grid)}-D grid need a width divisible by {2 * len(grid)}")
     frequencies = 10000.0 ** (-torch.arange(axis_width // 2, dtype=torch.float64, device="cpu") / (axis_width / 2))
-    angles = coordinates(grid).flip(-1)[:, :, None] * frequencies  # [N, axes, axis_width / 2]
+    angles = coordinates(grid, counted_on).flip(-1)[:, :, None] * frequencies  # [N, axes, axis_width / 2]
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
-def rotary_tables(grid: Sequence[int], head_width: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    grid: Sequence[int], head_width: int, counted_on: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines [N, head_width] in float32 for `rotate`; each axis an equal number of channels, rows first.
 
     Frequencies 10000^(-2i / axis_width), one per pair of adjacent channels; RoFormer (Su et al., arXiv:2104.09864) in
-    two axes as in EVA and LightningDiT. Raises ValueError when the head width does not divide.
+    two axes as in EVA and LightningDiT. `counted_on` as for `coordinates`. Raises ValueError when the head width does
+    not divide.
     """
     axis_width = head_width // len(grid)
     if head_width % (2 * len(grid)):
         raise ValueError(f"rotary positions on a {len(grid)}-D grid need a head width divisible by {2 * len(grid)}")
     frequencies = 10000.0 ** (-torch.arange(0, axis_width, 2, dtype=torch.float64, device="cpu") / axis_width)
-    angles = (coordinates(grid)[:, :, None] * frequencies).flatten(1).repeat_interleave(2, dim=-1)
+    angles = (coordinates(grid, counted_on)[:, :, None] * frequencies).flatten(1).repeat_interleave(2, dim=-1)
     return angles.cos().float(), angles.sin().float()
 
 

@@ -1,5 +1,6 @@
 """Low-rank adaptation: frozen matrices, each with a trained one of low rank added."""
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -7,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Adapted = Literal["attention", "feed_forward", "all"]
-
-LAYERS = {"attention": ("qkv", "proj"), "feed_forward": ("up", "down"), "all": ("qkv", "proj", "up", "down")}
 
 
 class LowRankLinear(nn.Linear):
@@ -29,16 +28,32 @@ class LowRankLinear(nn.Linear):
         low = F.linear(x, self.lora_down) * self.scale
         return super().forward(x) + F.linear(low, self.lora_up)
 
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain layer that computes the same: W + alpha / rank B A."""
+        layer = nn.Linear(self.in_features, self.out_features, device="meta")
+        layer.weight = nn.Parameter(self.weight + self.scale * self.lora_up @ self.lora_down)
+        layer.bias = self.bias
+        return layer.requires_grad_(self.weight.requires_grad)
 
-def adapt(module: nn.Module, layers: Adapted, rank: int, alpha: float) -> None:
-    """Replace every linear layer of these `LAYERS` in `module` by a `LowRankLinear`."""
-    for parent in list(module.modules()):
-        for name, layer in list(parent.named_children()):
-            if name in LAYERS[layers] and isinstance(layer, nn.Linear):
-                setattr(parent, name, LowRankLinear(layer, rank, alpha))
+
+def adapt(module: nn.Module, names: Iterable[str], rank: int, alpha: float) -> None:
+    """Replace the linear layers of these names in `module` by `LowRankLinear`s."""
+    for name in names:
+        module.set_submodule(name, LowRankLinear(module.get_submodule(name), rank, alpha))
+
+
+def merge(module: nn.Module) -> None:
+    """Replace every `LowRankLinear` in `module` by the plain layer that computes the same: the inverse of `adapt`."""
+    for name, layer in list(low_rank_layers(module)):
+        module.set_submodule(name, layer.merged())
+
+
+def low_rank_layers(module: nn.Module) -> Iterator[tuple[str, LowRankLinear]]:
+    """Those in `module`, by name."""
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LowRankLinear))
 
 
 def adapters(module: nn.Module) -> list[nn.Parameter]:
     """The low-rank matrices in `module`."""
-    layers = [layer for layer in module.modules() if isinstance(layer, LowRankLinear)]
-    return [matrix for layer in layers for matrix in (layer.lora_down, layer.lora_up)]
+    return [matrix for _, layer in low_rank_layers(module) for matrix in (layer.lora_down, layer.lora_up)]

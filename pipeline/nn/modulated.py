@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,6 +16,20 @@ from pipeline.nn.embeddings import fixed_positions, register_table, rotary_table
 Position = Literal["fixed", "learned", "rotary", "rotary_and_fixed"]
 
 
+@dataclass(frozen=True)
+class Patches:
+    """The grid of a code's patches, and the grid that their fixed and rotary positions are counted on."""
+
+    grid: list[int]
+    counted_on: list[int] | None = None  # None: its own
+
+    @classmethod
+    def of(cls, grid: Sequence[int], position_grid: Sequence[int] | None, patch_size: int) -> "Patches":
+        """Those of codes on `grid`, whose positions are counted on `position_grid`."""
+        counted_on = None if position_grid is None else [size // patch_size for size in position_grid]
+        return cls([size // patch_size for size in grid], counted_on)
+
+
 class ModulatedTransformer:
     """Methods for a network made of `ModulatedBlock`s; they keep their parameters in the network itself."""
 
@@ -25,20 +40,21 @@ class ModulatedTransformer:
         TransformerBlockRegistry.register(ModulatedBlock, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
 
-    def set_positions(self, grid: Sequence[int], position: Position, width: int, heads: int) -> None:
+    def set_positions(self, patches: Patches, position: Position, width: int, heads: int) -> None:
         """`positions` [N, width] to add at the input and `cosines`, `sines` [N, width / heads] for queries and keys.
 
         Those that `position` does not name are None.
         """
-        register_table(self, "positions", fixed_positions(grid, width) if "fixed" in position else None)
+        fixed = fixed_positions(patches.grid, width, patches.counted_on) if "fixed" in position else None
+        register_table(self, "positions", fixed)
         if position == "learned":
             del self.positions
-            self.positions = nn.Parameter(torch.zeros(math.prod(grid), width))
-        self.set_rotary(grid, width // heads if "rotary" in position else 0)
+            self.positions = nn.Parameter(torch.zeros(math.prod(patches.grid), width))
+        self.set_rotary(patches, width // heads if "rotary" in position else 0)
 
-    def set_rotary(self, grid: Sequence[int], head_width: int, prefix: str = "") -> None:
+    def set_rotary(self, patches: Patches, head_width: int, prefix: str = "") -> None:
         """Rotary tables for heads of this width as buffers; None for a width of 0."""
-        tables = rotary_tables(grid, head_width) if head_width else (None, None)
+        tables = rotary_tables(patches.grid, head_width, patches.counted_on) if head_width else (None, None)
         for name, table in zip(("cosines", "sines"), tables):
             register_table(self, prefix + name, table)
 

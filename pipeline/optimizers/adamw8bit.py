@@ -5,7 +5,7 @@ import importlib.util
 import torch
 from torch import nn
 
-from pipeline.optimizers.base import Betas, Decay, Optimizer, groups_of, trained
+from pipeline.optimizers.base import Betas, Grouping, Optimizer, groups_of, trained
 from pipeline.ranges import Positive
 
 
@@ -30,8 +30,8 @@ class AdamW8bit(Optimizer):
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("adamw8bit needs the package bitsandbytes; type `pip install bitsandbytes`, or take adamw")
 
-    def build(self, player: nn.Module, decay: Decay) -> torch.optim.Optimizer:
+    def build(self, player: nn.Module, grouping: Grouping) -> torch.optim.Optimizer:
         self.check_machine()
         from bitsandbytes.optim import AdamW8bit as EightBit
 
-        return EightBit(groups_of(trained(player), decay), lr=0.0, betas=self.betas, eps=self.epsilon)
+        return EightBit(groups_of(trained(player), grouping), lr=0.0, betas=self.betas, eps=self.epsilon)

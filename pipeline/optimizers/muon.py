@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.nn.devices import product_type
-from pipeline.optimizers.base import Betas, Decay, Optimizer, fused, groups_of, trained
+from pipeline.optimizers.base import Betas, Grouping, Optimizer, fused, groups_of, trained
 from pipeline.ranges import Count, FractionBelowOne, Positive
 
 
@@ -44,7 +44,7 @@ class Muon(Optimizer):
         self.betas, self.epsilon = tuple(betas), epsilon
         self.settings = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations}
 
-    def build(self, player: nn.Module, decay: Decay) -> torch.optim.Optimizer:
+    def build(self, player: nn.Module, grouping: Grouping) -> torch.optim.Optimizer:
         matrices = {id(weight) for weight in hidden_matrices(player)}
         if not matrices:
             raise ValueError("this player has no linear layers in repeated blocks, which muon is for; take adamw")
@@ -53,10 +53,10 @@ class Muon(Optimizer):
         for name, parameter in trained(player):
             (hidden if id(parameter) in matrices else rest).append((name, parameter))
         if hidden:
-            parts.append(Orthogonal(groups_of(hidden, decay), **self.settings))
+            parts.append(Orthogonal(groups_of(hidden, grouping), **self.settings))
         if rest:
             of_rest = {"betas": self.betas, "eps": self.epsilon, "fused": fused(player)}
-            parts.append(torch.optim.AdamW(groups_of(rest, decay), lr=0.0, **of_rest))
+            parts.append(torch.optim.AdamW(groups_of(rest, grouping), lr=0.0, **of_rest))
         return Joined(parts)
 
 

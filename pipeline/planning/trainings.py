@@ -26,6 +26,7 @@ from pipeline.training.pairs import PairBatch
 from pipeline.training.phase_parts import build_critic, build_generator_losses, build_losses, generator_taps
 from pipeline.training.posttraining import DecoderTraining
 from pipeline.training.reconstruction import Reconstruction
+from pipeline.training.tuning import tune
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Shadows:
         part, objective = self.recipe.generator, self.checked.generator.objective
         with META:
             network = build_network(self.recipe, self.spec, self.classes, objective)
+            new = tune(network, part)
             losses = build_generator_losses(self.recipe, generator_taps(self.networks()), network, 0)
-        return Generation(placed(network, device), objective, part.weights, all_placed(losses, device))
+        return Generation(placed(network, device), objective, part.weights, all_placed(losses, device), new)
 
     def joint(self, device: torch.device) -> JointTraining:
         joint = self.recipe.joint

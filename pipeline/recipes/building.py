@@ -17,23 +17,11 @@ from pipeline.nn.image_size import ImageShape, sides_of
 from pipeline.nn.module_outputs import outputs_of
 from pipeline.objectives.base import Objective
 from pipeline.ranges import type_hints
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.schema import Recipe
+from pipeline.recipes.started import find_position_grid
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.validation import SettingError, at, suggestion
-
-DERIVED = {  # what a recipe may not state, by slot
-    "datasets": ("split",),
-    "tokenizers": ("image_size", "image_channels"),
-    "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token"),
-    "objectives": (),
-    "solvers": (),
-    "losses": ("extractor", "dim", "grid"),
-    "critics": ("widths", "source", "channels"),
-    "adversarial": (),
-    "optimizers": (),
-    "perturbations": (),
-    "metrics": ("neighbours", "noise"),  # of `evaluate` and of a card
-}
 
 
 def find_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], Arguments]:
@@ -116,7 +104,9 @@ def plan_built_tokenizer(tokenizer: Tokenizer) -> TokenizerPlan:
 
 
 def build_network(recipe: Recipe, spec: LatentSpec, num_classes: int, objective: Objective) -> Network:
-    return build("networks", recipe.generator.network, **network_shape(spec, num_classes, objective))
+    shape = network_shape(spec, num_classes, objective)
+    position_grid = find_position_grid(recipe.generator.start, spec)
+    return build("networks", recipe.generator.network, **shape, position_grid=position_grid)
 
 
 def network_shape(spec: LatentSpec, num_classes: int, objective: Objective) -> dict[str, Any]:

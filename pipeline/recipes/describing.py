@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pipeline.components import NESTED, find, kinds
 from pipeline.program import command_line
 from pipeline.ranges import stated_ranges, type_hints
-from pipeline.recipes.building import DERIVED
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.solvers.base import solvers_of
 from pipeline.tokenizers.base import DERIVED_ARGUMENTS

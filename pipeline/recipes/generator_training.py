@@ -4,25 +4,68 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.components import Node
-from pipeline.ranges import Count, NotNegative, RangedFields
+from pipeline.networks.base import Part
+from pipeline.nn.lora import Adapted
+from pipeline.ranges import Count, NotNegative, Positive, RangedFields
 from pipeline.recipes.field_metadata import slot
 from pipeline.recipes.loops import Loop
+from pipeline.validation import SettingError
+
+JOINT = "joint"  # in place of a folder: the network that was trained with the tokenizer
+
+
+@dataclass
+class Start(RangedFields):
+    """The network that a training starts from: all that is not named here has to fit, and is taken as it is."""
+
+    folder: str  # of a run, its generator/, a published pipeline, or an imported network; joint: that of joint training
+    reinitialise: tuple[
+        Part, ...
+    ] = ()  # drawn anew: labels, for other classes; codes, for another tokenizer; positions
+    resample: tuple[Literal["positions"], ...] = ()  # positions: stretched to the recipe's grid, for another resolution
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if both := set(self.resample) & set(self.reinitialise):
+            raise SettingError("resample", f" and reinitialise both name {both.pop()}; leave one of them out")
+
+
+@dataclass
+class Adapter(RangedFields):
+    """Low-rank changes of linear layers, which alone are trained beside what is drawn anew (LoRA, arXiv:2106.09685)."""
+
+    rank: Count = 16
+    alpha: Positive = 16.0  # a change counts alpha / rank times
+    layers: Adapted = "attention"  # of every block; all: its other linear layers, too
 
 
 @dataclass
 class GeneratorTraining(RangedFields):
     """The network that generates codes, its objective, and its training."""
 
-    network: Node = field(metadata=slot("networks"))  # slot networks
-    objective: Node = field(metadata=slot("objectives"))  # slot objectives
-    weights: dict[str, NotNegative]  # loss term -> weight
     loop: Loop
+    network: Node = field(default_factory=dict, metadata=slot("networks"))  # slot networks; {}: that of start
+    objective: Node = field(default_factory=dict, metadata=slot("objectives"))  # slot objectives; {}: that of start
+    weights: dict[str, NotNegative] = field(default_factory=dict)  # loss term -> weight; 1 of an objective of start
     losses: dict[str, Node] = field(default_factory=dict, metadata=slot("losses"))  # of the hidden states
-    start: str | None = None  # folder of a network with the initial weights, or joint: that of joint training
+    start: str | Start | None = None  # the first weights: a section, or its folder alone
+    adapter: Adapter | None = None  # train low-rank changes of the network that it starts from; null: all of it
     condition: Literal["class", "none"] = "class"  # what the network is conditioned on
     milestones: tuple[Count, ...] = ()  # steps after which the average weights are saved, for sample.weak
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.start, str):
+            self.start = Start(self.start)
+        if self.adapter is not None and self.start is None:
+            raise SettingError("adapter", " changes a trained network, and start names none; name its folder there")
 
     @property
     def starts_joint(self) -> bool:
         """Whether training starts from the network that was trained with the tokenizer: `start: joint`."""
-        return self.start == "joint"
+        return self.start is not None and self.start.folder == JOINT
+
+    @property
+    def has_new_parts(self) -> bool:
+        """Whether a network that was trained before gets parts that were not: drawn anew, or an adapter."""
+        return self.adapter is not None or self.start is not None and bool(self.start.reinitialise)

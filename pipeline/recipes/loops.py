@@ -8,6 +8,7 @@ from pipeline.ranges import Count, Fraction, FractionBelowOne, NotNegative, Rang
 from pipeline.recipes.field_metadata import ONLY_SPEED, slot
 from pipeline.validation import SettingError
 
+NEW = "new"  # the rate of what is new in a player that was trained before
 Schedule = Literal["constant", "cosine", "linear"]
 
 
@@ -45,7 +46,9 @@ class Loop(RangedFields):
     """Steps, batch, rates, optimiser and checkpoints of a training; steps are optimiser steps, the batch is global."""
 
     steps: Whole
-    lr: dict[str, NotNegative | Rate]  # learning rate by player (tokenizer, critic, network): its peak, or a section
+    lr: dict[
+        str, NotNegative | Rate
+    ]  # rate by player (tokenizer, critic, network; new: its new parts): peak, or a section
     batch: Count = 64  # images per step, over all processes
     accumulate: Count = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step; `check` names what it changes
     first: Fraction = 0.0  # fraction of the peak rate at which the warm-up begins

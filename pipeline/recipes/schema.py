@@ -17,6 +17,7 @@ from pipeline.recipes.latents import Latents
 from pipeline.recipes.post_training import PostTraining
 from pipeline.recipes.publication import Publication
 from pipeline.recipes.sampling import Sampling
+from pipeline.recipes.started import complete
 from pipeline.recipes.tokenizer_training import TokenizerTraining
 from pipeline.recipes.weights import Weights
 from pipeline.validation import check_folder_name
@@ -26,7 +27,7 @@ from pipeline.validation import check_folder_name
 class Recipe(RangedFields):
     name: str
     data: Data
-    tokenizer: TokenizerTraining
+    tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
     generator: GeneratorTraining | None = None  # null: the line ends with the tokenizer
     seed: Seed = 0
     precision: StagePrecision = field(default_factory=StagePrecision)  # a word alone: of all stages
@@ -86,7 +87,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     values = read(locate(name), tuple(f.name for f in fields(Recipe)))
     values = merge(values, parse_settings(overrides, spread))
-    return structure(Recipe, leave_out_known(values, FREE_NAMES))
+    recipe = structure(Recipe, leave_out_known(values, FREE_NAMES))
+    complete(recipe.tokenizer, recipe.generator)
+    return recipe
 
 
 def settings(recipe: Recipe) -> str:

@@ -39,6 +39,6 @@ class Phase(RangedFields):
 class TokenizerTraining(RangedFields):
     """The tokenizer, and the phases of its training."""
 
-    model: Node = field(metadata=slot("tokenizers"))  # slot tokenizers
-    start: str | None = None  # folder of a tokenizer with the initial weights of the first phase
+    model: Node = field(default_factory=dict, metadata=slot("tokenizers"))  # slot tokenizers; {}: that of start
+    start: str | None = None  # folder with the first weights; without a model that of generator.start
     phases: dict[str, Phase] = field(default_factory=dict)  # in order; empty: used as it is

@@ -96,7 +96,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
             self.register_to_config(encoder_start=None, decoder_start=None)  # a saved folder is whole without them
         for vit, tuning in self.tunings():
             if tuning == "lora":
-                lora.adapt(vit, lora_layers, lora_rank, lora_alpha)
+                lora.adapt(vit, vit.adapted_layers(lora_layers), lora_rank, lora_alpha)
         for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
 

@@ -1,6 +1,6 @@
 """The task of training a generator on stored codes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ class Generation:
 
     A batch holds `code`, `condition`, and the posterior's `std` if moments are stored; for the losses also the stored
     `features` by term, or the `images`, from which the teachers then compute them. The terms are the objective's and
-    those of `losses`, which are by term.
+    those of `losses`, which are by term. `new` names parameters of the network that were not trained before.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class Generation:
         objective: Objective,
         weights: dict[str, float],
         losses: Mapping[str, Alignment] | None = None,
+        new: Collection[str] = (),
     ):
         self.losses = dict(losses or {})
         self.players: dict[str, nn.Module] = {
@@ -36,6 +37,7 @@ class Generation:
         self.metrics: dict[str, Tensor] = {}
         self.starts: dict[str, int] = {}
         self.judges, self.compared = (), ()
+        self.new = {"network": tuple(f"model.{name}" if self.losses else name for name in new)}
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         player, states = self.players["network"], {}

@@ -162,7 +162,7 @@ def update_player(training: Training, name: str) -> bool:
     finite = bool(norm.isfinite())
     training.journal.add(f"{name}/gradient_norm", norm if finite else torch.zeros_like(norm))
     for group in optimizer.param_groups:
-        group["lr"] = rate_at(training, name, training.progress.step)
+        group["lr"] = rate_at(training, group["rate"] or name, training.progress.step)
     if scaler is not None:  # it skips by itself, and lowers its scale
         scaler.step(optimizer)
     elif finite:

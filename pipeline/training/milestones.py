@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from pipeline.runs.milestones import milestone
 from pipeline.training.ema import Averages
 from pipeline.training.loss_heads import detach_heads
+from pipeline.training.tuning import merged
 
 
 @dataclass
@@ -22,5 +23,5 @@ class Milestones:
         if step in self.steps:
             network, _ = detach_heads(averages()["network"])
             if self.accelerator.is_main_process:
-                network.save_pretrained(milestone(self.folder, step))
+                merged(network).save_pretrained(milestone(self.folder, step))
         return False

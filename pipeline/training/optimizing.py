@@ -1,20 +1,25 @@
 """The optimisers of a training's players, as its loop states them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 
 from pipeline.components import build, find
-from pipeline.optimizers.base import Decay, trained
-from pipeline.recipes.loops import Loop
+from pipeline.optimizers.base import Grouping, trained
+from pipeline.recipes.loops import NEW, Loop
 from pipeline.validation import SettingError, at
 
 
-def make_optimizer(loop: Loop, name: str, player: nn.Module) -> torch.optim.Optimizer:
-    """That of the player of this name, for its parameters that need a gradient."""
+def make_optimizer(loop: Loop, name: str, player: nn.Module, new: Collection[str] = ()) -> torch.optim.Optimizer:
+    """That of the player of this name, for its parameters that need a gradient; `new` are names of those that are new.
+
+    They learn at the rate `new`, where the loop states one.
+    """
+    rates = dict.fromkeys(new, NEW) if NEW in loop.lr else {}
+    grouping = Grouping(loop.decay_of(name), loop.undecayed, rates)
     with at(f"loop.optimizer ({name})"):
-        return build("optimizers", loop.optimizer_of(name)).build(player, Decay(loop.decay_of(name), loop.undecayed))
+        return build("optimizers", loop.optimizer_of(name)).build(player, grouping)
 
 
 def check_divisible(loop: Loop, name: str) -> None:

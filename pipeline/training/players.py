@@ -23,7 +23,7 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
     With `sharding` the blocks of every player are divided that is no judge of another.
     """
     with at("loop"):
-        check_loop(loop, task.players)
+        check_loop(loop, task.players, any(task.new.values()))
         check_undecayed(loop, task.players)
     for name, player in task.players.items():
         player.to(accelerator.device).train()
@@ -41,7 +41,7 @@ def prepare(task: Task, loop: Loop, progress: Progress, accelerator: Accelerator
         else:
             average.module.to(accelerator.device)
             task.players[name] = accelerator.prepare(player)
-        progress.optimizers[name] = make_optimizer(loop, name, player)
+        progress.optimizers[name] = make_optimizer(loop, name, player, task.new.get(name, ()))
 
 
 def checkpoint_blocks(player: nn.Module) -> None:

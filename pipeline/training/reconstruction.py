@@ -68,6 +68,7 @@ class Reconstruction:
             self.players["critic"] = self.game.player
         self.last_layer = last_layer_of(tokenizer, phase.train)
         self.balanced = {term: tokenizer.get_parameter(name) for term, name in phase.balance.items()}
+        self.new = {}
         self.compared = (self.last_layer, *self.balanced.values())
         pixels = critic is not None or any(loss.of_pixels for loss in losses.values())
         self.arguments = {} if pixels else {"pixels": False}

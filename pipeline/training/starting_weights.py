@@ -5,7 +5,10 @@ from typing import Any, TypeVar
 
 from diffusers import ModelMixin
 
-from pipeline.checks.starting_weights import check_start
+from pipeline.checks.starting_weights import check_network_start, check_start
+from pipeline.networks.base import Network
+from pipeline.recipes.generator_training import Start
+from pipeline.recipes.started import find_network
 from pipeline.saved_folders import INDEX, fingerprint_files, load_component
 
 Model = TypeVar("Model", bound=ModelMixin)
@@ -21,6 +24,16 @@ def load_start(model: Model, folder: str | None, where: str) -> Model:
     check_start(model, folder, where)
     model.load_state_dict(load_component(type(model), Path(folder)).state_dict())
     return model
+
+
+def start_network(network: Network, start: Start) -> None:
+    """Give `network` the weights that it starts from; parts that are drawn anew keep those that they have.
+
+    Raises ValueError with one line that says what does not fit, and what to add to the recipe.
+    """
+    check_network_start(network, start)
+    stored = load_component(type(network), find_network(start))
+    network.begin_from(stored, start.reinitialise, start.resample)
 
 
 def fingerprints(part: Any) -> dict[str, str]:

@@ -22,6 +22,7 @@ class Task(Protocol):
     metrics: dict[str, Tensor]  # of the last batch, for the log alone
     starts: Mapping[str, int]  # the first step at which a player learns, where that is not step 0
     judges: Collection[str]  # players that another one's turn runs, with weights frozen
+    new: Mapping[str, Collection[str]]  # names of parameters that are new in a player that was trained before
     compared: Collection[nn.Parameter]  # those at which a turn takes gradients itself
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

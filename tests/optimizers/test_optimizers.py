@@ -10,7 +10,7 @@ from support.loop_task import Denoise, fit, weights
 from torch import nn
 
 from pipeline.components import build, kinds
-from pipeline.optimizers.base import Decay, groups_of, trained
+from pipeline.optimizers.base import Grouping, groups_of, trained
 from pipeline.optimizers.muon import Orthogonal, hidden_matrices
 from pipeline.validation import SettingError
 
@@ -53,7 +53,7 @@ def one_step(node: dict, weight: torch.Tensor, gradient: torch.Tensor, rate: flo
     player = Blocks()
     parameter = player.blocks[0][0].weight
     parameter.data = weight.clone()
-    optimizer = build("optimizers", node).build(player, Decay(decay))
+    optimizer = build("optimizers", node).build(player, Grouping(decay))
     for group in optimizer.param_groups:
         group["lr"] = rate
     parameter.grad = gradient.clone()
@@ -109,7 +109,7 @@ def test_muon_is_that_of_torch_up_to_its_half_precision(shape, nesterov):
 def test_muon_is_for_linear_layers_in_blocks_and_the_rest_is_adamw_s():
     player = Blocks()
     assert {id(p) for p in hidden_matrices(player)} == {id(block[0].weight) for block in player.blocks}
-    optimizer = build("optimizers", {"kind": "muon", "betas": [0.8, 0.9]}).build(player, Decay(0.1, ("embed",)))
+    optimizer = build("optimizers", {"kind": "muon", "betas": [0.8, 0.9]}).build(player, Grouping(0.1, ("embed",)))
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(player.parameters()))
     matrices, others = optimizer.parts
     assert [len(g["params"]) for g in matrices.param_groups] == [2] and matrices.param_groups[0]["weight_decay"] == 0.1
@@ -117,11 +117,11 @@ def test_muon_is_for_linear_layers_in_blocks_and_the_rest_is_adamw_s():
     still = [id(p) for g in others.param_groups if not g["weight_decay"] for p in g["params"]]
     assert id(player.embed.weight) in still and id(player.places) not in still
     with pytest.raises(ValueError, match="no linear layers in repeated blocks, which muon is for; take adamw"):
-        build("optimizers", {"kind": "muon"}).build(nn.Linear(3, 3), Decay())
+        build("optimizers", {"kind": "muon"}).build(nn.Linear(3, 3), Grouping())
 
 
 def test_vectors_and_names_without_decay_are_spared():
-    decay = Decay(0.3, ("embed", "heads.0"))
+    decay = Grouping(0.3, ("embed", "heads.0"))
     groups = groups_of(trained(Blocks()), decay)
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert [len(group["params"]) for group in groups] == [5, 7]

@@ -11,7 +11,7 @@ import pytest
 
 import run
 from pipeline.components import NESTED, find, kinds
-from pipeline.recipes.building import DERIVED
+from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.describing import PLACES, describe, matches, sections_of
 from pipeline.recipes.files import CONFIGS, names, read
 from pipeline.recipes.schema import Recipe

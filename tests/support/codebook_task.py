@@ -71,7 +71,7 @@ class Rebuild:
         torch.manual_seed(0)
         self.players: dict[str, nn.Module] = {"squeeze": Squeeze(nodes)}
         self.metrics: dict[str, Tensor] = {}
-        self.starts, self.judges, self.compared = {}, (), ()
+        self.starts, self.judges, self.compared, self.new = {}, (), (), {}
         self.poison = poison
 
     def turns(self, batch, draws, step):

@@ -48,7 +48,7 @@ class Denoise:
         maker = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 6))
         self.players = {"maker": maker, "judge": nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))}
         self.metrics: dict[str, Tensor] = {}
-        self.starts, self.judges, self.compared = {}, (), ()
+        self.starts, self.judges, self.compared, self.new = {}, (), (), {}
         self.pause, self.poison, self.seen = pause, poison, []
 
     def held_out_terms(self, averages, batch, draws):

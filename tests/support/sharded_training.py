@@ -21,6 +21,7 @@ from pipeline.losses.pixel import Pixel
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipes.adversary import Adversary
+from pipeline.recipes.generator_training import Adapter, GeneratorTraining, Start
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.sharding import Sharding
@@ -28,6 +29,7 @@ from pipeline.training.generation import Generation
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.training.task import Task
+from pipeline.training.tuning import tune
 
 SIZES = {"width": 16, "depth": 2, "heads": 2}
 LOOP = Loop(6, {"network": 1e-3}, batch=8, weight_decay=0.1, clip=0.05, ema=0.5, save_every=3)
@@ -54,8 +56,14 @@ class Rows:
 
 
 def task_of(kind: str) -> tuple[Task, Loop]:
-    """A transformer against a critic, whose weight depends on gradients, or a generator by the optimiser `kind`."""
+    """A transformer against a critic, whose weight depends on gradients; a generator by the optimiser `kind`; one that
+    an adapter alone, and a new table of labels, are trained of."""
     torch.manual_seed(0)
+    if kind == "adapter":
+        network, rates = randomised(DiffusionTransformer([4, 4], 6, 5, **SIZES)), {"network": 1e-3, "new": 3e-3}
+        start, loop = Start("nowhere", reinitialise=("labels",)), replace(LOOP, lr=rates)
+        new = tune(network, GeneratorTraining(loop, start=start, adapter=Adapter(2, layers="all")))
+        return Generation(network, FlowMatching(), {"flow": 1.0}, new=new), loop
     if kind != "tokenizer":
         network = DiffusionTransformer([4, 4], 6, 5, **SIZES)
         return Generation(randomised(network), FlowMatching(), {"flow": 1.0}), replace(LOOP, optimizer={"kind": kind})

@@ -48,8 +48,8 @@ def make_tokenizer() -> ConvAutoencoder:
 
 
 def make_network(num_classes: int = 4, **arguments: Any) -> DiffusionTransformer:
-    sizes = {name: value for name, value in NETWORK.items() if name != "kind"}
-    return randomised(DiffusionTransformer([4, 4], 3, num_classes, **(sizes | arguments)), 2)
+    sizes = {name: value for name, value in NETWORK.items() if name != "kind"} | {"grid": [4, 4], "dim": 3}
+    return randomised(DiffusionTransformer(**(sizes | {"num_classes": num_classes} | arguments)), 2)
 
 
 def make_pipeline(num_classes: int = 4, **arguments: Any) -> LatentPipeline:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 TESTS = Path(__file__).parents[1]
 SLOW = pytest.mark.slow
-KINDS = ("adamw", *(pytest.param(kind, marks=SLOW) for kind in ("tokenizer", "muon")))  # a generator by its optimiser
+KINDS = ("adamw", *(pytest.param(kind, marks=SLOW) for kind in ("tokenizer", "muon", "adapter")))
 
 
 def fit_in_two(kind: str, folder: Path, steps: int, sharded: str = "sharded") -> dict[str, Tensor]:

@@ -1,0 +1,15 @@
+"""The arguments of components that follow from earlier stages."""
+
+DERIVED = {  # what a recipe may not state, by slot
+    "datasets": ("split",),
+    "tokenizers": ("image_size", "image_channels"),
+    "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token", "position_grid"),
+    "objectives": (),
+    "solvers": (),
+    "losses": ("extractor", "dim", "grid"),
+    "critics": ("widths", "source", "channels"),
+    "adversarial": (),
+    "optimizers": (),
+    "perturbations": (),
+    "metrics": ("neighbours", "noise"),  # of `evaluate` and of a card
+}
