@@ -42,7 +42,7 @@ def seconds_of_steps(steps: int = TIMED, rounds: int = ROUNDS) -> dict[str, floa
 
     from pipeline.checks.recipe import check_recipe
     from pipeline.code import Code, Condition
-    from pipeline.latents.store import CodeBatch
+    from pipeline.latents.code_source import CodeBatch
     from pipeline.recipes.building import build_network
     from pipeline.recipes.schema import load
     from pipeline.training.generation import Generation

@@ -1,6 +1,7 @@
 """Encodes the training images.
 
-The tokenizer is saved beside the codes, with the mean and std that bring them to unit scale.
+The tokenizer is saved beside the codes, with the mean and std that bring them to unit scale; with latents.store=false
+it is saved alone.
 """
 
 from pathlib import Path
@@ -13,8 +14,9 @@ from pipeline.files.writing import new_folder
 from pipeline.frozen.class_token import ClassToken
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
-from pipeline.latents.encoding import EncodingPlan, encode
+from pipeline.latents.encoding import EncodingPlan, describe, encode
 from pipeline.latents.scale import measure
+from pipeline.latents.store import write_manifest
 from pipeline.recipes.building import build_network, hidden_layout
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace, plain
@@ -53,7 +55,10 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     tokenizer = load_scaled_tokenizer(recipe, work, out / "tokenizer", images)
     taps = taps_of_generator(networks, tokenizer) if recipe.latents.features else {}
     plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.latents, taps, feature)
-    encode(tokenizer, images, plan, out, work.accelerator)
+    if recipe.latents.store:
+        encode(tokenizer, images, plan, out, work.accelerator)
+    elif work.accelerator.is_main_process:
+        write_manifest(out, describe(tokenizer, images, plan))
 
 
 def taps_of_generator(networks: FrozenNetworks, tokenizer: Tokenizer) -> dict[str, tuple[Tap, list[int]]]:

@@ -14,7 +14,7 @@ from pipeline.images import grids
 from pipeline.images.reading import Images
 from pipeline.images.rendering import rendered
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.latents.store import LatentStore
+from pipeline.latents.encoded_images import open_codes
 from pipeline.measuring.numbers import describe_left_out
 from pipeline.measuring.reference import fingerprint_reference
 from pipeline.measuring.samples import RealImages, SampleMeasuring, load_samples
@@ -98,7 +98,7 @@ def measure_line(
     groups: dict[str, dict[str, Measurement]] = {}
     for metric, numbers in of_samples.measure(samples, real, record):
         groups.setdefault(metric.group, {}).update(numbers)
-    inputs = tokenizer_inputs(of_tokenizer, of_samples, real, stored_ids(work))
+    inputs = tokenizer_inputs(of_tokenizer, of_samples, real, training_ids(recipe, work, pipe.tokenizer))
     for metric, numbers in of_tokenizer.measure(inputs):
         groups.setdefault(metric.report_group, {}).update(numbers)
     figures = draw(recipe, work, out, held_out, pipe)
@@ -133,16 +133,18 @@ def tokenizer_measuring(tokenizer: Tokenizer, of_images: SampleMeasuring) -> Tok
     return TokenizerMeasuring(tokenizer, of_images.extractors, metrics, recipe.seed, tokenizer.encode, precision=word)
 
 
-def stored_ids(work: Workspace) -> PerImage:
+def training_ids(recipe: Recipe, work: Workspace, tokenizer: Tokenizer) -> PerImage:
     """The ids of training images: codes without ids are large, and no metric of a report needs them."""
-    store = LatentStore(work.artefact("latents"))
-    return {"ids": store.plain(torch.arange(min(len(store), CODES))).code.ids} if store.spec.vocab else {}
+    if not tokenizer.spec.vocab:
+        return {}
+    codes = open_codes(work.artefact("latents"), recipe, work.accelerator)
+    return {"ids": codes.plain(torch.arange(min(len(codes), CODES))).code.ids}
 
 
 def tokenizer_inputs(
     measuring: TokenizerMeasuring, of_images: SampleMeasuring, real: RealImages, ids: PerImage
 ) -> TokenizerInputs:
-    """What is known of held-out images, and of training images the stored ids alone."""
+    """What is known of held-out images, and of training images the ids alone."""
     recipe, tokenizer = of_images.recipe, measuring.tokenizer
     sets = ImageSet(ids, {}), ImageSet(real.held_out.narrow, real.protocol, real.held_out.moments)
     networks = measuring.extractors, of_images.accelerator

@@ -13,7 +13,7 @@ from pipeline.components import find
 from pipeline.files.writing import write_json
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
-from pipeline.latents.store import LatentStore
+from pipeline.latents.encoded_images import open_codes
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.sampling.many_images import assemble, sampling_record
@@ -63,7 +63,7 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
     """The folder of the post-trained tokenizer; pairs, log and cost stay in `out` beside what is made of it."""
     part, accelerator, folder = recipe.posttrain, work.accelerator, out / "posttraining"
     images = Images(recipe.data, "train")
-    originals = Originals(LatentStore(work.artefact("latents")), images, recipe)
+    originals = Originals(open_codes(work.artefact("latents"), recipe, accelerator), images, recipe)
     generator, weak = work.artefact("generator"), starting_weights.fingerprints(plain(recipe.sample.weak))
     pipe, networks = assemble(recipe, tokenizer, generator), weak | {"generator": fingerprint_files(generator)}
     make_pairs(recipe, pipe, originals, out / "pairs", accelerator, networks, work.root / WRITES / "pairs")

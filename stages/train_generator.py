@@ -1,4 +1,4 @@
-"""Trains the generator on the stored codes.
+"""Trains the generator on codes, stored or made at every step.
 
 The network is saved with the objective that samples it.
 """
@@ -13,7 +13,8 @@ from pipeline.files.writing import write_json
 from pipeline.frozen.feature_maps import stored_features
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
-from pipeline.latents.store import LatentStore
+from pipeline.latents.code_source import CodeSource
+from pipeline.latents.encoded_images import open_codes
 from pipeline.losses.base import Alignment
 from pipeline.networks.base import Network
 from pipeline.recipes.building import build_network, count_condition_classes, seed_initial_weights
@@ -27,7 +28,6 @@ from pipeline.training.generation import Generation
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.milestones import Milestones
-from pipeline.training.order import TrainingData
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
 from pipeline.training.tuning import save_tuned, tune
 from pipeline.training.what_is_seen import seen_of_generator
@@ -56,22 +56,23 @@ def folders_of(part: GeneratorTraining) -> list[Any]:
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
-    store, part = LatentStore(work.artefact("latents")), recipe.generator
-    classes = count_condition_classes(recipe, store.num_classes)
+    codes, part = open_codes(work.artefact("latents"), recipe, work.accelerator), recipe.generator
+    classes = count_condition_classes(recipe, codes.num_classes)
     objective = build("objectives", part.objective)
     seed_initial_weights(recipe.seed)
-    network = build_network(recipe, store.spec, classes, objective)
+    network = build_network(recipe, codes.spec, classes, objective)
     if part.start is not None:
         joint = str(work.artefact("joint") / "generator")
         starting_weights.start_network(network, replace(part.start, folder=joint) if part.starts_joint else part.start)
     new = tune(network, part)
-    losses, data, workers = {}, store, min(1, recipe.data.workers)  # codes are read fast enough by one
+    losses, data = {}, codes
     if part.losses and part.loop.steps:
-        losses, data, workers = build_hidden_losses(recipe, work, store, network, out)
+        losses, data = build_hidden_losses(recipe, work, codes, network, out)
         if part.starts_joint:
             carry_heads(losses.values(), [work.artefact("joint") / "generator"])
-    task = Generation(network, objective, part.weights, losses, new)
+    task = Generation(network, objective, part.weights, losses, new, codes.encoder)
     milestones = Milestones(part.milestones, out, work.accelerator)
+    workers = recipe.data.workers if data.reads_images else min(1, recipe.data.workers)  # one reads codes fast enough
     where = out, recipe.seed, work.accelerator, workers
     seen = seen_of_generator(recipe, work, store, objective)
     how = recipe.precision.generator, work.sharding, seen, f"{recipe.name}-generator"
@@ -80,24 +81,24 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if work.accelerator.is_main_process:
         network, heads = detach_heads(averages["network"])
         save_heads(heads, out)
-        class_names = store.class_names if classes else []
+        class_names = codes.class_names if classes else []
         save_tuned(network, part, class_names, out)
         objective.save_pretrained(out / "objective")
         write_json(out / "class_names.json", class_names, indent=None)
 
 
 def build_hidden_losses(
-    recipe: Recipe, work: Workspace, store: LatentStore, network: Network, out: Path
-) -> tuple[dict[str, Alignment], TrainingData, int]:
-    """The losses on hidden states, what their training reads, and by how many workers.
+    recipe: Recipe, work: Workspace, codes: CodeSource, network: Network, out: Path
+) -> tuple[dict[str, Alignment], CodeSource]:
+    """The losses on hidden states, and what their training reads.
 
     The teachers' features come with the codes where they are stored, else from the images of the same views.
     """
     if recipe.latents.features:
-        taps = {term: stored_features(described) for term, described in store.manifest["features"].items()}
-        return build_generator_losses(recipe, taps, network, recipe.seed), store, min(1, recipe.data.workers)
+        taps = {term: stored_features(described) for term, described in codes.manifest["features"].items()}
+        return build_generator_losses(recipe, taps, network, recipe.seed), codes
     images = Images(recipe.data, "train")
     taps = generator_taps(FrozenNetworks(recipe, images, out, work.accelerator))
     losses = build_generator_losses(recipe, taps, network, recipe.seed)
     losses = {term: loss.to(work.accelerator.device) for term, loss in losses.items()}
-    return losses, CodesAndImages(store, images), recipe.data.workers
+    return losses, codes if codes.reads_images else CodesAndImages(codes, images)

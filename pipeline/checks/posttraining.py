@@ -15,6 +15,8 @@ def check_posttraining(recipe: Recipe, tokenizer: TokenizerPlan) -> None:
         return
     with at("posttrain"):
         check_pairs(posttrain, bool(recipe.latents.crops))
+        if posttrain.rehearsal and not recipe.latents.store:
+            raise SettingError("rehearsal", " takes stored codes, and latents.store=false; set rehearsal=0")
         check_choice(posttrain)
         with at("phase"):
             check_decoder_phase(posttrain.phase)

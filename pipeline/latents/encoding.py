@@ -2,21 +2,22 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.code import LatentSpec
-from pipeline.draws import ImageDraws, mix
+from pipeline.code import Code, Condition, LatentSpec
+from pipeline.draws import Draws, ImageDraws, mix
 from pipeline.files.writing import read_json
 from pipeline.frozen.class_token import ClassTokenFeature
 from pipeline.images.ahead import read_ahead
 from pipeline.images.reading import ImageBatch, Images
+from pipeline.latents.code_source import CodeBatch
 from pipeline.latents.store import (
     FEATURE,
     FORMAT,
@@ -58,10 +59,10 @@ def encode(tokenizer: Tokenizer, images: Images, plan: EncodingPlan, folder: Pat
     number of processes. The features of `plan.taps` and the class tokens, of the same views, are written beside the
     codes. Finished shards are kept. Raises ValueError when the folder was begun under another plan.
     """
-    encoder = Encoder(tokenizer, images, plan, accelerator.device)
+    encoder = Encoder(tokenizer, plan, accelerator.device)
 
     def make(batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
-        for rows, tensors in zip(batches, encoder(batches)):
+        for rows, tensors in zip(batches, encode_views(encoder, images, batches)):
             yield as_stored(tensors, plan.latents.precision, tokenizer.spec, rows)
 
     fill(folder, describe(tokenizer, images, plan), make, plan.latents.batch, accelerator, "encoding")
@@ -127,58 +128,79 @@ class ViewReader:
 
 
 class Encoder:
-    """Rows of a collection to the codes of their views, a view of all rows at a time, in the given precision."""
+    """Images to their codes by a frozen tokenizer, with the class tokens and features of a plan, in its precision."""
 
-    def __init__(self, tokenizer: Tokenizer, images: Images, plan: EncodingPlan, device: torch.device):
+    def __init__(self, tokenizer: Tokenizer, plan: EncodingPlan, device: torch.device):
         self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
-        self.images, self.plan, self.latents, self.device = images, plan, plan.latents, device
-
-    def __call__(self, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
-        """`encode` of several batches of rows [B], one after the other; their images are read ahead by data.workers."""
-        reader = ViewReader(self.images, tuple(self.latents.crops), self.latents.flip)
-        read = read_ahead(reader, batches, self.images.data.workers, copies_pinned(self.device))
-        return (self.encode(rows, views) for rows, views in zip(batches, read))
+        self.plan, self.device = plan, device
 
     @torch.no_grad()
-    def encode(self, rows: Tensor, images: Sequence[ImageBatch]) -> dict[str, Tensor]:
-        """Of rows [B], whose views are `images`: on the CPU, `z` [B, views, N, C] float32, or `ids`; and `labels` [B].
+    def codes(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Of images [B, 3, H, W], on the device: `z` [B, N, C] float32, a sample by `draws` if the plan wants samples,
+        or `ids`.
 
-        For moments also `std`; of every tap `feature.<term>` [B, views, M, width], and `class_token` [B, views, width]
-        where there is one.
+        For moments also `std`; of every tap `feature.<term>` [B, M, width], and `class_token` [B, width] where there is
+        one.
         """
-        views = []
-        for number, batch in enumerate(images):
-            views.append(self._codes(batch.images, rows, number))
-        tensors = {name: torch.stack([view[name] for view in views], dim=1) for name in views[0]}
-        return tensors if batch.condition is None else tensors | {"labels": batch.condition.labels}
-
-    def _codes(self, pixels: Tensor, rows: Tensor, view: int) -> dict[str, Tensor]:
-        pixels = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        pixels = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         with arithmetic(self.device, self.plan.precision):
-            if self.tokenizer.spec.vocab:
-                tensors = {"ids": self.tokenizer.encode(pixels).ids}
-            elif self.latents.posterior == "moments":
-                tensors = dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
-            else:
-                tensors = {"z": self.tokenizer.encode(pixels, draws=self._draws(rows, view)).z.float()}
+            tensors = self._tokens(pixels, draws)
             if self.plan.class_feature is not None:
                 tensors["class_token"] = self.plan.class_feature(pixels)
             tensors |= {FEATURE + term: tap(pixels, grid).float() for term, (tap, grid) in self.plan.taps.items()}
+        return tensors
+
+    def _tokens(self, pixels: Tensor, draws: Draws) -> dict[str, Tensor]:
+        posterior = self.plan.latents.posterior
+        if self.tokenizer.spec.vocab:
+            return {"ids": self.tokenizer.encode(pixels).ids}
+        if posterior == "moments":
+            return dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
+        return {"z": self.tokenizer.encode(pixels, draws=draws if posterior == "sample" else None).z.float()}
+
+    def encode(self, batch: ImageBatch, draws: Draws) -> CodeBatch:
+        """The codes of a batch, with its images, for a training that reads no stored ones."""
+        return replace(code_batch(self.codes(batch.images, draws), batch.condition), images=batch.images)
+
+    def networks(self) -> list[nn.Module]:
+        """All that encoding computes by."""
+        taps = [tap for tap, _ in self.plan.taps.values()]
+        return [self.tokenizer, *taps, *([] if self.plan.class_feature is None else [self.plan.class_feature])]
+
+    def view(self, images: Tensor, rows: Tensor, number: int) -> dict[str, Tensor]:
+        """`codes` of view `number` of rows [B] of a collection, on the CPU, sampled by draws of row and view."""
+        latents = self.plan.latents
+        place, mirrored = divmod(number, 2) if latents.flip else (number, 0)
+        name = ("mirror" if mirrored else "image") + (f" {place}" if place else "")
+        seeds = [mix(self.plan.seed, "posterior", name, row) for row in rows.tolist()]
+        tensors = self.codes(images, ImageDraws.from_seeds(seeds, self.device))
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
-    def _draws(self, rows: Tensor, view: int) -> ImageDraws | None:
-        if self.latents.posterior != "sample":
-            return None
-        place, mirrored = divmod(view, 2) if self.latents.flip else (view, 0)
-        name = ("mirror" if mirrored else "image") + (f" {place}" if place else "")
-        return ImageDraws.from_seeds(
-            [mix(self.plan.seed, "posterior", name, row) for row in rows.tolist()], self.device
-        )
+
+def code_batch(tensors: Mapping[str, Tensor], condition: Condition | None) -> CodeBatch:
+    """The tensors of `Encoder.codes` as a batch; features are left out."""
+    code = Code(tensors.get("z"), tensors.get("ids"), tensors.get("class_token"))
+    return CodeBatch(code, tensors.get("std"), condition)
+
+
+def encode_views(encoder: Encoder, images: Images, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Of several batches of rows [B], one after the other: `Encoder.codes` of all their views, [B, views, ...].
+
+    On the CPU, with `labels` [B]; the images are read ahead by data.workers.
+    """
+    latents = encoder.plan.latents
+    reader = ViewReader(images, tuple(latents.crops), latents.flip)
+    for rows, views in zip(batches, read_ahead(reader, batches, images.data.workers, copies_pinned(encoder.device))):
+        parts = [encoder.view(view.images, rows, number) for number, view in enumerate(views)]
+        tensors = {name: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
+        labelled = views[0].condition is not None
+        yield tensors | {"labels": views[0].condition.labels} if labelled else tensors
 
 
 def describe(tokenizer: Tokenizer, images: Images, plan: EncodingPlan) -> dict[str, Any]:
     """Everything that the codes depend on, and what a reader needs to know, as JSON values."""
     count, data, latents = len(images), images.data, plan.latents
+    stored = count if latents.store else 0
     if not count:
         raise ValueError("the training split is empty; lower data.source.held_out, or name a source that has images")
     manifest = {
@@ -192,21 +214,21 @@ def describe(tokenizer: Tokenizer, images: Images, plan: EncodingPlan) -> dict[s
             "fingerprint": images.fingerprint(),
             "images": count,
             "size": data.image_size,
-            "crop": "center",  # codes are not of random crops, whatever the tokenizer was trained on
+            "crop": data.crop if latents.augment else "center",  # whatever the tokenizer was trained on
             "resize": data.resize,
         },
         "posterior": latents.posterior,
         "crops": list(latents.crops),
         "flip": latents.flip,
         "views": latents.views,
-        "stored": latents.precision,
+        "stored": latents.precision if latents.store else None,
         "computed": plan.precision,
         "seed": plan.seed,
         "mean": tokenizer.mean.tolist(),
         "std": tokenizer.std.tolist(),
         "spec": asdict(tokenizer.spec),
         "class_names": images.class_names,
-        "shards": [min(latents.shard, count - first) for first in range(0, count, latents.shard)],
+        "shards": [min(latents.shard, count - first) for first in range(0, stored, latents.shard)],
     }
     if plan.taps:
         manifest["features"] = {term: describe_tap(*tap) for term, tap in plan.taps.items()}

@@ -6,7 +6,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipeline.images.reading import Images
-from pipeline.latents.encoding import Encoder, EncodingPlan
+from pipeline.latents.encoding import Encoder, EncodingPlan, encode_views
 from pipeline.tokenizers.base import Tokenizer
 
 MEASURED = 10_000  # images at most that mean and std are taken from
@@ -25,10 +25,10 @@ def measure(
         return tokenizer.mean, tokenizer.std
     rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED), dtype=torch.float64).long()
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    encoder = Encoder(tokenizer, images, plan, accelerator.device)
+    encoder = Encoder(tokenizer, plan, accelerator.device)
     shape = tokenizer.mean.shape
     sums = torch.zeros(3, *shape, dtype=torch.float64)  # count, z, z^2
-    for tensors in encoder(mine.split(plan.latents.batch)):
+    for tensors in encode_views(encoder, images, mine.split(plan.latents.batch)):
         sums += power_sums(len(shape), **tensors)
     count, first, second = sum(gather_object([sums]))
     mean = first / count

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +10,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.code import Code, Condition, LatentSpec
-from pipeline.draws import uniform_by_seed
+from pipeline.code import Code, Condition
 from pipeline.files.writing import read_json, write_json, write_tensors
-from pipeline.images.reading import Images
+from pipeline.latents.code_source import CodeBatch, CodeSource
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 FEATURE = "feature."  # before the term of a loss, the name of a tensor that its teacher has made
 
 
-@dataclass
-class CodeBatch:
-    """Rows of a store, ready for a generator's training."""
-
-    code: Code  # z [B, N, C] float32 at unit scale, or ids [B, N] or [B, N, codebooks] int64; class_token if stored
-    std: Tensor | None = None  # [B, N, C]: of the posterior whose mean is code.z, where moments are stored
-    condition: Condition | None = None  # labels; None when the images have none
-    features: dict[str, Tensor] = field(default_factory=dict)  # by loss term, [B, M, width], where they are stored
-    images: Tensor | None = None  # [B, 3, H, W], of the same views; see `CodesAndImages`
-
-    def to(self, *args: Any, **kwargs: Any) -> "CodeBatch":
-        parts = (self.code, self.std, self.condition)
-        moved = [part if part is None else part.to(*args, **kwargs) for part in parts]
-        features = {term: tensor.to(*args, **kwargs) for term, tensor in self.features.items()}
-        return CodeBatch(*moved, features, self.images if self.images is None else self.images.to(*args, **kwargs))
-
-    def __len__(self) -> int:
-        return len(self.code)
-
-
-class LatentStore:
+class LatentStore(CodeSource):
     """What `pipeline.latents.encoding` wrote: shards of [rows, views, ...], the views of a row as in `Images.views`.
 
     Raises ValueError for a folder that holds no store, one that is not finished, and one with a shard that is cut, of
@@ -50,53 +28,32 @@ class LatentStore:
     """
 
     def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        if not (self.folder / MANIFEST).exists():
-            raise ValueError(f"{self.folder} holds no codes: there is no {MANIFEST}")
-        self.manifest = read_json(self.folder / MANIFEST)
-        if self.manifest["format"] != FORMAT:
-            raise ValueError(f"{self.folder} is of format {self.manifest['format']}, this version reads {FORMAT}")
-        self.counts: list[int] = self.manifest["shards"]
+        folder = Path(folder)
+        if not (folder / MANIFEST).exists():
+            raise ValueError(f"{folder} holds no codes: there is no {MANIFEST}")
+        manifest = read_json(folder / MANIFEST)
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"{folder} is of format {manifest['format']}, this version reads {FORMAT}")
+        if not manifest["shards"]:
+            raise ValueError(f"{folder} holds no codes: latents.store was false; set it to true and encode")
+        super().__init__(folder, manifest)
+        self.counts: list[int] = manifest["shards"]
         for number in range(len(self.counts)):
-            if not shard_file(self.folder, number).exists():
-                raise ValueError(f"{self.folder} is not finished: {shard_file(self.folder, number).name} is missing")
-            check_shard(self.folder, self.manifest, number)
-        spec = {name: tuple(v) if isinstance(v, list) else v for name, v in self.manifest["spec"].items()}
-        self.spec = LatentSpec(**spec)
-        self.class_names: list[str] = self.manifest["class_names"]
-        self.views: int = self.manifest["views"]
+            if not shard_file(folder, number).exists():
+                raise ValueError(f"{folder} is not finished: {shard_file(folder, number).name} is missing")
+            check_shard(folder, manifest, number)
         self._shards: tuple[list[dict[str, Tensor]], Tensor] | None = None
 
     def __len__(self) -> int:
         return sum(self.counts)
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
     def batch(self, indices: Tensor, seeds: Tensor) -> CodeBatch:
-        """Rows `indices` [B]; which of its views row i is, all equally likely, depends on `seeds[i]` alone."""
         return self._read(indices, self.chosen(seeds))
 
-    def chosen(self, seeds: Tensor) -> Tensor:
-        """Numbers of the views that `batch` takes of rows with these seeds [B]."""
-        if self.views == 1:
-            return torch.zeros_like(seeds)
-        return (uniform_by_seed(seeds, "view").double() * self.views).long()
-
     def plain(self, indices: Tensor, flip: bool = False) -> CodeBatch:
-        """Rows `indices` [B], the first view of each, or its mirror; ValueError where mirrors are not stored.
-
-        The first view is the image as it is; where crops are stored it is the centre of the first factor's.
-        """
         if flip and not self.manifest["flip"]:
             raise ValueError("no flips are stored; set latents.flip=true and encode again")
         return self._read(indices, torch.full_like(indices, int(flip)))
-
-    def check_images(self, images: Images) -> None:
-        """ValueError where the codes are not of these images as they are now."""
-        if self.manifest["data"]["fingerprint"] != images.fingerprint():
-            raise ValueError(f"the codes in {self.folder} are not of the recipe's images; encode them again")
 
     def verify(self) -> None:
         """Read every shard whole; ValueError naming the first that is not what was written."""

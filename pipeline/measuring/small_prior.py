@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.code import Code, LatentSpec
 from pipeline.components import build
 from pipeline.draws import StepDraws, mix
-from pipeline.latents.store import CodeBatch
+from pipeline.latents.code_source import CodeBatch
 from pipeline.metrics.base import LearnedPrior
 from pipeline.objectives.base import Objective
 from pipeline.recipes.loops import Loop

@@ -34,14 +34,20 @@ def describe_disk(
 
 def of_generation(recipe: Recipe, checked: CheckedRecipe, network: Network, images: int) -> list[str]:
     """What stays of codes, pairs and samples, for so many training images; of one where none are known."""
-    view, note = bytes_of_view(recipe, checked, network)
-    code = view * recipe.latents.views
-    latents = f"latents {in_bytes(images * code)}" if images else f"latents {in_bytes(code)} per image"
-    stays = [latents + note]
+    stays = [latents_on_disk(recipe, checked, network, images)]
     if recipe.posttrain is not None:
         stays.append(f"pairs {in_bytes(recipe.posttrain.pairs * bytes_of_code(recipe, checked))}")
     pixels = recipe.sample.images * math.prod(recipe.data.image_shape) * recipe.data.depth // 8
     return [*stays, f"samples up to {in_bytes(2 * pixels)}"]  # the archive, and PNG files of at most as much
+
+
+def latents_on_disk(recipe: Recipe, checked: CheckedRecipe, network: Network, images: int) -> str:
+    """What all codes take, or those of an image where the number of images is not known."""
+    if not recipe.latents.store:
+        return "no latents"
+    view, note = bytes_of_view(recipe, checked, network)
+    code = view * recipe.latents.views
+    return (f"latents {in_bytes(images * code)}" if images else f"latents {in_bytes(code)} per image") + note
 
 
 def bytes_of_code(recipe: Recipe, checked: CheckedRecipe) -> int:

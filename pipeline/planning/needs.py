@@ -155,10 +155,12 @@ def size_of(player: nn.Module, loop: Loop, name: str) -> PlayerSize:
 
 
 def frozen_beside(task: Any) -> int:
-    """Parameters of the networks that losses and critics take, and that are no part of a player."""
+    """Parameters of the networks that losses, critics and encoders take, and that are no part of a player."""
     known = {id(parameter) for player in task.players.values() for parameter in player.parameters()}
     losses = [*task.losses.values(), *getattr(task, "generation", task).losses.values()]
-    holders = [*losses, *(inner for player in task.players.values() for inner in player.modules())]
+    encoder = getattr(getattr(task, "generation", task), "encoder", None)
+    encoding = [] if encoder is None else encoder.networks()
+    holders = [*losses, *encoding, *(inner for player in task.players.values() for inner in player.modules())]
     found: dict[int, int] = {}
     for holder in holders:
         for module in (holder, *hidden_modules(holder)):

@@ -53,6 +53,7 @@ def print_check(recipe: Recipe, settings: CheckSettings) -> None:
     images = facts["train"].images if facts else 0
     show(("recipe", recipe.name), ("images", note))
     show(*parts(recipe, checked, line), *(("weights", text) for text in line.weights))
+    show(*(("encoding", text) for text in encoding(recipe, images)))
     show(("training", "; ".join(passes(recipe, images))), ("workers", workers(recipe, processes)))
     needs = []
     for one in needs_of(recipe, checked, classes):
@@ -116,6 +117,15 @@ def passes(recipe: Recipe, images: int) -> list[str]:
         seen = f", {loop.steps * loop.batch / images:.3g} passes" if images else ""
         texts.append(f"{place.removesuffix('.loop')} {loop.steps:,} steps of {loop.batch}{seen}")
     return texts
+
+
+def encoding(recipe: Recipe, images: int) -> list[str]:
+    """What it costs that codes are not stored; nothing where they are."""
+    if recipe.generator is None or recipe.latents.store or not recipe.generator.loop.steps:
+        return []
+    loop = recipe.generator.loop
+    times = f", {loop.steps * loop.batch / images:.3g} times for each image" if images else ""
+    return [f"codes are not stored: the tokenizer encodes the {loop.batch} images of every step{times}"]
 
 
 def workers(recipe: Recipe, processes: int) -> str:

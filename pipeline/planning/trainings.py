@@ -10,8 +10,10 @@ from torch import nn
 
 from pipeline.checks.recipe import CheckedRecipe
 from pipeline.code import Code, Condition, LatentSpec
+from pipeline.frozen.class_token import ClassToken
 from pipeline.images.reading import ImageBatch
-from pipeline.latents.store import CodeBatch
+from pipeline.latents.code_source import CodeBatch
+from pipeline.latents.encoding import Encoder, EncodingPlan
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.planning.shadows import META, ShadowAccelerator, ShadowNetworks, placed
 from pipeline.recipes.arithmetic import Precision
@@ -68,6 +70,18 @@ class Shadows:
             new = tune(network, part)
             losses = build_generator_losses(self.recipe, generator_taps(self.networks()), network, 0)
         return Generation(placed(network, device), objective, part.weights, all_placed(losses, device), new)
+
+    def generation_from_images(self, device: torch.device) -> Generation:
+        """As `generation`, with the tokenizer that encodes the images of every step."""
+        task, recipe = self.generation(device), self.recipe
+        tokenizer = placed(build_tokenizer_on_meta(recipe).requires_grad_(False), device)
+        feature = None
+        if recipe.latents.class_token is not None:
+            with META:
+                feature = placed(self.networks().load(ClassToken(recipe)), device)
+        plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.latents, {}, feature)
+        task.encoder = Encoder(tokenizer, plan, device)
+        return task
 
     def joint(self, device: torch.device) -> JointTraining:
         joint = self.recipe.joint
@@ -141,8 +155,9 @@ def planned(recipe: Recipe, checked: CheckedRecipe, classes: int) -> list[Planne
     if recipe.joint is not None:
         trainings.append(PlannedTraining("joint", recipe.joint.phase.loop, words.joint, parts.joint, parts.images))
     if recipe.generator is not None:
-        loop = recipe.generator.loop
-        trainings.append(PlannedTraining("generator", loop, words.generator, parts.generation, parts.codes))
+        loop, stored = recipe.generator.loop, recipe.latents.store
+        reads = (parts.generation, parts.codes) if stored else (parts.generation_from_images, parts.images)
+        trainings.append(PlannedTraining("generator", loop, words.generator, *reads))
     if recipe.posttrain is not None:
         loop = recipe.posttrain.phase.loop
         trainings.append(PlannedTraining("posttrain", loop, words.posttrain, parts.decoder, parts.pairs))

@@ -1,4 +1,4 @@
-"""The section `latents` of a recipe: the codes that are stored for the generator."""
+"""The section `latents` of a recipe: the codes that the generator is trained on, stored or made at every step."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -12,8 +12,10 @@ Enlargements = tuple[Annotated[float, Range(1)], ...]
 
 @dataclass
 class Latents(RangedFields):
-    """The codes that are stored for the generator's training."""
+    """The codes that the generator is trained on."""
 
+    store: bool = True  # false: nothing is stored, and a training encodes its images at every step
+    augment: bool = False  # with store=false: images as data augments them (crop, part, shorter_side, flip)
     posterior: Literal["sample", "mode", "moments"] = "sample"  # moments: mean and std, sampled in training
     statistics: Literal["measured", "stored"] = "measured"  # mean and std of codes; stored: those it comes with
     scale: Positive | None = None  # in place of statistics: codes are multiplied by it, and not shifted
@@ -32,8 +34,14 @@ class Latents(RangedFields):
         super().__post_init__()
         if self.scale is not None and self.statistics == "stored":
             raise SettingError("scale", " is stated, and statistics=stored; leave one of them out")
+        if self.features and not self.store:
+            raise SettingError("features", " are stored with the codes, and store=false; leave one of them out")
+        if self.augment and self.store:
+            raise SettingError("augment", " is of images that are encoded at every step; set store=false, too")
+        if self.augment and (self.crops or self.flip):
+            raise SettingError("augment", " takes crops and mirrors as data states them; leave crops and flip out")
 
     @property
     def views(self) -> int:
-        """Codes stored per image."""
+        """Codes per image."""
         return (5 * len(self.crops) or 1) * (2 if self.flip else 1)

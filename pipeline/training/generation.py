@@ -1,4 +1,4 @@
-"""The task of training a generator on stored codes."""
+"""The task of training a generator on codes."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.draws import StepDraws
+from pipeline.latents.code_source import BatchEncoder
 from pipeline.losses.base import Alignment
 from pipeline.objectives.base import Objective
 from pipeline.samplers.guidance import drop
@@ -16,9 +17,10 @@ from pipeline.training.loss_heads import NetworkWithHeads, detach_heads
 class Generation:
     """One player: the network, and with it the heads of the losses that compare its hidden states with a teacher's.
 
-    A batch holds `code`, `condition`, and the posterior's `std` if moments are stored; for the losses also the stored
-    `features` by term, or the `images`, from which the teachers then compute them. The terms are the objective's and
-    those of `losses`, which are by term. `new` names parameters of the network that were not trained before.
+    A batch, as `encoder` encodes it where there is one, holds `code`, `condition`, and the `std` of a posterior where
+    codes are moments; for the losses also the stored `features` by term, or the `images`, from which the teachers then
+    compute them. The terms are the objective's and those of `losses`, which are by term. `new` names parameters of the
+    network that were not trained before.
     """
 
     def __init__(
@@ -28,18 +30,20 @@ class Generation:
         weights: dict[str, float],
         losses: Mapping[str, Alignment] | None = None,
         new: Collection[str] = (),
+        encoder: BatchEncoder | None = None,
     ):
         self.losses = dict(losses or {})
         self.players: dict[str, nn.Module] = {
             "network": NetworkWithHeads(network, self.losses) if self.losses else network
         }
-        self.network, self.objective, self.weights = network, objective, weights
+        self.network, self.objective, self.weights, self.encoder = network, objective, weights, encoder
         self.metrics: dict[str, Tensor] = {}
         self.starts: dict[str, int] = {}
         self.judges, self.compared = (), ()
         self.new = {"network": tuple(f"model.{name}" if self.losses else name for name in new)}
 
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        batch = batch if self.encoder is None else self.encoder.encode(batch, draws)
         player, states = self.players["network"], {}
         terms = self.objective_terms(record_heads(player, states) if self.losses else player, batch, draws)
         for term, loss in self.losses.items():

@@ -9,7 +9,7 @@ from pipeline.checks.joint_training import check_alignment
 from pipeline.code import Code, Condition
 from pipeline.critics.base import Critic
 from pipeline.draws import StepDraws
-from pipeline.latents.store import CodeBatch
+from pipeline.latents.code_source import CodeBatch
 from pipeline.losses.base import Loss
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.recipes.tokenizer_training import Phase

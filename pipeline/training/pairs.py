@@ -21,8 +21,9 @@ from pipeline.images.ahead import read_ahead
 from pipeline.images.eight_bits import eight_bits
 from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
+from pipeline.latents.code_source import CodeBatch, CodeSource
 from pipeline.latents.encoding import as_stored, fill
-from pipeline.latents.store import FORMAT, MANIFEST, CodeBatch, LatentStore, key_of, load_shard, shard_file
+from pipeline.latents.store import FORMAT, MANIFEST, LatentStore, key_of, load_shard, shard_file
 from pipeline.nn.finite import check_finite
 from pipeline.recipes.post_training import PostTraining
 from pipeline.recipes.schema import Recipe
@@ -58,7 +59,7 @@ class Originals:
     Raises ValueError where the codes in `store` are not of these images.
     """
 
-    def __init__(self, store: LatentStore, images: Images, recipe: Recipe):
+    def __init__(self, store: CodeSource, images: Images, recipe: Recipe):
         store.check_images(images)
         self.store, self.source = store, images
         self.anew = recipe.posttrain.view == "center" and bool(recipe.latents.crops)

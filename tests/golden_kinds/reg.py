@@ -12,7 +12,7 @@ from golden_kinds.robustok import BatchDraws
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import GivenDraws
 from pipeline.frozen.feature_maps import StoredFeatures
-from pipeline.latents.store import CodeBatch
+from pipeline.latents.code_source import CodeBatch
 from pipeline.losses.feature_cosine import FeatureCosine
 from pipeline.nn.class_token import join_token, split_token
 from pipeline.nn.feature_head import HeadShape

@@ -23,7 +23,8 @@ from pipeline.draws import GivenDraws, ImageDraws, StepDraws
 from pipeline.frozen.class_token import ClassToken, ClassTokenFeature
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
-from pipeline.latents.store import CodeBatch, LatentStore
+from pipeline.latents.code_source import CodeBatch
+from pipeline.latents.store import LatentStore
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.nn.class_token import ClassTokenLayers, count_token_rows, join_token, split_token
 from pipeline.nn.embeddings import rotary_tables, rotate

@@ -43,6 +43,9 @@ class OnFacet(Tensor):
     def tolist(self) -> Any:
         return self.inner.tolist()
 
+    def new_tensor(self, data: Any) -> Tensor:
+        return torch.tensor(data, dtype=self.dtype).to(self.device)
+
     def storage(self) -> Any:
         return self.inner.storage()
 

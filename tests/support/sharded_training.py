@@ -16,7 +16,7 @@ from pipeline.code import Code, Condition
 from pipeline.components import build
 from pipeline.critics.patch import Patch
 from pipeline.images.reading import ImageBatch
-from pipeline.latents.store import CodeBatch
+from pipeline.latents.code_source import CodeBatch
 from pipeline.losses.pixel import Pixel
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching

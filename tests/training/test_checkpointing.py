@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition
 from pipeline.components import build
 from pipeline.images.reading import Images
-from pipeline.latents.store import CodeBatch
+from pipeline.latents.code_source import CodeBatch
 from pipeline.recipes.building import build_tokenizer, seed_initial_weights
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import load

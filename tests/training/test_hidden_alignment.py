@@ -14,8 +14,9 @@ from pipeline.components import build
 from pipeline.draws import StepDraws
 from pipeline.frozen.feature_maps import stored_features
 from pipeline.images.reading import Images
+from pipeline.latents.code_source import CodeBatch
 from pipeline.latents.encoding import EncodingPlan, encode
-from pipeline.latents.store import CodeBatch, LatentStore
+from pipeline.latents.store import LatentStore
 from pipeline.losses.base import Alignment
 from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
