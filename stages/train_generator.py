@@ -74,7 +74,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     milestones = Milestones(part.milestones, out, work.accelerator)
     workers = recipe.data.workers if data.reads_images else min(1, recipe.data.workers)  # one reads codes fast enough
     where = out, recipe.seed, work.accelerator, workers
-    seen = seen_of_generator(recipe, work, store, objective)
+    seen = seen_of_generator(recipe, work, codes, objective)
     how = recipe.precision.generator, work.sharding, seen, f"{recipe.name}-generator"
     settings = TrainingRun(part.loop, *where, milestones, *how)
     averages = train(task, data, settings)

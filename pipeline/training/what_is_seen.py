@@ -5,18 +5,14 @@ from copy import deepcopy
 
 from torch import nn
 
-from pipeline.components import find
-from pipeline.frozen.class_token import ClassToken
-from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.latents.encoding import EncodingPlan
+from pipeline.latents.encoded_images import open_images
 from pipeline.objectives.base import Objective
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.many_images import sampling_record
-from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.held_out import Rows
 from pipeline.training.held_out_codes import HeldOutCodes
@@ -37,25 +33,19 @@ def seen_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str) -
     return Seen(f"tokenizer ({phase})", images, held_out, draw, work.root / PREVIEW / "tokenizer" / phase)
 
 
-def seen_of_generator(recipe: Recipe, work: Workspace, store: Rows, objective: Objective) -> Seen | None:
-    """Of the generator: stored codes, those of held-out images, and samples that the tokenizer decodes."""
+def seen_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective: Objective) -> Seen | None:
+    """Of the generator: codes it is trained on, those of held-out images, and samples that the tokenizer decodes."""
     if not is_seen(recipe.generator.loop):
         return None
-    accelerator, latents = work.accelerator, work.artefact("latents")
-    train, held_out = (Images(recipe.data, split) for split in ("train", "held_out"))
-    kind = find("tokenizers", recipe.tokenizer.model["kind"])
-    tokenizer = load_component(kind, latents / "tokenizer").to(accelerator.device)
-    feature = None
-    if recipe.latents.class_token is not None:
-        feature = FrozenNetworks(recipe, train, latents, accelerator).load(ClassToken(recipe))
-    plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.latents, class_feature=feature)
-    codes = HeldOutCodes(tokenizer, held_out, plan, accelerator.device)
+    train = Images(recipe.data, "train")
+    held_out = open_images(work.artefact("latents"), recipe, work.accelerator, "held_out")
+    tokenizer = held_out.encoder.tokenizer
 
     def assemble(averages: Mapping[str, nn.Module]) -> LatentPipeline:
         return pipeline_of(recipe, tokenizer, detach_heads(averages["network"])[0], objective, train.class_names)
 
-    draw = Samples(assemble, train, held_out, recipe.seed, recipe.precision.sample)
-    return Seen("generator", store, codes, draw, work.root / PREVIEW / "generator")
+    draw = Samples(assemble, train, held_out.images, recipe.seed, recipe.precision.sample)
+    return Seen("generator", codes, HeldOutCodes(held_out), draw, work.root / PREVIEW / "generator")
 
 
 def seen_jointly(recipe: Recipe, work: Workspace, images: Images, objective: Objective) -> Seen | None:

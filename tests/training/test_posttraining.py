@@ -116,7 +116,7 @@ def make_line(kind: str, root: Path) -> tuple[Recipe, Workspace]:
     (tokenizer if kind == "stock" else randomised(tokenizer, 1)).save_pretrained(folders["joint"])
     long = replace(recipe, latents=replace(recipe.latents, shard=8192))
     encode_dataset.run(long, work, folders["latents"])
-    objective = check_recipe(recipe).objective
+    objective = check_recipe(recipe).generator.objective
     network = build_network(recipe, LatentStore(folders["latents"]).spec, 10, objective)
     randomised(network, 2).save_pretrained(folders["generator"] / "network")
     objective.save_pretrained(folders["generator"] / "objective")
