@@ -88,7 +88,8 @@ class Experiment:
         recipe = load(self.recipe, overrides)
         with start(recipe).claim(origin(self.recipe), settings(recipe)):  # so that it is a run before it has anything
             self.copy_tokenizer(folder, run_folder)
-        run.run_stages(recipe, self.recipe, overrides, ORDER[: ORDER.index(self.last_stage) + 1])
+        for stage in ORDER[: ORDER.index(self.last_stage) + 1]:
+            run.run_stages(recipe, self.recipe, overrides, stage)
         if self.card:
             card([str(run_folder), "prior_steps=1"])
             numbers = json.loads((run_folder / "card" / "card.json").read_text())["numbers"]
