@@ -30,6 +30,7 @@ from pipeline.draws import Draws
 from pipeline.editing.codes import ImageCodes
 from pipeline.editing.edit import NewImages, read_edit
 from pipeline.editing.pictures import Picture
+from pipeline.images.stored_pixels import Depth
 from pipeline.nn.finite import check_finite, naming_images
 from pipeline.samplers.callbacks import (
     Interrupted,
@@ -56,6 +57,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
     with `pipe.weak = None` it is classifier-free again. A diffusers `scheduler` may take the place of the objective's
     own sampler; one that does not fit is refused with ValueError. `id2label` names the classes; without
     it they are named as in the last pipeline that the network was a part of. `sampling` is a record of `Defaults`.
+    `depth` is that of the pictures that `output_type="pil"` gives: 16 bits make greys I;16.
 
     A call takes what it is not given from `defaults`. Its `callback_on_step_end` is called as
     callback(pipe, step, noise level, {"latents": ...}) and may return {"latents": ...} to continue from. NotFinite, a
@@ -75,6 +77,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         id2label: dict | None = None,
         sampling: dict | None = None,
         weak: ModelMixin | None = None,
+        depth: int = 8,
     ):
         super().__init__()
         for part in (tokenizer, network, objective, *([] if weak is None else [weak])):
@@ -82,7 +85,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         self.register_modules(tokenizer=tokenizer, network=network, objective=objective, scheduler=None, weak=None)
         id2label = network.class_names if id2label is None else id2label
         names = network.class_names = {int(label): str(name) for label, name in (id2label or {}).items()}
-        self.register_to_config(id2label=names, sampling=dict(sampling or {}))
+        self.register_to_config(id2label=names, sampling=dict(sampling or {}), depth=conform(depth, Depth, "depth"))
         self.defaults = structure(Defaults, self.config.sampling, "sampling")
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._interrupt = False

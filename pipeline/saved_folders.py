@@ -104,6 +104,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     wrong += ["weak"] if index.get("weak") is not None and not _is_pair(index["weak"]) else []
     wrong += [name for name in ("id2label", "sampling") if not isinstance(index.get(name) or {}, dict)]
     wrong += [] if all(map(str.isdecimal, index.get("id2label") or {})) else ["id2label"]
+    wrong += [] if index.get("depth", 8) in (8, 16) else ["depth"]
     wrong += [] if index.get("_class_name") else ["_class_name"]
     if wrong:
         raise ValueError(f"{folder / INDEX} is damaged, or not that of a pipeline: its {wrong[0]} is not; get it again")

@@ -11,6 +11,7 @@ from pipeline.code import Code
 from pipeline.components import conform
 from pipeline.editing.edit import NewImages
 from pipeline.editing.pictures import Picture, read_pictures
+from pipeline.images.stored_pixels import as_picture, to_pixels
 from pipeline.nn.finite import check_finite
 from pipeline.nn.memory_saving import DecodingSwitches
 from pipeline.ranges import ImageCount
@@ -63,4 +64,7 @@ class ImageCodes(DecodingSwitches):
     def _output(self, code: Code, output_type: str, made: NewImages = NewImages()) -> Any:
         if output_type == "latent":
             return code.ids if code.z is None else code.z
-        return self.image_processor.postprocess(made.finish(self.decode(code)), output_type)
+        images = made.finish(self.decode(code))
+        if output_type == "pil":  # L, RGB or RGBA, and I;16 where the data has 16 bits
+            return [as_picture(pixels) for pixels in to_pixels(images, self.config.depth)]
+        return self.image_processor.postprocess(images, output_type)

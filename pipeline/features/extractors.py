@@ -59,7 +59,7 @@ class ClassifierFeatures(FeatureExtractor):
 
 
 class PixelFeatures(FeatureExtractor):
-    """The pixels themselves, averaged over areas where an image is larger than `size`."""
+    """The pixels as RGB, averaged over areas where an image is larger than `size`."""
 
     name = "pixels"
 
@@ -76,6 +76,7 @@ class PixelFeatures(FeatureExtractor):
         }
 
     def extract(self, images: Tensor) -> Tensor:
+        images = as_rgb(images)
         if min(images.shape[2:]) > self.size:
             images = F.adaptive_avg_pool2d(images, self.size)
         return images.flatten(1).float()

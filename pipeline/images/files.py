@@ -9,6 +9,7 @@ from PIL import Image
 from pipeline.files.writing import new_file
 from pipeline.images.archives import map_array
 from pipeline.images.grids import make_grid
+from pipeline.images.stored_pixels import read_picture
 
 GRID_ROWS, GRID_COLUMNS = 8, 8  # at most
 
@@ -19,12 +20,15 @@ def image_file(folder: Path, i: int) -> Path:
 
 
 def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
-    """arr_0 uint8 [N, H, W, 3] and arr_1 int64 [N] (-1: no class), as ADM's evaluator reads, one image in memory."""
-    height, width, _ = read_pixels(images[0]).shape
+    """arr_0 [N, H, W, C], uint8 or uint16, and arr_1 int64 [N] (-1: no class); of RGB as ADM's evaluator reads.
+
+    One image is in memory at a time.
+    """
+    first = read_pixels(images[0])
     with new_file(path) as draft, zipfile.ZipFile(draft, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            shape = (len(images), height, width, 3)
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(images), *first.shape)}
+            np.lib.format.write_array_header_1_0(file, header)
             for image in images:
                 file.write(read_pixels(image).tobytes())
         with archive.open("arr_1.npy", "w") as file:
@@ -32,20 +36,20 @@ def write_archive(path: Path, images: list[Path], labels: list[int]) -> None:
 
 
 def read_pixels(image: Path) -> np.ndarray:
-    """uint8 [H, W, 3]; ValueError that says what to delete where the file is damaged."""
+    """[H, W, C] of uint8 or uint16; ValueError that says what to delete where the file is damaged."""
     try:
-        return np.asarray(Image.open(image).convert("RGB"))
+        return read_picture(image)
     except (OSError, SyntaxError) as error:  # Pillow's own for a file that is cut or that is no image
         raise ValueError(f"{image} is damaged ({error}); delete it, and the same command makes it again") from None
 
 
 def open_archive(path: Path) -> np.ndarray:
-    """arr_0 [N, H, W, 3] of an archive: mapped into memory where it is not compressed, else read whole.
+    """arr_0 [N, H, W, C] of an archive: mapped into memory where it is not compressed, else read whole.
 
-    Raises ValueError where the archive has no arr_0 of 8-bit RGB images, or one that its file cannot hold.
+    Raises ValueError where the archive has no arr_0 of grey, RGB or RGBA images, or one that its file cannot hold.
     """
     pixels = map_array(path, "arr_0")
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 4 or pixels.shape[3] not in (1, 3, 4):
         raise ValueError(f"{path}: arr_0 is {pixels.dtype} {list(pixels.shape)}; images are uint8 [N, H, W, 3]")
     return pixels
 

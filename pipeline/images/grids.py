@@ -6,7 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipeline.images.eight_bits import to_bytes
+from pipeline.images.preparing import to_rgb
+from pipeline.images.stored_pixels import as_picture, to_pixels
+from pipeline.nn.image_channels import as_rgb
 
 TILE = 64  # pixels per side at least; smaller images are enlarged by whole numbers, each pixel staying a square
 WIDTH = 1280  # pixels of a grid at most, as far as whole images allow
@@ -25,8 +27,8 @@ def enlargement(sides: Sequence[int]) -> int:
 
 
 def reconstructions(images: Tensor, rebuilt: Tensor) -> Image.Image:
-    """Three rows: images [B, 3, H, W] in [-1, 1], their reconstructions, and the amplified absolute difference."""
-    before, after = to_bytes(images), to_bytes(rebuilt)
+    """Three rows: images [B, C, H, W] in [-1, 1], their reconstructions, and the amplified absolute difference."""
+    before, after = (to_pixels(as_rgb(each)) for each in (images, rebuilt))
     apart = np.abs(before.astype(np.int16) - after) * AMPLIFIED
     return grid(
         [before, after, apart.clip(0, 255).astype(np.uint8)], ["original", "rebuilt", f"difference x{AMPLIFIED}"]
@@ -34,7 +36,7 @@ def reconstructions(images: Tensor, rebuilt: Tensor) -> Image.Image:
 
 
 def samples_by_class(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str]) -> Image.Image:
-    """uint8 [N, H, W, 3] in rows by label [N], ten classes at most; without labels in rows as they come."""
+    """Pixels [N, H, W, C] in rows by label [N], ten classes at most; without labels in rows as they come."""
     across = columns(images.shape[1:3])
     if labels is None:
         shown = images[: 8 * across]
@@ -46,12 +48,12 @@ def samples_by_class(images: np.ndarray, labels: np.ndarray | None, class_names:
 
 
 def rows_of(images: Tensor, names: Sequence[str]) -> Image.Image:
-    """[rows, n, 3, H, W] in [0, 1], a row of images each with its name, if there are names."""
-    return grid([to_bytes(row * 2 - 1) for row in images], names)
+    """[rows, n, C, H, W] in [0, 1], a row of images each with its name, if there are names."""
+    return grid([to_pixels(as_rgb(row * 2 - 1)) for row in images], names)
 
 
 def grid(rows: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
-    """Rows of uint8 [n, H, W, 3], each with its name to the left."""
+    """Rows of uint8 or uint16 [n, H, W, C], as RGB over white, each with its name to the left."""
     height, width = rows[0].shape[1:3]
     times = enlargement((height, width))
     height, width = height * times, width * times
@@ -65,7 +67,7 @@ def grid(rows: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
         if names:
             pen.text((margin - 8, top + height // 2), shorten(names[down]), INK, font, anchor="rm")
         for i, pixels in enumerate(row):
-            tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            tile = to_rgb(as_picture(pixels)).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (margin + i * (width + GAP), top))
     return sheet
 
@@ -75,6 +77,6 @@ def shorten(name: str) -> str:
 
 
 def make_grid(images: list[Image.Image], columns: int) -> Image.Image:
-    """Images of one size in rows of `columns`; small ones are enlarged by whole numbers."""
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    """Images of one size in rows of `columns`, as RGB over white; small ones are enlarged by whole numbers."""
+    pixels = np.stack([np.asarray(to_rgb(image)) for image in images])
     return grid([pixels[i : i + columns] for i in range(0, len(pixels), columns)], [])

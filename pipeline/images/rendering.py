@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from pipeline.code import Code
-from pipeline.images.eight_bits import eight_bits
+from pipeline.images.stored_pixels import as_saved
 from pipeline.tokenizers.base import Tokenizer
 
 
 @torch.no_grad()
 def rendered(tokenizer: Tokenizer, code: Code) -> Tensor:
-    """Images [B, 3, H, W] in [-1, 1], rounded to 8 bits; ValueError where some are not finite."""
+    """Images [B, C, H, W] in [-1, 1], rounded to 8 bits; ValueError where some are not finite."""
     images = tokenizer.decode(code).float()
     if not images.isfinite().all():
         raise ValueError("the decoder makes images that are not finite; train the tokenizer again, with a lower rate")
-    return eight_bits(images)
+    return as_saved(images)

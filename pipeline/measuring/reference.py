@@ -17,9 +17,9 @@ from pipeline.features.statistics_file import SPLITS, array_names, file_title, r
 from pipeline.files.content import hash_files
 from pipeline.files.paths import given_path
 from pipeline.images.ahead import read_ahead
-from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
+from pipeline.images.stored_pixels import from_pixels
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.recipes.data import Data
 from pipeline.recipes.schema import Recipe
@@ -103,7 +103,9 @@ def _source(recipe: Recipe) -> ImageSource | None:
             return None
         check_archive(path, recipe.data)
         pixels = open_archive(path)
-        return ImageSource(f"{len(pixels)} images of {path.name}", len(pixels), lambda i: from_bytes(pixels[i.numpy()]))
+        return ImageSource(
+            f"{len(pixels)} images of {path.name}", len(pixels), lambda i: from_pixels(pixels[i.numpy()])
+        )
     images = Images(recipe.data, given) if given in SPLITS else images_of_folder(path, recipe.data)
     title = {"train": "the training split", "held_out": "the held-out split"}.get(given, path.name)
     read = partial(pixels_of, images)

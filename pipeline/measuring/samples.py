@@ -16,9 +16,9 @@ from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import ImageRows, PerImage, count, evenly_spaced, process_batches
 from pipeline.files.writing import read_json
 from pipeline.images.ahead import read_plain
-from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
+from pipeline.images.stored_pixels import from_pixels
 from pipeline.measuring.image_statistics import NUMBER, ImageStatistics, gather_statistics
 from pipeline.measuring.numbers import measure_metric
 from pipeline.measuring.protocols import computation
@@ -149,7 +149,7 @@ class SampleMeasuring:
             summed = torch.zeros_like(summed).index_fill(0, few, True)
 
         def measure(indices: Tensor) -> ImageRows:
-            rows, kept = self.rows(from_bytes(pixels[indices.numpy()])), summed[indices]
+            rows, kept = self.rows(from_pixels(pixels[indices.numpy()])), summed[indices]
             moments = {name: values[kept] for name, values in rows.summed.items()}
             labels = {} if classes is None else {"labels": classes[indices]}
             return ImageRows(rows.narrow | labels, rows.wide, moments, rows.logits)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipeline.files.writing import write_text
 from pipeline.images import grids
-from pipeline.images.files import image_file
+from pipeline.images.files import image_file, read_pixels
 from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
 from pipeline.reporting.page import (
@@ -38,13 +37,7 @@ CAPTIONS = {  # of the pictures, by file, in the order they are shown
 def write_sweep(out: Path, sweep: dict[str, Any], folders: list[Path]) -> None:
     """sweep.md, index.html and their pictures in `out`; `folders` hold the first images of every point."""
     rows = [
-        np.stack(
-            [
-                np.asarray(Image.open(image_file(folder, i)).convert("RGB"))
-                for i in range(SHOWN)
-                if image_file(folder, i).exists()
-            ]
-        )
+        np.stack([read_pixels(image_file(folder, i)) for i in range(SHOWN) if image_file(folder, i).exists()])
         for folder in folders
     ]
     across = grids.columns(rows[0].shape[1:3])

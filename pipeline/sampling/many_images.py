@@ -153,6 +153,7 @@ def assemble(recipe: Recipe, decoder: Path, generator: Path) -> LatentPipeline:
         id2label=dict(enumerate(names)),
         sampling=sampling_record(recipe),
         weak=find_weak(recipe, generator),
+        depth=recipe.data.depth,
     )
 
 

@@ -18,8 +18,8 @@ from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws, mix, uniform_by_seed
 from pipeline.files.writing import copy_folder, read_json
 from pipeline.images.ahead import read_ahead
-from pipeline.images.eight_bits import eight_bits
 from pipeline.images.reading import Images
+from pipeline.images.stored_pixels import as_saved
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.code_source import CodeBatch, CodeSource
 from pipeline.latents.encoding import as_stored, fill
@@ -156,8 +156,9 @@ def has_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
 def pair_maker(recipe: Recipe, pipe: LatentPipeline, originals: Originals) -> Callable[[Tensor], dict[str, Tensor]]:
     """A function from positions of pairs [B] to the tensors that are stored of them, with the cost of each.
 
-    By the route `reencode` the generator's code is decoded, the image rounded to 8 bits and encoded again (the mode) by
-    the frozen encoder: the same as storing it as a PNG and encoding it at every step, since it is not augmented.
+    By the route `reencode` the generator's code is decoded, the image rounded as a file holds it, and encoded again
+    (the mode) by the frozen encoder: the same as storing it as a PNG and encoding it at every step, since it is not
+    augmented.
     """
     posttrain, device, spec = recipe.posttrain, pipe.device, originals.store.spec
     rows, rounds = rows_of_pairs(posttrain, len(originals), recipe.seed)
@@ -171,7 +172,7 @@ def pair_maker(recipe: Recipe, pipe: LatentPipeline, originals: Originals) -> Ca
             batch = originals.codes(chosen, pipe.tokenizer).to(device)
             code = regenerate(pipe, batch.code, batch.condition, posttrain.preserve, draws)
             if posttrain.route == "reencode":
-                code = pipe.tokenizer.encode(eight_bits(pipe.decode(code)))
+                code = pipe.tokenizer.encode(as_saved(pipe.decode(code), recipe.data.depth))
         tensors = {"ids": code.ids} if spec.vocab else {"z": code.z.float()}
         tensors = {name: tensor.cpu()[:, None] for name, tensor in tensors.items()}  # a store holds [rows, views, ...]
         tensors = as_stored(tensors, recipe.latents.precision, spec, chosen)

@@ -12,8 +12,8 @@ from pipeline.features.extractors import PixelFeatures
 from pipeline.features.passes import evenly_spaced
 from pipeline.images import grids
 from pipeline.images.ahead import read_plain
-from pipeline.images.eight_bits import to_bytes
 from pipeline.images.reading import Images
+from pipeline.images.stored_pixels import to_pixels
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.metrics.near_copies import near_copies
 from pipeline.nn.image_size import Sides
@@ -91,7 +91,7 @@ class Samples:
             asked = None if labels is None else labels.tolist()
             images = pipe(asked, num_images=count, generator=seeds, output_type="pt").images.float().cpu()
         names = [pipe.id2label.get(label, str(label)) for label in range(classes)]
-        pixels = to_bytes(images * 2 - 1)
+        pixels = to_pixels(images * 2 - 1)
         drawn = grids.samples_by_class(pixels, None if labels is None else labels.numpy(), names)
         return Picture(drawn, self.count_copies(images * 2 - 1))
 

@@ -19,9 +19,9 @@ from pipeline.features.moments import Gaussian, Moments, factor, frechet_distanc
 from pipeline.features.passes import ImageRows
 from pipeline.features.running_score import RunningScore
 from pipeline.features.statistics_file import check_reference, read_statistics, write_statistics
-from pipeline.images.eight_bits import from_bytes
 from pipeline.images.files import open_archive
 from pipeline.images.reading import Images
+from pipeline.images.stored_pixels import from_pixels
 from pipeline.measuring import image_statistics
 from pipeline.measuring.image_statistics import ImageStatistics, gather_statistics
 from pipeline.measuring.reference import Reference, load_reference
@@ -177,7 +177,7 @@ def test_a_reference_may_be_a_split_an_archive_or_a_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / "folder" / f"{i:02d}.png")
-    expected = Moments.of(see(from_bytes(pixels))["pixels"])
+    expected = Moments.of(see(from_pixels(pixels))["pixels"])
     for given in ("images.npz", "folder"):
         reference = reference_of(tmp_path / given)
         assert reference.title == f"30 images of {given}" and len(reference.rows["pixels"]) == 10
@@ -193,7 +193,7 @@ def test_a_reference_may_be_a_split_an_archive_or_a_folder(tmp_path):
 
 
 def test_stored_statistics_give_the_distances_of_the_images_they_are_of(tmp_path):
-    images, samples = (from_bytes(bytes_of(40, 16, seed)) for seed in (0, 1))
+    images, samples = (from_pixels(bytes_of(40, 16, seed)) for seed in (0, 1))
     moments = Moments.of(see(images)["pixels"])
     write_statistics(tmp_path / "stored.npz", {"pixels": moments}, {"images": "40", "features": PIXELS.statistics()})
     reference = reference_of(tmp_path / "stored.npz")
@@ -240,12 +240,12 @@ def test_statistics_beside_images_are_of_their_own_images_and_of_the_published_r
     np.savez(tmp_path / "adm.npz", arr_0=pixels, mu_pixels=mean, sigma_pixels=covariance)
     reference = reference_of(tmp_path / "adm.npz")
     assert torch.equal(reference.moments["pixels"].mean, rows.mean(dim=0)) and len(reference.rows["pixels"]) == 10
-    samples = gather_statistics(ACCELERATOR, 12, lambda i: kept(from_bytes(pixels[i])), torch.arange(10))
+    samples = gather_statistics(ACCELERATOR, 12, lambda i: kept(from_pixels(pixels[i])), torch.arange(10))
     found = numbers_of(samples, reference)
     assert found["fd_pixels"].protocol["references"].startswith("the statistics in adm.npz, which does not say")
     assert found["precision_pixels"].protocol["references"] == "10 of 12 images of adm.npz"
     other = reference_of(tmp_path / "adm.npz", "evaluate.resize=clean")
-    torch.testing.assert_close(other.moments["pixels"].mean, see(from_bytes(pixels))["pixels"].double().mean(dim=0))
+    torch.testing.assert_close(other.moments["pixels"].mean, see(from_pixels(pixels))["pixels"].double().mean(dim=0))
     assert not other.stored
 
 

@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 from pipeline.features.choice import KINDS
 from pipeline.features.extractors import PixelFeatures
 from pipeline.features.moments import Moments, frechet_distance
-from pipeline.images.eight_bits import eight_bits, from_bytes, levels, to_bytes
+from pipeline.images.eight_bits import levels
+from pipeline.images.stored_pixels import as_saved, from_pixels, to_pixels
 from pipeline.metrics.inception_score import inception_score
 from pipeline.metrics.kernel_distance import kernel_distance
 from pipeline.metrics.near_copies import near_copies, nearest_two
@@ -110,8 +111,8 @@ def test_psnr_closed_form():
 def test_eight_bits_are_what_files_hold():
     assert levels(torch.tensor([-1.2, -1, 0.001, 1, 3])).tolist() == [0, 0, 128, 255, 255]
     images = normal(2, 3, 5, 4)
-    again = from_bytes(to_bytes(images))
-    assert torch.equal(again, eight_bits(images)) and torch.equal(eight_bits(again), again)
+    again = from_pixels(to_pixels(images))
+    assert torch.equal(again, as_saved(images)) and torch.equal(as_saved(again), again)
     inside = images.clamp(-1, 1)
     assert 0 < (again - inside).abs().max() <= 1 / 255 + 1e-6
 

@@ -21,8 +21,8 @@ from pipeline.features.extractors import PixelFeatures
 from pipeline.features.moments import Moments, frechet_distance
 from pipeline.features.passes import PerImage, collect_rows, evenly_spaced
 from pipeline.images import grids
-from pipeline.images.eight_bits import from_bytes, to_bytes
 from pipeline.images.reading import Images
+from pipeline.images.stored_pixels import from_pixels, to_pixels
 from pipeline.latents.encoding import EncodingPlan, encode
 from pipeline.metrics.base import Measurement
 from pipeline.metrics.code_usage import CodeUsage
@@ -173,7 +173,7 @@ def test_samples_are_measured_against_a_stated_reference(run, tmp_path):
     np.savez(archive, arr_0=pixels)
     numbers, page = run(np.arange(40) % 10, f"evaluate.reference={archive}", "evaluate.images=30")
     samples = np.load(tmp_path / "samples" / "samples.npz")["arr_0"]
-    sets = [Moments.of(PixelFeatures().extract(from_bytes(of))) for of in (samples, pixels)]
+    sets = [Moments.of(PixelFeatures().extract(from_pixels(of))) for of in (samples, pixels)]
     distance = numbers["fd_pixels"]
     assert distance["value"] == pytest.approx(frechet_distance(*sets), rel=1e-6) and distance["held_out"] is None
     assert distance["protocol"]["images"] == "40 samples"
@@ -233,7 +233,7 @@ def test_grids_hold_the_images():
     tile = 8 * grids.enlargement((8, 8))
     assert sheet.shape[0] == 3 * tile + 2 * grids.GAP
     first = sheet[:tile, -tile:][:: tile // 8, :: tile // 8]
-    assert np.array_equal(first, to_bytes(images)[0])
+    assert np.array_equal(first, to_pixels(images)[0])
     assert (sheet[-tile:, -tile:] == 0).all()  # no difference
 
 

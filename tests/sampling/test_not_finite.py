@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.code import Condition, LatentSpec
 from pipeline.draws import ImageDraws
-from pipeline.images.eight_bits import to_bytes
+from pipeline.images.stored_pixels import to_pixels
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.nn.embeddings import LabelEmbedding
@@ -87,4 +87,4 @@ def test_pixels_that_are_not_finite_are_not_written():
     images = torch.zeros(2, 3, 4, 4)
     images[1, 0, 0, 0] = torch.nan
     with pytest.raises(NotFinite, match="image 1"):
-        to_bytes(images)
+        to_pixels(images)

@@ -20,8 +20,8 @@ from pipeline.code import Code
 from pipeline.components import find, structure
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
-from pipeline.images.eight_bits import eight_bits
 from pipeline.images.reading import Images
+from pipeline.images.stored_pixels import as_saved
 from pipeline.latents.store import MANIFEST, LatentStore, shard_file
 from pipeline.losses.pixel import Pixel
 from pipeline.recipes.building import build_network, build_tokenizer
@@ -182,7 +182,7 @@ def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, 
         pair = Pairs(tmp_path / route, originals(store, whole), whole, 0, 24).plain(places)
         expected = stored.code
         if route == "reencode":
-            expected = pipe.tokenizer.encode(eight_bits(pipe.decode(stored.code)))
+            expected = pipe.tokenizer.encode(as_saved(pipe.decode(stored.code)))
         assert torch.equal(pair.images, images.plain(rows).images)
         assert torch.equal(pair.condition.labels, stored.condition.labels)
         torch.testing.assert_close(values(pair.code), values(expected), atol=2e-3, rtol=2e-3)
