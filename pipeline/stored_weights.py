@@ -22,6 +22,7 @@ from pipeline.files.writing import read_json
 from pipeline.validation import at
 
 CONFIG = "config.json"
+OWN_VARIANT = "tessera"  # in the names of our models' weight files, see pipeline.nn.own_weight_files
 SPARE_TENSORS, SPARE_ELEMENTS = 256, 2**24  # beyond twice what is stored: tied weights, and tables that are not saved
 LARGEST = 2**24
 NOT_BUILT = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -63,8 +64,8 @@ def read_sizes(folder: Path, pickled: str) -> Stored:
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """A component's safetensors files of this variant."""
-    infix = f"\\.{re.escape(variant)}" if variant else ""
+    """A component's safetensors files of this variant, or those without one, of ours and of diffusers alike."""
+    infix = f"\\.{re.escape(variant)}" if variant else rf"(\.{OWN_VARIANT})?"
     name = re.compile(rf"[^.]+{infix}(-\d+-of-\d+)?\.safetensors")
     return sorted(file for file in folder.iterdir() if name.fullmatch(file.name)) if folder.is_dir() else []
 

@@ -105,7 +105,7 @@ def test_nothing_is_made_of_what_is_damaged(finished, tmp_path, monkeypatch, cap
     """Where a file keeps its size its content tells; where it does not, `all` says so although all is up to date."""
     shutil.copytree(finished / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    weights = Path("runs", "digits", "tokenizer", "diffusion_pytorch_model.safetensors")
+    weights = Path("runs", "digits", "tokenizer", "diffusion_pytorch_model.tessera.safetensors")
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     shutil.rmtree("runs/digits/joint")

@@ -22,7 +22,7 @@ from pipeline.tokenizers.pretrained import Pretrained
 from pipeline.vision.backbone import FAMILIES, GENERAL, load_model
 
 OBJECTIVE = "objective/scheduler_config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.tessera.safetensors"
 ABSURD = [
     ("network", "depth", 3_000_000),
     ("network", "width", 2**20),

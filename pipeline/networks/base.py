@@ -16,6 +16,7 @@ from pipeline.nn.class_token import count_token_rows
 from pipeline.nn.embeddings import resample_positions
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.lora import Adapted
+from pipeline.nn.own_weight_files import OwnWeightFiles
 from pipeline.ranges import RangedArguments
 from pipeline.validation import SettingError
 
@@ -29,7 +30,7 @@ ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the size
 }
 
 
-class Network(RangedArguments, EntryPoints, WithoutCastWarning, ConfigMixin):
+class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, ConfigMixin):
     """A generator's network. Its shape (grid, dim, vocab, ...) is derived, never stated.
 
     A constructor takes those of the derived values that it needs, under these names; one that takes `class_token`, a

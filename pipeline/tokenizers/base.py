@@ -21,6 +21,7 @@ from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.image_size import divide, sides_of
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.memory_saving import MemorySaving
+from pipeline.nn.own_weight_files import OwnWeightFiles
 from pipeline.nn.partly_trained import PartlyTrained
 from pipeline.ranges import RangedArguments
 from pipeline.vision.named_model import NamedModel
@@ -53,7 +54,9 @@ class TokenizerOutput:
     head_outputs: dict[str, Tensor] = field(default_factory=dict)  # of the trained heads of losses, by their term
 
 
-class Tokenizer(RangedArguments, PartlyTrained, EntryPoints, MemorySaving, WithoutCastWarning, ConfigMixin):
+class Tokenizer(
+    RangedArguments, PartlyTrained, EntryPoints, MemorySaving, OwnWeightFiles, WithoutCastWarning, ConfigMixin
+):
     """Subclasses write `geometry`, `features` and `render`; the rest is the same for all.
 
     Images are [B, channels, H, W] in [-1, 1], of the `image_shape`. Codes leave `encode` normalised by the stored mean

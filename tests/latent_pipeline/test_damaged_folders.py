@@ -11,8 +11,8 @@ from pipeline import LatentPipeline
 READ = [
     "model_index.json",
     "checksums.json",
-    *("tokenizer/config.json", "tokenizer/diffusion_pytorch_model.safetensors"),
-    *("network/config.json", "network/diffusion_pytorch_model.safetensors"),
+    *("tokenizer/config.json", "tokenizer/diffusion_pytorch_model.tessera.safetensors"),
+    *("network/config.json", "network/diffusion_pytorch_model.tessera.safetensors"),
     "objective/scheduler_config.json",
 ]
 
@@ -63,8 +63,8 @@ def test_what_was_saved_again_or_added_or_is_a_page_is_loaded(saved, tmp_path):
 def test_what_was_damaged_before_is_not_made_good_by_saving_something_else(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "copy")
     pipe = LatentPipeline.from_pretrained(folder)
-    weights = folder / "tokenizer" / "diffusion_pytorch_model.safetensors"
+    weights = folder / "tokenizer" / "diffusion_pytorch_model.tessera.safetensors"
     weights.write_bytes(damaged(weights.read_bytes(), "flipped"))
     pipe.save_pretrained(folder, variant="fp16")
-    with pytest.raises(ValueError, match="tokenizer/diffusion_pytorch_model.safetensors is damaged"):
+    with pytest.raises(ValueError, match="tokenizer/diffusion_pytorch_model.tessera.safetensors is damaged"):
         LatentPipeline.from_pretrained(folder)

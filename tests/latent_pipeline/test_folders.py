@@ -89,7 +89,7 @@ def test_only_modules_of_ours_are_imported(saved, tmp_path):
 @pytest.mark.parametrize("part, lost", [("network", "head.linear.weight"), ("tokenizer", "std")])
 def test_missing_weights_are_refused(saved, tmp_path, part, lost):
     LatentPipeline.from_pretrained(saved).save_pretrained(tmp_path / "cut")
-    file = tmp_path / "cut" / part / "diffusion_pytorch_model.safetensors"
+    file = tmp_path / "cut" / part / "diffusion_pytorch_model.tessera.safetensors"
     weights = load_file(file)
     del weights[lost]
     (tmp_path / "cut" / "checksums.json").unlink()

@@ -52,7 +52,7 @@ def start_two(folder: Path) -> list[subprocess.Popen]:
 
 
 def weights(folder: Path) -> torch.Tensor:
-    tensors = load_file(folder / "runs" / "tiny" / "tokenizer" / "diffusion_pytorch_model.safetensors")
+    tensors = load_file(folder / "runs" / "tiny" / "tokenizer" / "diffusion_pytorch_model.tessera.safetensors")
     return torch.cat([tensors[name].flatten().float() for name in sorted(tensors)])
 
 

@@ -140,6 +140,14 @@ def test_saved_folders_are_whole_in_a_fresh_process_without_the_originals(tmp_pa
         assert torch.equal(answers[f"{kind}_encodes"].z, tokenizer.encode(images).z), kind
 
 
+def test_no_class_of_diffusers_loads_a_folder_of_ours(tmp_path):
+    """It would only warn that no weight of it is there, and be random."""
+    conv().save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="no file named diffusion_pytorch_model"):
+        AutoencoderKL.from_pretrained(tmp_path)
+    assert isinstance(ConvAutoencoder.from_pretrained(tmp_path), ConvAutoencoder)
+
+
 def geometry(cls: type, **given) -> LatentSpec:
     return cls.geometry(Arguments.complete(cls, {"image_size": SIZE} | given))
 

@@ -465,7 +465,7 @@ def test_without_the_section_tokenizer_and_critic_pass_through(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == [
         "config.json",
         "critic",
-        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.tessera.safetensors",
     ]
     assert train_jointly.WRITES in posttrain_decoder.READS and train_jointly.WRITES in encode_dataset.READS
 
