@@ -45,7 +45,7 @@ def report(options: argparse.Namespace) -> None:
     """Medians of alternating runs, and the error of the lower precision with the same weights."""
     size, images, runs, precision = options.size, options.images, options.runs, options.precision
     exact = ConvAutoencoder(image_size=size, width=options.width, **SD_VAE).eval()
-    stock = exact.stock()  # the same weights in diffusers' class
+    stock = exact.stock().model  # the same weights in diffusers' class
     fast = ConvAutoencoder(image_size=size, width=options.width, **SD_VAE).eval()
     fast.load_state_dict(exact.state_dict())
     fast = fast.type(dtype := PRECISIONS[precision]).to(memory_format=torch.channels_last)

@@ -179,9 +179,9 @@ def class_name(folder: Path) -> str | None:
     return read_json(folder / "config.json").get("_class_name")
 
 
-def forget_paths(pipe: DiffusionPipeline) -> None:
-    """Take out of the configs of `pipe` and its components where things lay on this machine, before they are saved."""
-    for part in (pipe, *(part for part in pipe.components.values() if isinstance(part, ConfigMixin))):
+def forget_paths(*parts: ConfigMixin) -> None:
+    """Take out of the configs of pipelines and models where things lay on this machine, before they are saved."""
+    for part in parts:
         config = dict(part.config)
         if changed := {name: value for name, value in without_paths(config).items() if value != config[name]}:
             part.register_to_config(**changed)

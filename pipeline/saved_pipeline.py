@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from diffusers import ConfigMixin
+
 from pipeline.files.writing import states_in
 from pipeline.saved_folders import check_folder, fetch, finish_saving, forget_paths, naming_damage, refuse_pickles
 
@@ -36,7 +38,7 @@ class SavedPipeline:
         With `push_to_hub=True` the finished folder is uploaded.
         """
         refuse_pickles("safe_serialization", safe_serialization)
-        forget_paths(self)
+        forget_paths(self, *(part for part in self.components.values() if isinstance(part, ConfigMixin)))
         self._before_saving = states_in(Path(save_directory))
         super().save_pretrained(str(save_directory), True, *args, **kwargs)
         finish_saving(self, Path(save_directory), self._before_saving)

@@ -1,7 +1,7 @@
 """Measures samples, reconstructions and codes beside real images, and writes the report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
 from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.training.starting_tokenizer import build_starting_tokenizer, is_finetuned
 
 READS = ("tokenizer",)
 READS_WHERE_MADE = ("joint", "latents", "generator", "decoder", "samples")
@@ -114,15 +115,26 @@ def measure_tokenizer(
     tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), work.artefact("tokenizer"))
     measuring = tokenizer_measuring(tokenizer.to(device), of_images)
     real = of_images.read_held_out(train, held_out, measuring.pass_through)
+    before = measure_before(of_images, train, held_out) if is_finetuned(recipe) else {}
     if not work.accelerator.is_main_process:
         return None
     groups: dict[str, dict[str, Measurement]] = {}
     for metric, numbers in measuring.measure(tokenizer_inputs(measuring, of_images, real, {})):
-        groups.setdefault(metric.report_group, {}).update(numbers)
+        compared = {key: replace(number, before=before.get(key)) for key, number in numbers.items()}
+        groups.setdefault(metric.report_group, {}).update(compared)
     figures = []
     if len(held_out):
         figures.append(draw_reconstructions(held_out, tokenizer, out / "reconstructions.png"))
     return Measured(READS, groups, figures, measuring.left_out)
+
+
+def measure_before(of_images: SampleMeasuring, train: Images, held_out: Images) -> dict[str, float]:
+    """The numbers, by key, of the tokenizer as its training began."""
+    tokenizer = build_starting_tokenizer(of_images.recipe).to(of_images.accelerator.device)
+    measuring = tokenizer_measuring(tokenizer, of_images)
+    real = of_images.read_held_out(train, held_out, measuring.pass_through)
+    measured = [numbers for _, numbers in measuring.measure(tokenizer_inputs(measuring, of_images, real, {}))]
+    return {key: number.value for numbers in measured for key, number in numbers.items()}
 
 
 def tokenizer_measuring(tokenizer: Tokenizer, of_images: SampleMeasuring) -> TokenizerMeasuring:

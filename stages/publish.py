@@ -3,6 +3,7 @@
 Without a generator that is the folder of a tokenizer alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ from pipeline.files.paths import without_paths
 from pipeline.files.writing import new_file, read_json, write_json, write_text
 from pipeline.images.grids import make_grid
 from pipeline.latent_pipeline import LatentPipeline
+from pipeline.networks.base import Network
 from pipeline.publishing.model_card import Facts, model_card
 from pipeline.publishing.self_contained import write_self_contained
-from pipeline.publishing.stock_transformer import NOTE as STOCK_NOTE
-from pipeline.publishing.stock_transformer import stock_transformer
+from pipeline.publishing.stock import write_stock
 from pipeline.publishing.tokenizer_card import tokenizer_card
 from pipeline.recipes.schema import Recipe, settings
 from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.workspace import OWNER, Workspace
 from pipeline.sampling.many_images import assemble
-from pipeline.saved_folders import load_component
+from pipeline.saved_folders import forget_paths, load_component
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.validation import SettingError
 
 READS = ("tokenizer", "report")
 READS_WHERE_MADE = ("decoder", "generator")
@@ -47,9 +50,11 @@ def publish_tokenizer(recipe: Recipe, work: Workspace, out: Path) -> None:
     """The tokenizer alone, with what was measured of it."""
     cls = find("tokenizers", recipe.tokenizer.model["kind"])
     tokenizer = load_component(cls, work.artefact("tokenizer"))
+    forget_paths(tokenizer)
     tokenizer.save_pretrained(out / "tokenizer")
     public = public_recipe(recipe)
-    facts = write_facts(public, work, READS, out)
+    notes = write_stock_folders({"tokenizer": tokenizer}, out / "stock") if recipe.publish.stock else []
+    facts = replace(write_facts(public, work, READS, out), notes=notes)
     write_text(out / "README.md", tokenizer_card(public, tokenizer, facts))
 
 
@@ -116,27 +121,15 @@ def write_extras(recipe: Recipe, pipe: LatentPipeline, out: Path) -> list[str]:
         write_self_contained(out, out / "self_contained")
         notes.append("`self_contained/` loads with diffusers alone, from the code that lies in it.")
     if recipe.publish.stock:
-        notes += write_stock(pipe, out / "stock")
+        notes += write_stock_folders({"network": pipe.network, "tokenizer": pipe.tokenizer}, out / "stock")
     return notes
 
 
-def write_stock(pipe: LatentPipeline, folder: Path) -> list[str]:
-    """Folders of stock diffusers classes for the parts that have one; ValueError with one line when none has."""
-    notes, refusals = [], []
-    try:
-        stock_transformer(pipe.network).save_pretrained(folder / "transformer")
-        write_text(folder / "transformer" / "README.md", f"{STOCK_NOTE}\n")
-        notes.append("`stock/transformer/` is a `DiTTransformer2DModel`; its README says how to call it.")
-    except ValueError as refusal:
-        refusals.append(str(refusal))
-    try:
-        pipe.tokenizer.check_stock()
-        pipe.tokenizer.stock().save_pretrained(folder / "vae")
-        notes.append("`stock/vae/` is an `AutoencoderKL` whose latents are at unit scale (scaling_factor 1).")
-    except ValueError as refusal:
-        refusals.append(str(refusal))
-    if not notes:
-        raise ValueError(f"publish.stock: {'; '.join(refusals)}; set publish.stock=false")
-    for refusal in refusals:
+def write_stock_folders(models: Mapping[str, Tokenizer | Network], folder: Path) -> list[str]:
+    """The stock folders; returns what the card says of them. ValueError with one line where no model has one."""
+    folders = write_stock(models, folder)
+    if not folders.written:
+        raise SettingError("publish.stock", f": {'; '.join(folders.refusals)}; set publish.stock=false")
+    for refusal in folders.refusals:
         print(f"publish.stock leaves out one part: {refusal}")
-    return notes
+    return [f"`stock/{folder}/` is a {text}" for folder, text in folders.written.items()]

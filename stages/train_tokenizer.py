@@ -11,7 +11,6 @@ from pipeline.files.writing import new_folder, remove_folder
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.nn.code_usage import make_code_usage
-from pipeline.recipes.building import build_tokenizer, seed_initial_weights
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.tokenizers.base import Tokenizer
@@ -20,6 +19,7 @@ from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.training.reconstruction import Reconstruction
+from pipeline.training.starting_tokenizer import build_starting_tokenizer
 from pipeline.training.what_is_seen import seen_of_phase
 
 READS = ()
@@ -37,8 +37,7 @@ def uses(recipe: Recipe) -> Any:
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
-    seed_initial_weights(recipe.seed)
-    tokenizer = starting_weights.load_start(build_tokenizer(recipe), recipe.tokenizer.start, "tokenizer.start")
+    tokenizer = build_starting_tokenizer(recipe)
     if recipe.tokenizer.phases:
         images = Images(recipe.data, "train")
         networks = FrozenNetworks(recipe, images, out / FROZEN, work.accelerator)

@@ -20,6 +20,7 @@ from pipeline.recipes.building import build_network, build_tokenizer_on_meta
 from pipeline.recipes.schema import Recipe
 from pipeline.sampling.weak_network import check_weak_shape
 from pipeline.tokenizers.base import Tokenizer
+from pipeline.validation import NotHere
 
 CLASSES = 1000  # of a network whose images are not on this machine
 
@@ -28,7 +29,7 @@ CLASSES = 1000  # of a network whose images are not on this machine
 class CheckedLine:
     """What a line that is right comes to on this machine."""
 
-    tokenizer: Tokenizer | None  # on the meta device; None where it is frozen
+    tokenizer: Tokenizer | None  # on the meta device; None where it is frozen, or its sizes are not known here
     network: Network | None  # on the meta device; None where there is no generator
     weights: list[str]  # a line for each frozen network, and for first weights: which ones, and where from
     left_out: list[str]  # a line for each number, or folder, that will not be there
@@ -47,14 +48,24 @@ def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, Split
         with torch.device("meta"):
             classes = count_classes(recipe, facts)
             network = build_network(recipe, checked.spec, classes, checked.generator.objective)
-    tokenizer = None if checked.tokenizer.frozen else build_tokenizer_on_meta(recipe)
+    tokenizer = build_trained_tokenizer(recipe, checked)
     if facts:
         check_starts(recipe, tokenizer, network)
-    refusals = check_publication(recipe, checked.tokenizer, tokenizer, network)
+    refusals = check_publication(recipe, tokenizer, network)
     left_out = [f"publish.stock leaves out one part: {refusal}" for refusal in refusals]
     if facts:
         left_out += [f"evaluate leaves out {line}" for line in numbers_left_out(recipe, facts, checked.spec)]
     return CheckedLine(tokenizer, network, describe_weights(recipe), left_out, memory_lacking(tokenizer, network))
+
+
+def build_trained_tokenizer(recipe: Recipe, checked: CheckedRecipe) -> Tokenizer | None:
+    """The tokenizer without weights; None where nothing trains given ones, or it is still to be fetched."""
+    if checked.tokenizer.given_weights and not recipe.tokenizer.phases:
+        return None
+    try:
+        return build_tokenizer_on_meta(recipe)
+    except NotHere:
+        return None
 
 
 def count_classes(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> int:

@@ -14,7 +14,7 @@ from pipeline.validation import SettingError, at
 def check_tokenizer(recipe: Recipe) -> TokenizerPlan:
     """The plan of the tokenizer, if it and all its phases are right."""
     training, tokenizer = recipe.tokenizer, plan_tokenizer(recipe)
-    if not training.phases and not tokenizer.cls.frozen and training.start is None:
+    if not training.phases and not tokenizer.cls.given_weights and training.start is None:
         raise SettingError(
             "tokenizer.phases",
             " is empty, so that nothing trains this tokenizer; add a phase, or name the folder of a trained one:"

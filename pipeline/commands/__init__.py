@@ -95,6 +95,13 @@ COMMANDS = (
         "pipeline.sampling.many_images:FolderSettings",
     ),
     Command(
+        "export",
+        "FOLDER OUT",
+        "writes the models of a run or a published folder alone, and as classes of diffusers: part=vae",
+        "pipeline.commands.export:export",
+        "pipeline.commands.export:ExportSettings",
+    ),
+    Command(
         "import",
         "[FORMAT FILE OUT]",
         "converts another project's checkpoint; import alone lists the formats",

@@ -59,7 +59,10 @@ class Quantity:
 
 @dataclass
 class Measurement:
-    """A measured number. `held_out` is the same number for as many real images that no training saw: the floor."""
+    """A measured number. `held_out` is the same number for as many real images that no training saw: the floor.
+
+    `before` is that of the weights that training began with, where these were trained already.
+    """
 
     title: str
     value: float
@@ -69,6 +72,7 @@ class Measurement:
     unit: str = ""
     held_out: float | None = None
     ratio: float | None = None  # value / held_out, where that says something
+    before: float | None = None
     details: dict[str, float] = field(default_factory=dict)
     headline: bool = False
 

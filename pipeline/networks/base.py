@@ -17,6 +17,8 @@ from pipeline.nn.embeddings import resample_positions
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.lora import Adapted
 from pipeline.nn.own_weight_files import OwnWeightFiles
+from pipeline.nn.stock_model import StockModel
+from pipeline.nn.stock_transformer import CONDITIONS
 from pipeline.ranges import RangedArguments
 from pipeline.validation import SettingError
 
@@ -66,6 +68,15 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
         token where there is one. Networks of ids take ids and
         neither time nor taps; their inputs and outputs are in their own docstrings.
         """
+
+    def check_stock(self) -> None:
+        """ValueError with one line unless a class of diffusers' own can compute this network."""
+        raise ValueError(f"{type(self).__name__} has no stock class in diffusers; one is {CONDITIONS}")
+
+    def stock(self) -> StockModel:
+        """The same function as a model of diffusers' own; ValueError where `check_stock` has one."""
+        self.check_stock()
+        raise NotImplementedError
 
     def tap_blocks(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]

@@ -18,6 +18,8 @@ from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, QueryKeyNorm, Rota
 from pipeline.nn.class_token import ClassTokenLayers, join_token, split_token
 from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, patchify, unpatchify
 from pipeline.nn.modulated import ModulatedTransformer, Patches, Position, check_count, check_patches, check_position
+from pipeline.nn.stock_model import StockModel
+from pipeline.nn.stock_transformer import check_stock_transformer, stock_transformer
 from pipeline.ranges import Count, Counts, Fraction, Positive, Whole
 
 
@@ -129,6 +131,12 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         if self.class_token_layers is not None:
             h, rotary = self.class_token_layers(token, h, rotary)
         return h, c, rotary
+
+    def check_stock(self) -> None:
+        check_stock_transformer(self.config)
+
+    def stock(self) -> StockModel:
+        return stock_transformer(self.config, self.state_dict())
 
     def _request(self, time: Tensor, condition: Condition | None) -> Tensor:
         """The condition of every block, [B, width]: the time's vector plus the class's."""

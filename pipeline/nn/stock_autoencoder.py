@@ -81,8 +81,9 @@ def find_class(config: dict[str, Any]) -> type[ModelMixin]:
 
 def build_empty(config: dict[str, Any]) -> ModelMixin:
     """The autoencoder without its weights."""
-    public = {name: value for name, value in config.items() if not name.startswith("_")}
-    return find_class(config).from_config(public).requires_grad_(False).eval()
+    cls = find_class(config)
+    known = inspect.signature(cls.__init__).parameters  # a class may state more in its config than it takes
+    return cls.from_config({name: config[name] for name in known if name in config}).requires_grad_(False).eval()
 
 
 def load(config: dict[str, Any], path: str, subfolder: str | None) -> ModelMixin:

@@ -82,7 +82,7 @@ def parts(recipe: Recipe, checked: CheckedRecipe, line: CheckedLine) -> Rows:
     """What the line is made of."""
     tokenizer, network, spec = line.tokenizer, line.network, checked.spec
     grid = "x".join(map(str, spec.grid))
-    yield "tokenizer", f"{checked.tokenizer.__name__}, {'frozen' if tokenizer is None else sizes(tokenizer)}"
+    yield "tokenizer", f"{checked.tokenizer.__name__}, {'weights given' if tokenizer is None else sizes(tokenizer)}"
     yield "latents", f"{spec.tokens} tokens ({grid}) of {spec.dim} channels" + codebook(spec)
     if checked.generator is None:
         yield "generator", "none: the line ends with the tokenizer"

@@ -183,11 +183,13 @@ def measured(numbers: dict[str, dict[str, Any]]) -> str:
     """The numbers as a table; protocols in full are in eval/metrics.json."""
     if not numbers:
         return "Nothing was measured."
-    rows = ["| | value | real held-out images | under |", "|---|---|---|---|"]
+    columns = {"value": "value", "before": "before training", "held_out": "real held-out images"}
+    shown = [key for key in columns if any(is_number(entry.get(key)) for entry in numbers.values())]
+    rows = [f"| | {' | '.join(columns[key] for key in shown)} | under |", f"|---|{'---|' * len(shown)}---|"]
     for name, entry in numbers.items():
         unit = entry.get("unit", "")
-        floor = number_text(entry["held_out"], unit) if is_number(entry.get("held_out")) else ""
-        cells = (entry.get("title", name), number_text(entry["value"], unit), floor, protocol_text(entry["protocol"]))
+        values = [number_text(entry[key], unit) if entry.get(key) is not None else "" for key in shown]
+        cells = (entry.get("title", name), *values, protocol_text(entry["protocol"]))
         rows.append(f"| {' | '.join(map(markdown_text, cells))} |")
     return "\n".join([*rows, "", "Each protocol in full, with versions: `eval/metrics.json`."])
 

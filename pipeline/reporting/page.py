@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from pipeline.reporting.number_text import format_number
 from pipeline.reporting.style import STYLE
 
+BESIDE = {"before training": "before", "real held-out images": "held_out"}
+COLUMNS = {"before": "before training", "held_out": "real held-out", "ratio": "ratio"}  # beside a number itself
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
@@ -38,19 +41,19 @@ def headline_tiles(numbers: dict[str, dict[str, Any]]) -> str:
         if number["headline"]:
             ratio = number["ratio"] is not None
             large = format_number(number["ratio"], "×") if ratio else format_number(number["value"], number["unit"])
-            small = "of real held-out images" if ratio else held_out_text(number)
+            small = "of real held-out images" if ratio else compared_text(number)
             about = escape(f"{capitalise(number['meaning'])}. {protocol_summary(number['protocol'])}", quote=True)
             text = f"<b>{escape(large)}</b><span>{escape(number['title'])}</span><i>{escape(small)}</i>"
             tiles.append(f'<a class=tile href="#{anchor(key)}" title="{about}">{text}</a>')
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 
-def held_out_text(number: dict[str, Any]) -> str:
-    return (
-        ""
-        if number["held_out"] is None
-        else f"real held-out images: {format_number(number['held_out'], number['unit'])}"
-    )
+def compared_text(number: dict[str, Any]) -> str:
+    """What a number is to be seen beside, where there is such: the same before training, or of real images."""
+    for title, name in BESIDE.items():
+        if number.get(name) is not None:
+            return f"{title}: {format_number(number[name], number['unit'])}"
+    return ""
 
 
 def numbers_section(
@@ -63,26 +66,23 @@ def numbers_section(
 
 def table(numbers: dict[str, dict[str, Any]]) -> str:
     """One block a number: value, floor and ratio, the sentence that explains it, and its whole protocol."""
-    compared = any(number["held_out"] is not None for number in numbers.values())
-    head = "<th>real held-out<th>ratio" if compared else ""
-    rows = "".join(row(key, number, compared) for key, number in numbers.items())
+    columns = [name for name in COLUMNS if any(number.get(name) is not None for number in numbers.values())]
+    head = "".join(f"<th>{COLUMNS[name]}" for name in columns)
+    rows = "".join(row(key, number, columns) for key, number in numbers.items())
     return f"<div class=scroll><table><thead><tr><th>number<th>here{head}</thead>{rows}</table></div>"
 
 
-def row(key: str, number: dict[str, Any], compared: bool) -> str:
+def row(key: str, number: dict[str, Any], columns: Sequence[str]) -> str:
     arrow = arrow_html(number["better"])
-    floor = (
-        f"<td>{number_html(number['held_out'], number['unit'])}<td>{number_html(number['ratio'], '×')}"
-        if compared
-        else ""
-    )
+    units = {name: "×" if name == "ratio" else number["unit"] for name in columns}
+    floor = "".join(f"<td>{number_html(number.get(name), unit)}" for name, unit in units.items())
     details = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{number_html(v)}" for k, v in number["details"].items())
     protocol = "".join(f"<dt>{escape(k.replace('_', ' '))}<dd>{entry_html(v)}" for k, v in number["protocol"].items())
     return (
         f"<tbody id={anchor(key)}>"
         f"<tr><th>{escape(number['title'])} {arrow}"
         f"<td>{number_html(number['value'], number['unit'])}{floor}</tr>"
-        f"<tr class=note><td colspan={4 if compared else 2}>{escape(capitalise(number['meaning']))}."
+        f"<tr class=note><td colspan={2 + len(columns)}>{escape(capitalise(number['meaning']))}."
         f"<details><summary>{escape(protocol_summary(number['protocol']))}</summary><dl>{details}{protocol}</dl></details>"
         "</tr></tbody>"
     )

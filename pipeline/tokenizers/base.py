@@ -23,6 +23,7 @@ from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.memory_saving import MemorySaving
 from pipeline.nn.own_weight_files import OwnWeightFiles
 from pipeline.nn.partly_trained import PartlyTrained
+from pipeline.nn.stock_model import StockModel
 from pipeline.ranges import RangedArguments
 from pipeline.vision.named_model import NamedModel
 
@@ -66,7 +67,7 @@ class Tokenizer(
     entry_points = ("encode", "decode", "moments", "features", "render", "projection")
     neck: Bottleneck
     spec: LatentSpec
-    frozen: bool = False  # its weights are given, and a recipe may leave out its phases
+    given_weights: bool = False  # built anew it is trained already, and a recipe may leave out its phases
     choices: dict[str, dict[str, type]] = {}  # arguments that name one of a few classes, and these by their kind
     run_arguments: tuple[str, ...] = ("image_size",)  # may differ from those of a folder that training starts from
 
@@ -161,8 +162,13 @@ class Tokenizer(
         """The weight that makes pixels, at which adaptive weights compare gradients."""
 
     def check_stock(self) -> None:
-        """ValueError unless the tokenizer has a method `stock`, and that makes a model of diffusers' own of it."""
+        """ValueError with one line unless a class of diffusers' own can compute this tokenizer."""
         raise ValueError(f"{type(self).__name__} has no stock class in diffusers")
+
+    def stock(self) -> StockModel:
+        """The same function as a model of diffusers' own; ValueError where `check_stock` has one."""
+        self.check_stock()
+        raise NotImplementedError
 
     @abstractmethod
     def parts(self) -> dict[str, list[nn.Module]]:

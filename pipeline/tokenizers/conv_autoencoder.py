@@ -12,6 +12,7 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
+from pipeline.nn.stock_model import StockModel
 from pipeline.ranges import Count, Counts, ImageSize, Whole
 from pipeline.tokenizers.base import MapTokenizer
 
@@ -107,11 +108,11 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
             raise ValueError(f"AutoencoderKL needs widths that {c.groups} groups divide; these are {widths}")
 
     @torch.no_grad()
-    def stock(self) -> AutoencoderKL:
+    def stock(self) -> StockModel:
         """The same function as a stock `AutoencoderKL`, its latents at unit scale (scaling_factor 1).
 
         The stored mean and std go into the 1x1 convolutions: mean' = (mean - m) / s, logvar' = logvar - 2 log s, and
-        z = s z' + m. Raises ValueError where the stock class has no such shape.
+        z = s z' + m.
         """
         self.check_stock()
         c, dim = self.config, self.neck.dim
@@ -131,7 +132,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
             mid_block_add_attention=c.middle_attention,
         )
         stock.load_state_dict(self._unit_scale_state())
-        return stock.eval()
+        return StockModel(stock.eval(), "Its latents are at unit scale (scaling_factor 1).")
 
     def _unit_scale_state(self) -> dict[str, Tensor]:
         state = {name: value for name, value in self.state_dict().items() if name not in ("mean", "std")}

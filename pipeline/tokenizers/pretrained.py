@@ -1,4 +1,4 @@
-"""A stock diffusers autoencoder as a tokenizer, by folder or hub id."""
+"""A stock diffusers autoencoder as a tokenizer, by folder or hub id, as it is or trained further."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,10 @@ from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments
 from pipeline.nn import stock_autoencoder
 from pipeline.nn.image_size import divide, sides_of
+from pipeline.nn.stock_model import StockModel
 from pipeline.ranges import Count, ImageSize
 from pipeline.tokenizers.base import MapTokenizer, TrainingInputs
+from pipeline.validation import NotHere
 from pipeline.vision.named_model import NamedModel
 
 
@@ -27,10 +29,12 @@ class Pretrained(MapTokenizer):
     them, which `latents.statistics=stored` keeps. `stock` is the config that a saved folder keeps of the original; a
     recipe leaves it out.
 
-    Frozen and in evaluation mode; there are no terms of its own.
+    A phase may train its decoder (with it post_quant_conv), its encoder (with it quant_conv) or all; until then nothing
+    of it has a gradient. It is in evaluation mode always. `divergence` makes the posterior's divergence a term, `kl`,
+    for phases that train the encoder.
     """
 
-    frozen = True
+    given_weights = True
 
     @register_to_config
     def __init__(
@@ -42,13 +46,16 @@ class Pretrained(MapTokenizer):
         stride: Count | None = None,
         stock: dict[str, Any] | None = None,
         image_channels: Count = 3,
+        divergence: bool = False,
     ):
         if stock is None:
+            on_meta = torch.empty(0).device.type == "meta"
+            if on_meta and named_model(path, subfolder).folder is None:
+                raise NotHere("path", f": the sizes of {path} are not known before it is fetched from the hub")
             config = stock_autoencoder.read_config(path, subfolder)
             self.spec, posterior = self.measure(config, Arguments.from_config(self))
             dim, stride = self.spec.dim, sides_of(image_size)[0] // self.spec.grid[0]
             self.register_to_config(dim=dim, stride=stride, stock=config | {"posterior": posterior})
-            on_meta = torch.empty(0).device.type == "meta"
             model = (
                 stock_autoencoder.build_empty(config) if on_meta else stock_autoencoder.load(config, path, subfolder)
             )
@@ -61,14 +68,13 @@ class Pretrained(MapTokenizer):
             mean, std = stock_autoencoder.statistics(config, dim)
             self.mean.copy_(mean), self.std.copy_(std)
         self.autoencoder = model
+        if divergence and not posterior:
+            raise ValueError(f"divergence: a {type(model).__name__} has no posterior; leave it out")
         self.neck = components.build("bottlenecks", {"kind": "gaussian" if posterior else "identity", "dim": dim})
 
     @classmethod
     def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
-        if arguments.stock is not None:
-            return {}
-        config = f"{arguments.subfolder}/config.json" if arguments.subfolder else "config.json"
-        return {"path": NamedModel(arguments.path, hub=True, config=config)}
+        return {} if arguments.stock is not None else {"path": named_model(arguments.path, arguments.subfolder)}
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
@@ -82,6 +88,10 @@ class Pretrained(MapTokenizer):
             f"{path} is no folder on this machine; for a hub id state dim (latent channels) and stride (pixels per"
             " latent) beside path, for example dim: 4 and stride: 8 for an SD-VAE"
         )
+
+    @classmethod
+    def terms(cls, arguments: Arguments) -> tuple[str, ...]:
+        return ("kl",) if arguments.divergence else ()
 
     @classmethod
     def brings_statistics(cls, arguments: Arguments) -> bool | None:
@@ -111,8 +121,8 @@ class Pretrained(MapTokenizer):
         return stock_autoencoder.decode(self.autoencoder, maps.contiguous())
 
     def encode_for_training(self, images: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
-        code, z, _ = super().encode_for_training(images, given)
-        return code, z, {}  # a frozen posterior's divergence trains nothing
+        code, z, terms = super().encode_for_training(images, given)
+        return code, z, terms if self.config.divergence else {}
 
     def train(self, mode: bool = True) -> "Pretrained":
         super().train(mode)
@@ -132,6 +142,13 @@ class Pretrained(MapTokenizer):
     def disable_tiling(self) -> None:
         self.autoencoder.disable_tiling()
 
+    def check_stock(self) -> None:
+        """It is made of one."""
+
+    def stock(self) -> StockModel:
+        """The autoencoder itself, in its own class and by its own config: other programs scale its latents by that."""
+        return StockModel(self.autoencoder, "Its latents are those of the autoencoder that training began with.")
+
     @property
     def last_layer(self) -> nn.Parameter:
         """The decoder's last matrix or kernel, in the order of registration."""
@@ -144,6 +161,10 @@ class Pretrained(MapTokenizer):
             "encoder": [*encoder, self.neck],
             "decoder": [named[name] for name in ("post_quant_conv", "decoder") if name in named],
         }
+
+
+def named_model(path: str, subfolder: str | None) -> NamedModel:
+    return NamedModel(path, hub=True, config=f"{subfolder}/config.json" if subfolder else "config.json")
 
 
 def spec_of(image_size: int | Sequence[int], dim: int, stride: int) -> LatentSpec:

@@ -32,7 +32,6 @@ from pipeline.code import Code, Condition
 from pipeline.components import find, kinds
 from pipeline.objectives.flow_matching import FlowRandomness
 from pipeline.publishing.self_contained import pack
-from pipeline.publishing.stock_transformer import stock_transformer
 from stages import publish as stage
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +179,7 @@ def test_the_stock_autoencoder_is_the_same_function(published):
 @pytest.mark.parametrize("arguments", [{}, {"patch_size": 2}, {"outputs": 2}])
 def test_the_stock_transformer_is_the_same_function(arguments, tmp_path):
     network = make_network(4, **arguments)
-    stock_transformer(network).save_pretrained(tmp_path)
+    network.stock().model.save_pretrained(tmp_path)
     stock = DiTTransformer2DModel.from_pretrained(tmp_path)
     for block in stock.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
@@ -213,17 +212,18 @@ def test_the_line_that_the_stock_transformers_note_gives_is_the_one_it_needs(pub
 )
 def test_other_switches_have_no_stock_class(arguments):
     with pytest.raises(ValueError, match="DiTTransformer2DModel") as error:
-        stock_transformer(make_network(**arguments))
+        make_network(**arguments).stock()
     assert "\n" not in str(error.value)
 
 
 def test_stock_folders_leave_out_what_does_not_fit(tmp_path, capsys):
     pipe = make_pipeline(network=make_network(norm="rms"))
-    assert len(stage.write_stock(pipe, tmp_path)) == 1 and "norm=rms" in capsys.readouterr().out
+    models = {"network": pipe.network, "tokenizer": pipe.tokenizer}
+    assert len(stage.write_stock_folders(models, tmp_path)) == 1 and "norm=rms" in capsys.readouterr().out
     assert not (tmp_path / "transformer").exists() and (tmp_path / "vae").exists()
     pipe.tokenizer.config.bottleneck["kind"] = "identity"
     with pytest.raises(ValueError, match="publish.stock=false"):
-        stage.write_stock(pipe, tmp_path / "none")
+        stage.write_stock_folders(models, tmp_path / "none")
 
 
 def test_a_run_without_classes_is_published(tmp_path):

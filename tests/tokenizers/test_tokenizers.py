@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderRAE, AutoencoderTiny, ModelMixin, VQModel
+from diffusers import AutoencoderKL, ModelMixin, VQModel
 from support.fresh_process import answers_of_saved
+from support.stock_autoencoders import SIZE, STOCK
 from torch import Tensor
 
 from pipeline.bottlenecks.gaussian import Gaussian
@@ -15,47 +16,6 @@ from pipeline.draws import GivenDraws, StepDraws
 from pipeline.nn.convolution import run_tiled
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 from pipeline.tokenizers.pretrained import Pretrained
-
-SIZE = 16
-STOCK = {
-    "kl": lambda: AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-        latent_channels=3,
-    ),
-    "kl_without_quant": lambda: AutoencoderKL(
-        block_out_channels=(8,), norm_num_groups=8, latent_channels=3, use_quant_conv=False, use_post_quant_conv=False
-    ),
-    "tiny": lambda: AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    ),
-    "dc": lambda: AutoencoderDC(
-        latent_channels=8,
-        attention_head_dim=8,
-        encoder_block_out_channels=(16, 16),
-        decoder_block_out_channels=(16, 16),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-    ),
-    "rae": lambda: AutoencoderRAE(
-        encoder_hidden_size=64,
-        encoder_patch_size=4,
-        encoder_num_hidden_layers=1,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=16,
-        patch_size=4,
-        encoder_input_size=SIZE,
-    ),
-}
 
 
 def conv(**changes) -> ConvAutoencoder:
@@ -266,7 +226,7 @@ def test_parts_hold_every_parameter_once(tokenizer):
 @pytest.mark.parametrize("attention", [[], [1]])
 def test_the_stock_export_is_the_same_function_at_unit_scale(attention, tmp_path):
     tokenizer, images = scaled(conv(attention=attention, groups=4)), pictures()
-    tokenizer.stock().save_pretrained(tmp_path)
+    tokenizer.stock().model.save_pretrained(tmp_path)
     stock = AutoencoderKL.from_pretrained(tmp_path)
     posterior = stock.encode(images).latent_dist
     mean, std = tokenizer.moments(images)

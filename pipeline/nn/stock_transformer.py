@@ -1,12 +1,28 @@
 """A diffusion transformer with DiT's switches as diffusers' own DiTTransformer2DModel."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
-from pipeline.checks.publication import check_stock_network
-from pipeline.networks.base import Network
+from pipeline.nn.stock_model import StockModel
 
+SAME = {  # what the stock class cannot do otherwise
+    "position": "fixed",
+    "norm": "layer",
+    "feed_forward": "gelu",
+    "feed_forward_ratio": 4.0,
+    "query_key_norm": False,
+    "time_scale": 1000.0,
+    "time_direction": "noise",
+    "class_token": 0,
+    "position_grid": None,
+}
+CONDITIONS = "a class-conditional diffusion_transformer on a square grid with " + ", ".join(
+    f"{name}={value}" for name, value in SAME.items()
+)
 NOTE = """The stock class spaces the frequencies of its time embedding a little wider than DiT does (127 steps where
 DiT has 128), and no setting of it says so. With this after loading it gives the same numbers as the network here:
 
@@ -16,11 +32,20 @@ DiT has 128), and no setting of it says so. With this after loading it gives the
 It takes codes as maps [B, C, H, W] and timesteps 1000 u."""
 
 
+def check_stock_transformer(config: Any) -> None:
+    """ValueError with one line unless the stock class can compute a network of this config."""
+    for setting, value in SAME.items():
+        if config[setting] != value:
+            raise ValueError(f"DiTTransformer2DModel has no {setting}={config[setting]}; it is {CONDITIONS}")
+    if not config.num_classes or len(config.grid) != 2 or config.grid[0] != config.grid[1]:
+        raise ValueError(f"DiTTransformer2DModel needs classes and a square grid; it is {CONDITIONS}")
+
+
 @torch.no_grad()
-def stock_transformer(network: Network) -> DiTTransformer2DModel:
-    """The same function, up to the note in `NOTE`; ValueError with one line where the stock class has no such shape."""
-    check_stock_network(network)
-    c = network.config
+def stock_transformer(config: Any, weights: Mapping[str, Tensor]) -> StockModel:
+    """A diffusion_transformer of this config with these weights, the same function up to the note in `NOTE`."""
+    check_stock_transformer(config)
+    c = config
     stock = DiTTransformer2DModel(
         num_attention_heads=c.heads,
         attention_head_dim=c.width // c.heads,
@@ -32,11 +57,11 @@ def stock_transformer(network: Network) -> DiTTransformer2DModel:
         num_embeds_ada_norm=c.num_classes,
         norm_eps=1e-6,
     )
-    stock.load_state_dict(_renamed(network.state_dict(), c.depth, c.patch_size, c.dim))
-    return stock.eval()
+    stock.load_state_dict(_renamed(weights, c.depth, c.patch_size, c.dim))
+    return StockModel(stock.eval(), NOTE)
 
 
-def _renamed(state: dict[str, Tensor], depth: int, patch: int, dim: int) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], depth: int, patch: int, dim: int) -> dict[str, Tensor]:
     """Our weights under the stock names; every block has a time and a label embedding of its own there."""
     kernel = state["patch_embedding.weight"].unflatten(1, (patch, patch, dim)).permute(0, 3, 1, 2)
     named = {
