@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,9 @@ from pipeline.program import command_line, launch_line
 from pipeline.validation import suggestion
 
 if TYPE_CHECKING:
+    from pipeline.checks.recipe import CheckedRecipe
     from pipeline.images.facts import UsedImages
+    from pipeline.planning.line_clock import LineClock
     from pipeline.recipes.schema import Recipe
     from pipeline.runs.workspace import Workspace
 
@@ -202,6 +205,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | No
     line = check_line(recipe, checked, images.facts)
     check_processes(recipe, work.accelerator.num_processes)
     check_weights(recipe)
+    clock = make_clock(recipe, checked, work, images, [one for one in table if only in (None, one.name)])
     because: dict[str, str] = {}
     with contextlib.ExitStack() as held:
         for stage in table:
@@ -220,8 +224,11 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | No
                         work.say(text)
             if work.current(stage.writes, because[stage.writes]):  # another command may have ended meanwhile
                 work.say(f"{stage.name}: {work.root / stage.writes} is up to date")
+                clock.end(stage.writes)
                 continue
-            run_stage(stage, recipe, work, images, because[stage.writes])
+            clock.begin(stage.writes, work.draft(stage.writes, because[stage.writes]).name)
+            done = run_stage(stage, recipe, work, images, because[stage.writes])
+            work.say(done + clock.end(stage.writes))
             if only is not None:
                 work.say(f"next: {command_line(following, name, *overrides)}")
     if only is None:
@@ -232,13 +239,30 @@ def splits_of(stage: stages.Stage, recipe: "Recipe") -> tuple[str, ...]:
     """The splits that a stage's result depends on, beside what it reads."""
     from pipeline.checks.previews import stops_early
 
-    held_out = ("held_out",) if stops_early(recipe, stage.precision) else ()
+    held_out = ("held_out",) if stops_early(recipe, stage.writes) else ()
     return tuple(dict.fromkeys(stage.images + held_out))
 
 
-def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: "UsedImages", because: str) -> None:
-    """Make a stage's artefact, from others that are whole."""
+def make_clock(
+    recipe: "Recipe", checked: "CheckedRecipe", work: "Workspace", images: "UsedImages", table: list[stages.Stage]
+) -> "LineClock":
+    """What keeps the progress of these stages."""
+    from pipeline.checks.line import count_classes
+    from pipeline.planning.line_clock import LineClock
+    from pipeline.planning.line_progress import plan_line
+
+    def measure(places: Collection[str]) -> dict[str, float]:
+        from pipeline.planning.timing import step_times
+
+        return step_times(recipe, checked, count_classes(recipe, images.facts), places)
+
+    return LineClock(work, plan_line(recipe, [(one.name, one.writes) for one in table], work.root), measure)
+
+
+def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: "UsedImages", because: str) -> str:
+    """Make a stage's artefact, from others that are whole; returns a line that says so."""
     from pipeline.runs.precision import rounding
+    from pipeline.runs.training_folders import training_folders
 
     images.check_unchanged(stage.images)
     for read in stage.reads:
@@ -249,9 +273,11 @@ def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: 
     about = {"stage": stage.name, "reads": stage.reads, "seed": recipe.seed, "images": images.of(stage.images)}
     word = getattr(recipe.precision, stage.precision) if stage.precision else "fp32"
     about |= {"precision": word} if stage.precision else {}
+    if steps := sum(one.loop.steps for one in training_folders(recipe) if one.artefact == stage.writes):
+        about["steps"] = steps
     with work.publish(stage.writes, because, **about) as out, rounding(word):
         stages.load(stage.name).run(recipe, work, out)
-    work.say(f"{stage.name}: done in {time.monotonic() - started:.1f} s, {final}")
+    return f"{stage.name}: done in {time.monotonic() - started:.1f} s, {final}"
 
 
 def reason(images: "UsedImages", work: "Workspace", artefact: str) -> str:

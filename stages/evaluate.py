@@ -26,6 +26,7 @@ from pipeline.reporting.page import Picture
 from pipeline.reporting.run_page import render_report, save_report
 from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.precision import arithmetic
+from pipeline.runs.training_folders import LOG, training_folders
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.interpolation import interpolate
 from pipeline.sampling.many_images import assemble
@@ -204,11 +205,9 @@ def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:
 
 def logs(recipe: Recipe, work: Workspace, made_of: Sequence[str]) -> dict[str, Path]:
     """The training logs that these artefacts have, by what was trained, in order."""
-    logs = {f"tokenizer {phase}": f"tokenizer/phases/{phase}" for phase in recipe.tokenizer.phases}
-    logs |= {"joint": "joint", "generator": "generator", "decoder": "decoder/posttraining"}
-    paths = {title: work.root / folder / "metrics.jsonl" for title, folder in logs.items()}
-    there = {title for title, folder in logs.items() if folder.partition("/")[0] in made_of}
-    return {title: path for title, path in paths.items() if title in there and path.exists()}
+    there = [one for one in training_folders(recipe) if one.artefact in made_of]
+    paths = {one.title: work.root / one.artefact / one.inside / LOG for one in there}
+    return {title: path for title, path in paths.items() if path.exists()}
 
 
 def describe(recipe: Recipe, train: Images, held_out: Images, left_out: list[str]) -> str:

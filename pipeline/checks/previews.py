@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pipeline.checks.accumulation import trainings
 from pipeline.images.facts import SplitFacts
 from pipeline.recipes.schema import Recipe
+from pipeline.runs.training_folders import training_folders
 from pipeline.validation import SettingError
 
 POSTTRAINING = "posttrain.phase.loop"
@@ -40,6 +41,6 @@ def check_held_out_images(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> No
             )
 
 
-def stops_early(recipe: Recipe, section: str | None) -> bool:
-    """Whether a training of this section of the recipe ends by its held-out loss, on which its result then depends."""
-    return any(loop.early_stop and place.startswith(f"{section}.") for place, loop, _ in trainings(recipe))
+def stops_early(recipe: Recipe, artefact: str) -> bool:
+    """Whether a training that makes this artefact ends by its held-out loss, on which its result then depends."""
+    return any(one.loop.early_stop is not None for one in training_folders(recipe) if one.artefact == artefact)

@@ -3,6 +3,8 @@
 import os
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -121,6 +123,17 @@ def set_random_states(device: torch.device, states: list[torch.Tensor]) -> None:
     module = torch.get_device_module(device)
     for number, state in enumerate(states):
         module.set_rng_state(state, torch.device(device.type, number))
+
+
+@contextmanager
+def draws_kept(device: torch.device) -> Iterator[None]:
+    """A block after which torch's global generators, of the CPU and of such devices, are as they were before it."""
+    states = torch.get_rng_state(), random_states(device)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        set_random_states(device, states[1])
 
 
 def device_name(device: torch.device) -> str:

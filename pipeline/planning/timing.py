@@ -1,16 +1,18 @@
 """The time of a training step on the device at hand, where that takes no more than a few seconds to measure."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pipeline.checks.recipe import CheckedRecipe
 from pipeline.draws import StepDraws
-from pipeline.nn.devices import device_name, memory, synchronize
-from pipeline.planning.needs import TrainingNeeds, ready
-from pipeline.planning.trainings import PlannedTraining
+from pipeline.nn.devices import current_device, device_name, draws_kept, memory, synchronize
+from pipeline.planning.needs import TrainingNeeds, measure, ready
+from pipeline.planning.trainings import PlannedTraining, planned
+from pipeline.recipes.schema import Recipe
 from pipeline.runs.precision import arithmetic, without_autocast
 from pipeline.training.optimizing import make_optimizer
 
@@ -47,6 +49,19 @@ def time_step(training: PlannedTraining, needs: TrainingNeeds, device: torch.dev
     one_step(training, task, optimizers, images, device)
     seconds = [one_step(training, task, optimizers, images, device) for _ in range(STEPS)]
     return StepTime(min(seconds), images, device_name(device))
+
+
+def step_times(recipe: Recipe, checked: CheckedRecipe, classes: int, places: Collection[str]) -> dict[str, float]:
+    """Seconds of one step, without reading images, of the trainings at these places of a recipe that can be timed.
+
+    What the global random generators give next does not change.
+    """
+    device, seconds = current_device(), {}
+    with draws_kept(device):
+        for training in planned(recipe, checked, classes):
+            if training.place in places and (found := time_step(training, measure(training), device)) is not None:
+                seconds[training.place] = found.seconds * training.loop.accumulate
+    return seconds
 
 
 def fits(needs: TrainingNeeds, device: torch.device) -> bool:

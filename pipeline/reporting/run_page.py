@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files.writing import write_json, write_text
+from pipeline.planning.line_progress import duration
 from pipeline.reporting.card_page import card_section
 from pipeline.reporting.page import Picture, document, headline_tiles, numbers_section, section
 from pipeline.reporting.sweep_page import SWEEP, sweep_section
@@ -109,10 +110,3 @@ def footer(notes: dict[str, dict[str, Any] | None]) -> str:
     facts += [f"{name} {version}" for name, version in note.get("versions", {}).items()]
     where = "All numbers in full, with their protocols, are in metrics.json beside this page."
     return f"<footer>{where}<br>{escape(' · '.join(facts))}</footer>"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -111,7 +111,7 @@ class Workspace:
 
     def current(self, name: str, because: str) -> bool:
         """Whether the artefact is there and was made from the same; ValueError where a file of it has lost its size."""
-        final, draft = self.root / name, self._draft(name, because)
+        final, draft = self.root / name, self.draft(name, because)
         # a complete draft was stopped before it had its name
         self.on_main(lambda: self._finish(draft, final) if is_complete(draft) else None)
         if not (final / NOTE).exists() or read_note(final).get("hash") != because:
@@ -129,7 +129,7 @@ class Workspace:
 
         The drafts of other causes go with it, but an unfinished training that can be resumed, which a line names.
         """
-        draft, started = self._draft(name, because), time.monotonic()
+        draft, started = self.draft(name, because), time.monotonic()
         if self.accelerator.is_main_process:
             draft.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
@@ -151,7 +151,8 @@ class Workspace:
 
         self.on_main(finish)
 
-    def _draft(self, name: str, because: str) -> Path:
+    def draft(self, name: str, because: str) -> Path:
+        """Where an artefact of this cause is made."""
         return self.root / f".{name}-{because}"
 
     def _finish(self, draft: Path, final: Path) -> None:

@@ -32,7 +32,7 @@ class Overfitting:
     why: str
 
     def describe(self, name: str) -> str:
-        return f"the {name} began to memorise its training images at step {self.step:,}: {self.why}"
+        return f"{name}: it began to memorise its training images at step {self.step:,}: {self.why}"
 
 
 def read_previews(folder: Path) -> list[Preview]:

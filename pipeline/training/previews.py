@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from PIL.Image import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.files.writing import new_file, new_folder, remove, write_tensors
+from pipeline.nn.devices import draws_kept
 from pipeline.nn.finite import NotFinite
 from pipeline.recipes.loops import Loop
 from pipeline.training import checkpoints
@@ -98,7 +98,7 @@ class Previews:
         shown = due(step, self.loop.preview_every, steps)
         judged = stop is not None and due(step, stop.every, steps)
         if shown or judged:
-            with torch.random.fork_rng(devices=cuda_of(self.accelerator)):
+            with draws_kept(self.accelerator.device):
                 self.look(step, averages(), shown)
         return judged and self.ended
 
@@ -167,10 +167,6 @@ def total(terms: Mapping[str, float]) -> float | None:
 
 def loss_of(preview: Preview) -> float:
     return math.inf if preview.held_out is None else preview.held_out
-
-
-def cuda_of(accelerator: Accelerator) -> list[torch.device]:
-    return [accelerator.device] if accelerator.device.type == "cuda" else []
 
 
 def save_averages(folder: Path, averages: Mapping[str, nn.Module]) -> None:

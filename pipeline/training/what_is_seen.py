@@ -11,6 +11,7 @@ from pipeline.latents.encoded_images import open_images
 from pipeline.objectives.base import Objective
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe
+from pipeline.runs.training_folders import PREVIEW
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.many_images import sampling_record
 from pipeline.tokenizers.base import Tokenizer
@@ -21,8 +22,6 @@ from pipeline.training.pairs import Pairs
 from pipeline.training.preview_pictures import Both, DecodedPairs, ReconstructedImages, Samples
 from pipeline.training.previews import Seen
 
-PREVIEW = "preview"  # folder of a run
-
 
 def seen_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str) -> Seen | None:
     """Of a phase of the tokenizer: `images` it is trained on, and held-out ones."""
@@ -30,7 +29,7 @@ def seen_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str) -
         return None
     held_out = Images(recipe.data, "held_out")
     draw = ReconstructedImages(held_out, recipe.precision.tokenizer, work.accelerator.device)
-    return Seen(f"tokenizer ({phase})", images, held_out, draw, work.root / PREVIEW / "tokenizer" / phase)
+    return Seen(f"tokenizer {phase}", images, held_out, draw, work.root / PREVIEW / "tokenizer" / phase)
 
 
 def seen_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective: Objective) -> Seen | None:
@@ -62,7 +61,7 @@ def seen_jointly(recipe: Recipe, work: Workspace, images: Images, objective: Obj
 
     reconstructions = ReconstructedImages(held_out, recipe.precision.joint, device)
     samples = Samples(assemble, images, held_out, recipe.seed, recipe.precision.sample)
-    return Seen("joint training", images, held_out, Both(reconstructions, samples), work.root / PREVIEW / "joint")
+    return Seen("joint", images, held_out, Both(reconstructions, samples), work.root / PREVIEW / "joint")
 
 
 def seen_of_decoder(recipe: Recipe, work: Workspace, pairs: Pairs, held_out: Pairs) -> Seen | None:

@@ -123,7 +123,7 @@ def test_memorising_is_seen_by_the_losses():
     assert (
         found == Overfitting(2, found.why) and "rose from 0.9 to 1, that of training images fell from 0.8" in found.why
     )
-    assert found.describe("generator").startswith("the generator began to memorise its training images at step 2: ")
+    assert found.describe("generator").startswith("generator: it began to memorise its training images at step 2: ")
     assert find_overfitting(course(*fallen, (0.95, 0.9), (0.97, 0.9), (1.0, 0.9))) is None, "both rise: no overfitting"
     assert find_overfitting(course(*fallen, (0.901, 0.7), (0.902, 0.6), (0.903, 0.5))) is None, "a plateau"
     assert find_overfitting(course(*fallen, (0.95, 0.7), (0.97, 0.6), (0.85, 0.5))) is None, "it falls again"
@@ -154,7 +154,7 @@ def test_the_log_says_it_once(tmp_path, caplog, place):
     task.place, held_out.rows = place, held_out.rows + 100
     fit(tmp_path, task, held_out, steps=60, preview_every=4)
     said = [record.getMessage() for record in caplog.records if "began to memorise" in record.getMessage()]
-    assert len(said) == 1 and said[0].startswith("the maker began to memorise its training images at step 20: ")
+    assert len(said) == 1 and said[0].startswith("maker: it began to memorise its training images at step 20: ")
 
 
 def test_what_previews_and_early_stops_do_to_a_fingerprint():
