@@ -249,14 +249,16 @@ def make_clock(
     """What keeps the progress of these stages."""
     from pipeline.checks.line import count_classes
     from pipeline.planning.line_clock import LineClock
-    from pipeline.planning.line_progress import plan_line
+    from pipeline.planning.line_progress import PlannedStage, plan_line
 
     def measure(places: Collection[str]) -> dict[str, float]:
         from pipeline.planning.timing import step_times
 
         return step_times(recipe, checked, count_classes(recipe, images.facts), places)
 
-    return LineClock(work, plan_line(recipe, [(one.name, one.writes) for one in table], work.root), measure)
+    without = [one.name for one in table if one.precision and getattr(recipe, one.precision) is None]
+    planned = [PlannedStage(one.name, one.writes, one.name in without) for one in table]
+    return LineClock(work, plan_line(recipe, planned, work.root), measure)
 
 
 def run_stage(stage: stages.Stage, recipe: "Recipe", work: "Workspace", images: "UsedImages", because: str) -> str:

@@ -1,6 +1,6 @@
 """Measures samples, reconstructions and codes beside real images, and writes the report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pipeline.measuring.tokenizer import TokenizerMeasuring, suited_metrics
 from pipeline.metrics.base import ImageSet, Measurement, TokenizerInputs, TokenizerMetric, report_metrics
 from pipeline.recipes.schema import Recipe, settings
 from pipeline.reporting.curves import draw_curves
+from pipeline.reporting.held_out_plot import held_out_picture
 from pipeline.reporting.page import Picture
 from pipeline.reporting.run_page import render_report, save_report
 from pipeline.runs.milestones import chosen_decoder
@@ -75,9 +76,7 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         for key, number in group.items()
     }
     write_json(out / "metrics.json", flat, allow_nan=False)
-    if draw_curves(logs(recipe, work, measured.made_of), out / "curves.png"):
-        curves = Picture("Training", "Logged values by optimiser step.", out / "curves.png", wide=True)
-        measured.figures.append(curves)
+    measured.figures.extend(draw_trainings(logs(recipe, work, measured.made_of), out))
     notes, summary = work.history(measured.made_of), describe(recipe, train, held_out, left_out)
     save_report(out, recipe.name, summary, measured.figures, notes, settings(recipe))
     render_report(work.root, out)
@@ -208,6 +207,16 @@ def logs(recipe: Recipe, work: Workspace, made_of: Sequence[str]) -> dict[str, P
     there = [one for one in training_folders(recipe) if one.artefact in made_of]
     paths = {one.title: work.root / one.artefact / one.inside / LOG for one in there}
     return {title: path for title, path in paths.items() if path.exists()}
+
+
+def draw_trainings(logs: Mapping[str, Path], out: Path) -> Iterator[Picture]:
+    """What was logged of trainings, by their titles, and the held-out losses of those that had previews."""
+    if draw_curves(logs, out / "curves.png"):
+        yield Picture("Training", "Logged values by optimiser step.", out / "curves.png", wide=True)
+    for number, (title, log) in enumerate(logs.items()):
+        held_out = held_out_picture("Training", title, log.parent, out / f"held_out_{number}.png")
+        if held_out is not None:
+            yield held_out
 
 
 def describe(recipe: Recipe, train: Images, held_out: Images, left_out: list[str]) -> str:

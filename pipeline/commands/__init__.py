@@ -60,6 +60,13 @@ COMMANDS = (
         "pipeline.commands.doctor:examine",
     ),
     Command(
+        "watch",
+        "RUN",
+        "shows a run under way on a local page: stages, time left, losses, pictures; port=8008 or out=FILE.html",
+        "pipeline.commands.watch:watch",
+        "pipeline.commands.watch:WatchSettings",
+    ),
+    Command(
         "card",
         "RUN|FOLDER",
         "measures a tokenizer alone; for a FOLDER state data.source.kind=... data.size=...",

@@ -113,17 +113,27 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def plan_line(recipe: Recipe, stages: Sequence[tuple[str, str]], run: Path) -> LineProgress:
-    """The progress of stages (name, artefact) before the first: what they took the last time, where there was one."""
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of a line, as the line says it."""
+
+    name: str
+    writes: str
+    passes_through: bool = False  # what it reads, since the recipe leaves its section out
+
+
+def plan_line(recipe: Recipe, stages: Sequence[PlannedStage], run: Path) -> LineProgress:
+    """The progress of stages before the first: what they took the last time, where there was one."""
     line = []
-    for name, writes in stages:
+    for planned in stages:
+        name, writes = planned.name, planned.writes
         trainings = [
             TrainingProgress(one.title, one.place, one.inside, one.pictures, one.loop.steps)
             for one in training_folders(recipe)
             if one.artefact == writes
         ]
         stage = StageProgress(name, writes, folder=writes, trainings=trainings)
-        stage.earlier = earlier_seconds(run / writes, stage.steps)
+        stage.earlier = 0.0 if planned.passes_through else earlier_seconds(run / writes, stage.steps)
         line.append(stage)
     return LineProgress(recipe.name, line)
 

@@ -1,6 +1,7 @@
 """Training logs as small panels, one a term."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.training.journal import logged_lines
@@ -22,7 +23,7 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
-def draw_curves(logs: dict[str, Path], out: Path) -> bool:
+def draw_curves(logs: Mapping[str, Path], out: Path) -> bool:
     """Draw every term of every training, by its name, into the PNG `out`; False when there is no log to draw."""
     panels = [(f"{title} · {name}", *points) for title, path in logs.items() for name, points in read_log(path).items()]
     if not panels:

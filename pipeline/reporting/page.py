@@ -27,9 +27,10 @@ class Picture:
     plot: bool = False  # drawn finer than it is shown
 
 
-def document(title: str, body: list[str]) -> str:
-    """A whole page that holds all it shows."""
+def document(title: str, body: list[str], refresh: int = 0) -> str:
+    """A whole page that holds all it shows; with `refresh` a browser asks for it again after so many seconds."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     page = f"<!doctype html><html lang=en><head>{head}<title>{escape(title)} · Tessera</title>{STYLE}</head>"
     return f"{page}<body><main>{''.join(body)}</main></body></html>\n"
 

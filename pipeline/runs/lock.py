@@ -90,6 +90,20 @@ def read_holder(descriptor: int) -> dict[str, Any] | None:
         return None
 
 
+def holder_of(file: Path) -> dict[str, Any] | None:
+    """The process that holds a lock; None where none does, or it is known to have ended."""
+    if not file.is_file():
+        return None
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        holder = read_holder(descriptor)
+    finally:
+        os.close(descriptor)
+    if holder is None or holder["host"] == socket.gethostname() and not is_alive(holder["pid"]):
+        return None
+    return holder
+
+
 def describe(holder: dict[str, Any] | None) -> str:
     if holder is None:
         return "another process"
