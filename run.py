@@ -168,7 +168,7 @@ def find_stages(recipe: "Recipe", only: str | None) -> tuple[list[stages.Stage],
 
     ValueError where the recipe's line has no such stage.
     """
-    line = stages.line(recipe)
+    line = [replace(stage, images=splits_of(stage, recipe)) for stage in stages.line(recipe)]
     names = [stage.name for stage in line]
     if only is None or only == names[-1]:
         return line, "sample" if "samples" in [stage.writes for stage in line] else "card"
@@ -181,6 +181,15 @@ def find_stages(recipe: "Recipe", only: str | None) -> tuple[list[stages.Stage],
         )
     after = names.index(only) + 1
     return line[:after], line[after].command
+
+
+def check_reads(
+    stage: stages.Stage, work: "Workspace", images: "UsedImages", because: dict[str, str], again: str
+) -> None:
+    """ValueError that says what to type unless all that a stage reads is there, and made `because` of the same."""
+    for read in stage.reads:
+        if not work.current(read, because[read]):
+            raise ValueError(f"{work.root / read} is missing or out of date{reason(images, work, read)}; run: {again}")
 
 
 def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | None) -> None:
@@ -199,7 +208,6 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | No
     from pipeline.runs.workspace import fingerprint
 
     table, following = find_stages(recipe, only)
-    table = [replace(stage, images=splits_of(stage, recipe)) for stage in table]
     checked, work = check_recipe(recipe), start(recipe)
     images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
     line = check_line(recipe, checked, images.facts)
@@ -214,10 +222,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | No
             if only not in (None, stage.name):
                 continue
             if not work.current(stage.writes, because[stage.writes]):
-                for read in stage.reads:
-                    if not work.current(read, because[read]):
-                        why, again = reason(images, work, read), command_line("all", name)
-                        raise ValueError(f"{work.root / read} is missing or out of date{why}; run: {again}")
+                check_reads(stage, work, images, because, command_line("all", name))
                 if work.claimed is None:
                     held.enter_context(work.claim(origin(name), settings(recipe)))
                     for text in line.weights + line.left_out + line.warnings if only is None else ():
