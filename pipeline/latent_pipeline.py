@@ -214,7 +214,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         `np` [B, H, W, C] or `pt` [B, C, H, W] in [0, 1], or `latent` (codes at unit scale, [B, N, C], or ids).
         `settings`: guidance_channels, -_schedule, -_power, -_rescale, and the objective's. ValueError for misfits.
         """
-        made = read_edit(image, mask, strength, mask_blur, self.tokenizer.image_shape)
+        made = read_edit(image, mask, strength, mask_blur, self.tokenizer.image_shape, self.config.depth)
         labels = self.check_inputs(class_labels, made.count(num_images), num_images_per_label, output_type)
         steps = self.steps if num_inference_steps is None else conform(num_inference_steps, int, "num_inference_steps")
         guidance = self._guidance(guidance_scale, guidance_interval, settings)

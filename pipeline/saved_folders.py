@@ -168,10 +168,15 @@ def load_tokenizer(folder: str, where: str) -> nn.Module:
 
 def load_tokenizer_or_stock(folder: Path, image_size: int | list[int], image_channels: int = 3) -> nn.Module:
     """As `load_tokenizer`, or the stock autoencoder of diffusers in `folder`, for such images."""
-    if class_name(folder) in {cls.__name__ for cls in classes_of("tokenizers")}:
+    if is_tokenizer(folder):
         return load_tokenizer(str(folder), "card")
     node = {"kind": "pretrained", "path": str(folder)}
     return build("tokenizers", node, image_size=image_size, image_channels=image_channels).requires_grad_(False).eval()
+
+
+def is_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of ours."""
+    return class_name(folder) in {cls.__name__ for cls in classes_of("tokenizers")}
 
 
 def class_name(folder: Path) -> str | None:

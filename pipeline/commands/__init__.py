@@ -109,6 +109,20 @@ COMMANDS = (
         "pipeline.commands.export:ExportSettings",
     ),
     Command(
+        "edit",
+        "RUN|FOLDER|HUB_ID",
+        "makes a picture anew: image=FILE mask=FILE strength=0.6 label=7 seed=0 out=FILE.png",
+        "pipeline.commands.edit:edit",
+        "pipeline.commands.edit:EditSettings",
+    ),
+    Command(
+        "reconstruct",
+        "RUN|FOLDER OUT",
+        "encodes pictures and decodes them again into the folder OUT: images=FOLDER",
+        "pipeline.commands.reconstruct:reconstruct",
+        "pipeline.commands.reconstruct:ReconstructSettings",
+    ),
+    Command(
         "import",
         "[FORMAT FILE OUT]",
         "converts another project's checkpoint; import alone lists the formats",

@@ -25,10 +25,10 @@ class ImageCodes(DecodingSwitches):
     def encode(self, images: Picture | Sequence[Picture]) -> Code:
         """The code of pictures at unit scale, without noise of a posterior; one at a time when slicing is enabled.
 
-        PIL images and arrays of 8 bits are resized and cropped as training images are; floats are arrays in [0, 1] or
+        PIL images and arrays of integers are resized and cropped as training images are; floats are arrays in [0, 1] or
         tensors [B, C, H, W] in [-1, 1] of the pipeline's size. Raises ValueError with one line for others.
         """
-        pixels = read_pictures(images, self.tokenizer.image_shape).images
+        pixels = read_pictures(images, self.tokenizer.image_shape, self.config.depth).images
         pixels = pixels.to(self._execution_device, self.tokenizer.dtype)
         codes = [self.tokenizer.encode(rows) for rows in pixels.split(1 if self.use_slicing else len(pixels))]
         return Code.cat([Code(z=None if code.z is None else code.z.float(), ids=code.ids) for code in codes])

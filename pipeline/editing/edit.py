@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.code import Code
 from pipeline.components import conform
 from pipeline.editing.pictures import read_masks, read_pictures
+from pipeline.images.stored_pixels import Depth
 from pipeline.nn.image_size import ImageShape
 from pipeline.objectives.base import Objective
 from pipeline.ranges import FractionAboveZero, Whole
@@ -86,8 +87,8 @@ def feather(mask: Tensor, blur: int) -> Tensor:
     return (2 * mean).clamp(max=1).maximum(mask)
 
 
-def read_edit(image: Any, mask: Any, strength: float | None, blur: int, shape: ImageShape) -> NewImages:
-    """What a call with these arguments makes, for images of this shape; ValueError where they do not fit."""
+def read_edit(image: Any, mask: Any, strength: float | None, blur: int, shape: ImageShape, depth: Depth) -> NewImages:
+    """What a call with these arguments makes, for images of this shape and depth; ValueError where they do not fit."""
     if image is None:
         for name, given in (("mask", mask), ("strength", strength), ("mask_blur", blur or None)):
             if given is not None:
@@ -95,7 +96,7 @@ def read_edit(image: Any, mask: Any, strength: float | None, blur: int, shape: I
         return NewImages()
     if mask is None and blur:
         raise ValueError("mask_blur is of the edge of a mask; give mask=..., or leave it out")
-    pictures = read_pictures(image, shape)
+    pictures = read_pictures(image, shape, depth)
     repainted = None if mask is None else read_masks(mask, shape, pictures.sizes)
     strength = (STRENGTH if mask is None else 1.0) if strength is None else strength
     strength = conform(strength, FractionAboveZero, "strength")

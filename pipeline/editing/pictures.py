@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.images.preparing import convert, crop, fit, pixels_of, to_rgb
-from pipeline.images.stored_pixels import from_pixels
+from pipeline.images.stored_pixels import Depth, from_pixels
 from pipeline.nn.image_size import ImageShape
 
 Picture = Image.Image | np.ndarray | Tensor
@@ -31,38 +31,38 @@ class Pictures:
         return cls(torch.cat([part.images for part in parts]), [size for part in parts for size in part.sizes])
 
 
-def read_pictures(given: Picture | Sequence[Picture], shape: ImageShape, name: str = "image") -> Pictures:
-    """One picture or several for a tokenizer of images of this shape, of grey, RGB or RGBA.
+def read_pictures(given: Picture | Sequence[Picture], shape: ImageShape, depth: Depth = 8) -> Pictures:
+    """One picture or several for a tokenizer of images of this shape, of grey, RGB or RGBA, of 8 bits or (grey) of 16.
 
-    PIL images and arrays of 8 bits ([h, w], [h, w, C], [B, h, w, C]) are made ready as training images are: upright,
+    PIL images and arrays of integers ([h, w], [h, w, C], [B, h, w, C]) are made ready as training images are: upright,
     what is transparent over white, resized until they cover the tokenizer's size and cropped at the centre. Arrays of
     floats ([h, w, C], [B, h, w, C]) hold [0, 1] and tensors ([C, h, w], [B, C, h, w]) hold [-1, 1]; they have that
     size.
-    Raises ValueError with one line, beginning with `name`, for anything else.
+    Raises ValueError with one line for anything else.
     """
     if isinstance(given, (list, tuple)) and given:
-        return Pictures.join([read_pictures(one, shape, name) for one in given])
+        return Pictures.join([read_pictures(one, shape, depth) for one in given])
     if isinstance(given, Image.Image):
-        return prepare(given, shape)
-    if isinstance(given, np.ndarray) and given.dtype == np.uint8:
+        return prepare(given, shape, depth)
+    if isinstance(given, np.ndarray) and given.dtype in (np.uint8, np.uint16):
         rows = given[None] if given.ndim == 2 or given.ndim == 3 and given.shape[2] in (3, 4) else given
-        return Pictures.join([prepare(picture_of(row, name), shape) for row in rows])
+        return Pictures.join([prepare(picture_of(row), shape, depth) for row in rows])
     if isinstance(given, np.ndarray) and given.dtype.kind == "f":
         rows = torch.tensor(given if given.ndim == 4 else given[None], dtype=torch.float32)
-        return ready_made(rows.movedim(-1, 1) * 2 - 1, shape, f"{name} of an array in [0, 1]")
+        return ready_made(rows.movedim(-1, 1) * 2 - 1, shape, "image of an array in [0, 1]")
     if isinstance(given, Tensor) and given.is_floating_point():
-        return ready_made((given if given.ndim == 4 else given[None]).float(), shape, f"{name} of a tensor in [-1, 1]")
+        return ready_made((given if given.ndim == 4 else given[None]).float(), shape, "image of a tensor in [-1, 1]")
     kind = f"{type(given).__name__} of {given.dtype}" if hasattr(given, "dtype") else repr(given)[:60]
     raise ValueError(
-        f"{name} is {kind}; give a PIL image, an array of 8 bits, a tensor {as_batch(shape)} of floats in [-1, 1], or a"
+        f"image is {kind}; give a PIL image, an array of 8 bits, a tensor {as_batch(shape)} of floats in [-1, 1], or a"
         " list of such"
     )
 
 
-def picture_of(pixels: np.ndarray, name: str) -> Image.Image:
-    """An array of 8 bits as a picture; ValueError where it is none."""
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """An array of integers as a picture; ValueError where it is none."""
     if pixels.ndim not in (2, 3) or pixels.ndim == 3 and pixels.shape[2] not in (3, 4) or not pixels.size:
-        raise ValueError(f"{name} is an array of {list(pixels.shape)}; give [height, width, 3]")
+        raise ValueError(f"image is an array of {list(pixels.shape)}; give [height, width, 3]")
     return Image.fromarray(pixels)
 
 
@@ -70,10 +70,10 @@ def as_batch(shape: ImageShape) -> str:
     return f"[B, {', '.join(map(str, shape))}]"
 
 
-def prepare(picture: Image.Image, shape: ImageShape) -> Pictures:
+def prepare(picture: Image.Image, shape: ImageShape, depth: Depth = 8) -> Pictures:
     """A picture of any mode and size as training images are made ready, where `data.resize` is not stated."""
     channels, *sides = shape
-    picture = convert(picture, CHANNELS[channels])
+    picture = convert(picture, CHANNELS[channels], depth)
     pixels = crop(pixels_of(fit(picture, sides, RESIZE)), sides)
     return Pictures(from_pixels(np.array(pixels[None])), [picture.size])
 

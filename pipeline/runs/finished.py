@@ -45,6 +45,16 @@ def last_tokenizer(run: Path) -> Path:
     return run / "decoder" if recipe is None else chosen_decoder(recipe, run / "decoder")
 
 
+def find_pipeline(source: str) -> str | Path:
+    """The folder of a run's pipeline; `source` itself where it is no run. ValueError before a run is published."""
+    run = run_folder(source)
+    if run is None:
+        return source
+    if not (run / "pipeline" / NOTE).is_file():
+        raise ValueError(f"{run} has no pipeline yet; type: {command_line('publish RECIPE')}")
+    return run / "pipeline"
+
+
 def sha256_of_tokenizer(folder: Path) -> dict[str, str]:
     """Of the weights and the config in a tokenizer's folder, by file."""
     return {path.name: digest(path) for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"])}

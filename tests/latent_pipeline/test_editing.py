@@ -281,3 +281,13 @@ def test_grey_pictures_that_are_wider_than_high():
     expected = np.asarray(picture.resize((30, 16), Image.Resampling.BOX).convert("L"))[:, 3:15]
     assert np.abs(found[0, 0, :, :12].numpy() * 255 - expected).max() < 1.5
     fails(pipe, r"this pipeline takes \[B, 1, 16, 24\]", 0, image=pictures(1))
+
+
+def test_sixteen_bits_outside_of_the_mask_are_the_given_ones():
+    tokenizer = randomised(ConvAutoencoder(16, FSQ, image_channels=1, width=8, multipliers=[1, 2, 2], groups=4), 1)
+    network = randomised(BidirectionalTransformer([4, 4], 12, 4, **SIZES), 2)
+    pipe = make_pipeline(tokenizer=tokenizer, network=network, objective=MaskedToken(), depth=16)
+    levels = np.random.default_rng(1).integers(0, 65536, (16, 16)).astype(np.uint16)
+    for picture in (Image.fromarray(levels), levels):
+        found = np.asarray(pipe(0, image=picture, mask=mask_of(2), generator=generators(1)).images[0])
+        assert found.dtype == np.uint16 and np.array_equal(found[~mask_of(2)], levels[~mask_of(2)])

@@ -53,6 +53,8 @@ pipe.save_pretrained("again")
 again = DiffusionPipeline.from_pretrained("again", trust_remote_code=True)
 torch.save(again(["zero", 3], generator=draw(), output_type="pt").images, "again.pt")
 torch.save(pipe(["zero", 3], generator=draw(), output_type="pt").images, "after.pt")
+halves = {"image": torch.zeros(2, 3, 16, 16), "mask": torch.eye(16)}
+torch.save(again(["zero", 3], generator=draw(), output_type="pt", **halves).images, "edited.pt")
 """
 
 
@@ -118,8 +120,11 @@ def test_diffusers_alone_loads_the_self_contained_folder(published, tmp_path):
     run_fresh(ALONE, published / "self_contained", cwd=tmp_path, env=alone)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    expected = make_pipeline()([0, 3], generator=generators(5, 6), output_type="pt").images
+    pipe, halves = make_pipeline(), {"image": torch.zeros(2, 3, 16, 16), "mask": torch.eye(16)}
+    expected = pipe([0, 3], generator=generators(5, 6), output_type="pt").images
+    edited = pipe([0, 3], generator=generators(5, 6), output_type="pt", **halves).images
     torch.set_num_threads(threads)
+    assert torch.equal(torch.load(tmp_path / "edited.pt", weights_only=True), edited)
     for name in ("images", "again", "after"):
         assert torch.equal(torch.load(tmp_path / f"{name}.pt", weights_only=True), expected), name
 
