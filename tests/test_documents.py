@@ -30,8 +30,18 @@ PYTHON = {name: [block for page, kind, block in BLOCKS if (page, kind) == (name,
 SNIPPETS = {name: "\n".join(blocks) for name, blocks in PYTHON.items() if "from_pretrained" in "".join(blocks)}
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pipeline that pages start from."""
+    folder = tmp_path_factory.mktemp("place")
+    pipe = make_pipeline(num_classes=10, id2label={i: str(i) for i in range(10)})
+    pipe.save_pretrained(folder / "runs/digits/pipeline")
+    return folder
+
+
 @pytest.mark.parametrize("words", TYPED)
-def test_commands_are_ones_that_run(words: str):
+def test_commands_are_ones_that_run(words: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
     command, *rest = words.split()
     others = [other.name for other in COMMANDS if other.name != "check"]
     if command == "describe":
