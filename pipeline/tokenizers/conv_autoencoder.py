@@ -135,8 +135,8 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         return StockModel(stock.eval(), "Its latents are at unit scale (scaling_factor 1).")
 
     def _unit_scale_state(self) -> dict[str, Tensor]:
-        state = {name: value for name, value in self.state_dict().items() if name not in ("mean", "std")}
-        mean, std = self.mean.double(), self.std.double()
+        state = {name: value.cpu() for name, value in self.state_dict().items()}  # not every device has float64
+        mean, std = state.pop("mean").double(), state.pop("std").double()
         scale = torch.cat([1 / std, torch.ones_like(std)])
         shift = torch.cat([-mean / std, -2 * std.log()])
         state["quant_conv.weight"] = state["quant_conv.weight"] * scale[:, None, None, None]

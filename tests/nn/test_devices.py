@@ -104,6 +104,14 @@ def test_the_variable_of_accelerate_asks_for_the_cpu(monkeypatch):
     assert machine.accelerate().device == torch.device("cpu")
 
 
+def test_random_states_come_back():
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError), devices.draws_kept(torch.device("cpu")):
+        torch.rand(3)
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_optimiser_is_fused_where_the_device_has_such_kernels(monkeypatch):
     layer = torch.nn.Linear(2, 2)
     for has, expected in ((True, True), (False, None)):
