@@ -10,7 +10,7 @@ from support.fresh_process import run_fresh
 
 from pipeline.nn import devices
 from pipeline.optimizers.adamw import AdamW
-from pipeline.optimizers.base import Decay
+from pipeline.optimizers.base import Grouping
 from pipeline.runs import machine
 
 TESTS = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def test_an_optimiser_is_fused_where_the_device_has_such_kernels(monkeypatch):
     layer = torch.nn.Linear(2, 2)
     for has, expected in ((True, True), (False, None)):
         monkeypatch.setattr("pipeline.optimizers.base.has_fused_updates", lambda device, has=has: has)
-        assert AdamW().build(layer, Decay()).defaults["fused"] is expected
+        assert AdamW().build(layer, Grouping()).defaults["fused"] is expected
 
 
 def test_an_accelerator_without_float64_trains_samples_and_resumes_as_the_cpu_does(tmp_path):
