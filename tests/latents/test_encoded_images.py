@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from support.tiny_pipeline import make_network, make_recipe, make_tokenizer
 from torch import Tensor
 
@@ -20,10 +19,12 @@ from pipeline.latents.code_source import CodeSource
 from pipeline.latents.encoded_images import EncodedImages, open_codes, open_images
 from pipeline.latents.encoding import Encoder, EncodingPlan, encode
 from pipeline.latents.store import LatentStore
+from pipeline.networks.diffusion_transformer import DiffusionTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.recipes.latents import Latents
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import load
+from pipeline.saved_folders import load_component
 from pipeline.training.generation import Generation
 from pipeline.training.loop import TrainingRun, train
 from pipeline.validation import SettingError
@@ -135,7 +136,7 @@ def test_stages_write_the_scale_alone_and_train_the_network_of_stored_codes(tmp_
         (root / "generator").mkdir(parents=True)
         encode_dataset.run(recipe, work, root / "latents")
         train_generator.run(recipe, work, root / "generator")
-        networks.append(load_file(root / "generator/network/diffusion_pytorch_model.safetensors"))
+        networks.append(load_component(DiffusionTransformer, root / "generator/network").state_dict())
     for name, stored in networks[0].items():
         torch.testing.assert_close(networks[1][name], stored, atol=1e-5, rtol=0)
     assert {path.name for path in (root / "latents").iterdir()} == {"manifest.json", "tokenizer"}
