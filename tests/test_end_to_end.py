@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 import run
 from pipeline import LatentPipeline
 from pipeline.files.writing import states_in
+from pipeline.planning.line_progress import read_progress
 from pipeline.training.overfitting import read_previews
 from stages import ORDER
 
@@ -79,6 +80,9 @@ def test_every_artefact_is_there_with_its_provenance(finished):
         assert sorted(path.name for path in (runs / "preview" / place).iterdir()) == ["latest.png", *names]
     assert [row.step for row in read_previews(runs / "tokenizer" / "phases" / "main")] == [2, 4]
     assert [row.step for row in read_previews(runs / "generator")] == [3, 4]
+    assert "Tokenizer main: the same weighted terms of held-out" in (runs / "report" / "index.html").read_text()
+    progress = read_progress(runs)
+    assert progress.left(runs) is None and {stage.state for stage in progress.stages} == {"done"}
     archive = np.load(runs / "samples" / "samples.npz")
     assert archive["arr_0"].shape == (10, 16, 16, 3) and archive["arr_1"].tolist() == list(range(10))
     assert (runs / "report" / "index.html").exists() and (runs / "pipeline" / "model_index.json").exists()

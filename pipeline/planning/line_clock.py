@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pipeline.planning.line_progress import LineProgress
 from pipeline.runs.workspace import Workspace, read_note
 
-WORTH_MEASURING = 60.0  # seconds that stages have taken, from which steps of the trainings to come are measured
+WORTH_MEASURING = 300.0  # seconds that stages have taken, from which steps of the trainings to come are measured
 StepTimes = Callable[[Collection[str]], Mapping[str, float]]  # of trainings by place: seconds of a step, where measured
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class LineClock:
     """The progress of a command; it is written where the command has the run, by the main process.
 
-    `measure` is asked once, after stages took a minute, and of one process: several have other steps.
+    `measure` is asked once, after stages took five minutes, and of one process: several have other steps.
     """
 
     def __init__(self, work: Workspace, progress: LineProgress, measure: StepTimes):

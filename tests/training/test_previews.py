@@ -1,11 +1,18 @@
 """Previews change nothing that is trained; an early stop keeps the best weights; memorising is seen and said."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
 from support.loop_task import Denoise, Numbers, fit, weights
 
+import run as program
+import stages
+from pipeline.checks.previews import check_held_out_images
 from pipeline.checks.recipe import check_recipe
+from pipeline.images.facts import SplitFacts
+from pipeline.images.grids import reconstructions
 from pipeline.recipes.loops import EarlyStop
 from pipeline.recipes.schema import load
 from pipeline.runs.workspace import fingerprint
@@ -102,10 +109,9 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path, caplog):
 
 
 def test_a_picture_of_numbers_that_are_not_finite_is_left_out(tmp_path, monkeypatch, caplog):
-    from pipeline.images.eight_bits import to_bytes
-
     def draw(averages) -> Picture:
-        return Picture(Image.fromarray(to_bytes(torch.full((1, 3, 4, 4), float("nan")))[0]))
+        images = torch.full((3, 3, 4, 4), float("nan"))
+        return Picture(reconstructions(images, images))
 
     monkeypatch.setattr("support.loop_task.draw", draw)
     fit(tmp_path, preview_every=6)
@@ -183,6 +189,27 @@ def test_planted_mistakes_stop_at_check(override, message):
     with pytest.raises(ValueError, match=message) as error:
         check_recipe(load("digits_robust_ar", [override]))
     assert "\n" not in str(error.value)
+
+
+def test_an_early_stop_depends_on_the_held_out_images():
+    early = load("digits", ["generator.loop.early_stop.patience=2"])
+    assert {stage.name: stage.images for stage in program.find_stages(early, "train_generator")[0]} == {
+        "train_tokenizer": ("train",),
+        "train_jointly": ("train",),
+        "encode_dataset": ("train",),
+        "train_generator": ("held_out",),
+    }
+    assert program.splits_of(stages.describe("train_generator"), load("digits")) == ()
+
+
+@pytest.mark.parametrize("setting", ["preview_every=2", "early_stop.patience=2"])
+def test_without_held_out_images_there_is_nothing_to_look_at(setting):
+    named = re.match(r"\w+", setting)[0]
+    recipe = load("digits", [f"tokenizer.phases.main.loop.{setting}"])
+    facts = {split: SplitFacts(split, count, (), ()) for split, count in (("train", 9), ("held_out", 0))}
+    with pytest.raises(ValueError, match=f"{named} looks at held-out images, and none is held out"):
+        check_held_out_images(recipe, facts)
+    check_held_out_images(load("digits"), facts)
 
 
 def test_a_milestone_may_lie_behind_an_early_stop():
