@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-QUALITY := digits small_recipes posttraining alignment
+QUALITY := digits emoji small_recipes posttraining alignment
 SPEED := autoencoder frechet latent_reads many_images neighbours sampling token_sampling training_step
 
 bench: install

@@ -23,17 +23,16 @@ from typing import Any
 from quality_runs import ROOT, quick_overrides, seconds_of_stages
 
 
-def run(recipe: str, overrides: list[str]) -> tuple[float, dict[str, dict[str, Any]], dict[str, float]]:
-    """Seconds of the whole command, the report's numbers, and the seconds of each stage by its artefact."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "run.py"), "all", recipe, *overrides]
-        started = time.monotonic()
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-        seconds = time.monotonic() - started
-        run_folder = Path(folder, "runs", recipe)
-        numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
-        return seconds, numbers, seconds_of_stages(run_folder)
+def run(recipe: str, overrides: list[str], folder: str) -> tuple[float, dict[str, dict[str, Any]], dict[str, float]]:
+    """Seconds of the whole command in `folder`, the report's numbers, and the seconds of each stage by its artefact."""
+    command = [sys.executable, str(ROOT / "run.py"), "all", recipe, *overrides]
+    started = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    run_folder = Path(folder, "runs", recipe)
+    numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
+    return seconds, numbers, seconds_of_stages(run_folder)
 
 
 def quantities(seconds: float, numbers: dict[str, dict[str, Any]], stages: dict[str, float]) -> dict[str, float]:
@@ -55,6 +54,17 @@ def quantities(seconds: float, numbers: dict[str, dict[str, Any]], stages: dict[
     return values | usage
 
 
+def print_stages(seed: int, seconds: float, stages: dict[str, float]) -> None:
+    print(f"seed {seed}: {seconds:.0f} s; " + ", ".join(f"{k} {v:.0f} s" for k, v in stages.items()), flush=True)
+
+
+def print_medians(rows: list[dict[str, float]]) -> None:
+    print(f"\n{'median of ' + str(len(rows)) + ' runs':<42}{'median':>9}{'lowest ... highest':>24}")
+    for name in rows[0]:
+        values = sorted(row[name] for row in rows)
+        print(f"{name:<42}{statistics.median(values):>9.4g}{values[0]:>12.4g} ... {values[-1]:.4g}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
@@ -66,13 +76,11 @@ def main() -> None:
     short = quick_overrides(arguments.recipe) if arguments.quick else []
     rows = []
     for seed in range(arguments.runs):
-        seconds, numbers, stages = run(arguments.recipe, [f"seed={seed}", *short])
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, numbers, stages = run(arguments.recipe, [f"seed={seed}", *short], folder)
         rows.append(quantities(seconds, numbers, stages))
-        print(f"seed {seed}: {seconds:.0f} s; " + ", ".join(f"{k} {v:.0f} s" for k, v in stages.items()), flush=True)
-    print(f"\n{'median of ' + str(len(rows)) + ' runs':<42}{'median':>9}{'lowest ... highest':>24}")
-    for name in rows[0]:
-        values = sorted(row[name] for row in rows)
-        print(f"{name:<42}{statistics.median(values):>9.4g}{values[0]:>12.4g} ... {values[-1]:.4g}")
+        print_stages(seed, seconds, stages)
+    print_medians(rows)
 
 
 if __name__ == "__main__":

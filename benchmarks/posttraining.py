@@ -1,13 +1,15 @@
-"""Measures on the digits the effect of perturbed tokenizers and post-trained decoders, for every family of generators.
+"""Measures the effect of perturbed tokenizers and post-trained decoders, for every family of generators.
 
-    python benchmarks/posttraining.py [--seeds 5] [--workers 2] [--folder runs/posttraining] [--parts remedies ...]
+    python benchmarks/posttraining.py [--data digits] [--seeds 5] [--workers 2] [--folder ...] [--parts remedies ...]
+    python benchmarks/posttraining.py --data emoji32 --parts remedies
 
 `remedies`: tokenizer plain, perturbed, perturbed and annealed x decoder post-trained or not x generator next-token,
 masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with codes of four times as many tokens (8x8)
 and generators that are smaller or trained for fewer steps: with the recipes' own, samples are nearly as close to the
-training images as held-out digits are, which leaves nothing to improve. `settings`: the fraction preserved, the number
-of pairs, the steps, the fraction rehearsed and the route, each changed alone, for next-token and flow. `tokenizers`:
-how PSNR, the distance of reconstructions and pFID correlate, over different tokenizers, with the distance of samples.
+training images as held-out digits are, which leaves nothing to improve. The recipes of emoji32 are as they are.
+`settings`: the fraction preserved, the number of pairs, the steps, the fraction rehearsed and the route, each changed
+alone, for next-token and flow. `tokenizers`: how PSNR, the distance of reconstructions and pFID correlate, over
+different tokenizers, with the distance of samples.
 
 The same codes are decoded before and after post-training, so differences are paired: means and spread (standard
 deviation) over seeds. Distances are Fréchet distances in the features of a classifier of the real training images.
@@ -18,6 +20,7 @@ are of all results there.
 import itertools
 import statistics
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from quality_runs import (
     BySeed,
@@ -36,21 +39,38 @@ from quality_runs import (
     values_by_seed,
 )
 
-GENERATORS = {"next-token": "digits_robust_ar", "masked": "digits_robust_maskgit", "flow": "digits_robust_flow"}
+GENERATORS = {"next-token": "robust_ar", "masked": "robust_maskgit", "flow": "robust_flow"}  # ends of recipes' names
+TOKENIZERS = ("plain", "perturbed", "annealed")
 PERTURBATION = "tokenizer.phases.main.perturbation"
-TOKENIZERS = {
-    "plain": (f"{PERTURBATION}=null",),
-    "perturbed": (f"{PERTURBATION}.anneal=null",),
-    "annealed": (f"{PERTURBATION}.anneal={{start: 100, end: 300, to: 0.5}}",),
-}
 BOTTLENECK = "tokenizer.model.bottleneck"
 FINER = ("tokenizer.model.multipliers=[1]", "tokenizer.phases.main.loop.steps=500")
 IDS = (*FINER, f"{BOTTLENECK}.vocab=64", f"{BOTTLENECK}.dim=4")
 SMALL = ("generator.network.depth=3", "generator.network.width=96", "generator.network.heads=3")
-BUDGET = {
-    "next-token": (*IDS, *SMALL, "generator.loop.steps=400"),
-    "masked": (*IDS, *SMALL, "generator.loop.steps=600"),
-    "flow": (*FINER, f"{BOTTLENECK}.dim=4", "generator.loop.steps=500"),
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a collection's recipes are given in place of their own values."""
+
+    generators: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by family, in all its experiments
+    annealed: tuple[str, ...] = ()
+
+    def of_tokenizer(self, name: str) -> tuple[str, ...]:
+        return {"plain": (f"{PERTURBATION}=null",), "perturbed": (f"{PERTURBATION}.anneal=null",)}.get(
+            name, self.annealed
+        )
+
+
+CHANGES = {
+    "digits": Changes(
+        {
+            "next-token": (*IDS, *SMALL, "generator.loop.steps=400"),
+            "masked": (*IDS, *SMALL, "generator.loop.steps=600"),
+            "flow": (*FINER, f"{BOTTLENECK}.dim=4", "generator.loop.steps=500"),
+        },
+        (f"{PERTURBATION}.anneal={{start: 100, end: 300, to: 0.5}}",),
+    ),
+    "emoji32": Changes(),
 }
 OFF, ON = ("posttrain=null",), ()
 LOOP = "posttrain.phase.loop"
@@ -71,10 +91,12 @@ OTHER_TOKENIZERS = {  # beside those of `remedies`
 }
 
 
-def experiments(parts: Iterable[str], generators: Iterable[str], seeds: int) -> Iterator[Experiment]:
+def experiments(
+    data: str, parts: Iterable[str], generators: Iterable[str], tokenizers: Iterable[str], seeds: int
+) -> Iterator[Experiment]:
     """Seed by seed, so that a benchmark that is stopped early has the first seeds of all experiments."""
     for seed in range(seeds):
-        for generator, (tokenizer, changes) in itertools.product(generators, TOKENIZERS.items()):
+        for generator, tokenizer in itertools.product(generators, tokenizers):
             swept = "settings" in parts and tokenizer == "annealed" and generator != "masked"
             ranked = "tokenizers" in parts and generator == "next-token"
             variants = {"off": OFF} if "remedies" in parts or swept or ranked else {}
@@ -82,20 +104,25 @@ def experiments(parts: Iterable[str], generators: Iterable[str], seeds: int) -> 
             if swept:
                 variants |= {f"{key}={name}": new for key, values in SETTINGS.items() for name, new in values.items()}
             if variants:
-                yield experiment(generator, tokenizer, seed, changes, variants)
+                tags = {"generator": generator, "tokenizer": tokenizer}
+                yield experiment(data, tags, seed, CHANGES[data].of_tokenizer(tokenizer), variants)
         for name, changes in OTHER_TOKENIZERS.items() if "tokenizers" in parts else ():
-            yield experiment("next-token", name, seed, (*TOKENIZERS["plain"], *changes), {"off": OFF})
+            tags = {"generator": "next-token", "tokenizer": name}
+            yield experiment(data, tags, seed, (*CHANGES[data].of_tokenizer("plain"), *changes), {"off": OFF})
 
 
 def experiment(
-    generator: str, tokenizer: str, seed: int, changes: tuple[str, ...], variants: dict[str, tuple[str, ...]]
+    data: str, tags: dict[str, str], seed: int, changes: tuple[str, ...], variants: dict[str, tuple[str, ...]]
 ) -> Experiment:
     """The masked generator uses the tokenizer that the next-token experiment of the same seed has trained."""
-    tags = {"generator": generator, "tokenizer": tokenizer}
-    overrides = ("evaluate.perturbed=true", *BUDGET[generator], *changes)
-    same = TokenizerSource(GENERATORS["next-token"], tags | {"generator": "next-token"})
-    source = same if generator == "masked" else None
-    return Experiment(GENERATORS[generator], tags, seed, overrides, variants, tokenizer_source=source)
+    overrides = ("evaluate.perturbed=true", *CHANGES[data].generators.get(tags["generator"], ()), *changes)
+    same = TokenizerSource(recipe_name(data, "next-token"), tags | {"generator": "next-token"})
+    source = same if tags["generator"] == "masked" else None
+    return Experiment(recipe_name(data, tags["generator"]), tags, seed, overrides, variants, tokenizer_source=source)
+
+
+def recipe_name(data: str, generator: str) -> str:
+    return f"{data}_{GENERATORS[generator]}"
 
 
 def before_and_after(
@@ -200,9 +227,16 @@ def main() -> None:
         "tokenizers": [tokenizers_table],
     }
     parser = create_parser(__doc__, "runs/posttraining", 5, tables)
+    parser.add_argument("--data", choices=CHANGES, default="digits")
     parser.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS))
+    parser.add_argument("--tokenizers", nargs="+", choices=TOKENIZERS, default=list(TOKENIZERS))
     arguments = parse_arguments(parser)
-    results = run_experiments(list(experiments(arguments.parts, arguments.generators, arguments.seeds)), arguments)
+    if arguments.data != "digits" and "tokenizers" in arguments.parts:
+        parser.error("the part tokenizers changes those of the digits; state --parts remedies settings")
+    arguments.folder /= arguments.data
+    several = arguments.parts, arguments.generators, arguments.tokenizers
+    chosen = experiments(arguments.data, *several, arguments.seeds)
+    results = run_experiments(list(chosen), arguments)
     print_tables(tables, arguments.parts, results)
 
 

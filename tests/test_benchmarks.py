@@ -77,7 +77,13 @@ def test_a_benchmark_runs_at_the_smallest_size(name: str, monkeypatch, capsys):
 
 EXPERIMENTS = {  # all parts of a benchmark at one seed
     "alignment": lambda benchmark, folder: (["steps", "dimensions", "budget", "bands", "flow"], 1, folder),
-    "posttraining": lambda benchmark, folder: (["remedies", "settings", "tokenizers"], benchmark.GENERATORS, 1),
+    "posttraining": lambda benchmark, folder: (
+        "digits",
+        ["remedies", "settings", "tokenizers"],
+        benchmark.GENERATORS,
+        benchmark.TOKENIZERS,
+        1,
+    ),
 }
 
 
