@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 import run
 from pipeline import LatentPipeline
@@ -146,3 +147,31 @@ def test_two_processes_make_the_same_samples(finished, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     one, two = (np.load(place / "runs/digits/samples/samples.npz")["arr_0"] for place in (finished, tmp_path))
     assert np.abs(one.astype(int) - two.astype(int)).max() <= 2
+
+
+@pytest.mark.slow
+def test_grey_rectangles_of_16_bits_go_the_whole_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draws = np.random.default_rng(0)
+    for number in range(24):
+        folder = tmp_path / "scans" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        levels = draws.integers(0, 2**16, (5, 7), np.uint16)
+        Image.fromarray(levels.repeat(8, axis=0).repeat(8, axis=1)).save(folder / f"{number}.png")
+    data = ["data.source={kind: image_folder, path: scans, held_out: 0.3}", "data.size=[16,24]", "data.channels=grey"]
+    data += ["data.depth=16", "data.crop=random", "data.shorter_side=20", "publish.self_contained=true"]
+    assert run.main(["all", "digits", *SHORT, *data]) == 0
+    folder = tmp_path / "runs" / "digits"
+    pixels = np.load(folder / "samples" / "samples.npz")["arr_0"]
+    assert pixels.shape == (10, 16, 24, 1) and pixels.dtype == np.uint16 and len(np.unique(pixels)) > 256
+    with Image.open(folder / "samples" / "000000.png") as sample:
+        assert np.array_equal(np.asarray(sample), pixels[0, ..., 0])
+    assert "16x24 px, grey of 16 bits" in (folder / "pipeline" / "README.md").read_text()
+    alone = DiffusionPipeline.from_pretrained(folder / "pipeline" / "self_contained", trust_remote_code=True)
+    made = []
+    for pipe in (LatentPipeline.from_pretrained(folder / "pipeline"), alone):
+        pipe.set_progress_bar_config(disable=True)
+        made.append(pipe([0, 1], generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)]).images)
+    assert {(picture.mode, picture.size) for pictures in made for picture in pictures} == {("I;16", (24, 16))}
+    apart = [np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() for one, other in zip(*made)]
+    assert max(apart) <= 8, "levels of 65,536"

@@ -13,6 +13,7 @@ from pipeline.runs.workspace import NOTE, OWNER, read_note, read_values
 OF_THE_RUN = ("sampling", "versions", "codes", "seed")  # what a protocol says of the run, not of the measurement
 TRAINED = ("tokenizer", "joint", "latents", "generator", "decoder")  # the artefacts whose making counts as training
 TEXTS = ("title", "unit", "better", "group", "meaning")  # of a number
+OF_DATA = {"source": None, "size": None, "channels": "rgb", "depth": 8, "crop": None, "resize": None}  # by default
 FEWEST = 3  # runs that a rank correlation needs
 
 
@@ -64,7 +65,7 @@ def read_run(name: str) -> FinishedRun:
     report, card = read_values(folder / "report", "metrics.json"), read_values(folder / "card", "card.json")
     if report is None and card is None:
         raise ValueError(f"{folder} has neither report/ nor card/; run: python run.py evaluate RECIPE, or card")
-    data = {name: settings["data"].get(name) for name in ("source", "size", "crop", "resize")}
+    data = {name: settings["data"].get(name, usual) for name, usual in OF_DATA.items()}
     measured = read_note(folder / "report").get("images", {}) if (folder / "report" / NOTE).is_file() else {}
     data |= {f"{split} images": facts["fingerprint"] for split, facts in measured.items()}
     numbers = {

@@ -14,7 +14,6 @@ from pipeline.code import LatentSpec
 from pipeline.datasets.base import MissingImages
 from pipeline.images.facts import SPLITS, SplitFacts, split_facts
 from pipeline.nn.devices import current_device, describe, device_count
-from pipeline.nn.image_size import size_text
 from pipeline.planning.disk import describe_disk
 from pipeline.planning.needs import TrainingNeeds, needs_of
 from pipeline.planning.timing import time_step
@@ -107,7 +106,7 @@ def look_at_images(recipe: Recipe) -> tuple[dict[str, SplitFacts], str]:
     train, held_out = facts["train"], facts["held_out"]
     classes = f"{len(train.class_names)} classes" if train.class_names else "no classes"
     each = f" of {min(train.class_counts):,} to {max(train.class_counts):,} images" if train.class_counts else ""
-    return facts, f"{train.images:,} of {size_text(recipe.data.size)} px, {classes}{each}; {held_out.images:,} held out"
+    return facts, f"{train.images:,} of {recipe.data.shape_text}, {classes}{each}; {held_out.images:,} held out"
 
 
 def passes(recipe: Recipe, images: int) -> list[str]:

@@ -10,8 +10,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from pipeline.code import LatentSpec
 from pipeline.components import Node
 from pipeline.latent_pipeline import LatentPipeline
-from pipeline.nn.image_size import size_text
-from pipeline.recipes.data import Data
 from pipeline.recipes.schema import Recipe
 from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
@@ -166,17 +164,11 @@ def node_rows(recipe: Recipe) -> list[str]:
     """The models of the line and its images, as rows of a table."""
     rows = [f"| {name} | {markdown_text(node_text(node))} |" for name, node in recipe.components.items()]
     source, data = markdown_text(node_text(recipe.data.source)), recipe.data
-    return [*rows, f"| images | {source}, {images_text(data)}, {data.crop} crop |"]
+    return [*rows, f"| images | {source}, {data.shape_text}, {data.crop} crop |"]
 
 
 def provenance_rows(provenance: dict[str, dict[str, Any]]) -> list[str]:
     return [f"| made | {markdown_text(provenance_text(name, note))} |" for name, note in provenance.items()]
-
-
-def images_text(data: Data) -> str:
-    """Size, and channels and depth where they are not the usual ones: `48x64 px, grey of 16 bits`."""
-    channels = "" if data.channels == "rgb" else f", {data.channels}"
-    return f"{size_text(data.size)} px{channels}{' of 16 bits' if data.depth == 16 else ''}"
 
 
 def measured(numbers: dict[str, dict[str, Any]]) -> str:

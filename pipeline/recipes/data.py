@@ -70,9 +70,10 @@ class Data(RangedFields):
         return (CHANNELS[self.channels], *self.sides)
 
     @property
-    def size_text(self) -> str:
-        """`64` for a square, and `48x64` for a height of 48 and a width of 64."""
-        return size_text(self.size)
+    def shape_text(self) -> str:
+        """Size, and channels and depth where they are not the usual ones: `48x64 px, grey of 16 bits`."""
+        channels = "" if self.channels == "rgb" else f", {self.channels}"
+        return f"{size_text(self.size)} px{channels}{' of 16 bits' if self.depth == 16 else ''}"
 
     @property
     def shorter_sides(self) -> tuple[int, int]:
