@@ -72,11 +72,9 @@ def test_a_stock_autoencoder_comes_back_as_its_own_class_with_numbers_before_and
 
 
 def test_a_tokenizer_of_ours_is_trained_further(pictures):
-    model = {"kind": "conv_autoencoder", "bottleneck": {"kind": "gaussian", "dim": 3}, "width": 8, "groups": 4}
-    model |= {"multipliers": [1, 2], "blocks": 1, "middle_attention": False}
-    own = ConvAutoencoder(SIZE, **{name: value for name, value in model.items() if name != "kind"})
-    own.save_pretrained("own")
-    started = [f"tokenizer.model={json.dumps(model)}", "tokenizer.start=own", "tokenizer.phases.main.weights.kl=0"]
+    own = ConvAutoencoder(SIZE, {"kind": "gaussian", "dim": 3}, width=8, groups=4, multipliers=[1, 2], blocks=1)
+    own.save_pretrained("own/tokenizer")
+    started = ["tokenizer.model=null", "tokenizer.start=own", "tokenizer.phases.main.weights.kl=0"]
     assert run.main(["train-tokenizer", "finetune_decoder", *SMALL, *started]) == 0
     trained = ConvAutoencoder.from_pretrained("runs/mine/tokenizer")
     moved = [name for name, weight in own.state_dict().items() if not torch.equal(weight, trained.state_dict()[name])]

@@ -66,7 +66,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
     """A .safetensors file whose bytes are a function of `tensors` and `metadata`."""
     with new_file(path) as draft:
-        safetensors.torch.save_file(dict(tensors), draft, dict(metadata))
+        safetensors.torch.save_file(dict(tensors), draft, dict(metadata) or None)  # {} with no tensors is damaged
         _sort_metadata(draft)
 
 

@@ -13,6 +13,7 @@ from pipeline.recipes.tokenizer_training import TokenizerTraining
 from pipeline.validation import NotHere, SettingError
 
 CONFIGS = ("config.json", "scheduler_config.json")  # of a model, and of an objective
+OF_TOKENIZER = ("", "decoder", "latents/tokenizer", "joint", "tokenizer")  # of runs, the latest first, and pipelines
 OF_NETWORK = ("", "network", "generator/network")  # where a network is, in what may be named as its folder
 
 
@@ -20,6 +21,13 @@ def find_network(start: Start) -> Path | None:
     """The folder of the network itself in the one that is named; None where there is none, and for `joint`."""
     folders = [] if start.folder == JOINT else [given_path(start.folder) / inner for inner in OF_NETWORK]
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def find_tokenizer(folder: str) -> str:
+    """The folder of the tokenizer itself in the one that is named: of a run, or of what was published; else that."""
+    folders = [given_path(folder) / inner for inner in OF_TOKENIZER]
+    found = next((path for path in folders if (path / "config.json").is_file()), folders[0])
+    return folder if found == folders[0] else str(found)
 
 
 def find_tokenizer_of(network: Path) -> Path | None:
@@ -54,6 +62,8 @@ def complete(tokenizer: TokenizerTraining, generator: GeneratorTraining | None) 
 
     SettingError where one is left out and the folder that has it is not named, or not there.
     """
+    if tokenizer.start is not None:
+        tokenizer.start = find_tokenizer(tokenizer.start)
     if generator is not None and not (generator.network and generator.objective):
         complete_generator(generator)
     if not tokenizer.model:

@@ -149,6 +149,11 @@ class Pretrained(MapTokenizer):
         """The autoencoder itself, in its own class and by its own config: other programs scale its latents by that."""
         return StockModel(self.autoencoder, "Its latents are those of the autoencoder that training began with.")
 
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """Those by which an AsymmetricAutoencoderKL's decoder reads an image beside the code: here it reads none."""
+        beside = getattr(self.autoencoder.decoder, "condition_encoder", None)
+        return [] if beside is None else list(beside.parameters())
+
     @property
     def last_layer(self) -> nn.Parameter:
         """The decoder's last matrix or kernel, in the order of registration."""

@@ -86,6 +86,8 @@ def test_the_bytes_of_a_tensor_file_repeat_and_hold_its_metadata(tmp_path):
         writing.write_tensors(tmp_path / "a.safetensors", {"w": torch.arange(3.0)}, metadata)
         contents.add((tmp_path / "a.safetensors").read_bytes())
     assert len(contents) == 1
+    writing.write_tensors(tmp_path / "none.safetensors", {})
+    assert load_file(tmp_path / "none.safetensors") == {}
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         assert file.metadata() == metadata and torch.equal(file.get_tensor("w"), torch.arange(3.0))
 

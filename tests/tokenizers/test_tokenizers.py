@@ -218,6 +218,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 def test_parts_hold_every_parameter_once(tokenizer):
     held = [p for part in ("encoder", "decoder") for p in tokenizer.trainable(part)]
+    held += tokenizer.frozen_parameters()
     assert sorted(map(id, held)) == sorted(id(p) for p in tokenizer.parameters())
     assert any(p is tokenizer.last_layer for p in tokenizer.trainable("decoder"))
 
