@@ -492,8 +492,8 @@ def total(tokenizer: nn.Module, images: Tensor, given: StepDraws | None = None) 
 def check_tokenizer_checkpointing(node: Node) -> None:
     """Gradient checkpointing changes no gradient."""
     tokenizer, images = tokenizer_of(node)
-    if tokenizer.frozen:
-        return
+    for parameter in tokenizer.trainable("all"):
+        parameter.requires_grad_(True)  # given weights have none until a phase trains them
     gradients = []
     for enable in ("disable_gradient_checkpointing", "enable_gradient_checkpointing"):
         model = copy.deepcopy(tokenizer).train()
