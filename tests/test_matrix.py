@@ -101,9 +101,9 @@ def test_every_pair_trains_and_samples_or_is_refused(tokenizer, network, objecti
     line = check_recipe(recipe)
     model, code = encoded(tokenizer, stock)
     assert (code.z if code.ids is None else code.ids).shape[1] == line.spec.tokens
-    generator = build_network(recipe, line.spec, 3, line.objective)
-    train_one_step(recipe, generator, line.objective, code)
-    pipe = LatentPipeline(model, generator.eval(), line.objective, sampling={"steps": recipe.sample.steps})
+    generator = build_network(recipe, line.spec, 3, line.generator.objective)
+    train_one_step(recipe, generator, line.generator.objective, code)
+    pipe = LatentPipeline(model, generator.eval(), line.generator.objective, sampling={"steps": recipe.sample.steps})
     pipe.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     made = pipe([0, 2], guidance_scale=2.0, generator=seeds, output_type="pt").images

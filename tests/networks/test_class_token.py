@@ -389,7 +389,7 @@ def test_the_published_network_has_the_published_size():
     recipe = load("imagenet256_vfmvae_reg")
     line = check_recipe(recipe)
     with torch.device("meta"):
-        network = build_network(recipe, line.spec, 1000, line.objective)
+        network = build_network(recipe, line.spec, 1000, line.generator.objective)
         head = FeatureHead(1152, 768, [16, 16], HeadShape(layers=3, hidden=2048))
     count = count_parameters(network) + network.positions.numel() + count_parameters(head)
     assert round(count / 1e6) == 685, "VFM-VAE's table counts the head of the aligned block"
