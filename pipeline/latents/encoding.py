@@ -142,7 +142,7 @@ class Encoder:
         For moments also `std`; of every tap `feature.<term>` [B, M, width], and `class_token` [B, width] where there is
         one.
         """
-        pixels = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        pixels = images.to(self.device, non_blocking=images.is_pinned(), memory_format=torch.channels_last)
         with arithmetic(self.device, self.plan.precision):
             tensors = self._tokens(pixels, draws)
             if self.plan.class_feature is not None:

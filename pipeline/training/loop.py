@@ -67,6 +67,7 @@ class Training:
     micro_batches: MicroBatches
     progress: Progress
     journal: Journal
+    pinned: bool  # whether batches lie in memory that the device copies from while it computes
 
 
 def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Module]:
@@ -88,10 +89,10 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     checkpoints.restore(accelerator, run.folder, progress, task.players)
     trackers = Trackers(accelerator, run.name, loop)
     journal = Journal(accelerator, run.folder, progress.step, loop, trackers)
-    training = Training(task, run, micro, progress, journal)
+    training = Training(task, run, micro, progress, journal, copies_pinned(accelerator.device))
     measuring = Measuring(task, loop.steps - 1, run.seed, accelerator, run.precision)
     previews = Previews(run.seen, loop, run.folder, measuring, trackers, progress.step)
-    source = batches(data, micro, run.seed, progress.step, run.workers, copies_pinned(accelerator.device))
+    source = batches(data, micro, run.seed, progress.step, run.workers, training.pinned)
     with stop_requests() as requests, contextlib.closing(journal), contextlib.closing(source), rounding(run.precision):
         while progress.step < loop.steps and not previews.ended:
             train_step(training, source)
@@ -120,7 +121,7 @@ def train_step(training: Training, source: Iterator[Any]) -> None:
         final = number == micro.accumulate - 1
         with training.journal.waiting():
             batch = next(source)
-        batch = batch.to(accelerator.device, non_blocking=True)
+        batch = batch.to(accelerator.device, non_blocking=training.pinned)
         draws = StepDraws(run.seed, progress.step, micro.positions(number), micro.batch, accelerator.device)
         with contextlib.ExitStack() as stack:
             for player in [] if final else task.players.values():

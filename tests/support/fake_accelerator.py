@@ -60,6 +60,8 @@ class OnFacet(Tensor):
 def compute(operation: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation on tensors of the device, by the CPU; its results lie on the device, unless it takes them off."""
     device, host = kwargs.get("device"), torch.device("cpu")
+    if operation == torch.ops.aten.copy_.default and True in args[2:]:
+        raise RuntimeError(f"{NAME} would copy from memory that is not pinned, and may be gone by then")
     if device is not None:
         kwargs = kwargs | {"device": host}
     args, kwargs = tree_map(lambda x: x.inner if isinstance(x, OnFacet) else x, (args, kwargs))
