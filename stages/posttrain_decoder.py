@@ -25,7 +25,7 @@ from pipeline.training.loop import TrainingRun, train
 from pipeline.training.pairs import Originals, Pairs, cost_of_pairs, make_pairs
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
 from pipeline.training.posttraining import DecoderTraining
-from pipeline.training.what_is_seen import seen_of_decoder
+from pipeline.training.preview_sources import sources_of_decoder
 
 READS = ("joint", "latents", "generator")
 WRITES = "decoder"
@@ -87,8 +87,8 @@ def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -
         kept.check(0, task.players["tokenizer"].to(accelerator.device).eval())
     if not kept.ended:
         where = folder, recipe.seed, accelerator, recipe.data.workers
-        seen = seen_of_decoder(recipe, work, pairs, held_out)
-        how = recipe.precision.posttrain, work.sharding, seen, f"{recipe.name}-decoder"
+        sources = sources_of_decoder(recipe, work, pairs, held_out)
+        how = recipe.precision.posttrain, work.sharding, sources, f"{recipe.name}-decoder"
         train(task, pairs, TrainingRun(part.phase.loop, *where, kept, *how))
     if accelerator.is_main_process:
         write_json(out / "posttraining.json", describe(kept, out / "pairs", carried))

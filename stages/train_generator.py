@@ -29,8 +29,8 @@ from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.milestones import Milestones
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
+from pipeline.training.preview_sources import sources_of_generator
 from pipeline.training.tuning import save_tuned, tune
-from pipeline.training.what_is_seen import seen_of_generator
 
 READS = ("latents", "joint")
 WRITES = "generator"
@@ -74,8 +74,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     milestones = Milestones(part.milestones, out, work.accelerator)
     workers = recipe.data.workers if data.reads_images else min(1, recipe.data.workers)  # one reads codes fast enough
     where = out, recipe.seed, work.accelerator, workers
-    seen = seen_of_generator(recipe, work, codes, objective)
-    how = recipe.precision.generator, work.sharding, seen, f"{recipe.name}-generator"
+    sources = sources_of_generator(recipe, work, codes, objective)
+    how = recipe.precision.generator, work.sharding, sources, f"{recipe.name}-generator"
     settings = TrainingRun(part.loop, *where, milestones, *how)
     averages = train(task, data, settings)
     if work.accelerator.is_main_process:

@@ -33,7 +33,7 @@ from pipeline.training.phase_parts import (
     critic_folder,
     generator_taps,
 )
-from pipeline.training.what_is_seen import seen_jointly
+from pipeline.training.preview_sources import sources_of_joint_training
 
 READS = ("tokenizer",)
 WRITES = "joint"
@@ -83,8 +83,8 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     generation = build_generation(networks, tokenizer)
     task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
     where = out, recipe.seed, accelerator, recipe.data.workers
-    seen = seen_jointly(recipe, work, images, generation.objective)
-    how = recipe.precision.joint, work.sharding, seen, f"{recipe.name}-joint"
+    sources = sources_of_joint_training(recipe, work, images, generation.objective)
+    how = recipe.precision.joint, work.sharding, sources, f"{recipe.name}-joint"
     settings = TrainingRun(part.phase.loop, *where, None, *how)
     averages = train(task, images, settings)
     if not accelerator.is_main_process:

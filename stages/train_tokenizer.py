@@ -18,9 +18,9 @@ from pipeline.training import starting_weights
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.phase_parts import build_critic, build_losses, carry_over
+from pipeline.training.preview_sources import sources_of_phase
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.training.starting_tokenizer import build_starting_tokenizer
-from pipeline.training.what_is_seen import seen_of_phase
 
 READS = ()
 WRITES = "tokenizer"
@@ -74,8 +74,8 @@ def train_phase(
     usage = make_code_usage(tokenizer.spec, epoch, phase.least_usage)
     task = Reconstruction(tokenizer, phase, losses, critic, usage)
     where = folder, seed, accelerator, recipe.data.workers
-    seen = seen_of_phase(recipe, work, images, folder.name)
-    how = recipe.precision.tokenizer, work.sharding, seen, f"{recipe.name}-tokenizer.{folder.name}"
+    sources = sources_of_phase(recipe, work, images, folder.name)
+    how = recipe.precision.tokenizer, work.sharding, sources, f"{recipe.name}-tokenizer.{folder.name}"
     averages = train(task, images, TrainingRun(phase.loop, *where, None, *how))
     tokenizer, heads = detach_heads(averages["tokenizer"])
     if accelerator.is_main_process:

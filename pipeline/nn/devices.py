@@ -126,7 +126,7 @@ def set_random_states(device: torch.device, states: list[torch.Tensor]) -> None:
 
 
 @contextmanager
-def draws_kept(device: torch.device) -> Iterator[None]:
+def keep_random_states(device: torch.device) -> Iterator[None]:
     """A block after which torch's global generators, of the CPU and of such devices, are as they were before it."""
     states = torch.get_rng_state(), random_states(device)
     try:

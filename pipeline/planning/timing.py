@@ -9,7 +9,7 @@ import torch
 
 from pipeline.checks.recipe import CheckedRecipe
 from pipeline.draws import StepDraws
-from pipeline.nn.devices import current_device, device_name, draws_kept, memory, synchronize
+from pipeline.nn.devices import current_device, device_name, keep_random_states, memory, synchronize
 from pipeline.planning.needs import TrainingNeeds, measure, ready
 from pipeline.planning.trainings import PlannedTraining, planned
 from pipeline.recipes.schema import Recipe
@@ -57,7 +57,7 @@ def step_times(recipe: Recipe, checked: CheckedRecipe, classes: int, places: Col
     What the global random generators give next does not change.
     """
     device, seconds = current_device(), {}
-    with draws_kept(device):
+    with keep_random_states(device):
         for training in planned(recipe, checked, classes):
             if training.place in places and (found := time_step(training, measure(training), device)) is not None:
                 seconds[training.place] = found.seconds * training.loop.accumulate

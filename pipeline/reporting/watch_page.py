@@ -51,8 +51,8 @@ class WatchPage:
         if line is not None:
             body.append(section("The line", self.stages(line)))
             body += [self.training(stage, one) for stage in reversed(line.stages) for one in reversed(stage.trainings)]
-        seen = f"{self.run}, seen at {time.strftime('%H:%M:%S')}"
-        return document(name, [*body, f"<footer>{escape(seen)}</footer>"], self.refresh)
+        footer = f"{self.run}, as it was at {time.strftime('%H:%M:%S')}"
+        return document(name, [*body, f"<footer>{escape(footer)}</footer>"], self.refresh)
 
     def stages(self, line: LineProgress) -> str:
         left = line.left(self.run)

@@ -26,7 +26,7 @@ from pipeline.training.held_out import Measuring
 from pipeline.training.journal import Journal
 from pipeline.training.order import MicroBatches, TrainingData, batches
 from pipeline.training.players import prepare
-from pipeline.training.previews import Previews, Seen
+from pipeline.training.previews import Previews, PreviewSources
 from pipeline.training.rates import learning_rate
 from pipeline.training.sharding import average_undivided_gradients, clip_gradients
 from pipeline.training.task import Task
@@ -54,7 +54,7 @@ class TrainingRun:
     after_step: AfterStep | None = None  # called before a step is saved; its answer is the same in all processes
     precision: Precision = "fp32"  # of the task's turns: networks, teachers and critics alike
     sharding: Sharding | None = None  # divides the blocks of players among the processes; None: each has them whole
-    seen: Seen | None = None  # what previews and an early stop look at; None: there are none
+    preview_sources: PreviewSources | None = None  # what previews and an early stop look at; None: there are none
     name: str = "training"  # that trackers know it by
 
 
@@ -91,7 +91,7 @@ def train(task: Task, data: TrainingData, run: TrainingRun) -> dict[str, nn.Modu
     journal = Journal(accelerator, run.folder, progress.step, loop, trackers)
     training = Training(task, run, micro, progress, journal, copies_pinned(accelerator.device))
     measuring = Measuring(task, loop.steps - 1, run.seed, accelerator, run.precision)
-    previews = Previews(run.seen, loop, run.folder, measuring, trackers, progress.step)
+    previews = Previews(run.preview_sources, loop, run.folder, measuring, trackers, progress.step)
     source = batches(data, micro, run.seed, progress.step, run.workers, training.pinned)
     with stop_requests() as requests, contextlib.closing(journal), contextlib.closing(source), rounding(run.precision):
         while progress.step < loop.steps and not previews.ended:

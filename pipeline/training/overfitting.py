@@ -14,7 +14,7 @@ COPIES = 0.25  # of the samples that are near copies, beyond that of real images
 
 @dataclass(frozen=True)
 class Preview:
-    """What was seen after one step, by the averaged weights."""
+    """What was measured after one step, of the averaged weights."""
 
     step: int
     held_out: float | None  # sum of the weighted terms of held-out rows; None where it was not finite
@@ -26,7 +26,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Overfitting:
-    """Since when, and by what it is seen."""
+    """Since when, and what shows it."""
 
     step: int  # the last one before it
     why: str

@@ -22,7 +22,7 @@ from pipeline.runs.precision import arithmetic
 from pipeline.training.held_out import ROWS
 from pipeline.training.loss_heads import detach_heads
 from pipeline.training.pairs import Pairs
-from pipeline.training.previews import Picture
+from pipeline.training.previews import PreviewPicture
 
 CLASSES, EACH = 10, 4  # of the samples: classes at most, evenly through them, and images of each
 SEARCHED = 20_000  # training images at most among which near copies of samples are looked for
@@ -38,12 +38,12 @@ class ReconstructedImages:
     device: torch.device
 
     @torch.no_grad()
-    def __call__(self, averages: Averages) -> Picture:
+    def __call__(self, averages: Averages) -> PreviewPicture:
         tokenizer, _ = detach_heads(averages["tokenizer"])
         images = self.held_out.plain(shown_rows(len(self.held_out), self.held_out.data.sides)).images
         with arithmetic(self.device, self.precision):
             rebuilt = tokenizer.decode(tokenizer.encode(images.to(self.device)))
-        return Picture(grids.reconstructions(images, rebuilt.float().cpu()))
+        return PreviewPicture(grids.reconstructions(images, rebuilt.float().cpu()))
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class DecodedPairs:
     device: torch.device
 
     @torch.no_grad()
-    def __call__(self, averages: Averages) -> Picture:
+    def __call__(self, averages: Averages) -> PreviewPicture:
         sides = self.held_out.originals.source.data.sides
         batch = self.held_out.plain(shown_rows(len(self.held_out), sides)).to(self.device)
         with arithmetic(self.device, self.precision):
             decoded = averages["tokenizer"](batch.code, batch.condition).images
-        return Picture(grids.reconstructions(batch.images.cpu(), decoded.float().cpu()))
+        return PreviewPicture(grids.reconstructions(batch.images.cpu(), decoded.float().cpu()))
 
 
 class Samples:
@@ -80,7 +80,7 @@ class Samples:
         self.assemble, self.train, self.held_out = assemble, train, held_out
         self.seed, self.precision, self.space = seed, precision, PixelFeatures(32)
 
-    def __call__(self, averages: Averages) -> Picture:
+    def __call__(self, averages: Averages) -> PreviewPicture:
         pipe = self.assemble(averages)
         pipe.set_progress_bar_config(disable=True)
         classes = pipe.num_classes
@@ -93,7 +93,7 @@ class Samples:
         names = [pipe.id2label.get(label, str(label)) for label in range(classes)]
         pixels = to_pixels(images * 2 - 1)
         drawn = grids.samples_by_class(pixels, None if labels is None else labels.numpy(), names)
-        return Picture(drawn, self.count_copies(images * 2 - 1))
+        return PreviewPicture(drawn, self.count_copies(images * 2 - 1))
 
     def count_copies(self, samples: Tensor) -> tuple[float, float] | None:
         """The fractions of samples [B, C, H, W], and of held-out images, that are near copies, as `NearCopies` has it.
@@ -125,7 +125,7 @@ class Both:
     reconstructions: ReconstructedImages
     samples: Samples
 
-    def __call__(self, averages: Averages) -> Picture:
+    def __call__(self, averages: Averages) -> PreviewPicture:
         above, below = self.reconstructions(averages), self.samples(averages)
         return replace(below, image=stack(above.image, below.image))
 

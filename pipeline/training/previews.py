@@ -1,4 +1,4 @@
-"""What is seen of a training under way: pictures and held-out losses of its averaged weights, and an early stop."""
+"""What is shown of a training under way: pictures and held-out losses of its averaged weights, and an early stop."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.files.writing import new_file, new_folder, remove, write_tensors
-from pipeline.nn.devices import draws_kept
+from pipeline.nn.devices import keep_random_states
 from pipeline.nn.finite import NotFinite
 from pipeline.recipes.loops import Loop
 from pipeline.training import checkpoints
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Picture:
+class PreviewPicture:
     """What the averaged weights make, and what was counted of it."""
 
     image: Image
@@ -34,26 +34,26 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a training's previews look at; its stage says it."""
+class PreviewSources:
+    """What a training's previews are made of; its stage gives it."""
 
     name: str  # of what is trained, in lines and folders
     train: Rows  # some of what it is trained on
     held_out: Rows
-    draw: Callable[[Mapping[str, nn.Module]], Picture]  # by the averages of all players; asked in the main process
+    draw: Callable[[Mapping[str, nn.Module]], PreviewPicture]  # by the averages of all players; the main process asks
     pictures: Path  # folder of pictures, which later trainings of this name begin anew
 
 
 @dataclass
 class Previews:
-    """The previews of one training, which its loop calls after every step; without `seen` there are none.
+    """The previews of one training, which its loop calls after every step; without `sources` there are none.
 
     They change nothing that is trained, nor what it draws at random. With `loop.early_stop` they also end the training,
     and keep the averages of the smallest held-out loss in the folder of checkpoints. A training that resumes from an
     earlier checkpoint forgets those after it.
     """
 
-    seen: Seen | None
+    sources: PreviewSources | None
     loop: Loop
     folder: Path  # of the training
     measuring: Measuring
@@ -62,11 +62,11 @@ class Previews:
     rows: list[Preview] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.seen is None:
+        if self.sources is None:
             return
         self.rows = [row for row in read_previews(self.folder) if row.step <= self.first]
         if self.accelerator.is_main_process and not self.first:
-            remove(self.seen.pictures)
+            remove(self.sources.pictures)
         self.accelerator.wait_for_everyone()
 
     @property
@@ -78,57 +78,57 @@ class Previews:
         return self.folder / checkpoints.FOLDER / "best"
 
     @property
-    def judged(self) -> list[Preview]:
+    def of_early_stop(self) -> list[Preview]:
         """Those that the early stop goes by."""
         stop = self.loop.early_stop
-        return [] if stop is None else [row for row in self.rows if due(row.step, stop.every, self.loop.steps)]
+        return [] if stop is None else [row for row in self.rows if is_due(row.step, stop.every, self.loop.steps)]
 
     @property
     def ended(self) -> bool:
         """Whether, with an early stop, none of the last `patience` held-out losses was smaller than one before them."""
-        losses = [loss_of(row) for row in self.judged]
+        losses = [loss_of(row) for row in self.of_early_stop]
         patience = self.loop.early_stop.patience if losses else 0
         return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
     def __call__(self, step: int, averages: Averages) -> bool:
         """Look, where it is time to, after `step`; whether training ends."""
-        if self.seen is None:
+        if self.sources is None:
             return False
         stop, steps = self.loop.early_stop, self.loop.steps
-        shown = due(step, self.loop.preview_every, steps)
-        judged = stop is not None and due(step, stop.every, steps)
-        if shown or judged:
-            with draws_kept(self.accelerator.device):
+        shown = is_due(step, self.loop.preview_every, steps)
+        may_stop = stop is not None and is_due(step, stop.every, steps)
+        if shown or may_stop:
+            with keep_random_states(self.accelerator.device):
                 self.look(step, averages(), shown)
-        return judged and self.ended
+        return may_stop and self.ended
 
     def look(self, step: int, averages: Mapping[str, nn.Module], shown: bool) -> None:
         """Measure the losses after `step`, draw a picture where it is shown, and keep the weights if they are best."""
-        terms, of_train = (self.measuring.terms(averages, rows) for rows in (self.seen.held_out, self.seen.train))
+        terms, of_train = (self.measuring.terms(averages, rows) for rows in (self.sources.held_out, self.sources.train))
         preview = Preview(step, total(terms), total(of_train), {n: v for n, v in terms.items() if math.isfinite(v)})
         if shown and self.accelerator.is_main_process:
             preview = self.show(preview, averages)
         overfitted = find_overfitting(self.rows) is not None
         self.rows.append(preview)
-        best = self.judged and min(self.judged, key=loss_of) is preview
+        best = self.of_early_stop and min(self.of_early_stop, key=loss_of) is preview
         if self.accelerator.is_main_process:
             if best:
                 save_averages(self.best_folder, averages)
             write_previews(self.folder, self.rows)
             self.trackers.log(step, values_of(preview))
             if not overfitted and (found := find_overfitting(self.rows)) is not None:
-                log.warning(found.describe(self.seen.name))
+                log.warning(found.describe(self.sources.name))
         self.accelerator.wait_for_everyone()
 
     def show(self, preview: Preview, averages: Mapping[str, nn.Module]) -> Preview:
         """Write the picture of a step, and as the latest one; where the weights make none, the log says why."""
         try:
-            picture = self.seen.draw(averages)
+            picture = self.sources.draw(averages)
         except NotFinite as error:
-            log.warning("%s: no picture after step %d: %s", self.seen.name, preview.step, error)
+            log.warning("%s: no picture after step %d: %s", self.sources.name, preview.step, error)
             return preview
         for name in (f"step_{preview.step:08d}.png", LATEST):
-            with new_file(self.seen.pictures / name) as draft:
+            with new_file(self.sources.pictures / name) as draft:
                 picture.image.save(draft)
         self.trackers.show(preview.step, picture.image)
         if picture.near_copies is None:
@@ -138,15 +138,15 @@ class Previews:
 
     def restore_best(self, step: int, averages: Mapping[str, nn.Module]) -> None:
         """With an early stop: the averages of the smallest held-out loss in place of those of the last `step`."""
-        if not self.judged:
+        if not self.of_early_stop:
             return
-        best = min(self.judged, key=loss_of)
+        best = min(self.of_early_stop, key=loss_of)
         if best.step != step:
             for name, average in averages.items():
                 checkpoints.load_weights(average, load_file(self.best_folder / f"{name}.safetensors"))
         if self.accelerator.is_main_process:
             kept = f"kept are the average weights of step {best.step:,}, with a held-out loss of {loss_of(best):.4g}"
-            log.warning("%s: training ended after step %d; %s", self.seen.name, step, kept)
+            log.warning("%s: training ended after step %d; %s", self.sources.name, step, kept)
 
 
 def values_of(preview: Preview) -> dict[str, float]:
@@ -155,7 +155,7 @@ def values_of(preview: Preview) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def due(step: int, every: int, steps: int) -> bool:
+def is_due(step: int, every: int, steps: int) -> bool:
     """Whether it is time after `step`: every so many steps, and after the last one."""
     return bool(every) and (step % every == 0 or step == steps)
 

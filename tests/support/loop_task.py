@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.code import Batched
 from pipeline.recipes.loops import Loop
 from pipeline.training.loop import TrainingRun, train
-from pipeline.training.previews import Picture, Seen
+from pipeline.training.previews import PreviewPicture, PreviewSources
 
 
 @dataclass
@@ -49,14 +49,14 @@ class Denoise:
         self.players = {"maker": maker, "judge": nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))}
         self.metrics: dict[str, Tensor] = {}
         self.starts, self.judges, self.compared, self.new = {}, (), (), {}
-        self.pause, self.poison, self.seen = pause, poison, []
+        self.pause, self.poison, self.sources = pause, poison, []
 
     def held_out_terms(self, averages, batch, draws):
         return {"square": (averages["maker"](batch.x + 0.3 * draws.normal("noise", (6,))) - batch.x).square().mean()}
 
     def turns(self, batch, draws, step):
         time.sleep(self.pause)
-        self.seen.append(batch.x)
+        self.sources.append(batch.x)
         rebuilt = self.players["maker"](batch.x + 0.3 * draws.normal("noise", (6,)))
         loss = (rebuilt - batch.x).square().mean()
         yield "maker", {"square": loss * float("nan") if step in self.poison else loss}
@@ -75,17 +75,15 @@ def fit(
 ) -> dict[str, nn.Module]:
     settings = {"steps": 12, "batch": 8, "lr": {"maker": 1e-2, "judge": 1e-2}, "ema": 0.9, "save_every": 0} | changes
     loop, rows = Loop(**settings), Numbers()
-    seen = (
-        Seen("maker", rows, held_out or rows, draw, folder / "pictures")
-        if loop.preview_every or loop.early_stop
-        else None
-    )
-    return train(task or Denoise(), rows, TrainingRun(loop, folder, 3, accelerator or Accelerator(cpu=True), seen=seen))
+    sources = PreviewSources("maker", rows, held_out or rows, draw, folder / "pictures")
+    asked = sources if loop.preview_every or loop.early_stop else None
+    run = TrainingRun(loop, folder, 3, accelerator or Accelerator(cpu=True), preview_sources=asked)
+    return train(task or Denoise(), rows, run)
 
 
-def draw(averages: dict[str, nn.Module]) -> Picture:
+def draw(averages: dict[str, nn.Module]) -> PreviewPicture:
     """Noise from the global generator, which a training goes on with as if nobody had drawn."""
-    return Picture(Image.fromarray((torch.rand(8, 8) * 255).byte().numpy()))
+    return PreviewPicture(Image.fromarray((torch.rand(8, 8) * 255).byte().numpy()))
 
 
 def weights(players: dict[str, nn.Module]) -> Tensor:

@@ -18,7 +18,7 @@ from pipeline.recipes.schema import load
 from pipeline.runs.workspace import fingerprint
 from pipeline.training.loop import Interrupted
 from pipeline.training.overfitting import Overfitting, Preview, find_overfitting, read_previews
-from pipeline.training.previews import Picture
+from pipeline.training.previews import PreviewPicture
 from stages import train_generator, train_tokenizer
 
 
@@ -109,9 +109,9 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path, caplog):
 
 
 def test_a_picture_of_numbers_that_are_not_finite_is_left_out(tmp_path, monkeypatch, caplog):
-    def draw(averages) -> Picture:
+    def draw(averages) -> PreviewPicture:
         images = torch.full((3, 3, 4, 4), float("nan"))
-        return Picture(reconstructions(images, images))
+        return PreviewPicture(reconstructions(images, images))
 
     monkeypatch.setattr("support.loop_task.draw", draw)
     fit(tmp_path, preview_every=6)

@@ -1,4 +1,4 @@
-"""What the previews of each training of a recipe look at; nothing where its loop asks for none."""
+"""What the previews of each training of a recipe are made of; nothing where its loop asks for none."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -20,21 +20,21 @@ from pipeline.training.held_out_codes import HeldOutCodes
 from pipeline.training.loss_heads import detach_heads
 from pipeline.training.pairs import Pairs
 from pipeline.training.preview_pictures import Both, DecodedPairs, ReconstructedImages, Samples
-from pipeline.training.previews import Seen
+from pipeline.training.previews import PreviewSources
 
 
-def seen_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str) -> Seen | None:
+def sources_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str) -> PreviewSources | None:
     """Of a phase of the tokenizer: `images` it is trained on, and held-out ones."""
-    if not is_seen(recipe.tokenizer.phases[phase].loop):
+    if not asks_for_previews(recipe.tokenizer.phases[phase].loop):
         return None
     held_out = Images(recipe.data, "held_out")
     draw = ReconstructedImages(held_out, recipe.precision.tokenizer, work.accelerator.device)
-    return Seen(f"tokenizer {phase}", images, held_out, draw, work.root / PREVIEW / "tokenizer" / phase)
+    return PreviewSources(f"tokenizer {phase}", images, held_out, draw, work.root / PREVIEW / "tokenizer" / phase)
 
 
-def seen_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective: Objective) -> Seen | None:
+def sources_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective: Objective) -> PreviewSources | None:
     """Of the generator: codes it is trained on, those of held-out images, and samples that the tokenizer decodes."""
-    if not is_seen(recipe.generator.loop):
+    if not asks_for_previews(recipe.generator.loop):
         return None
     train = Images(recipe.data, "train")
     held_out = open_images(work.artefact("latents"), recipe, work.accelerator, "held_out")
@@ -44,12 +44,14 @@ def seen_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective: O
         return pipeline_of(recipe, tokenizer, detach_heads(averages["network"])[0], objective, train.class_names)
 
     draw = Samples(assemble, train, held_out.images, recipe.seed, recipe.precision.sample)
-    return Seen("generator", codes, HeldOutCodes(held_out), draw, work.root / PREVIEW / "generator")
+    return PreviewSources("generator", codes, HeldOutCodes(held_out), draw, work.root / PREVIEW / "generator")
 
 
-def seen_jointly(recipe: Recipe, work: Workspace, images: Images, objective: Objective) -> Seen | None:
+def sources_of_joint_training(
+    recipe: Recipe, work: Workspace, images: Images, objective: Objective
+) -> PreviewSources | None:
     """Of joint training: images, reconstructions, and samples at the average scale of the codes."""
-    if not is_seen(recipe.joint.phase.loop):
+    if not asks_for_previews(recipe.joint.phase.loop):
         return None
     held_out, device = Images(recipe.data, "held_out"), work.accelerator.device
 
@@ -61,18 +63,18 @@ def seen_jointly(recipe: Recipe, work: Workspace, images: Images, objective: Obj
 
     reconstructions = ReconstructedImages(held_out, recipe.precision.joint, device)
     samples = Samples(assemble, images, held_out, recipe.seed, recipe.precision.sample)
-    return Seen("joint", images, held_out, Both(reconstructions, samples), work.root / PREVIEW / "joint")
+    return PreviewSources("joint", images, held_out, Both(reconstructions, samples), work.root / PREVIEW / "joint")
 
 
-def seen_of_decoder(recipe: Recipe, work: Workspace, pairs: Pairs, held_out: Pairs) -> Seen | None:
+def sources_of_decoder(recipe: Recipe, work: Workspace, pairs: Pairs, held_out: Pairs) -> PreviewSources | None:
     """Of post-training: pairs it is trained on, and those held out."""
-    if not is_seen(recipe.posttrain.phase.loop):
+    if not asks_for_previews(recipe.posttrain.phase.loop):
         return None
     draw = DecodedPairs(held_out, recipe.precision.posttrain, work.accelerator.device)
-    return Seen("decoder", pairs, held_out, draw, work.root / PREVIEW / "decoder")
+    return PreviewSources("decoder", pairs, held_out, draw, work.root / PREVIEW / "decoder")
 
 
-def is_seen(loop: Loop) -> bool:
+def asks_for_previews(loop: Loop) -> bool:
     return bool(loop.steps and (loop.preview_every or loop.early_stop))
 
 
