@@ -76,11 +76,11 @@ class WatchPage:
         return f"<li><span>{escape(stage.writes)}</span>{bar}<b>{escape(text)}</b></li>"
 
     def training(self, stage: StageProgress, training: TrainingProgress) -> str:
-        """The section of a training, empty before it has a log."""
+        """The section of a training, empty before it has a log or a preview."""
         log, latest = self.log(stage, training), self.within(training.pictures, LATEST)
         files = [log, log.with_name(HELD_OUT), latest]
         now = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()]
-        if not log.is_file() or not log.stat().st_size:
+        if stage.state == "waiting" or not now:
             return ""
         known, html = self.sections.get(training.title, (None, ""))
         if known != now:
@@ -107,7 +107,7 @@ def pictures(title: str, files: list[Path], out: Path) -> Iterator[Picture]:
         yield Picture(title, f"By the average weights, {age(latest)}.", latest)
     if (plot := held_out_picture(title, title, held_out.parent, out / "held_out.png")) is not None:
         yield plot
-    if draw_curves({title: log}, out / "curves.png"):
+    if log.is_file() and draw_curves({title: log}, out / "curves.png"):
         yield Picture(title, "Logged values by optimiser step.", out / "curves.png", wide=True)
 
 
