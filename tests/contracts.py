@@ -19,6 +19,7 @@ from pipeline.components import Arguments, Node, build, check, find, kinds
 from pipeline.draws import StepDraws
 from pipeline.nn import lora
 from pipeline.recipes.files import CONFIGS, read
+from pipeline.training.players import checkpoint_blocks
 
 # Tiny values of sizes that recipes state, by the argument's name, for all slots.
 SMALL: dict[str, Any] = {
@@ -495,9 +496,9 @@ def check_tokenizer_checkpointing(node: Node) -> None:
     for parameter in tokenizer.trainable("all"):
         parameter.requires_grad_(True)  # given weights have none until a phase trains them
     gradients = []
-    for enable in ("disable_gradient_checkpointing", "enable_gradient_checkpointing"):
+    for prepare in (lambda model: None, checkpoint_blocks):
         model = copy.deepcopy(tokenizer).train()
-        getattr(model, enable)()
+        prepare(model)
         total(model, images).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
