@@ -296,7 +296,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
             try:
                 code = made.sample(self.objective, replace(request, on_step=on_step, guidance=guidance), settings)
             except Interrupted as interruption:
-                return unfinished_code(interruption.state, request.spec)
+                return made.restore(unfinished_code(interruption.state, request.spec))
             bar.update(request.steps - bar.n)
         if code.z is not None:
             check_finite(code.z, "the sampled code")

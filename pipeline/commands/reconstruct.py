@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.components import structure
-from pipeline.datasets.base import BrokenImage, decode
+from pipeline.datasets.base import DAMAGED, BrokenImage, decode
 from pipeline.editing.pictures import Pictures, prepare
 from pipeline.files.listing import Lister, readable_name
 from pipeline.files.paths import given_path
@@ -68,13 +68,13 @@ def reconstruct(words: list[str]) -> None:
     accelerator = accelerate()
     if accelerator.num_processes > 1:
         raise ValueError("pictures are reconstructed by one process; run it without torchrun")
-    tokenizer = load(source, asked.size).to(accelerator.device)
+    tokenizer = load_tokenizer_of(source, asked.size).to(accelerator.device)
     values: list[float] = []
     with tqdm(total=len(files), desc="reconstructing", unit="image") as bar, torch.no_grad():
         for batch, pictures in read_batches(files, asked.batch, tokenizer.image_shape):
             with arithmetic(accelerator.device, asked.precision):
                 rebuilt = rendered(tokenizer, tokenizer.encode(pictures.images.to(accelerator.device))).cpu()
-            values += report(batch, pictures.images, rebuilt)
+            values += write(batch, pictures.images, rebuilt)
             bar.update(len(batch))
     if not values:
         raise ValueError(f"not one picture of {asked.images} can be read")
@@ -105,7 +105,7 @@ def find_pictures(source: Path, out: Path) -> list[PictureFile]:
     return files
 
 
-def load(source: str, size: int | list[int] | None) -> nn.Module:
+def load_tokenizer_of(source: str, size: int | list[int] | None) -> nn.Module:
     """The tokenizer of a run, of a pipeline's folder or of its own; ValueError where `source` is none of these.
 
     `size` is that of the images of a stock autoencoder, which does not tell it; ValueError where it is missing.
@@ -125,6 +125,16 @@ def load(source: str, size: int | list[int] | None) -> nn.Module:
     return tokenizer
 
 
+def read_picture(path: Path, shape: ImageShape) -> Pictures:
+    """A picture made ready; BrokenImage, naming it, where that fails."""
+    name = readable_name(path)
+    picture = decode(path, name)
+    try:
+        return prepare(picture, shape)
+    except DAMAGED as error:
+        raise BrokenImage(f"{name}: {' '.join(str(error).split())}") from error
+
+
 def read_batches(
     files: list[PictureFile], count: int, shape: ImageShape
 ) -> Iterator[tuple[list[PictureFile], Pictures]]:
@@ -132,7 +142,7 @@ def read_batches(
     batch: list[tuple[PictureFile, Pictures]] = []
     for file in files:
         try:
-            batch.append((file, prepare(decode(file.source, readable_name(file.source)), shape)))
+            batch.append((file, read_picture(file.source, shape)))
         except BrokenImage as error:
             log.warning("left out %s", error)
         if len(batch) == count or batch and file is files[-1]:
@@ -140,7 +150,7 @@ def read_batches(
             batch = []
 
 
-def report(files: list[PictureFile], images: Tensor, rebuilt: Tensor) -> list[float]:
+def write(files: list[PictureFile], images: Tensor, rebuilt: Tensor) -> list[float]:
     """Write the reconstructions and print the PSNR of each, which are returned."""
     values = psnr(levels(images), levels(rebuilt)).clamp(max=CEILING).tolist()
     for file, pixels, value in zip(files, to_pixels(rebuilt), values):

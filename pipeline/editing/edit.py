@@ -34,6 +34,10 @@ class NewImages:
     def sample(self, objective: Objective, request: SamplingRequest, settings: Any) -> Code:
         return objective.sample(request, settings)
 
+    def restore(self, code: Code) -> Code:
+        """The code of an interrupted sampling, with what an edit keeps."""
+        return code
+
     def finish(self, images: Tensor) -> Tensor:
         """The images [B, C, H, W] to be shown, of those that were decoded."""
         return images
@@ -71,6 +75,9 @@ class EditedImages(NewImages):
 
     def sample(self, objective: Objective, request: SamplingRequest, settings: Any) -> Code:
         return objective.regenerate(request, self.original, settings)
+
+    def restore(self, code: Code) -> Code:
+        return self.original.restore(code)
 
     def finish(self, images: Tensor) -> Tensor:
         """Outside of the mask the given pixels, exactly so farther from it than `blur`."""

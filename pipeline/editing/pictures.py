@@ -16,6 +16,7 @@ from pipeline.nn.image_size import ImageShape
 Picture = Image.Image | np.ndarray | Tensor
 CHANNELS = {1: "grey", 3: "rgb", 4: "rgba"}
 RESIZE = "bicubic"  # as `data.resize` where a recipe does not state it
+LARGEST = 2.0  # absolute value of an image in [-1, 1], which decoders exceed a little
 WHITE = 0.5  # of a mask in [0, 1]: above it, a pixel is repainted
 
 
@@ -28,6 +29,7 @@ class Pictures:
 
     @classmethod
     def join(cls, parts: Sequence["Pictures"]) -> "Pictures":
+        """All of them, in turn."""
         return cls(torch.cat([part.images for part in parts]), [size for part in parts for size in part.sizes])
 
 
@@ -67,6 +69,7 @@ def picture_of(pixels: np.ndarray) -> Image.Image:
 
 
 def as_batch(shape: ImageShape) -> str:
+    """How a message writes the shape of a batch."""
     return f"[B, {', '.join(map(str, shape))}]"
 
 
@@ -79,15 +82,15 @@ def prepare(picture: Image.Image, shape: ImageShape, depth: Depth = 8) -> Pictur
 
 
 def ready_made(images: Tensor, shape: ImageShape, what: str) -> Pictures:
-    """Images that have the tokenizer's size already; ValueError where they do not fit."""
+    """Images that have the tokenizer's size already, clipped to [-1, 1]; ValueError where they do not fit."""
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape) or not len(images):
         raise ValueError(
             f"the {what} is {list(images.shape)}; this pipeline takes {as_batch(shape)} (arrays: channels last),"
             " and resizes PIL images and arrays of 8 bits"
         )
-    if not images.isfinite().all() or images.abs().max() > 1 + 1e-3:
+    if not images.isfinite().all() or images.abs().max() > LARGEST:
         raise ValueError(
-            f"the {what} holds values from {images.min():g} to {images.max():g}; bring them into its range"
+            f"the {what} would be from {images.min():g} to {images.max():g} in [-1, 1]; scale it to its range"
         )
     return Pictures(images.clamp(-1, 1).cpu(), [(shape[2], shape[1])] * len(images))
 
@@ -95,9 +98,10 @@ def ready_made(images: Tensor, shape: ImageShape, what: str) -> Pictures:
 def read_masks(given: Any, shape: ImageShape, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Which pixels are repainted, [B, 1, H, W] bool: the white ones of one mask for all, or of one per image.
 
-    A mask is a PIL image, an array or a tensor ([h, w], [B, h, w], a tensor also [B, 1, h, w]) of bools, of 8 bits or
-    of floats in [0, 1]. It has the size of its image as that was given, and is resized and cropped with it, or the
-    size of the tokenizer's images. `sizes` are those of the images. Raises ValueError with one line.
+    A mask is a PIL image, an array of 8 bits ([h, w], [h, w, 3], [B, h, w]), or an array or tensor of bools or floats
+    in [0, 1] ([h, w], [B, h, w], a tensor also [B, 1, h, w]). It has the size of its image as that was given, and is
+    resized and cropped with it, or the size of the tokenizer's images. `sizes` are those of the images. Raises
+    ValueError with one line.
     """
     masks = grey_pictures(given)
     if len(masks) not in (1, len(sizes)):
@@ -122,6 +126,8 @@ def grey_pictures(given: Any) -> list[Image.Image]:
     if isinstance(given, Tensor):
         given = given.detach().cpu().float().numpy() if given.is_floating_point() else given.cpu().numpy()
         given = given[:, 0] if given.ndim == 4 and given.shape[1] == 1 else given
+    if isinstance(given, np.ndarray) and given.ndim == 3 and given.shape[2] in (3, 4) and given.dtype == np.uint8:
+        return [to_rgb(Image.fromarray(given))]
     if not isinstance(given, np.ndarray) or given.ndim not in (2, 3) or not given.size:
         shape = f" of {list(given.shape)}" if hasattr(given, "shape") else ""
         raise ValueError(f"mask is a {type(given).__name__}{shape}; give a PIL image, or an array or tensor [h, w]")

@@ -62,8 +62,10 @@ class KnownTokens:
     tokens: Tensor  # [B, N, 1] bool: which they are
 
     def put_into(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The state with alpha * data + sigma * noise in the place of the known tokens (Lugmayr et al., RePaint,
-        arXiv:2201.09865, equation 8, with one noise for all levels)."""
+        """The state with alpha * data + sigma * noise in the place of the known tokens.
+
+        RePaint (Lugmayr et al., arXiv:2201.09865, equation 8), with one noise for all levels.
+        """
         return torch.where(self.tokens, alpha * self.data + sigma * self.noise, state)
 
     def field(self, velocity: Predict, path: Path) -> Predict:
