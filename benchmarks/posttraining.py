@@ -6,9 +6,9 @@
 `remedies`: tokenizer plain, perturbed, perturbed and annealed x decoder post-trained or not x generator next-token,
 masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with codes of four times as many tokens (8x8)
 and generators that are smaller or trained for fewer steps: with the recipes' own, samples are nearly as close to the
-training images as held-out digits are, which leaves nothing to improve. The recipes of emoji32 are as they are.
-`settings`: the fraction preserved, the number of pairs, the steps, the fraction rehearsed and the route, each changed
-alone, for next-token and flow. `tokenizers`: how PSNR, the distance of reconstructions and pFID correlate, over
+training images as held-out digits are, which leaves nothing to improve. The recipes of emoji32 are trained for fewer
+steps. `settings`: the fraction preserved, the number of pairs, the steps, the fraction rehearsed and the route, each
+changed alone, for next-token and flow. `tokenizers`: how PSNR, the distance of reconstructions and pFID correlate, over
 different tokenizers, with the distance of samples.
 
 The same codes are decoded before and after post-training, so differences are paired: means and spread (standard
@@ -43,7 +43,8 @@ GENERATORS = {"next-token": "robust_ar", "masked": "robust_maskgit", "flow": "ro
 TOKENIZERS = ("plain", "perturbed", "annealed")
 PERTURBATION = "tokenizer.phases.main.perturbation"
 BOTTLENECK = "tokenizer.model.bottleneck"
-FINER = ("tokenizer.model.multipliers=[1]", "tokenizer.phases.main.loop.steps=500")
+TOKENIZER_STEPS = "tokenizer.phases.main.loop.steps"
+FINER = ("tokenizer.model.multipliers=[1]", f"{TOKENIZER_STEPS}=500")
 IDS = (*FINER, f"{BOTTLENECK}.vocab=64", f"{BOTTLENECK}.dim=4")
 SMALL = ("generator.network.depth=3", "generator.network.width=96", "generator.network.heads=3")
 
@@ -70,7 +71,13 @@ CHANGES = {
         },
         (f"{PERTURBATION}.anneal={{start: 100, end: 300, to: 0.5}}",),
     ),
-    "emoji32": Changes(),
+    "emoji32": Changes(
+        {
+            "next-token": (f"{TOKENIZER_STEPS}=1200", "generator.loop.steps=600"),
+            "masked": (f"{TOKENIZER_STEPS}=1200", "generator.loop.steps=900"),
+            "flow": (f"{TOKENIZER_STEPS}=1200", "generator.loop.steps=2000"),
+        },
+    ),
 }
 OFF, ON = ("posttrain=null",), ()
 LOOP = "posttrain.phase.loop"
