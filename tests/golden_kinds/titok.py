@@ -43,7 +43,7 @@ def discrete(case: Case, tokenizer: TiTok, h: Tensor) -> dict[str, Tensor]:
     }
     if tokenizer.config.head == "proxy":
         logits = tokenizer.output.logits(tokenizer.states(code.z))
-        found["grid_logits"] = grid(logits, tokenizer.output.side, tokenizer.output.side)
+        found["grid_logits"] = grid(logits, *tokenizer.output.grid)
     return found
 
 
