@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.components import find
 from pipeline.features.passes import PerImage, evenly_spaced
@@ -115,7 +116,8 @@ def measure_tokenizer(
     tokenizer = load_component(find("tokenizers", recipe.tokenizer.model["kind"]), work.artefact("tokenizer"))
     measuring = tokenizer_measuring(tokenizer.to(device), of_images)
     real = of_images.read_held_out(train, held_out, measuring.pass_through)
-    before = measure_before(of_images, train, held_out) if is_finetuned(recipe) else {}
+    start = build_starting_tokenizer(recipe).to(device) if is_finetuned(recipe) else None
+    before = {} if start is None else measure_before(start, of_images, train, held_out)
     if not work.accelerator.is_main_process:
         return None
     groups: dict[str, dict[str, Measurement]] = {}
@@ -124,14 +126,13 @@ def measure_tokenizer(
         groups.setdefault(metric.report_group, {}).update(compared)
     figures = []
     if len(held_out):
-        figures.append(draw_reconstructions(held_out, tokenizer, out / "reconstructions.png"))
+        figures.append(draw_reconstructions(held_out, tokenizer, out / "reconstructions.png", start))
     return Measured(READS, groups, figures, measuring.left_out)
 
 
-def measure_before(of_images: SampleMeasuring, train: Images, held_out: Images) -> dict[str, float]:
+def measure_before(start: Tokenizer, of_images: SampleMeasuring, train: Images, held_out: Images) -> dict[str, float]:
     """The numbers, by key, of the tokenizer as its training began."""
-    tokenizer = build_starting_tokenizer(of_images.recipe).to(of_images.accelerator.device)
-    measuring = tokenizer_measuring(tokenizer, of_images)
+    measuring = tokenizer_measuring(start, of_images)
     real = of_images.read_held_out(train, held_out, measuring.pass_through)
     measured = [numbers for _, numbers in measuring.measure(tokenizer_inputs(measuring, of_images, real, {}))]
     return {key: number.value for numbers in measured for key, number in numbers.items()}
@@ -177,13 +178,18 @@ def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: Lat
 
 
 @torch.no_grad()
-def draw_reconstructions(held_out: Images, tokenizer: Tokenizer, path: Path) -> Picture:
-    """A row of held-out images, above what the tokenizer makes of them."""
+def draw_reconstructions(held_out: Images, tokenizer: Tokenizer, path: Path, start: Tokenizer | None = None) -> Picture:
+    """A row of held-out images, above what the tokenizer makes of them, and made of them at the start of training."""
     columns = grids.columns(held_out.data.sides)
     images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), columns))).images
-    code = tokenizer.encode(images.to(tokenizer.device))
-    grids.reconstructions(images, rendered(tokenizer, code).cpu()).save(path)
-    caption = f"Held-out images, their reconstructions, and the absolute difference times {grids.AMPLIFIED}."
+
+    def rebuild(model: Tokenizer) -> Tensor:
+        return rendered(model, model.encode(images.to(model.device))).cpu()
+
+    before = None if start is None else rebuild(start)
+    grids.reconstructions(images, rebuild(tokenizer), before).save(path)
+    kinds = "reconstructions" if start is None else "reconstructions before and after training"
+    caption = f"Held-out images, their {kinds}, and the absolute difference times {grids.AMPLIFIED}."
     return Picture("Reconstructions", caption, path, True)
 
 

@@ -57,6 +57,8 @@ def test_a_stock_autoencoder_comes_back_as_its_own_class_with_numbers_before_and
     page, card = Path("runs/mine/report/index.html").read_text(), Path("runs/mine/pipeline/README.md").read_text()
     assert "before training" in page and repr(numbers["psnr"]["before"]) in page
     assert format_number(numbers["psnr"]["before"], "dB") in card and "`stock/vae/` is a `AutoencoderKL`" in card
+    with Image.open("runs/mine/report/reconstructions.png") as picture:
+        assert picture.size[1] == 4 * (64 + 2) - 2, "originals, before, after and their difference"
     tokenizer = Pretrained.from_pretrained("runs/mine/pipeline/tokenizer")
     stock = AutoencoderKL.from_pretrained("runs/mine/pipeline/stock/vae")
     images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1

@@ -19,6 +19,8 @@ def check_without_generator(recipe: Recipe) -> None:
             raise SettingError(setting, f" needs a generator, and generator is null; set {setting}=null, or add one")
     if recipe.latents.features:
         raise SettingError("latents.features", " is true, and there is no generator with losses; set it to false")
+    if recipe.publish.self_contained:
+        raise SettingError("publish.self_contained", " is of pipelines, and generator is null; set it to false")
     if recipe.evaluate.perturbed:
         raise SettingError(
             "evaluate.perturbed",

@@ -26,13 +26,16 @@ def enlargement(sides: Sequence[int]) -> int:
     return max(1, -(-TILE // min(sides)))
 
 
-def reconstructions(images: Tensor, rebuilt: Tensor) -> Image.Image:
-    """Three rows: images [B, C, H, W] in [-1, 1], their reconstructions, and the amplified absolute difference."""
-    before, after = (to_pixels(as_rgb(each)) for each in (images, rebuilt))
-    apart = np.abs(before.astype(np.int16) - after) * AMPLIFIED
-    return grid(
-        [before, after, apart.clip(0, 255).astype(np.uint8)], ["original", "rebuilt", f"difference x{AMPLIFIED}"]
-    )
+def reconstructions(images: Tensor, rebuilt: Tensor, before: Tensor | None = None) -> Image.Image:
+    """Rows of images [B, C, H, W] in [-1, 1], their reconstructions, and the amplified absolute difference.
+
+    Those of `before` a training stand above those after it, where they are given.
+    """
+    original, after = (to_pixels(as_rgb(each)) for each in (images, rebuilt))
+    apart = np.abs(original.astype(np.int16) - after) * AMPLIFIED
+    rows = {"original": original} | ({} if before is None else {"before training": to_pixels(as_rgb(before))})
+    rows |= {"rebuilt": after, f"difference x{AMPLIFIED}": apart.clip(0, 255).astype(np.uint8)}
+    return grid(list(rows.values()), list(rows))
 
 
 def samples_by_class(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str]) -> Image.Image:

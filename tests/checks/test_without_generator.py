@@ -25,6 +25,7 @@ def test_a_line_that_ends_with_the_tokenizer_has_no_network():
         ("digits", ["latents.class_token=classifier"], "^latents.class_token needs a generator"),
         ("digits", ["latents.features=true"], "^latents.features is true, and there is no generator"),
         ("digits", ["evaluate.metrics=[psnr,inception_score]"], "^evaluate.metrics: inception_score measures samples"),
+        ("digits", ["publish.self_contained=true"], "^publish.self_contained is of pipelines"),
         ("digits", ["evaluate.perturbed=true"], "^evaluate.perturbed adds noise to codes at unit scale"),
     ],
 )
