@@ -44,7 +44,7 @@ def pictures(tmp_path, monkeypatch):
 def test_a_stock_autoencoder_comes_back_as_its_own_class_with_numbers_before_and_after(pictures, capsys):
     original = STOCK["kl"]().eval()
     original.save_pretrained("stock")
-    assert run.main(["all", "finetune_decoder", *SMALL, STOCK_START, "publish.stock=true"]) == 0
+    assert run.main(["all", "finetune_decoder", *SMALL, STOCK_START]) == 0
     assert sorted(path.name for path in Path("runs/mine").iterdir() if path.is_dir()) == [
         "pipeline",
         "report",
