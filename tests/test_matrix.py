@@ -16,10 +16,13 @@ from pipeline import LatentPipeline
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import build, find, kinds, structure
-from pipeline.draws import StepDraws
+from pipeline.draws import ImageDraws, StepDraws
 from pipeline.recipes.building import build_network
 from pipeline.recipes.files import CONFIGS, merge
 from pipeline.recipes.schema import Recipe
+from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.original import Original
+from pipeline.samplers.request import SamplingRequest
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.generation import Generation
 
@@ -110,6 +113,25 @@ def test_every_pair_trains_and_samples_or_is_refused(tokenizer, network, objecti
     assert made.shape == (2, 3, recipe.data.size, recipe.data.size) and made.isfinite().all()
     alone = pipe([2], guidance_scale=2.0, generator=seeds[1].manual_seed(2), output_type="pt").images
     torch.testing.assert_close(made[1:], alone, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("objective", kinds("objectives"))
+def test_every_objective_keeps_what_lies_outside_of_a_mask(objective, stock):
+    """By the first network and the first tokenizer with a map that belong to it."""
+    for network, tokenizer in product(NETWORKS, TOKENIZERS):
+        recipe, spec = recipe_of(tokenizer, network, objective, stock), tried(tokenizer, stock)[2]
+        if fits(recipe, spec) and len(spec.grid) == 2 and spec.tokens > 1:
+            break
+    law, code = build("objectives", recipe.generator.objective), encoded(tokenizer, stock)[1]
+    given = Code(ids=torch.randint_like(code.ids, spec.vocab)) if law.discrete else Code(z=code.z)
+    kept, draws = torch.arange(spec.tokens).expand(2, -1) < spec.tokens // 2, ImageDraws.from_seeds([1, 2])
+    steps, condition = law.steps_for(spec, recipe.sample.steps), Condition(torch.tensor([0, 2]))
+    generator = build_network(recipe, spec, 3, law).eval()
+    for preserve in (0.0, 0.5):
+        request = SamplingRequest(generator, condition, spec, draws, steps, Guidance(2.0))
+        made = law.regenerate(request, Original(given, preserve, kept), law.read_settings({}))
+        old, new = (part.ids if law.discrete else part.z for part in (given, made))
+        assert torch.equal(new[kept], old[kept]) and new.shape == old.shape and (preserve or not torch.equal(new, old))
 
 
 def train_one_step(recipe: Recipe, network: torch.nn.Module, objective: Any, code: Code) -> None:
