@@ -11,11 +11,13 @@ import run as program
 import stages
 from pipeline.checks.previews import check_held_out_images
 from pipeline.checks.recipe import check_recipe
+from pipeline.files.writing import remove
 from pipeline.images.facts import SplitFacts
 from pipeline.images.grids import reconstructions
 from pipeline.recipes.loops import EarlyStop
 from pipeline.recipes.schema import load
 from pipeline.runs.workspace import fingerprint
+from pipeline.training import checkpoints
 from pipeline.training.loop import Interrupted
 from pipeline.training.overfitting import Overfitting, Preview, find_overfitting, read_previews
 from pipeline.training.previews import PreviewPicture
@@ -83,8 +85,8 @@ def test_an_early_stop_keeps_the_best_averages(tmp_path, place):
     best = min(rows, key=lambda row: row.held_out)
     assert best.step == 20 and [row.step for row in rows] == list(range(2, 27, 2)), "three more, and none is smaller"
     assert torch.equal(kept, weights(fit(tmp_path / "straight", steps=20)))
-    again, _ = stopped_at(place, tmp_path / "stopped")
-    assert torch.equal(again, kept), "the finished training, asked for again"
+    again, same = stopped_at(place, tmp_path / "stopped")
+    assert torch.equal(again, kept) and same == rows, "the finished training, asked for again"
 
 
 @pytest.mark.parametrize("killed", [17, 23])
@@ -93,8 +95,9 @@ def test_a_killed_early_stop_ends_with_the_same_bits(killed, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.training.loop.any_process", lambda accelerator, here, step: step == killed)
         with pytest.raises(Interrupted):
-            stopped_at(place, tmp_path / "killed")
-    again, same = stopped_at(place, tmp_path / "killed")
+            stopped_at(place, tmp_path / "killed", save_every=9)
+    remove(checkpoints.finished(tmp_path / "killed")[-1])  # it was killed, and previews were made since it last saved
+    again, same = stopped_at(place, tmp_path / "killed", save_every=9)
     assert torch.equal(again, kept) and same == rows
 
 
