@@ -40,8 +40,8 @@ class Experiment:
     """A recipe with overrides at one seed, and the variants of it that are measured.
 
     `tags` tell it from other experiments: they name its folder and stand in each of its results. With `card` a result
-    is the numbers of the tokenizer card, else those of the report. Stages run up to `last_stage`. Where the experiment
-    `tokenizer_source` has a tokenizer, it is copied instead of trained again.
+    is the numbers of the tokenizer card, else those of the report, where stages run so far: up to `last_stage`. Where
+    the experiment `tokenizer_source` has a tokenizer, it is copied instead of trained again.
     """
 
     recipe: str
@@ -94,6 +94,8 @@ class Experiment:
             card([str(run_folder), "prior_steps=1"])
             numbers = json.loads((run_folder / "card" / "card.json").read_text())["numbers"]
             return {key: number["value"] for key, number in numbers.items()} | {"details": details_of(numbers)}
+        if ORDER.index(self.last_stage) < ORDER.index("evaluate"):
+            return {"seconds_of_stages": seconds_of_stages(run_folder)}
         numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
         record = run_folder / "decoder" / "posttraining.json"
         stages = seconds_of_stages(run_folder)
