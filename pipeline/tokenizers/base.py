@@ -18,7 +18,7 @@ from pipeline.draws import Draws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.entry_points import EntryPoints
-from pipeline.nn.image_size import divide, sides_of
+from pipeline.nn.image_size import divide, sides_of, size_setting
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.memory_saving import MemorySaving
 from pipeline.nn.own_weight_files import OwnWeightFiles
@@ -256,7 +256,7 @@ class MapTokenizer(Tokenizer):
         grid = divide(
             sides,
             stride,
-            f"{stride}, the stride of {levels} levels; set data.size={near[0] if sides[0] == sides[1] else near},"
+            f"{stride}, the stride of {levels} levels; set data.size={size_setting(near)},"
             " or give tokenizer.model.multipliers fewer entries",
         )
         neck = components.build("bottlenecks", arguments.bottleneck)

@@ -161,12 +161,12 @@ def code_grid(arguments: Arguments, maps: MapSizes) -> Sides:
         raise ValueError(
             f"mixed has {len(arguments.mixed)} entries; give one for each of the {len(spatial)} of spatial"
         )
-    first = min(sides) >> halvings
+    code, first = tuple(length // folds[-1] for length in maps[-1][1]), min(sides) >> halvings
     for i in range(len(spatial)):
         read = (first << i) // 2  # the code is brought to half of the level's side
         low, high = sorted((side, read))
-        if high % low or (high // low) & (high // low - 1):
+        if high % low or (high // low) & (high // low - 1) or any(length * read % side for length in code):
             raise ValueError(
-                f"a level of {first << i} pixels per side reads a code of {read}, which {side} do not fold to"
+                f"a level of {first << i} pixels a side reads a code of {read}, which {size_text(code)} do not fold to"
             )
-    return tuple(length // folds[-1] for length in maps[-1][1])
+    return code

@@ -103,3 +103,8 @@ def test_folders_from_before_have_rgb_squares(tmp_path):
     assert (config["image_size"], config.pop("image_channels")) == (16, 3)
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert type(tokenizer).from_pretrained(tmp_path).image_shape == (3, 16, 16)
+
+
+def test_a_pyramid_refuses_sides_whose_code_does_not_fold():
+    with pytest.raises(ValueError, match="reads a code of 2, which 4x5 do not fold to"):
+        build("tokenizers", examples("tokenizers")["digits_vfmvae"], image_size=[32, 40])
