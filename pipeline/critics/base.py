@@ -49,7 +49,7 @@ class Critic(RangedArguments, ModelMixin, ConfigMixin):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor | Sequence[Tensor]:
-        """Logits of any shape [B, ...] for images [B, 3, H, W] in [-1, 1]; large means real.
+        """Logits of any shape [B, ...] for images [B, C, H, W] in [-1, 1]; large means real.
 
         Several ones, as of several scales, count equally, however many logits each has.
         """

@@ -26,7 +26,7 @@ class FeatureExtractor(ABC):
 
     @abstractmethod
     def extract(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] in [-1, 1] to rows [B, D] in float32."""
+        """images [B, C, H, W] in [-1, 1] to rows [B, D] in float32."""
 
     def extract_all(self, images: Tensor) -> dict[str, Tensor]:
         """All rows that one pass over images gives, by name; those of `extract` under the name of the features."""

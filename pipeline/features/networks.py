@@ -49,7 +49,7 @@ class FeatureExtractors:
 
     @torch.no_grad()
     def extract_all(self, images: Tensor) -> PerImage:
-        """The rows of images [B, 3, H, W] in [-1, 1] of all `features`, and what else the same passes give."""
+        """The rows of images [B, C, H, W] in [-1, 1] of all `features`, and what else the same passes give."""
         images = images.to(self.device)
         return {name: rows for feature in self.features for name, rows in feature.extract_all(images).items()}
 

@@ -62,6 +62,6 @@ class ClassTokenFeature(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] to [B, width]."""
+        """Images [B, C, H, W] in [-1, 1] to [B, width]."""
         feature = self.teacher.features(images).float()
         return F.layer_norm(feature, (self.width,)) if self.norm == "plain" else feature

@@ -9,7 +9,7 @@ from pipeline.validation import SettingError
 
 
 class ImageLogits(FrozenInput):
-    """Called with images [B, 3, H, W] in [-1, 1] it gives logits [B, classes]."""
+    """Called with images [B, C, H, W] in [-1, 1] it gives logits [B, classes]."""
 
     auto = ConvNext.NAME
 

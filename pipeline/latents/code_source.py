@@ -21,7 +21,7 @@ class CodeBatch:
     std: Tensor | None = None  # [B, N, C]: of the posterior whose mean is code.z, where moments are read
     condition: Condition | None = None  # labels; None when the images have none
     features: dict[str, Tensor] = field(default_factory=dict)  # by loss term, [B, M, width], where they are stored
-    images: Tensor | None = None  # [B, 3, H, W], of the same views, where the source reads them
+    images: Tensor | None = None  # [B, C, H, W], of the same views, where the source reads them
 
     def to(self, *args: Any, **kwargs: Any) -> "CodeBatch":
         parts = (self.code, self.std, self.condition)

@@ -136,7 +136,7 @@ class Encoder:
 
     @torch.no_grad()
     def codes(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Of images [B, 3, H, W], on the device: `z` [B, N, C] float32, a sample by `draws` if the plan wants samples,
+        """Of images [B, C, H, W], on the device: `z` [B, N, C] float32, a sample by `draws` if the plan wants samples,
         or `ids`.
 
         For moments also `std`; of every tap `feature.<term>` [B, M, width], and `class_token` [B, width] where there is

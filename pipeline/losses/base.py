@@ -83,12 +83,12 @@ class Loss(RangedArguments, nn.Module, ABC):
         return
 
     def forward_arguments(self, images: Tensor) -> dict[str, Tensor]:
-        """Arguments of the tokenizer's `forward` that the loss needs, for images [B, 3, H, W] in [-1, 1]."""
+        """Arguments of the tokenizer's `forward` that the loss needs, for images [B, C, H, W] in [-1, 1]."""
         return {}
 
     @abstractmethod
     def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
-        """The terms of images [B, 3, H, W] in [-1, 1] and the tokenizer's outputs for them."""
+        """The terms of images [B, C, H, W] in [-1, 1] and the tokenizer's outputs for them."""
 
 
 class Alignment(Loss):

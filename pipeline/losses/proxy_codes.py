@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pipeline.components import Arguments
 from pipeline.losses.base import ExtractorLoss
+from pipeline.nn.image_channels import as_rgb
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.vision.named_model import NamedModel
@@ -16,7 +17,7 @@ class ProxyCodes(ExtractorLoss):
 
     Yu et al., arXiv:2406.07550, section 3.3: learning these before pixels keeps a small codebook from collapsing.
     `path` is the folder of any tokenizer with one id at each of P places of a map; it stays frozen and is given the
-    images as they are, in [-1, 1]. Raises ValueError where its ids do not fit the logits.
+    images in [-1, 1], as RGB where it is for such. Raises ValueError where its ids do not fit the logits.
     """
 
     terms = ("proxy_codes",)
@@ -36,7 +37,8 @@ class ProxyCodes(ExtractorLoss):
     def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
         logits = rebuilt.features["proxy_logits"]
         with torch.no_grad():
-            ids = self.extractor.encode(images).ids
+            rgb = self.extractor.image_shape[0] == 3
+            ids = self.extractor.encode(as_rgb(images) if rgb else images).ids
         if (*ids.shape, self.extractor.spec.vocab) != logits.shape:
             vocab, places = self.extractor.spec.vocab, ids.shape[1]
             raise ValueError(

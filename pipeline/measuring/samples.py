@@ -30,7 +30,7 @@ from pipeline.runs.precision import arithmetic
 from pipeline.runs.workspace import Workspace
 
 CIRCUMSTANCES = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
-Rows = Callable[[Tensor, Tensor], ImageRows]  # images [B, 3, H, W] and their numbers [B] to rows
+Rows = Callable[[Tensor, Tensor], ImageRows]  # images [B, C, H, W] and their numbers [B] to rows
 FLOOR = "floor_"  # before the names of moments of held-out images that are as many as the samples
 
 

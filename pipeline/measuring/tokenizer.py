@@ -33,7 +33,7 @@ class TokenizerMeasuring:
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, indices: Tensor) -> EncodedImages:
-        """Images [B, 3, H, W] through the tokenizer; `indices` [B] are their numbers, which randomness depends on."""
+        """Images [B, C, H, W] through the tokenizer; `indices` [B] are their numbers, which randomness depends on."""
         images = images.to(self.extractors.device)
         with arithmetic(images.device, self.precision):
             code = self.encode(images)
@@ -54,7 +54,7 @@ class TokenizerMeasuring:
         return rows
 
     def pass_through(self, images: Tensor, indices: Tensor) -> ImageRows:
-        """The rows of images [B, 3, H, W] with these numbers [B]."""
+        """The rows of images [B, C, H, W] with these numbers [B]."""
         return self.rows(self.reconstruct(images, indices))
 
     def measure(self, inputs: TokenizerInputs) -> Iterable[tuple[TokenizerMetric, dict[str, Measurement]]]:

@@ -162,11 +162,11 @@ class SampleMetric(Metric):
     group: ClassVar[str] = "Samples"  # heading in the report
 
     def rows(self, images: Tensor, extractors: FeatureExtractors) -> PerImage:
-        """What it must know of all images [B, 3, H, W] in [-1, 1]: a few numbers of each."""
+        """What it must know of all images [B, C, H, W] in [-1, 1]: a few numbers of each."""
         return {}
 
     def neighbour_rows(self, images: Tensor, extractors: FeatureExtractors) -> PerImage:
-        """Features of images [B, 3, H, W] in [-1, 1] beside `extractors.features`, of which some images' are kept."""
+        """Features of images [B, C, H, W] in [-1, 1] beside `extractors.features`, of which some images' are kept."""
         return {}
 
     @abstractmethod
@@ -214,7 +214,7 @@ class FeatureMetric(SampleMetric):
 class EncodedImages:
     """A batch of held-out images that went through the tokenizer."""
 
-    images: Tensor  # [B, 3, H, W] in [-1, 1]
+    images: Tensor  # [B, C, H, W] in [-1, 1]
     code: Code  # modes, at unit scale
     reconstructions: Tensor  # like `images`, rounded to 8 bits
     encode: Callable[[Tensor], Code]

@@ -86,7 +86,7 @@ def code_cosine(first: Tensor, second: Tensor) -> Tensor:
 
 
 def with_noise(images: Tensor, decibel: float, draws: Draws) -> Tensor:
-    """Images [B, 3, H, W] plus white Gaussian noise of so many decibels below the variance of each image's pixels."""
+    """Images [B, C, H, W] plus white Gaussian noise of so many decibels below the variance of each image's pixels."""
     variance = images.flatten(1).var(dim=1, unbiased=False)[:, None, None, None]
     scale = torch.sqrt(variance * 10 ** (-decibel / 10))
     return images + scale * draws.normal(f"noise {decibel:g} dB", tuple(images.shape[1:])).to(images)

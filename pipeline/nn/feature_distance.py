@@ -14,7 +14,7 @@ class Backbone(Protocol):
     map_weights: Sequence[Tensor] | None  # [C] per map, those of LPIPS; None where all channels count alike
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
+        """Feature maps [B, C, h, w] of images [B, C, H, W] in [-1, 1]."""
 
 
 def perceptual_distance(backbone: Backbone, images: Tensor, others: Tensor) -> Tensor:

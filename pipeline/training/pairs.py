@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class PairBatch:
     """Pairs, ready for the training of a decoder."""
 
-    images: Tensor  # [B, 3, size, size] real, in [-1, 1]
+    images: Tensor  # [B, C, H, W] real, in [-1, 1]
     code: Code  # what the generator made of them, at unit scale
     condition: Condition | None = None
 
