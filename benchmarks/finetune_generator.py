@@ -40,7 +40,7 @@ SCRATCH = (
 )
 VARIANTS = {
     "from scratch": (*SCRATCH, "generator.loop.lr={network: 8.0e-3, new: null}"),
-    "tuned": ("generator.loop.lr={network: 2.0e-3, new: null}",),
+    "tuned, one rate": ("generator.loop.lr={network: 2.0e-3, new: null}",),
     "tuned, new labels faster": ("generator.loop.lr={network: 1.0e-3, new: 3.0e-2}",),
     "LoRA, rank 16, all layers": (
         "generator.adapter={rank: 16, layers: all}",
