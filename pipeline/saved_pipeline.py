@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from diffusers import ConfigMixin
 
@@ -17,7 +17,7 @@ class SavedPipeline:
     _before_saving: Mapping[Path, os.stat_result] = {}  # the files of the folder that is being written, as they were
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SavedPipeline":
         """The pipeline of a folder or hub id; keyword arguments as diffusers' (torch_dtype, variant, revision, ...).
 
         Imports what model_index.json names below `pipeline.` and nothing else. Raises ValueError with one line when

@@ -1,7 +1,7 @@
 """Weights of our models in files that no class of diffusers takes for its own."""
 
 import os
-from typing import Any, Self
+from typing import Any
 
 from diffusers import ModelMixin
 
@@ -18,7 +18,7 @@ class OwnWeightFiles(ModelMixin):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *, variant: str | None = None, **options: Any
-    ) -> Self:
+    ) -> "OwnWeightFiles":
         return super().from_pretrained(pretrained_model_name_or_path, variant=variant or OWN_VARIANT, **options)
 
     def save_pretrained(
