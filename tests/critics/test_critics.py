@@ -458,6 +458,18 @@ RECIPE = [
 ]
 
 
+@pytest.mark.parametrize("channels, count", [("grey", 1), ("rgb", 3), ("rgba", 4)])
+def test_a_critic_reads_the_channels_of_the_images(channels, count, tmp_path):
+    patch = "tokenizer.phases.main.adversary={critic: {kind: patch, width: 8, layers: 1}}"
+    recipe = load("digits", [patch, *RECIPE[1:], f"data.channels={channels}", "data.size=[16,24]"])
+    check_recipe(recipe)
+    networks = FrozenNetworks(recipe, None, tmp_path, Accelerator(cpu=True))
+    critic = build_critic(networks, recipe.tokenizer.phases["main"], 5)
+    assert critic.config.channels == count and critic(torch.zeros(2, count, 16, 24)).shape[0] == 2
+    with pytest.raises(ValueError, match="critic.channels is determined by an earlier stage"):
+        check_recipe(load("digits", [patch.replace("width: 8", "channels: 3"), *RECIPE[1:]]))
+
+
 def test_the_stand_in_takes_dino_s_place_and_both_are_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("TESSERA_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
