@@ -30,7 +30,7 @@ def draw(samples: Path, picture: Path) -> None:
 
     with np.load(samples) as stored:
         images, labels = stored["arr_0"], stored["arr_1"]
-    grid([images[labels == label][: columns(images.shape[1])] for label in np.unique(labels)], []).save(picture)
+    grid([images[labels == label][: columns(images.shape[1:3])] for label in np.unique(labels)], []).save(picture)
 
 
 def main() -> None:
