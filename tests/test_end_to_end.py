@@ -44,7 +44,7 @@ def finished(tmp_path_factory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("recipe", ["digits_vq_ar", "digits_titok_maskgit"])
+@pytest.mark.parametrize("recipe", ["digits_vq_ar", pytest.param("digits_titok_maskgit", marks=pytest.mark.slow)])
 def test_ids_go_the_whole_way_to_a_folder_that_diffusers_alone_loads(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = [value for value in SHORT if "sample.steps" not in value]

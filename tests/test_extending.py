@@ -60,6 +60,7 @@ def test_help_and_description_name_all_of_it(tree: Path):
     assert kinds and not [kind for kind in kinds if f"  {kind} " not in described]
 
 
+@pytest.mark.slow
 def test_a_recipe_of_it_runs_to_its_report(tree: Path):
     run(tree, "all", "extended", *QUICK)
     made = tree / "runs/extended"

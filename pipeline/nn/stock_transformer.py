@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
 from pipeline.nn.stock_model import StockModel
@@ -44,6 +43,8 @@ def check_stock_transformer(config: Any) -> None:
 @torch.no_grad()
 def stock_transformer(config: Any, weights: Mapping[str, Tensor]) -> StockModel:
     """A diffusion_transformer of this config with these weights, the same function up to the note in `NOTE`."""
+    from diffusers import DiTTransformer2DModel  # which imports all of transformers, and a recipe needs none of it
+
     check_stock_transformer(config)
     c = config
     stock = DiTTransformer2DModel(

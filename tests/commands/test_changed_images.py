@@ -1,5 +1,7 @@
 """Cards, sweeps and statistics are of the images that they say, and refused once those have changed."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from accelerate import Accelerator
@@ -46,7 +48,7 @@ def change(work):
 
 
 def test_a_card_is_of_the_images_of_its_run_or_of_others_that_are_named(work):
-    own = {"data": {"source": SOURCE, "size": 8, "resize": "bicubic"}}
+    own = {"data": asdict(Data(SOURCE, size=8))}
     target = CardTarget("run", work.root / "tokenizer", work.root, None, own)
     settings = structure(CardSettings, own)
     before = images_of_card(target, settings, work.accelerator)

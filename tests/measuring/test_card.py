@@ -210,7 +210,7 @@ def test_a_code_costs_what_its_geometry_says():
 
 
 def size_of(spec: LatentSpec) -> dict[str, Measurement]:
-    return measured(CodeSize(), tokenizer_inputs(Geometry(spec), {}, {}, size=256))
+    return measured(CodeSize(), tokenizer_inputs(Geometry(spec), {}, {}, image_shape=(3, 256, 256)))
 
 
 class BestOfNoise(torch.nn.Module):

@@ -106,7 +106,7 @@ def test_the_variable_of_accelerate_asks_for_the_cpu(monkeypatch):
 
 def test_random_states_come_back():
     before = torch.get_rng_state()
-    with pytest.raises(KeyError), devices.draws_kept(torch.device("cpu")):
+    with pytest.raises(KeyError), devices.keep_random_states(torch.device("cpu")):
         torch.rand(3)
         raise KeyError
     assert torch.equal(torch.get_rng_state(), before)
@@ -119,6 +119,7 @@ def test_an_optimiser_is_fused_where_the_device_has_such_kernels(monkeypatch):
         assert AdamW().build(layer, Grouping()).defaults["fused"] is expected
 
 
+@pytest.mark.slow
 def test_an_accelerator_without_float64_trains_samples_and_resumes_as_the_cpu_does(tmp_path):
     facts = json.loads(run_fresh(ON_FACET, TESTS, tmp_path).splitlines()[-1])
     assert facts["device"] == facts["accelerator"] == "facet" and facts["count"] == 1

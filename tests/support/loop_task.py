@@ -49,14 +49,14 @@ class Denoise:
         self.players = {"maker": maker, "judge": nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))}
         self.metrics: dict[str, Tensor] = {}
         self.starts, self.judges, self.compared, self.new = {}, (), (), {}
-        self.pause, self.poison, self.sources = pause, poison, []
+        self.pause, self.poison, self.seen = pause, poison, []
 
     def held_out_terms(self, averages, batch, draws):
         return {"square": (averages["maker"](batch.x + 0.3 * draws.normal("noise", (6,))) - batch.x).square().mean()}
 
     def turns(self, batch, draws, step):
         time.sleep(self.pause)
-        self.sources.append(batch.x)
+        self.seen.append(batch.x)
         rebuilt = self.players["maker"](batch.x + 0.3 * draws.normal("noise", (6,)))
         loss = (rebuilt - batch.x).square().mean()
         yield "maker", {"square": loss * float("nan") if step in self.poison else loss}
