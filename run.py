@@ -32,7 +32,7 @@ USAGE = """Tessera trains image tokenizers and the generators on their latents, 
   {program} COMMAND [RECIPE] [key=value ...]
 
 The whole line
-  all RECIPE                runs every stage that is missing or out of date, in order
+  all RECIPE                  runs every stage that is missing or out of date, in order
 
 One stage
 {stages}
@@ -144,7 +144,7 @@ def usage() -> str:
 
 
 def listing(rows: list[tuple[str, str, str]]) -> str:
-    return "\n".join(f"  {f'{name} {arguments}':<26}{purpose}" for name, arguments, purpose in rows)
+    return "\n".join(f"  {f'{name} {arguments}':<28}{purpose}" for name, arguments, purpose in rows)
 
 
 def help_of(name: str) -> str:

@@ -10,6 +10,7 @@ from pipeline.recipes.field_metadata import ONLY_SPEED, slot
 from pipeline.validation import Range, SettingError
 
 Side = Annotated[int, Range(1, 2**14)]  # of an image, in pixels
+Fractions = tuple[FractionAboveZero, FractionAboveZero]  # the least and the largest
 CHANNELS = {"rgb": 3, "grey": 1, "rgba": 4}
 
 
@@ -22,14 +23,9 @@ class Data(RangedFields):
     channels: Literal["rgb", "grey", "rgba"] = "rgb"  # what is transparent is white, and stays transparent in rgba
     depth: Literal[8, 16] = 8  # bits of a pixel's channel that are read and written; 16: grey images alone
     crop: Literal["center", "random", "part"] = "center"  # of training images; all others are cropped at the center
-    part: tuple[FractionAboveZero, FractionAboveZero] = (
-        0.5,
-        1.0,
-    )  # crop=part: of the largest crop that fits into the image, drawn, then resized
+    part: Fractions = (0.5, 1.0)  # crop=part: of the largest crop that fits into the image, drawn, then resized
     smallest: Whole = 0  # shorter side below which a training image gives way to the next one; codes are of all
-    shorter_side: Side | tuple[Side, Side] | None = (
-        None  # of training images before the crop; [256, 320]: drawn; null: that of size
-    )
+    shorter_side: Side | tuple[Side, Side] | None = None  # before the crop; [256, 320]: drawn; null: that of size
     resize: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = "bicubic"  # filter
     flip: bool = False  # mirror each training image with probability 0.5
     tolerate: Whole = 0  # unreadable files that are skipped before the run stops

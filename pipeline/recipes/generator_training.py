@@ -19,9 +19,7 @@ class Start(RangedFields):
     """The network that a training starts from: all that is not named here has to fit, and is taken as it is."""
 
     folder: str  # of a run, its generator/, a published pipeline, or an imported network; joint: that of joint training
-    reinitialise: tuple[
-        Part, ...
-    ] = ()  # drawn anew: labels, for other classes; codes, for another tokenizer; positions
+    reinitialise: tuple[Part, ...] = ()  # drawn anew: labels (other classes), codes (another tokenizer), positions
     resample: tuple[Literal["positions"], ...] = ()  # positions: stretched to the recipe's grid, for another resolution
 
     def __post_init__(self) -> None:

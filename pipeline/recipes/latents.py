@@ -22,9 +22,7 @@ class Latents(RangedFields):
     crops: Enlargements = ()  # [1.1]: in place of the image, five crops of it at 1.1 times the size
     flip: bool = False  # also the code of every mirrored view
     class_token: str | None = None  # a vision model, or classifier, whose class feature is stored with the code
-    class_token_norm: Literal["plain", "none"] = (
-        "plain"  # mean 0 and std 1 over its channels; none: as the model has it
-    )
+    class_token_norm: Literal["plain", "none"] = "plain"  # mean 0, std 1 over its channels; none: as the model has it
     features: bool = False  # also the features of the teachers of generator.losses, which then run once
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # of stored numbers
     batch: Count = field(default=64, metadata=ONLY_SPEED)

@@ -46,9 +46,7 @@ class Loop(RangedFields):
     """Steps, batch, rates, optimiser and checkpoints of a training; steps are optimiser steps, the batch is global."""
 
     steps: Whole
-    lr: dict[
-        str, NotNegative | Rate
-    ]  # rate by player (tokenizer, critic, network; new: its new parts): peak, or a section
+    lr: dict[str, NotNegative | Rate]  # by player (tokenizer, critic, network; new: its new parts): peak, or a section
     batch: Count = 64  # images per step, over all processes
     accumulate: Count = field(default=1, metadata=ONLY_SPEED)  # micro-batches per step; `check` names what it changes
     first: Fraction = 0.0  # fraction of the peak rate at which the warm-up begins

@@ -19,9 +19,7 @@ class PostTraining(RangedFields):
     pairs: Annotated[int, Range(2)]  # of random training images, each used more than once where there are fewer
     held_out: Whole  # pairs of other images, whose error is measured, and with `keep: best` chooses and ends training
     preserve: FractionAboveZero = 0.9  # fraction of the code that the generator keeps
-    route: Literal["reencode", "tokens"] = (
-        "reencode"  # decode and encode the regenerated code again, or use it as it is
-    )
+    route: Literal["reencode", "tokens"] = "reencode"  # decode and encode regenerated codes, or use them as they are
     view: Literal["stored", "center"] = "stored"  # of an image and its code: the one stored, or the plain center crop
     rehearsal: FractionBelowOne = 0.0  # fraction of a batch with the image's own code
     check_every: Count = 500  # steps between errors of held-out pairs
