@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +66,31 @@ def print_medians(rows: list[dict[str, float]]) -> None:
         print(f"{name:<42}{statistics.median(values):>9.4g}{values[0]:>12.4g} ... {values[-1]:.4g}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def create_parser(description: str, recipe: str) -> argparse.ArgumentParser:
+    """The arguments of a benchmark that runs `recipe`, unless another is named, once per seed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--recipe", default="digits")
+    parser.add_argument("--recipe", default=recipe)
     parser.add_argument(
         "--quick", action="store_true", help="two steps of every training, to see that all runs; numbers mean nothing"
     )
-    arguments = parser.parse_args()
-    short = quick_overrides(arguments.recipe) if arguments.quick else []
-    rows = []
+    return parser
+
+
+def run_seeds(arguments: argparse.Namespace, measure: Callable[[int, Path, dict], dict[str, float]]) -> None:
+    """Run the recipe once per seed and print medians; `measure` adds to each row, by seed, the run and its report."""
+    short, rows = quick_overrides(arguments.recipe) if arguments.quick else [], []
     for seed in range(arguments.runs):
         with tempfile.TemporaryDirectory() as folder:
             seconds, numbers, stages = run(arguments.recipe, [f"seed={seed}", *short], folder)
-        rows.append(quantities(seconds, numbers, stages))
+            more = measure(seed, Path(folder, "runs", arguments.recipe), numbers)
+        rows.append(quantities(seconds, numbers, stages) | more)
         print_stages(seed, seconds, stages)
     print_medians(rows)
+
+
+def main() -> None:
+    run_seeds(create_parser(__doc__, "digits").parse_args(), lambda seed, folder, numbers: {})
 
 
 if __name__ == "__main__":

@@ -7,12 +7,9 @@ the features of a classifier that was trained on them; beside each stands that o
 names a file for the first samples of each class of the first seed, in the order of their numbers, not chosen.
 """
 
-import argparse
-import tempfile
 from pathlib import Path
 
-from digits import print_medians, print_stages, quantities, run
-from quality_runs import quick_overrides
+from digits import create_parser, run_seeds
 
 PIXELS = {  # numbers of the report that the digits' table leaves out
     "Fréchet distance, pixels": ("fd_pixels", "value"),
@@ -34,25 +31,16 @@ def draw(samples: Path, picture: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--recipe", default="emoji32")
+    parser = create_parser(__doc__, "emoji32")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument(
-        "--quick", action="store_true", help="two steps of every training, to see that all runs; numbers mean nothing"
-    )
     arguments = parser.parse_args()
-    short = quick_overrides(arguments.recipe) if arguments.quick else []
-    rows = []
-    for seed in range(arguments.runs):
-        with tempfile.TemporaryDirectory() as folder:
-            seconds, numbers, stages = run(arguments.recipe, [f"seed={seed}", *short], folder)
-            if arguments.picture and not seed:
-                draw(Path(folder, "runs", arguments.recipe, "samples", "samples.npz"), arguments.picture)
-        rows.append(quantities(seconds, numbers, stages))
-        rows[-1] |= {title: numbers[key][part] for title, (key, part) in PIXELS.items()}
-        print_stages(seed, seconds, stages)
-    print_medians(rows)
+
+    def measure(seed: int, folder: Path, numbers: dict) -> dict[str, float]:
+        if arguments.picture and not seed:
+            draw(folder / "samples" / "samples.npz", arguments.picture)
+        return {title: numbers[key][part] for title, (key, part) in PIXELS.items()}
+
+    run_seeds(arguments, measure)
 
 
 if __name__ == "__main__":
