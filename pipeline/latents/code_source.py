@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws, uniform_by_seed
@@ -38,6 +38,9 @@ class BatchEncoder(Protocol):
 
     def encode(self, batch: ImageBatch, draws: Draws) -> CodeBatch:
         """The codes of a batch, with its images; posteriors are sampled by `draws`."""
+
+    def networks(self) -> list[nn.Module]:
+        """All that encoding computes by."""
 
 
 class CodeSource(ABC):

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import plain
 from pipeline.training.players import checkpoint_blocks
+from pipeline.training.task import Task
 from pipeline.validation import NotHere
 
 WEIGHT = GRADIENT = AVERAGE = BUCKET = 4  # bytes of a float32
@@ -137,7 +137,7 @@ def reads_content(error: Exception) -> bool:
     return "meta" in str(error).lower()
 
 
-def ready(training: PlannedTraining, device: torch.device) -> Any:
+def ready(training: PlannedTraining, device: torch.device) -> Task:
     """The task of a training as its loop prepares it."""
     task = training.build(device)
     for player in task.players.values():
@@ -154,13 +154,10 @@ def size_of(player: nn.Module, loop: Loop, name: str) -> PlayerSize:
     return PlayerSize(trained, sum(count for count, _ in counts) - trained, per_parameter)
 
 
-def frozen_beside(task: Any) -> int:
+def frozen_beside(task: Task) -> int:
     """Parameters of the networks that losses, critics and encoders take, and that are no part of a player."""
     known = {id(parameter) for player in task.players.values() for parameter in player.parameters()}
-    losses = [*task.losses.values(), *getattr(task, "generation", task).losses.values()]
-    encoder = getattr(getattr(task, "generation", task), "encoder", None)
-    encoding = [] if encoder is None else encoder.networks()
-    holders = [*losses, *encoding, *(inner for player in task.players.values() for inner in player.modules())]
+    holders = [*task.beside(), *(inner for player in task.players.values() for inner in player.modules())]
     found: dict[int, int] = {}
     for holder in holders:
         for module in (holder, *hidden_modules(holder)):

@@ -42,6 +42,9 @@ class Generation:
         self.judges, self.compared = (), ()
         self.new = {"network": tuple(f"model.{name}" if self.losses else name for name in new)}
 
+    def beside(self) -> list[nn.Module]:
+        return [*self.losses.values(), *([] if self.encoder is None else self.encoder.networks())]
+
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         batch = batch if self.encoder is None else self.encoder.encode(batch, draws)
         player, states = self.players["network"], {}

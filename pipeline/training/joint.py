@@ -64,6 +64,9 @@ class JointTraining(Reconstruction):
         generation.players = self.players  # one mapping, in which the loop puts its wrappers
         self.z: Tensor | None = None  # [B, N, C], of the last pass
 
+    def beside(self) -> list[nn.Module]:
+        return [*super().beside(), *self.generation.beside()]
+
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The tokenizer's turn, the critic's from its start, and the network's."""
         network, losses = self.generation.network, self.generation.losses

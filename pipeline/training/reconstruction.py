@@ -81,6 +81,9 @@ class Reconstruction:
         self.metrics: dict[str, Tensor] = {}  # of the last turn, besides its terms
         self.starts = {} if phase.adversary is None else {"critic": phase.adversary.first}
 
+    def beside(self) -> list[nn.Module]:
+        return list(self.losses.values())
+
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The tokenizer's turn, then the critic's from its start on. `batch` holds `images` and `condition`."""
         self.weights = self.phase.weights_at(step)

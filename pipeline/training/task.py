@@ -28,6 +28,9 @@ class Task(Protocol):
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield (player, weighted loss terms), one optimiser update each, in order."""
 
+    def beside(self) -> list[nn.Module]:
+        """Modules that are no part of a player, and that a turn computes by: losses, and what encodes images."""
+
     def held_out_terms(self, averages: Mapping[str, nn.Module], batch: Any, draws: StepDraws) -> dict[str, Tensor]:
         """The weighted terms of a batch by the averaged players, in evaluation mode; the task does not change.
 
