@@ -13,18 +13,15 @@ POSTTRAINING = "posttrain.phase.loop"
 
 def check_previews(recipe: Recipe) -> None:
     """ValueError with one line for a training that cannot stop early, or has no held-out pairs to look at."""
-    for place, loop, _ in trainings(recipe):
-        if place != POSTTRAINING:
-            continue
-        if loop.early_stop is not None:
-            raise SettingError(
-                f"{place}.early_stop", ": post-training ends by posttrain.keep and posttrain.patience; leave it out"
-            )
-        if loop.preview_every and not recipe.posttrain.held_out:
-            raise SettingError(
-                f"{place}.preview_every", " looks at held-out pairs, and posttrain.held_out is 0; hold some out"
-            )
-    generator = recipe.generator
+    posttrain, generator = recipe.posttrain, recipe.generator
+    if posttrain is not None and posttrain.phase.loop.early_stop is not None:
+        raise SettingError(
+            f"{POSTTRAINING}.early_stop", ": post-training ends by posttrain.keep and posttrain.patience; leave it out"
+        )
+    if posttrain is not None and posttrain.phase.loop.preview_every and not posttrain.held_out:
+        raise SettingError(
+            f"{POSTTRAINING}.preview_every", " looks at held-out pairs, and posttrain.held_out is 0; hold some out"
+        )
     if generator is not None and generator.milestones and generator.loop.early_stop is not None:
         raise SettingError(
             "generator.loop.early_stop", " may end before a step of generator.milestones; leave one of them out"

@@ -35,3 +35,8 @@ def training_folders(recipe: Recipe) -> Iterator[TrainingFolder]:
     if recipe.posttrain is not None:
         at = "posttrain", "decoder", "posttraining"
         yield TrainingFolder("decoder", *at, f"{PREVIEW}/decoder", recipe.posttrain.phase.loop)
+
+
+def training_folder(recipe: Recipe, place: str) -> TrainingFolder:
+    """That of the training whose section is `place`, such as `tokenizer.phases.main` or `generator`."""
+    return next(one for one in training_folders(recipe) if one.place == place)

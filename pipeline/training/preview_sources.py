@@ -11,7 +11,7 @@ from pipeline.latents.encoded_images import open_images
 from pipeline.objectives.base import Objective
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe
-from pipeline.runs.training_folders import PREVIEW
+from pipeline.runs.training_folders import training_folder
 from pipeline.runs.workspace import Workspace
 from pipeline.sampling.many_images import sampling_record
 from pipeline.tokenizers.base import Tokenizer
@@ -25,16 +25,18 @@ from pipeline.training.previews import PreviewSources
 
 def sources_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str) -> PreviewSources | None:
     """Of a phase of the tokenizer: `images` it is trained on, and held-out ones."""
-    if not asks_for_previews(recipe.tokenizer.phases[phase].loop):
+    training = training_folder(recipe, f"tokenizer.phases.{phase}")
+    if not asks_for_previews(training.loop):
         return None
     held_out = Images(recipe.data, "held_out")
     draw = ReconstructedImages(held_out, recipe.precision.tokenizer, work.accelerator.device)
-    return PreviewSources(f"tokenizer {phase}", images, held_out, draw, work.root / PREVIEW / "tokenizer" / phase)
+    return PreviewSources(training.title, images, held_out, draw, work.root / training.pictures)
 
 
 def sources_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective: Objective) -> PreviewSources | None:
     """Of the generator: codes it is trained on, those of held-out images, and samples that the tokenizer decodes."""
-    if not asks_for_previews(recipe.generator.loop):
+    training = training_folder(recipe, "generator")
+    if not asks_for_previews(training.loop):
         return None
     train = Images(recipe.data, "train")
     held_out = open_images(work.artefact("latents"), recipe, work.accelerator, "held_out")
@@ -44,14 +46,15 @@ def sources_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective
         return pipeline_of(recipe, tokenizer, detach_heads(averages["network"])[0], objective, train.class_names)
 
     draw = Samples(assemble, train, held_out.images, recipe.seed, recipe.precision.sample)
-    return PreviewSources("generator", codes, HeldOutCodes(held_out), draw, work.root / PREVIEW / "generator")
+    return PreviewSources(training.title, codes, HeldOutCodes(held_out), draw, work.root / training.pictures)
 
 
 def sources_of_joint_training(
     recipe: Recipe, work: Workspace, images: Images, objective: Objective
 ) -> PreviewSources | None:
     """Of joint training: images, reconstructions, and samples at the average scale of the codes."""
-    if not asks_for_previews(recipe.joint.phase.loop):
+    training = training_folder(recipe, "joint")
+    if not asks_for_previews(training.loop):
         return None
     held_out, device = Images(recipe.data, "held_out"), work.accelerator.device
 
@@ -63,15 +66,17 @@ def sources_of_joint_training(
 
     reconstructions = ReconstructedImages(held_out, recipe.precision.joint, device)
     samples = Samples(assemble, images, held_out, recipe.seed, recipe.precision.sample)
-    return PreviewSources("joint", images, held_out, Both(reconstructions, samples), work.root / PREVIEW / "joint")
+    draw = Both(reconstructions, samples)
+    return PreviewSources(training.title, images, held_out, draw, work.root / training.pictures)
 
 
 def sources_of_decoder(recipe: Recipe, work: Workspace, pairs: Pairs, held_out: Pairs) -> PreviewSources | None:
     """Of post-training: pairs it is trained on, and those held out."""
-    if not asks_for_previews(recipe.posttrain.phase.loop):
+    training = training_folder(recipe, "posttrain")
+    if not asks_for_previews(training.loop):
         return None
     draw = DecodedPairs(held_out, recipe.precision.posttrain, work.accelerator.device)
-    return PreviewSources("decoder", pairs, held_out, draw, work.root / PREVIEW / "decoder")
+    return PreviewSources(training.title, pairs, held_out, draw, work.root / training.pictures)
 
 
 def asks_for_previews(loop: Loop) -> bool:
