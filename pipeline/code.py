@@ -28,6 +28,16 @@ class LatentSpec:
         return self.tokens, self.dim
 
 
+@dataclass(frozen=True)
+class TextSpec:
+    """Geometry of one caption's features: stated by the text encoder, read by every later stage, never configured."""
+
+    tokens: int  # places of a caption, the padded ones counted
+    dim: int  # channels of a place in one layer
+    layers: int = 1  # whose hidden states are joined on the last axis, in their order
+    pooled: int = 0  # channels of the vector of a whole caption; 0 where the encoder has none
+
+
 class Batched:
     """Batched records: every tensor field shares the first axis."""
 
@@ -76,5 +86,6 @@ class Condition(Batched):
     """What a generator is asked for; a network knows its own null."""
 
     labels: Tensor | None = None  # [B] int64; None when unconditional
-    text: Tensor | None = None  # [B, T, D]
-    text_mask: Tensor | None = None  # [B, T] bool
+    text: Tensor | None = None  # [B, T, layers * dim]  a frozen text encoder's features, see TextSpec
+    text_mask: Tensor | None = None  # [B, T] bool, True where a place holds a token of the caption
+    pooled: Tensor | None = None  # [B, P]  of the whole caption, where the encoder has such a vector
