@@ -49,6 +49,10 @@ class Batched:
     def to(self, *args, **kwargs):
         return self.map(lambda tensor: tensor.to(*args, **kwargs))
 
+    def cast(self, dtype: torch.dtype):
+        """The same record, its floating-point tensors of this type; ids, labels and masks stay as they are."""
+        return self.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
     def __getitem__(self, index):
         return self.map(lambda tensor: tensor[index])
 

@@ -226,7 +226,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         request, made = self.request(condition, draws, steps, guidance), made.encoded(self, count)
         with naming_images(seeds=draws.seeds):
             code = self._sample(request, sampler, made, callback_on_step_end, callback_on_step_end_tensor_inputs)
-            images = self._output(code, output_type, made)
+            images = self._output(code, output_type, made, condition)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

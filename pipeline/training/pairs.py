@@ -77,8 +77,9 @@ class Originals:
         batch = self.store.plain(rows)
         if not self.anew:
             return batch
-        code = tokenizer.encode(self.images(rows).to(tokenizer.device))
-        return replace(batch.to(tokenizer.device), code=replace(code, class_token=batch.code.class_token))
+        batch = batch.to(tokenizer.device)
+        code = tokenizer.encode(self.images(rows).to(tokenizer.device), batch.condition)
+        return replace(batch, code=replace(code, class_token=batch.code.class_token))
 
 
 class Pairs:
@@ -172,7 +173,8 @@ def pair_maker(recipe: Recipe, pipe: LatentPipeline, originals: Originals) -> Ca
             batch = originals.codes(chosen, pipe.tokenizer).to(device)
             code = regenerate(pipe, batch.code, batch.condition, posttrain.preserve, draws)
             if posttrain.route == "reencode":
-                code = pipe.tokenizer.encode(as_saved(pipe.decode(code), recipe.data.depth))
+                made = as_saved(pipe.decode(code, batch.condition), recipe.data.depth)
+                code = pipe.tokenizer.encode(made, batch.condition)
         tensors = {"ids": code.ids} if spec.vocab else {"z": code.z.float()}
         tensors = {name: tensor.cpu()[:, None] for name, tensor in tensors.items()}  # a store holds [rows, views, ...]
         tensors = as_stored(tensors, recipe.latents.precision, spec, chosen)

@@ -40,10 +40,10 @@ class ReconstructedImages:
     @torch.no_grad()
     def __call__(self, averages: Averages) -> PreviewPicture:
         tokenizer, _ = detach_heads(averages["tokenizer"])
-        images = self.held_out.plain(shown_rows(len(self.held_out), self.held_out.data.sides)).images
+        batch = self.held_out.plain(shown_rows(len(self.held_out), self.held_out.data.sides)).to(self.device)
         with arithmetic(self.device, self.precision):
-            rebuilt = tokenizer.decode(tokenizer.encode(images.to(self.device)))
-        return PreviewPicture(grids.reconstructions(images, rebuilt.float().cpu()))
+            rebuilt = tokenizer.decode(tokenizer.encode(batch.images, batch.condition), batch.condition)
+        return PreviewPicture(grids.reconstructions(batch.images.cpu(), rebuilt.float().cpu()))
 
 
 @dataclass(frozen=True)
