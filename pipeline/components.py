@@ -21,6 +21,7 @@ Node = dict[str, Any]  # {kind: <file name>, **constructor arguments}
 
 SLOTS = (
     "datasets",
+    "text_encoders",
     "tokenizers",
     "bottlenecks",
     "networks",

@@ -587,6 +587,33 @@ def check_bottleneck_half_precision(node: Node) -> None:
     assert all(value.isfinite() for value in terms.values())
 
 
+# Text encoders
+
+PROMPTS = ["red heart", "", "a caption of the length that no encoder of these sizes takes whole " * 8, "grüße 🙂", "a"]
+
+
+def check_text_encoder(node: Node) -> None:
+    """Features are as their geometry says, of each prompt alone; longer prompts are cut, and the empty one has some."""
+    encoder = build("text_encoders", node).eval()
+    spec = type(encoder).geometry(check("text_encoders", node)[1])
+    assert spec == encoder.spec
+    together = encoder.encode(PROMPTS)
+    assert together.labels is None and together.text.shape == (len(PROMPTS), spec.tokens, spec.layers * spec.dim)
+    assert (together.pooled is None) == (spec.pooled == 0)
+    assert together.pooled is None or together.pooled.shape == (len(PROMPTS), spec.pooled)
+    assert together.text_mask.dtype == torch.bool and together.text_mask.any(1).all()
+    assert not together.text[~together.text_mask].any() and together.text.dtype == torch.float32
+    for i, prompt in enumerate(PROMPTS):
+        alone = encoder.encode([prompt])
+        assert torch.equal(alone.text_mask, together.text_mask[i : i + 1])
+        torch.testing.assert_close(alone.text, together.text[i : i + 1], atol=2e-5, rtol=1e-4)
+        if spec.pooled:
+            torch.testing.assert_close(alone.pooled, together.pooled[i : i + 1], atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(together.text[0], together.text[4], atol=1e-4)
+    halved = encoder.bfloat16().encode(PROMPTS)
+    assert halved.text.dtype == torch.float32 and halved.text.isfinite().all()
+
+
 # Critics and perturbations
 
 

@@ -27,7 +27,9 @@ def found_at(node: dict[str, Any], stock: str) -> dict[str, Any]:
     return {"kind": node["kind"], "path": stock} if "path" in node else node
 
 
-@pytest.mark.parametrize("slot", ["networks", "tokenizers", "bottlenecks", "critics", "perturbations", "objectives"])
+@pytest.mark.parametrize(
+    "slot", ["networks", "tokenizers", "bottlenecks", "critics", "perturbations", "objectives", "text_encoders"]
+)
 def test_every_kind_has_an_example(slot):
     contracts.kind_of_every_example_is_covered(slot)
 
@@ -74,6 +76,11 @@ def test_tokenizers(node, check, stock):
 )
 def test_bottlenecks(node, check):
     check(node)
+
+
+@over("text_encoders")
+def test_text_encoders(node):
+    contracts.check_text_encoder(node)
 
 
 @over("critics")

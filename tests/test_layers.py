@@ -19,6 +19,7 @@ ROOMS = (
     *("nn", "vision", "samplers", "solvers"),
     *(
         "datasets",
+        "text_encoders",
         "bottlenecks",
         "teachers",
         "critics",

@@ -2,6 +2,7 @@
 
 DERIVED = {  # what a recipe may not state, by slot
     "datasets": ("split",),
+    "text_encoders": (),
     "tokenizers": ("image_size", "image_channels"),
     "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token", "position_grid"),
     "objectives": (),

@@ -20,6 +20,7 @@ from pipeline.validation import Range, suggestion
 
 PLACES = {  # where a recipe names the kinds of a slot
     "datasets": "data.source",
+    "text_encoders": "text.encoder",
     "tokenizers": "tokenizer.model",
     "bottlenecks": "tokenizer.model.bottleneck",
     "losses": "tokenizer.phases.NAME.losses.NAME and generator.losses.NAME",

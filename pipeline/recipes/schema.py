@@ -18,6 +18,7 @@ from pipeline.recipes.post_training import PostTraining
 from pipeline.recipes.publication import Publication
 from pipeline.recipes.sampling import Sampling
 from pipeline.recipes.started import complete
+from pipeline.recipes.text import Text
 from pipeline.recipes.tokenizer_training import TokenizerTraining
 from pipeline.recipes.weights import Weights
 from pipeline.validation import check_folder_name
@@ -27,6 +28,7 @@ from pipeline.validation import check_folder_name
 class Recipe(RangedFields):
     name: str
     data: Data
+    text: Text | None = None  # null: captions are not read
     tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
     generator: GeneratorTraining | None = None  # null: the line ends with the tokenizer
     seed: Seed = 0
