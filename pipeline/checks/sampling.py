@@ -58,11 +58,11 @@ def check_unconditional(recipe: Recipe) -> None:
             f"{given} generator.condition is none, so there is nothing to guide away from; set sample.guidance=1, or"
             " give sample.weak",
         )
-    if recipe.generator.network.get("class_drop") == 0:
+    if recipe.generator.network.get("condition_drop") == 0:
         raise SettingError(
             "sample.guidance",
-            f"{given} generator.network.class_drop is 0, so the network never learns the unconditional prediction; set"
-            " class_drop=0.1 or sample.guidance=1",
+            f"{given} generator.network.condition_drop is 0, so the network never learns the unconditional prediction;"
+            " set condition_drop=0.1 or sample.guidance=1",
         )
 
 

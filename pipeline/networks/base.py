@@ -49,7 +49,7 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     parts: Mapping[Part, tuple[str, ...]]
     entry_points = ("tap_blocks",)
     role: Role = "denoiser"
-    run_arguments: tuple[str, ...] = ("class_drop",)  # may differ from those of a folder that training starts from
+    run_arguments: tuple[str, ...] = ("condition_drop",)  # may differ from those of a folder that training starts from
     class_names: dict[int, str] | None = None  # by label, in the last pipeline it was a part of; not saved
 
     @classmethod

@@ -60,7 +60,7 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         feed_forward_ratio: Positive = 4.0,
         dropout: FractionBelowOne = 0.1,
         attention_dropout: FractionBelowOne = 0.0,
-        class_drop: Fraction = 0.1,
+        condition_drop: Fraction = 0.1,
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))

@@ -129,7 +129,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         feed_forward_ratio: Positive = 4.0,
         feed_forward_multiple: Count = 1,
         bias: bool = False,
-        class_drop: Fraction = 0.1,
+        condition_drop: Fraction = 0.1,
         token_dropout: FractionBelowOne = 0.0,
         residual_dropout: FractionBelowOne = 0.0,
         feed_forward_dropout: FractionBelowOne = 0.0,

@@ -64,7 +64,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         feed_forward: Literal["gelu", "swiglu"] = "gelu",
         feed_forward_ratio: Positive = 4.0,
         query_key_norm: QueryKeyNorm = False,
-        class_drop: Fraction = 0.1,
+        condition_drop: Fraction = 0.1,
         time_scale: Positive = 1000.0,
         time_direction: Literal["noise", "data"] = "noise",
         class_token: Whole = 0,

@@ -64,7 +64,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         patch_size: Count = 1,
         feed_forward_ratio: Positive = 4.0,
         query_key_norm: QueryKeyNorm = False,
-        class_drop: Fraction = 0.1,
+        condition_drop: Fraction = 0.1,
         time_direction: Literal["noise", "data"] = "noise",
         initialisation: Literal["xavier", "torch"] = "xavier",
         position: Literal["rotary", "rotary_and_fixed"] = "rotary_and_fixed",

@@ -16,7 +16,7 @@ from pipeline.validation import suggestion
 OPTIONS = {
     "heads": "attention heads; needed where the width is not a published one",
     "decoder_heads": "attention heads of the decoder; needed where its width is not a published one",
-    "class_drop": "class dropout of its training; with 0 the label table has no row for the dropped label",
+    "condition_drop": "class dropout of its training; with 0 the label table has no row for the dropped label",
     "tokens": "tokens per image",
     "unit_norm": "whether codes and codebook rows have length one (true or false)",
     "stats": "file of the published mean and std (or variance) of the latents",

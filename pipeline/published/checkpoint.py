@@ -102,12 +102,12 @@ def heads_of(width: int, published: Mapping[int, int], name: str = "heads") -> i
     return published[width]
 
 
-def with_null_row(table: Tensor, class_drop: float) -> Tensor:
+def with_null_row(table: Tensor, condition_drop: float) -> Tensor:
     """A label table [classes (+ 1), width] whose last row is that of the dropped label.
 
     A model trained with a class dropout of 0 has no such row; it is zero here, and there is nothing to guide away from.
     """
-    return table if class_drop else torch.cat([table, torch.zeros_like(table[:1])])
+    return table if condition_drop else torch.cat([table, torch.zeros_like(table[:1])])
 
 
 def ratio_of(hidden: int, width: int) -> float:

@@ -10,12 +10,12 @@ from pipeline.published.transformer_trunk import build, shapes
 WHAT = "DiT, class-conditional with learned variance (facebookresearch/DiT: DiT-XL-2-256x256.pt)"
 
 
-def convert(state: Mapping[str, Tensor], heads: int | None = None, class_drop: float = 0.1) -> dict[str, object]:
+def convert(state: Mapping[str, Tensor], heads: int | None = None, condition_drop: float = 0.1) -> dict[str, object]:
     """{"network", "objective"} of a DiT state; two outputs a channel mean a learned variance.
 
     `heads` follows from the width for published sizes. Raises ValueError for keys or shapes that are not DiT's.
     """
-    arguments = shapes(state, "DiT", heads, class_drop)
+    arguments = shapes(state, "DiT", heads, condition_drop)
     rows = state["final_layer.linear.bias"].shape[0]
     outputs = rows // (arguments["patch_size"] ** 2 * arguments["dim"])
     network = build(state, {**arguments, "outputs": outputs, "time_scale": 1000.0, "time_direction": "noise"})

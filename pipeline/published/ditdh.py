@@ -32,25 +32,25 @@ def convert(
     state: Mapping[str, Tensor],
     head_depth: int = 2,
     time: Literal["noise", "data"] = "noise",
-    class_drop: float = 0.1,
+    condition_drop: float = 0.1,
 ) -> dict[str, object]:
     """{"network", "objective"} of a DiT^DH state of patches of one token, `head_depth` of its blocks the head's.
 
     RAE's time is 1 at noise and its velocity points there, as ours. RecTok's is 1 at data (`time="data"`): then the
     network embeds 1 - u and its last layer is negated. Raises ValueError for keys or shapes that are not DiT^DH's.
     """
-    arguments = shapes(state, head_depth, class_drop) | {"time_direction": time}
+    arguments = shapes(state, head_depth, condition_drop) | {"time_direction": time}
     network = WideHeadTransformer(**arguments)
     weights = {numbered(key, network.config.depth): value for key, value in rename(state, NAMES, TABLES).items()}
     for name in ("patch_embedding", "head_embedding"):
         weights[f"{name}.weight"] = weights[f"{name}.weight"].flatten(1)  # a 1x1 convolution
-    weights["label_embedding.weight"] = with_null_row(weights["label_embedding.weight"], class_drop)
+    weights["label_embedding.weight"] = with_null_row(weights["label_embedding.weight"], condition_drop)
     fill(network, weights)
     objective = build_component("objectives", {"kind": "flow_matching", "path": "linear", "prediction": "velocity"})
     return {"network": negate(network) if time == "data" else network, "objective": objective}
 
 
-def shapes(state: Mapping[str, Tensor], head_depth: int, class_drop: float) -> dict[str, object]:
+def shapes(state: Mapping[str, Tensor], head_depth: int, condition_drop: float) -> dict[str, object]:
     """The constructor arguments of WideHeadTransformer that the tensors' shapes imply."""
     what = "DiT^DH"
     width, dim, *patch = need(state, "s_embedder.proj.weight", what).shape
@@ -65,8 +65,8 @@ def shapes(state: Mapping[str, Tensor], head_depth: int, class_drop: float) -> d
         "grid": grid_of(state["pos_embed"][0]) if "pos_embed" in state else square_of(state, what),
         "position": "rotary_and_fixed" if "pos_embed" in state else "rotary",
         "dim": dim,
-        "num_classes": len(need(state, "y_embedder.embedding_table.weight", what)) - (class_drop > 0),
-        "class_drop": class_drop,
+        "num_classes": len(need(state, "y_embedder.embedding_table.weight", what)) - (condition_drop > 0),
+        "condition_drop": condition_drop,
         "depth": depth,
         "width": width,
         "heads": width // rotary[0],

@@ -30,12 +30,12 @@ PUBLISHED_MULTIPLE = 256
 
 
 def convert(
-    state: Mapping[str, Tensor], heads: int | None = None, tokens: int = TOKENS, class_drop: float = 0.1
+    state: Mapping[str, Tensor], heads: int | None = None, tokens: int = TOKENS, condition_drop: float = 0.1
 ) -> dict[str, object]:
     """{"network", "objective"} of a LlamaGen state. No weight tells the number of tokens: a model of 384 px has 576.
 
-    `heads` follows from the width for published sizes; a `class_drop` of 0 says that no row is for the dropped label.
-    Rotary tables and masks stay behind. Raises ValueError for keys or shapes that are not LlamaGen's.
+    `heads` follows from the width for published sizes; a `condition_drop` of 0 says that no row is for the dropped
+    label. Rotary tables and masks stay behind. Raises ValueError for keys or shapes that are not LlamaGen's.
     """
     what = "LlamaGen generator"
     vocab, width = need(state, "tok_embeddings.weight", what).shape
@@ -45,7 +45,7 @@ def convert(
         raise ValueError(f"{tokens} tokens are not a square of them; LlamaGen's codes have 256, 576 or 1024")
     arguments = {
         "position": "rotary",
-        "class_drop": class_drop,
+        "condition_drop": condition_drop,
         "prefix_rotary": "zero",
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
         "width": width,
@@ -55,11 +55,11 @@ def convert(
     derived = {
         "grid": [math.isqrt(tokens)] * 2,
         "vocab": vocab,
-        "num_classes": len(need(state, "cls_embedding.embedding_table.weight", what)) - (class_drop > 0),
+        "num_classes": len(need(state, "cls_embedding.embedding_table.weight", what)) - (condition_drop > 0),
     }
     network = build_component("networks", {"kind": "causal_transformer", **arguments, **DROPOUT}, **derived)
     weights = rename(state, NAMES, (*TABLES, HALVES))
-    weights["class_embedding.weight"] = with_null_row(weights["class_embedding.weight"], class_drop)
+    weights["class_embedding.weight"] = with_null_row(weights["class_embedding.weight"], condition_drop)
     for i in range(len(network.blocks)):
         gate, value = (need(state, f"layers.{i}.feed_forward.w{j}.weight", what) for j in (1, 3))
         weights[f"blocks.{i}.feed_forward.up.weight"] = torch.cat([gate, value])

@@ -29,7 +29,7 @@ NAMES = {
 MASKS = (r"attn_mask",)
 PREFIX = 2  # the start token and the class
 SPARE_POSITIONS, SPARE_STEPS = 1024, 100  # rows of the tables beyond the tokens; those past the prefix are never read
-DROPOUT = {"class_drop": 0.1, "residual_dropout": 0.1, "feed_forward_dropout": 0.1, "attention_dropout": 0.1}
+DROPOUT = {"condition_drop": 0.1, "residual_dropout": 0.1, "feed_forward_dropout": 0.1, "attention_dropout": 0.1}
 ANNEALING = {"anneal_start": 125_000, "anneal_end": 187_500}
 
 

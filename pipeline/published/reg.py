@@ -14,7 +14,7 @@ from pipeline.published.transformer_trunk import build, shapes
 WHAT = "REG, a SiT with a class token among its tokens (Martinser/REG)"
 
 
-def convert(state: Mapping[str, Tensor], heads: int | None = None, class_drop: float = 0.1) -> dict[str, object]:
+def convert(state: Mapping[str, Tensor], heads: int | None = None, condition_drop: float = 0.1) -> dict[str, object]:
     """{"network", "objective"} of a REG state; its projectors served training alone and stay behind.
 
     The class token leads in by `cls_projectors2` and the layer norm `wg_norm`, out by `final_layer.linear_cls`. Time is
@@ -28,7 +28,12 @@ def convert(state: Mapping[str, Tensor], heads: int | None = None, class_drop: f
     if torch.count_nonzero(positions[:, 0]):
         raise ValueError("the first row of pos_embed, the class token's, is not zero; that is not the published REG")
     kept["pos_embed"] = positions[:, 1:]
-    arguments = {**shapes(kept, "REG", heads, class_drop), "outputs": 1, "time_scale": 1.0, "time_direction": "noise"}
+    arguments = {
+        **shapes(kept, "REG", heads, condition_drop),
+        "outputs": 1,
+        "time_scale": 1.0,
+        "time_direction": "noise",
+    }
     settings = {"path": "linear", "prediction": "velocity", "class_token": token}
     objective = build_component("objectives", {"kind": "flow_matching", **settings})
     return {"network": build(kept, arguments | {"class_token": token}), "objective": objective}

@@ -12,13 +12,18 @@ WHAT = "REPA, a SiT aligned with a vision model (sihyun-yu/REPA: last.pt; REPA-E
 TRAINING = r"projectors\..*|bn\..*"  # heads to the vision model's width; REPA-E's running statistics of the latents
 
 
-def convert(state: Mapping[str, Tensor], heads: int | None = None, class_drop: float = 0.1) -> dict[str, object]:
+def convert(state: Mapping[str, Tensor], heads: int | None = None, condition_drop: float = 0.1) -> dict[str, object]:
     """{"network", "objective"} of a REPA state; its projectors served training alone and stay behind.
 
     REPA's time is 1 at noise and its velocity points there, as ours. `heads` follows from the width for the
     published sizes. Raises ValueError for keys or shapes that are not REPA's.
     """
     kept = {key: value for key, value in state.items() if not re.fullmatch(TRAINING, key)}
-    arguments = {**shapes(kept, "REPA", heads, class_drop), "outputs": 1, "time_scale": 1.0, "time_direction": "noise"}
+    arguments = {
+        **shapes(kept, "REPA", heads, condition_drop),
+        "outputs": 1,
+        "time_scale": 1.0,
+        "time_direction": "noise",
+    }
     objective = build_component("objectives", {"kind": "flow_matching", "path": "linear", "prediction": "velocity"})
     return {"network": build(kept, arguments), "objective": objective}

@@ -15,7 +15,7 @@ read = read_parts
 
 
 def convert(
-    state: Mapping[str, Mapping[str, Tensor]], heads: int | None = None, class_drop: float = 0.1
+    state: Mapping[str, Mapping[str, Tensor]], heads: int | None = None, condition_drop: float = 0.1
 ) -> dict[str, object]:
     """{"tokenizer", "network", "objective"} of a whole training file; the averaged SiT where there is one.
 
@@ -29,7 +29,7 @@ def convert(
     if "vae" not in state or generator is None:
         raise ValueError("not a checkpoint of REPA-E's joint training: it needs vae, and ema or model; try import repa")
     variance = need(generator, "bn.running_var", "REPA-E")
-    converted = repa.convert(generator, heads, class_drop)
+    converted = repa.convert(generator, heads, condition_drop)
     side = converted["network"].config.grid[0]
     tokenizer = convert_autoencoder(state["vae"], "REPA-E", TRAINING, side)
     tokenizer = normalised(tokenizer, need(generator, "bn.running_mean", "REPA-E"), variance.sqrt())

@@ -40,12 +40,12 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}  # by width, o
 
 
 def shapes(
-    state: Mapping[str, Tensor], what: str, heads: int | None = None, class_drop: float = 0.1
+    state: Mapping[str, Tensor], what: str, heads: int | None = None, condition_drop: float = 0.1
 ) -> dict[str, object]:
     """The constructor arguments of DiffusionTransformer that the tensors' shapes imply, time and outputs left out.
 
-    `heads` is needed where neither a query norm, a rotary table nor the published sizes tell it; a `class_drop` of 0
-    says that the label table has no row for the dropped label. Raises ValueError where the heads cannot be told, and
+    `heads` is needed where neither a query norm, a rotary table nor the published sizes tell it; a `condition_drop` of
+    0 says that the label table has no row for the dropped label. Raises ValueError where the heads cannot be told, and
     for a variant that DiffusionTransformer does not have.
     """
     width, dim, patch, _ = need(state, "x_embedder.proj.weight", what).shape
@@ -58,8 +58,8 @@ def shapes(
     return {
         "grid": [patch * size for size in places],
         "dim": dim,
-        "num_classes": len(need(state, "y_embedder.embedding_table.weight", what)) - (class_drop > 0),
-        "class_drop": class_drop,
+        "num_classes": len(need(state, "y_embedder.embedding_table.weight", what)) - (condition_drop > 0),
+        "condition_drop": condition_drop,
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
         "width": width,
         "heads": heads or _heads(state, width),
@@ -83,7 +83,7 @@ def build(state: Mapping[str, Tensor], arguments: Mapping[str, object]) -> Diffu
     weights = rename(state, NAMES, TABLES)
     kernel = weights["patch_embedding.weight"]  # [width, C, patch, patch]
     weights["patch_embedding.weight"] = kernel.permute(0, 2, 3, 1).flatten(1)
-    weights["label_embedding.weight"] = with_null_row(weights["label_embedding.weight"], config.class_drop)
+    weights["label_embedding.weight"] = with_null_row(weights["label_embedding.weight"], config.condition_drop)
     weights |= {name: with_shifts(value, config.width) for name, value in weights.items() if is_modulation(name)}
     for kind in ("weight", "bias"):
         rows = weights[f"head.linear.{kind}"].unflatten(0, (config.patch_size**2, -1))  # [patch^2, channels, ...]

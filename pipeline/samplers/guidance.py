@@ -169,7 +169,7 @@ def both_halves(network: nn.Module, condition: Condition | None, guidance: Guida
 
 
 def drop(network: nn.Module, condition: Condition | None, uniform: Tensor) -> Condition | None:
-    """The condition with the null in place of it where `uniform` [B] falls under the network's `class_drop`.
+    """The condition with the null in place of it where `uniform` [B] falls under the network's `condition_drop`.
 
     A network without classes is asked for none. One in a wrapper for several processes is asked through it.
     """
@@ -178,5 +178,5 @@ def drop(network: nn.Module, condition: Condition | None, uniform: Tensor) -> Co
     network = getattr(network, "module", network)
     if not network.config.num_classes:
         return None
-    chosen = uniform < network.config.class_drop
+    chosen = uniform < network.config.condition_drop
     return Condition(labels=torch.where(chosen, network.null(condition).labels, condition.labels))

@@ -66,7 +66,7 @@ class Generation:
         code = batch.code
         if batch.std is not None:
             code = replace(code, z=code.z + batch.std * draws.normal("posterior", tuple(code.z.shape[1:])))
-        condition = drop(self.network, batch.condition, draws.uniform("class_drop"))
+        condition = drop(self.network, batch.condition, draws.uniform("condition_drop"))
         return self.objective.loss(network, code, condition, self.objective.draw(code, draws))
 
 

@@ -47,7 +47,7 @@ def network_of(case: Case, part: str) -> nn.Module:
     """`model` or `weak` of the case."""
     stated = case.meta["constructor"][part]
     state = {key.removeprefix(f"{part}."): value for key, value in case.state.items() if key.startswith(f"{part}.")}
-    options = {"head_depth": stated["depth"][1], "class_drop": stated["class_dropout_prob"]}
+    options = {"head_depth": stated["depth"][1], "condition_drop": stated["class_dropout_prob"]}
     return bare(case.imported("ditdh", state, **options)["network"])
 
 

@@ -16,7 +16,11 @@ REPOSITORY = "FoundationVision/LlamaGen"
 @torch.no_grad()
 def outputs(case: Case) -> dict[str, Tensor]:
     stated = case.meta["constructor"]
-    options = {"heads": stated["n_head"], "tokens": stated["block_size"], "class_drop": stated["class_dropout_prob"]}
+    options = {
+        "heads": stated["n_head"],
+        "tokens": stated["block_size"],
+        "condition_drop": stated["class_dropout_prob"],
+    }
     network = bare(case.imported("llamagen_gpt", **options)["network"])
     return training(case, network) | generated(case, network)
 

@@ -44,7 +44,7 @@ def not_ours(case: Case) -> dict[str, str]:
 
 def outputs(case: Case) -> dict[str, Tensor]:
     stated = case.meta["constructor"]
-    options = {"heads": stated["num_heads"], "class_drop": stated["class_dropout_prob"]}
+    options = {"heads": stated["num_heads"], "condition_drop": stated["class_dropout_prob"]}
     network = bare(case.imported("reg", **options)["network"])
     width = network.config.class_token
     objective = WholeState(path=PATHS[stated["path_type"]], class_token=width)
@@ -83,7 +83,7 @@ def training(case: Case, network: nn.Module, objective: FlowMatching) -> dict[st
     weights = {"flow": 1.0, "class_token": 0.03, TERM: 0.5}  # as released
     task = Generation(network, objective, weights, {TERM: alignment_of(case)})
     given = {"time": case.stored["loss_times"].flatten(), "noise": sequence(inputs["loss_noise_1"])}
-    given |= {"class_token_noise": inputs["loss_noise_2"], "class_drop": inputs["loss_noise_3"]}
+    given |= {"class_token_noise": inputs["loss_noise_2"], "condition_drop": inputs["loss_noise_3"]}
     code = Code(z=sequence(inputs["latents"]), class_token=inputs["cls"])
     batch = CodeBatch(code, condition=Condition(labels=inputs["labels"]), features={TERM: inputs["teacher"]})
     _, terms = next(task.turns(batch, BatchDraws(given, len(inputs["labels"])), 0))

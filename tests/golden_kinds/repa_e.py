@@ -58,7 +58,7 @@ def draws_of(case: Case) -> BatchDraws:
         "posterior": sequence(case.inputs["posterior_noise_0"]),
         "time": case.inputs["align_noise_0"].flatten(),
         "noise": sequence(case.inputs["align_noise_1"]),
-        "class_drop": case.inputs["sit_noise_0"],
+        "condition_drop": case.inputs["sit_noise_0"],
     }
     return BatchDraws(given, len(case.inputs["labels"]))
 
@@ -71,7 +71,7 @@ def task_of(case: Case) -> JointTraining:
     stated, given = case.meta["constructor"], case.meta["constructor"]["loss"]["losses"]
     parts = {name: part(case, f"{name}.") for name in ("model", "vae")}
     model = stated["model"]
-    imported = case.imported("repa_e", parts, heads=model["num_heads"], class_drop=model["class_dropout_prob"])
+    imported = case.imported("repa_e", parts, heads=model["num_heads"], condition_drop=model["class_dropout_prob"])
     tokenizer, network, objective = bare(imported["tokenizer"]), bare(imported["network"]), imported["objective"]
     weights = {
         "pixel": given["reconstruction_weight"] / case.state["loss.logvar"].exp().item(),
@@ -175,7 +175,7 @@ def of_critic(case: Case, task: JointTraining, player: str, terms: dict[str, Ten
 def of_generator(case: Case, task: JointTraining, norm: RunningNorm, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     generation, draws, weight = task.generation, draws_of(case), task.generation.weights[TERM]
     network, objective = generation.network, generation.objective
-    condition = drop(network, Condition(labels=case.inputs["labels"]), draws.uniform("class_drop"))
+    condition = drop(network, Condition(labels=case.inputs["labels"]), draws.uniform("condition_drop"))
     code = Code(z=norm.train()(task.z.detach()))
     randomness = objective.draw(code, draws)
     total = sum(terms.values())

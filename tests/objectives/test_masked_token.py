@@ -187,7 +187,7 @@ def test_a_network_learns_a_code_and_samples_it():
     """Two classes, each with its own code of two codebooks: what is learned is what is sampled, in any order."""
     torch.manual_seed(0)
     spec = LatentSpec(grid=(2, 3), dim=0, vocab=8, codebooks=2)
-    model = BidirectionalTransformer([2, 3], 8, 2, depth=2, width=32, heads=2, codebooks=2, class_drop=0.0)
+    model = BidirectionalTransformer([2, 3], 8, 2, depth=2, width=32, heads=2, codebooks=2, condition_drop=0.0)
     codes, wanted = torch.randint(8, (2, 6, 2)), torch.arange(32) % 2
     objective, code = MaskedToken(label_smoothing=0.0), Code(ids=codes[wanted])
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)

@@ -110,11 +110,11 @@ def test_blocks_without_shifts_shift_by_zero():
     torch.testing.assert_close(answers(imported), -answers(network), atol=1e-6, rtol=0)
 
 
-def test_a_label_table_without_null_row_is_said_by_class_drop():
+def test_a_label_table_without_null_row_is_said_by_condition_drop():
     network = transformer()
     state = published(network, null_row=False)
-    imported = converted("lightningdit", state, ["heads=2", "class_drop=0"])["network"]
-    assert imported.config.num_classes == 5 and imported.config.class_drop == 0
+    imported = converted("lightningdit", state, ["heads=2", "condition_drop=0"])["network"]
+    assert imported.config.num_classes == 5 and imported.config.condition_drop == 0
     torch.testing.assert_close(answers(imported), -answers(network), atol=1e-6, rtol=0)
     assert not imported.label_embedding.weight[-1].any()
 

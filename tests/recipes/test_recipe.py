@@ -44,7 +44,7 @@ MISTAKES = {
     "no steps": ("sample.steps=0", "sample.steps is 0; give a number from 1"),
     "bad solver": ("sample.sampler.solver=rk4", "sample.sampler.solver: 'rk4' is not one of"),
     "guidance without classes": ("generator.condition=none", "sample.guidance"),
-    "guidance without class drop": ("generator.network.class_drop=0.0", "class_drop"),
+    "guidance without class drop": ("generator.network.condition_drop=0.0", "condition_drop"),
     "unknown features": ("evaluate.features=[inceptoin]", "no features 'inceptoin'"),
     "post-training": ("posttrain={route: tokens}", "posttrain"),
 }

@@ -13,7 +13,7 @@ from pipeline.samplers.guidance import Guidance, combine, drop, guided
 class ByLabel(nn.Module):
     """Predicts its label, plus the state, in 4 channels and the same again as a learned variance."""
 
-    config = SimpleNamespace(num_classes=10, class_drop=0.3)
+    config = SimpleNamespace(num_classes=10, condition_drop=0.3)
 
     def __init__(self):
         super().__init__()

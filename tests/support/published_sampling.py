@@ -17,7 +17,7 @@ from pipeline.samplers.guidance import Guidance, combine
 def imported(case: Case, name: str) -> dict[str, Any]:
     """The network and objective of a transformer on noisy codes, with what its weights cannot tell."""
     stated = case.meta["constructor"]
-    return case.imported(name, heads=stated["num_heads"], class_drop=stated["class_dropout_prob"])
+    return case.imported(name, heads=stated["num_heads"], condition_drop=stated["class_dropout_prob"])
 
 
 def sides(case: Case) -> tuple[int, int]:

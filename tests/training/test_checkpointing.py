@@ -25,9 +25,9 @@ TOKENIZERS = {
     "patches": f"{{kind: vit_autoencoder, width: 16, depth: 2, heads: 2, patch_size: 4, bottleneck: {CODES}}}",
 }
 NETWORKS = {
-    "denoiser": ({"kind": "diffusion_transformer", "patch_size": 1, "class_drop": 0.1}, {"kind": "flow_matching"}),
-    "causal": ({"kind": "causal_transformer", "class_drop": 0.1, "token_dropout": 0.1}, {"kind": "next_token"}),
-    "masked": ({"kind": "bidirectional_transformer", "class_drop": 0.1}, {"kind": "masked_token"}),
+    "denoiser": ({"kind": "diffusion_transformer", "patch_size": 1, "condition_drop": 0.1}, {"kind": "flow_matching"}),
+    "causal": ({"kind": "causal_transformer", "condition_drop": 0.1, "token_dropout": 0.1}, {"kind": "next_token"}),
+    "masked": ({"kind": "bidirectional_transformer", "condition_drop": 0.1}, {"kind": "masked_token"}),
 }
 
 

@@ -65,12 +65,12 @@ TERMS = {"tokenizer": {"pixel", "kl", "adversarial", "feature_cosine"}, "critic"
 TERMS["network"] = {"flow", "feature_cosine"}
 
 
-def task_of(class_drop: float = 0.0, classes: int = CLASSES) -> JointTraining:
+def task_of(condition_drop: float = 0.0, classes: int = CLASSES) -> JointTraining:
     """All three players with weights that are drawn, a running scale that is not that of the codes."""
     torch.manual_seed(0)
     sizes = {name: value for name, value in MODEL.items() if name != "kind"}
     tokenizer = randomised(ConvAutoencoder(16, **sizes), 1).train()
-    network = randomised(DiffusionTransformer(GRID, DIM, classes, **SIZES, class_drop=class_drop), 2).train()
+    network = randomised(DiffusionTransformer(GRID, DIM, classes, **SIZES, condition_drop=condition_drop), 2).train()
     tap = Tap(Classifier(num_classes=3, width=8), 1)
     node = {"kind": "feature_cosine", "block": BLOCK, "head": {"layers": 2, "hidden": 16}}
     losses = {"feature_cosine": build("losses", node, extractor=tap, dim=SIZES["width"], grid=GRID)}
@@ -159,7 +159,7 @@ def asked_in(task: JointTraining) -> list[dict[str, Any]]:
 
 
 def test_both_turns_have_the_same_times_and_noise():
-    task = task_of(class_drop=1.0)
+    task = task_of(condition_drop=1.0)
     first, second = asked_in(task)
     assert torch.equal(first["time"], second["time"]) and len(set(first["time"].tolist())) == 4
     u, z = first["time"][:, None, None], task.z.detach()
@@ -274,7 +274,7 @@ def fit(folder: Path, steps: int = 6, task: JointTraining | None = None, **chang
     after_step = changes.pop("after_step", None)
     loop = Loop(**({"steps": steps, "lr": RATES, "batch": 4, "save_every": 2, "ema": 0.9} | changes))
     run = TrainingRun(loop, folder, 5, Accelerator(cpu=True), after_step=after_step)
-    return train(task or task_of(class_drop=0.5), Pictures(), run)
+    return train(task or task_of(condition_drop=0.5), Pictures(), run)
 
 
 def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
