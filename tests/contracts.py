@@ -56,6 +56,10 @@ SMALL: dict[str, Any] = {
     "tap_widths": [8],
     "depths": [1],
     "code_width": 16,
+    "bits": 4,
+    "rotary_axes": [4, 6, 6],
+    "merge_after": [1],
+    "split_after": [1],
 }
 # The same, and of arguments that no recipe of a part states.
 TINY: dict[str, Any] = SMALL | {

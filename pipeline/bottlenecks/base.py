@@ -119,7 +119,8 @@ class Composite(Quantizer):
         distinct = 1 if shared else codebooks
         self.parts = nn.ModuleList(components.build("bottlenecks", bottleneck) for _ in range(distinct))
         if not isinstance(self.parts[0], Quantizer):
-            raise ValueError(f"only quantisers can be put together; {bottleneck['kind']} has no ids")
+            lacks = "takes no nearest vector" if self.parts[0].vocab else "has no ids"
+            raise ValueError(f"only quantisers can be put together; {bottleneck['kind']} {lacks}")
         self.repeats = codebooks // distinct
         for module in self.parts.modules():
             if isinstance(module, Quantizer):

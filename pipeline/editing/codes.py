@@ -40,7 +40,8 @@ class ImageCodes(DecodingSwitches):
     def decode(self, code: Code, condition: Condition | None = None) -> Tensor:
         """Images [B, C, H, W], nominally in [-1, 1], float32; one at a time when slicing is enabled.
 
-        `condition` has a row per code, for a decoder that reads captions; others do without. Raises NotFinite where the decoder makes numbers that are not finite.
+        `condition` has a row per code, for a decoder that reads captions; others do without. Raises NotFinite where the
+        decoder makes numbers that are not finite.
         """
         code = Code(z=None if code.z is None else code.z.to(self.tokenizer.dtype), ids=code.ids)
         code = code.to(self._execution_device)

@@ -18,6 +18,7 @@ from pipeline.frozen.class_token import ClassTokenFeature
 from pipeline.images.ahead import read_ahead
 from pipeline.images.reading import ImageBatch, Images
 from pipeline.latents.code_source import CodeBatch
+from pipeline.latents.packing import store_ids
 from pipeline.latents.store import (
     FEATURE,
     FORMAT,
@@ -265,7 +266,7 @@ def as_stored(tensors: dict[str, Tensor], precision: str, spec: LatentSpec, rows
             if not stored[name].isfinite().all():
                 raise FloatingPointError(f"the codes of images {int(rows[0])} to {int(rows[-1])} are not all finite")
         elif name == "ids":
-            stored[name] = tensor.to(torch.uint16 if spec.vocab <= 2**16 else torch.int32)
+            stored |= store_ids(tensor, spec)
         else:
             stored[name] = tensor
     return stored

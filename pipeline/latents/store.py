@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.code import Code, Condition
 from pipeline.files.writing import read_json, write_json, write_tensors
 from pipeline.latents.code_source import CodeBatch, CodeSource
+from pipeline.latents.packing import PACKED, read_packed
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -69,6 +70,8 @@ class LatentStore(CodeSource):
         where = list(zip((indices // self.counts[0]).tolist(), places.tolist()))
         names = ("z", "std", "ids", "class_token")
         z, std, ids, token = (_gather([shard.get(name) for shard in shards], where) for name in names)
+        packed = _gather([shard.get(PACKED) for shard in shards], where)
+        ids = ids if packed is None else read_packed(packed, self.spec)
         stored = [name for name in shards[0] if name.startswith(FEATURE)]
         features = {name.removeprefix(FEATURE): _gather([shard[name] for shard in shards], where) for name in stored}
         condition = Condition(labels[indices]) if self.class_names else None
@@ -133,7 +136,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def write_shard(folder: Path, manifest: dict[str, Any], number: int, tensors: dict[str, Tensor]) -> None:
-    """`tensors` are z, std, ids, class_token, features [rows, views, ...] and labels [rows].
+    """`tensors` are z, std, ids (or packed ones), class_token, features [rows, views, ...] and labels [rows].
 
     The shard knows its store and its content.
     """

@@ -115,9 +115,20 @@ def rotary_tables(
     axis_width = head_width // len(grid)
     if head_width % (2 * len(grid)):
         raise ValueError(f"rotary positions on a {len(grid)}-D grid need a head width divisible by {2 * len(grid)}")
-    frequencies = 10000.0 ** (-torch.arange(0, axis_width, 2, dtype=torch.float64, device="cpu") / axis_width)
-    angles = (coordinates(grid, counted_on)[:, :, None] * frequencies).flatten(1).repeat_interleave(2, dim=-1)
+    angles = axis_angles(coordinates(grid, counted_on), [axis_width] * len(grid))
     return angles.cos().float(), angles.sin().float()
+
+
+def axis_angles(places: Tensor, widths: Sequence[int]) -> Tensor:
+    """Angles [N, sum of widths] of coordinates [N, axes] float64: so many channels for each axis, one after another.
+
+    Those of an axis of d channels are its coordinate times 10000^(-2i / d), each for two channels in a row.
+    """
+    columns = []
+    for place, width in zip(places.unbind(dim=1), widths, strict=True):
+        frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+        columns.append(place[:, None] * frequencies)
+    return torch.cat(columns, dim=1).repeat_interleave(2, dim=-1)
 
 
 def unit_rotary_tables(grid: Sequence[int], head_width: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from pipeline.checks.recipe import CheckedRecipe
 from pipeline.components import Node
 from pipeline.files.paths import given_path
 from pipeline.frozen.networks import declared_input
+from pipeline.latents.packing import bytes_of_ids
 from pipeline.networks.base import Network
 from pipeline.planning.needs import TrainingNeeds
 from pipeline.recipes.building import hidden_layout
@@ -53,9 +54,8 @@ def latents_on_disk(recipe: Recipe, checked: CheckedRecipe, network: Network, im
 def bytes_of_code(recipe: Recipe, checked: CheckedRecipe) -> int:
     """Of one code as the store has it."""
     spec, scalar = checked.spec, 4 if recipe.latents.precision == "fp32" else 2
-    entry = 2 if spec.vocab <= 2**16 else 4  # an id as pipeline.latents.encoding stores it
     width = 1 if recipe.latents.posterior != "moments" else 2
-    return spec.tokens * (spec.codebooks * entry if spec.vocab else spec.dim * width * scalar)
+    return bytes_of_ids(spec) if spec.vocab else spec.tokens * spec.dim * width * scalar
 
 
 def bytes_of_view(recipe: Recipe, checked: CheckedRecipe, network: Network) -> tuple[int, str]:

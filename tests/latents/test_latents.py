@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from pipeline.bottlenecks.base import Bottleneck
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, LatentSpec
-from pipeline.components import Arguments
+from pipeline.components import Arguments, build
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import EncodingPlan, encode
+from pipeline.latents.packing import bytes_of_ids, read_packed, store_ids
 from pipeline.latents.scale import measure
 from pipeline.latents.store import LatentStore
 from pipeline.recipes.arithmetic import StagePrecision
@@ -243,6 +244,32 @@ def test_ids_fit_the_same_store(tmp_path, images, vocab, stored, crops):
     first = next(images.views(torch.arange(359), crops))
     assert torch.equal(everything(store).code.ids, model.encode(first.images).ids)
     store.verify()
+
+
+def test_bits_are_stored_eight_to_a_byte(tmp_path, images):
+    sizes = {"tokens": 3, "width": 12, "depth": 1, "heads": 1, "patch_size": 4}
+    places = {"merge_after": [], "split_after": [], "rotary_axes": [4, 4, 4]}
+    bottleneck = {"kind": "bernoulli", "dim": 4, "bits": 5}
+    node = {"kind": "merging_vit", "bottleneck": bottleneck, **sizes, **places}
+    model = build("tokenizers", node, image_size=8).eval()
+    store = write(tmp_path, images, model, flip=True)
+    spec = store.spec
+    packed = store._opened()[0][0]["packed_ids"]
+    assert packed.dtype == torch.uint8 and packed.shape[1] == bytes_of_ids(spec) == -(-spec.tokens * 5 // 8)
+    batch = store.batch(torch.arange(359), torch.arange(359))
+    assert batch.code.ids.dtype == torch.int64 and batch.code.ids.shape[1:] == (spec.tokens, 5)
+    assert torch.equal(everything(store).code.ids, model.encode(next(images.views(torch.arange(359))).images).ids)
+    store.verify()
+
+
+@pytest.mark.parametrize("codebooks", [1, 3, 8])
+def test_packed_bits_are_read_back(codebooks):
+    spec = LatentSpec((7,), dim=2, vocab=2, codebooks=codebooks)
+    ids = torch.randint(2, (4, 3, 7, codebooks))
+    ids = ids[..., 0] if codebooks == 1 else ids
+    packed = store_ids(ids, spec)["packed_ids"]
+    assert packed.shape == (4, 3, bytes_of_ids(spec))
+    assert all(torch.equal(read_packed(packed[:, view], spec), ids[:, view]) for view in range(3))
 
 
 def test_unlabelled_images_have_no_condition(tmp_path):

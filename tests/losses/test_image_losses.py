@@ -35,6 +35,12 @@ def tap(*indices: int) -> Tap:
     return Tap(Classifier(num_classes=3, width=8), *indices)
 
 
+def test_smooth_l1_is_half_the_square_of_what_is_small_and_l1_less_a_half_of_what_is_large():
+    a, b = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5)
+    torch.testing.assert_close(value(Pixel("smooth_l1"), a, b), torch.tensor(0.125))
+    torch.testing.assert_close(value(Pixel("smooth_l1"), -b, 2 * b), torch.tensor(1.0))
+
+
 def test_charbonnier_is_l1_with_a_smooth_bottom():
     a, b = images(0), images(1)
     exact = ((a - b).square() + 0.2**2).sqrt().mean()
