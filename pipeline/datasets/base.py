@@ -1,5 +1,6 @@
 """What every source of images promises: records by index, and the names of its classes and attributes."""
 
+import hashlib
 import os
 import struct
 from abc import ABC, abstractmethod
@@ -35,7 +36,6 @@ class Record:
 
     image: Image.Image
     label: int | None = None
-    caption: str | None = None
     name: str = ""  # file or row, for messages
     attributes: tuple[bool, ...] = ()  # whether it has each of the source's attributes
 
@@ -65,6 +65,25 @@ class Source(RangedArguments, ABC):
         """How many records each class has, [classes]; empty without classes."""
         counts = Counter(self.label_of(index) for index in range(len(self) if self.class_names else 0))
         return [counts[label] for label in range(len(self.class_names))]
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether its images have captions, told without decoding one; ValueError where those are not as stated."""
+        return False
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a record, none of them empty, without decoding its image; () where it has none.
+
+        Raises ValueError where what is to be a caption is no text.
+        """
+        return ()
+
+    def caption_fingerprint(self) -> str:
+        """A hash of all captions, record by record: another one where a caption is added, removed or changed."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(repr(self.captions(index)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
 
     def broken(self) -> dict[int, str]:
         """By index, the messages of records that `read` will refuse, as far as they are known without decoding."""

@@ -128,12 +128,17 @@ class Emoji(Source):
         ImageDraw.Draw(sheet).text(
             (0, ASCENT * self.size), picture.text, font=self.font, anchor="ls", embedded_color=True
         )
-        return Record(
-            sheet, self.label_of(index), picture.caption, name=f"emoji {_hexadecimal(map(ord, picture.text))}"
-        )
+        return Record(sheet, self.label_of(index), name=f"emoji {_hexadecimal(map(ord, picture.text))}")
 
     def label_of(self, index: int) -> int:
         return self.class_names.index(self.pictures[index].group)
+
+    @property
+    def has_captions(self) -> bool:
+        return True
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return (self.pictures[index].caption,)
 
     def fingerprint(self) -> str:
         return self._fingerprint

@@ -2,15 +2,16 @@
 
 import hashlib
 import io
-import logging
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.datasets.base import BrokenImage, MissingImages, Record, Source, Split, decode, set_aside
+from pipeline.files.caption_files import as_list, tidy
 from pipeline.files.content import hash_files
 from pipeline.files.data_files import file_inside, find_data_files
+from pipeline.files.label_columns import Classes, check_attributes, read_labels
 from pipeline.files.paths import given_path, may_be_hub_id
 from pipeline.ranges import Count, FractionBelowOne
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     import datasets
 
 READERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}  # of single files and of patterns
-YES_OR_NO = "an attribute is true or false, 1 or 0, or 1 or -1"
-log = logging.getLogger(__name__)
 
 
 class Hub(Source):
@@ -32,7 +31,8 @@ class Hub(Source):
     Without `held_out_split` a fraction `held_out` of the training rows is set aside by number; each class keeps one for
     training. A stream is pulled through once and its rows are kept, encoded as they came, in the cache of `datasets`,
     so that order and resume are as exact as without; `take` bounds the rows of a split. `attributes` are columns of yes
-    and no, as CelebA has them: true, or a number above 0, is yes. Raises ValueError naming the column or the row at
+    and no, as CelebA has them: true, or a number above 0, is yes. A column of `caption` holds a text, or a list of
+    them; captions of several columns are joined in their order. Raises ValueError naming the column or the row at
     fault, MissingImages where the data is not here.
     """
 
@@ -41,7 +41,7 @@ class Hub(Source):
         path: str,
         image: str = "image",
         label: str | None = "label",
-        caption: str | None = None,
+        caption: str | list[str] | None = None,
         config: str | None = None,
         revision: str | None = None,
         train_split: str = "train",
@@ -53,19 +53,21 @@ class Hub(Source):
         files: str | None = None,
         split: Split = "train",
     ):
-        self.path, self.image, self.label, self.caption = path, image, label, caption
+        self.path, self.image, self.label = path, image, label
+        self.caption_columns = [] if caption is None else as_list(caption)
         self.attribute_names = list(attributes or ())
-        columns = {"image": [image], "label": [label], "caption": [caption], "attributes": self.attribute_names}
+        columns = {"image": [image], "label": [label], "caption": self.caption_columns}
+        columns["attributes"] = self.attribute_names
         collection = _Collection(path, config, revision, take, streaming, columns, files)
         train = collection.rows(train_split)
-        values = _label_values(train, label, path) if label else []
-        classes = _Classes(train.features[label], values, path) if label else None
+        values = read_labels(train, label, path) if label else []
+        classes = Classes(train.features[label], values, path) if label else None
         self.class_names = classes.names if classes else []
-        _check_attributes(train, self.attribute_names, path)
+        check_attributes(train, self.attribute_names, path)
         self.rows, self.roots = train, collection.roots
         if held_out_split and split == "held_out":
             self.rows = collection.rows(held_out_split)
-            values = _label_values(self.rows, label, path) if label else []
+            values = read_labels(self.rows, label, path) if label else []
         labels = classes.numbers(values) if classes else []
         self.places = list(range(len(self.rows)))
         if not held_out_split:
@@ -87,9 +89,24 @@ class Hub(Source):
         name = f"{name} ({stored['path']})" if stored["path"] else name
         encoded = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else _named_file(stored, self.roots, name)
         attributes = tuple(row[column] > 0 for column in self.attribute_names)
-        return Record(
-            decode(encoded, name), self.label_of(index), row[self.caption] if self.caption else None, name, attributes
-        )
+        return Record(decode(encoded, name), self.label_of(index), name, attributes)
+
+    @property
+    def has_captions(self) -> bool:
+        return bool(self.caption_columns)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        place = self.places[index]
+        row = self._texts[place] if self.caption_columns else {}
+        return tidy((text for value in row.values() for text in as_list(value)), f"row {place} of {self.path}")
+
+    @cached_property
+    def _texts(self) -> "datasets.Dataset":
+        return self.rows.select_columns(self.caption_columns)
+
+    def caption_fingerprint(self) -> str:
+        """As `fingerprint`, which sees the columns of captions too."""
+        return self._fingerprint
 
     def fingerprint(self) -> str:
         """Of the content of the files, or of the revision, that are read, and of which rows and columns are taken."""
@@ -97,36 +114,6 @@ class Hub(Source):
 
     def label_of(self, index: int) -> int | None:
         return self.labels[index] if self.class_names else None
-
-
-class _Classes:
-    """The classes of a label column: its names, or the values that its images have, in order."""
-
-    def __init__(self, feature: Any, values: Sequence[Any], path: str):
-        there, self.path = sorted(set(values)), path
-        names = getattr(feature, "names", None)
-        if names:
-            if strange := [value for value in there if not 0 <= value < len(names)]:
-                where = f"row {values.index(strange[0])} of {path}"
-                raise ValueError(
-                    f"data.source.label: {where} has the label {strange[0]}, none of the {len(names)} classes; leave"
-                    " such rows out, or set label=null"
-                )
-            if absent := [name for number, name in enumerate(names) if number not in set(there)]:
-                shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-                log.warning("%s: %d classes have no image and are left out: %s", path, len(absent), shown)
-        self.names = [names[value] if names else _class_name(value) for value in there]
-        self._of_value = {value: number for number, value in enumerate(there)}
-
-    def numbers(self, values: Sequence[Any]) -> list[int]:
-        """The classes of rows with these labels; ValueError naming one that no training image has."""
-        for row, value in enumerate(values):
-            if value not in self._of_value:
-                raise ValueError(
-                    f"data.source.label: row {row} of the held-out split of {self.path} has the label {value!r}, which"
-                    " no image of the training split has; leave such rows out"
-                )
-        return [self._of_value[value] for value in values]
 
 
 class _Collection:
@@ -305,38 +292,6 @@ def _named_file(stored: dict[str, Any], roots: list[Path], name: str) -> Path:
             " below a folder that you state alone: set data.source.files=FOLDER"
         )
     return file
-
-
-def _label_values(rows: "datasets.Dataset", label: str, path: str) -> list[Any]:
-    """The labels of all rows; ValueError for a column of another type, and naming the first row without one."""
-    feature = rows.features[label]
-    dtype = getattr(feature, "dtype", "")
-    if not isinstance(dtype, str) or not dtype.startswith(("int", "uint", "bool", "string", "large_string", "null")):
-        raise ValueError(
-            f"data.source.label: column {label!r} of {path} holds {feature}; a label is a text, a whole number, or true"
-            " or false: name another column, or set label=null"
-        )
-    values = rows.select_columns([label]).with_format("arrow")[:].column(label).to_pylist() if len(rows) else []
-    missing = [row for row, value in enumerate(values) if value is None or value == ""]
-    if missing:
-        raise ValueError(
-            f"data.source.label: row {missing[0]} of {path} has no label; leave such rows out, or set label=null"
-        )
-    return values
-
-
-def _check_attributes(rows: "datasets.Dataset", names: Sequence[str], path: str) -> None:
-    """ValueError naming an attribute's column that does not hold yes or no in every row."""
-    for name in names if len(rows) else ():
-        column = rows.select_columns([name]).with_format("arrow")[:].column(name)
-        if column.null_count or not str(column.type).startswith(("bool", "int", "uint")):
-            values = column.to_pylist()
-            row = next((row for row, value in enumerate(values) if not isinstance(value, int)), 0)
-            raise ValueError(f"data.source.attributes: row {row} of {path}: {name} is {values[row]!r}; {YES_OR_NO}")
-
-
-def _class_name(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path, PurePath
 
 from pipeline.datasets.base import MissingImages, Record, Source, Split, decode, set_aside
+from pipeline.files.caption_files import CaptionFiles, as_list
 from pipeline.files.content import hash_files
 from pipeline.files.listing import PASSED_OVER, Lister, Listing, readable_name, visible_entries, why_no_file
 from pipeline.files.paths import given_path
@@ -21,12 +22,20 @@ class ImageFolder(Source):
     class folder without images is refused, since it would shift the labels. `train/` or `training/` beside one of val,
     valid, validation, dev, eval, test or held_out, in any case, states the split; else the fraction `held_out` is set
     aside by a hash of each file's name, so that a file keeps its side when others are added; each class keeps one for
-    training. Hidden files and folders are passed over; links are followed, each file and folder once.
+    training. Hidden files and folders are passed over; links are followed, each file and folder once. Captions are
+    those in metadata.csv or metadata.jsonl of a folder, in the columns `caption` (where none is stated `text`, else
+    `caption`), or those in NAME.txt or NAME.caption beside NAME.png, one a line.
     Raises ValueError where there are no images, or where labelled and unlabelled ones are mixed; MissingImages where
     there is no such folder.
     """
 
-    def __init__(self, path: str, held_out: FractionBelowOne = 0.1, split: Split = "train"):
+    def __init__(
+        self,
+        path: str,
+        held_out: FractionBelowOne = 0.1,
+        split: Split = "train",
+        caption: str | list[str] | None = None,
+    ):
         root = given_path(path)
         if not root.is_dir():
             raise MissingImages(
@@ -49,6 +58,8 @@ class ImageFolder(Source):
             aside = set_aside(self.names, held_out, self.labels)
             mine = [i for i, a in enumerate(aside) if a == (split == "held_out")]
             self.names, self.labels = [self.names[i] for i in mine], [self.labels[i] for i in mine if self.labels]
+        columns = () if caption is None else as_list(caption)
+        self.caption_files = CaptionFiles(self.folder, self.names, tuple(columns))
 
     @property
     def files(self) -> list[PurePath]:
@@ -69,6 +80,18 @@ class ImageFolder(Source):
 
     def label_of(self, index: int) -> int | None:
         return self.labels[index] if self.class_names else None
+
+    @property
+    def has_captions(self) -> bool:
+        return self.caption_files.are_there
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.caption_files.read(self.names[index])
+
+    def caption_fingerprint(self) -> str:
+        """Of the files that hold captions, and of which columns and pictures are taken."""
+        parts = self.caption_files.fingerprint(), self.caption_files.columns, self.names
+        return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def broken(self) -> dict[int, str]:
         mine = {i: self.folder / name for i, name in enumerate(self.names) if name in self._broken}

@@ -1,4 +1,4 @@
-"""Shapes that are drawn when they are read: a class by form, and attributes of colour, place and size."""
+"""Shapes that are drawn when they are read: a class by form, attributes of colour, place and size, and captions."""
 
 import math
 from typing import Any
@@ -39,15 +39,30 @@ class Shapes(Source):
         return self.count
 
     def read(self, index: int) -> Record:
-        draws = np.random.default_rng(mix(self.seed, "shapes", self.split, index))
-        label, colour = int(draws.integers(len(FORMS))), list(COLOURS)[draws.integers(len(COLOURS))]
-        left, top, large, dark = (bool(draws.integers(2)) for _ in range(4))
+        draws, label, colour, (left, top, large, dark) = self._drawn(index)
         place = [0.5 + (-1 if first else 1) * draws.uniform(0.06, 0.2) for first in (left, top)]
         radius = draws.uniform(0.19, 0.26) if large else draws.uniform(0.1, 0.15)
         ground = tuple(int(level) for level in draws.integers(20, 70, 3) + (0 if dark else 160))
         image = drawn(FORMS[self.class_names[label]], COLOURS[colour], place, radius, ground, self.size)
         attributes = (*(colour == name for name in ("red", "green", "blue")), left, top, large, dark)
         return Record(image, label, name=f"shape {index} of {self.split}", attributes=attributes)
+
+    @property
+    def has_captions(self) -> bool:
+        return True
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Two: "a large red circle at the top left on a dark ground", as it is drawn, and "a large red circle"."""
+        _, label, colour, (left, top, large, dark) = self._drawn(index)
+        what = f"a {'large' if large else 'small'} {colour} {self.class_names[label]}"
+        place = f"{'top' if top else 'bottom'} {'left' if left else 'right'}"
+        return f"{what} at the {place} on a {'dark' if dark else 'light'} ground", what
+
+    def _drawn(self, index: int) -> tuple[np.random.Generator, int, str, tuple[bool, bool, bool, bool]]:
+        """Draws after these, a form, a colour, and whether it is left, at the top, large and on dark ground."""
+        draws = np.random.default_rng(mix(self.seed, "shapes", self.split, index))
+        label, colour = int(draws.integers(len(FORMS))), list(COLOURS)[draws.integers(len(COLOURS))]
+        return draws, label, colour, tuple(bool(draws.integers(2)) for _ in range(4))
 
     def fingerprint(self) -> str:
         return f"{mix('shapes', 1, self.seed, self.split, self.count, self.size):016x}"

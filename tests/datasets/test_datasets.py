@@ -188,7 +188,7 @@ def test_every_local_form_gives_the_same_records(hub, form, streaming):
                 continue
             record = source.read(index)
             assert record.image.getpixel((0, 0)) == 10 * place and record.label == place % 2
-            assert record.caption == (f"no. {place}" if form.startswith("tars") else None)
+            assert source.captions(index) == ((f"no. {place}",) if form.startswith("tars") else ())
 
 
 def test_a_stream_is_pulled_through_once(hub, monkeypatch):
@@ -303,3 +303,51 @@ def test_what_is_missing_is_said_in_one_line(hub, change, message, streaming):
     with pytest.raises(ValueError, match=message) as caught:
         build("datasets", {"kind": "hub", "path": str(hub / "parquet"), "streaming": streaming} | change, split="train")
     assert "\n" not in str(caught.value)
+
+
+def test_captions_are_columns_of_texts_or_of_lists_of_texts(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    columns = {
+        "image": [{"bytes": encoded(10 * i), "path": None} for i in range(3)],
+        "texts": [[" one ", "uno"], [], None],
+        "title": ["first", None, ""],
+        "number": [1, 2, 3],
+    }
+    features = datasets.Features(
+        {"image": datasets.Image(), "texts": datasets.List(datasets.Value("string"))}
+        | {"title": datasets.Value("string"), "number": datasets.Value("int64")}
+    )
+    datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "rows")
+    node = {"kind": "hub", "path": str(tmp_path / "rows"), "label": None, "held_out": 0}
+    plain, both_columns = build("datasets", node), build("datasets", node | {"caption": ["title", "texts"]})
+    assert not plain.has_captions and plain.captions(0) == ()
+    assert both_columns.has_captions
+    assert [both_columns.captions(i) for i in range(3)] == [("first", "one", "uno"), (), ()]
+    titles = build("datasets", node | {"caption": "title"})
+    assert titles.captions(0) == ("first",) and titles.caption_fingerprint() != both_columns.caption_fingerprint()
+    with pytest.raises(ValueError, match="caption: row 1 of .* holds 2, which is no text"):
+        build("datasets", node | {"caption": "number"}).captions(1)
+    with pytest.raises(ValueError, match="caption: .* has no column 'words'"):
+        build("datasets", node | {"caption": ["title", "words"]})
+
+
+def test_shapes_are_told_in_words():
+    train = build("datasets", {"kind": "shapes", "images": 30})
+    assert train.has_captions and not build("datasets", {"kind": "digits"}).has_captions
+    for index in range(30):
+        record, (long, short) = train.read(index), train.captions(index)
+        words = long.replace(" on a", "").split()
+        has = dict(zip(train.attribute_names, record.attributes))
+        assert long.startswith(f"{short} at the ") and train.class_names[record.label] in short
+        assert all(
+            (word in words) == has[word]
+            for word in (
+                "red",
+                "green",
+                "blue",
+                "left",
+                "top",
+                "large",
+            )
+        )
+        assert ("dark" in words) == has["dark_ground"]

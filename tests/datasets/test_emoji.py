@@ -86,3 +86,12 @@ def test_what_is_not_installed_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr(emoji, "find_spec", lambda name: None)
     with pytest.raises(MissingImages, match=r"^[^\n]*pip install 'tessera\[demo\]'$"):
         Emoji()
+
+
+def test_captions_are_the_names_of_pictures():
+    train = Emoji()
+    named = {picture.text: train.captions(index) for index, picture in enumerate(train.pictures)}
+    assert train.has_captions and ("potted plant",) in named.values() and ("digit one, keycap",) in named.values()
+    assert all(len(captions) == 1 and captions[0] for captions in named.values())
+    assert train.caption_fingerprint() == Emoji(size=32).caption_fingerprint()
+    assert train.caption_fingerprint() != Emoji(split="held_out").caption_fingerprint()

@@ -131,3 +131,19 @@ def test_names_that_are_no_utf8_are_text_for_all_that_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"data.source.path: the bytes of caf\\xe9 are no UTF-8") as caught:
         parse_settings(["data.source.path=" + os.fsdecode(b"caf\xe9")])
     str(caught.value).encode()
+
+
+def test_captions_lie_beside_pictures_or_in_metadata(tmp_path):
+    path = draw(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")
+    (tmp_path / "train/a/1.txt").write_text("one\nuno")
+    (tmp_path / "val/metadata.csv").write_text("file_name,caption,words\na/3.png,three,drei\n")
+    train, held_out = both(path)
+    assert train.has_captions and held_out.has_captions
+    assert [train.captions(i) for i in range(2)] == [("one", "uno"), ()]
+    assert [held_out.captions(i) for i in range(2)] == [("three",), ()]
+    assert both(path, caption=["words", "caption"])[1].captions(0) == ("drei", "three")
+    pictures, captions = train.fingerprint(), train.caption_fingerprint()
+    (tmp_path / "train/a/1.txt").write_text("another")
+    train = both(path)[0]
+    assert train.fingerprint() == pictures and train.caption_fingerprint() != captions
+    assert not both(draw(tmp_path / "plain", "1.png", "2.png"))[0].has_captions
