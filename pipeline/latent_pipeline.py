@@ -149,7 +149,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the network is also asked without its condition."""
-        return self.guidance_scale != 1 and self.weak is None and self.num_classes > 0
+        return self.guidance_scale != 1 and self.weak is None and bool(self.network.reads)
 
     @property
     def num_timesteps(self) -> int:
@@ -168,11 +168,15 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         steps: int | None = None,
         guidance: Guidance | None = None,
         on_step: OnStep | None = None,
+        negative: Condition | None = None,
     ) -> SamplingRequest:
-        """What the objective samples by: this pipeline's network, and its defaults where a value is None."""
+        """What the objective samples by: this pipeline's network, and its defaults where a value is None.
+
+        Of a condition, and of the negative one, the network gets what it reads.
+        """
         return SamplingRequest(
             self.network,
-            condition,
+            self.network.select(condition),
             self.tokenizer.spec,
             draws,
             self.steps if steps is None else steps,
@@ -180,6 +184,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
             on_step,
             self.weak,
             self.scheduler,
+            self.network.select(negative),
         )
 
     @torch.no_grad()

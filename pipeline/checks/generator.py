@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from pipeline.checks.phase import check_loop
-from pipeline.code import LatentSpec
+from pipeline.code import LatentSpec, TextSpec
 from pipeline.components import Arguments, build, check, constructor_parameters, find, kinds
 from pipeline.frozen.class_token import PLACE as CLASS_TOKEN
 from pipeline.frozen.class_token import ClassToken
@@ -13,7 +13,7 @@ from pipeline.frozen.networks import check_extractor
 from pipeline.losses.base import Loss
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import build_network, hidden_layout, network_shape
+from pipeline.recipes.building import build_network, find_text_spec, hidden_layout, network_shape
 from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.validation import SettingError, at, check_names
@@ -25,7 +25,7 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     cls, _ = check("objectives", generator.objective, DERIVED["objectives"], "generator.objective")
     network, values = check("networks", generator.network, DERIVED["networks"], "generator.network")
     objective = build("objectives", generator.objective)
-    values = values | network_shape(spec, 0, objective)  # the classes are counted later
+    values = values | network_shape(spec, 0, objective, check_captions(recipe, network))  # classes are counted later
     with at("generator"):
         check_pair(recipe, spec, network, cls)
         with at("network"):
@@ -65,6 +65,23 @@ def check_pair(recipe: Recipe, spec: LatentSpec, network: type[Network], objecti
             f": {recipe.generator.network['kind']} is a {network.role} network, but {kind} trains a {objective.role}"
             f" one; set generator.network.kind={' or '.join(fitting)}",
         )
+
+
+def check_captions(recipe: Recipe, network: type[Network]) -> TextSpec | None:
+    """The geometry of the captions that the network reads; SettingError where it cannot read them."""
+    text, condition = find_text_spec(recipe), recipe.generator.condition
+    if text is not None and "text_tokens" not in constructor_parameters(network):
+        reading = [
+            name for name in kinds("networks") if "text_tokens" in constructor_parameters(find("networks", name))
+        ]
+        others = [name for name in reading if find("networks", name).role == network.role]
+        instead = f"set generator.network.kind={' or '.join(others)}, or " if others else "set "
+        kind = recipe.generator.network["kind"]
+        raise SettingError(
+            "generator.condition",
+            f" is {condition}, and a {kind} reads no captions; {instead}generator.condition=class",
+        )
+    return text
 
 
 def check_hidden_losses(recipe: Recipe, spec: LatentSpec, network: type[Network], objective: Objective) -> list[str]:

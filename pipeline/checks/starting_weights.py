@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from pipeline.files.writing import read_json
 from pipeline.networks.base import ARGUMENTS, Network, Part
+from pipeline.nn.conditions import NO_TEXT
 from pipeline.recipes.building import TokenizerPlan
 from pipeline.recipes.generator_training import Start
 from pipeline.recipes.schema import Recipe
@@ -19,6 +20,7 @@ from pipeline.validation import SettingError
 
 REMEDIES: dict[Part, str] = {  # what lets a network start from one that has another part
     "labels": "add reinitialise: [labels]",
+    "text": "keep its text encoder and generator.condition, or add reinitialise: [text]",
     "positions": "add resample: [positions]",
     "codes": "keep its tokenizer and its objective, or add reinitialise: [codes]",
 }
@@ -46,6 +48,7 @@ def check_network_start(network: Network, start: Start) -> None:
     if folder is None:
         raise ValueError(f"{place}: {start.folder} holds no network; name the folder of a {type(network).__name__}")
     stored, given = check_folder(type(network).__name__, folder, place), json.loads(network.to_json_string())
+    stored = NO_TEXT | stored  # one of before there were captions reads none
     apart = (*start.reinitialise, *start.resample)
     parts = {name: part for part, names in ARGUMENTS.items() for name in names}
     for name in sorted(set(given) & set(stored), key=lambda name: (name not in parts, name)):

@@ -13,6 +13,7 @@ from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import count_token_rows
+from pipeline.nn.conditions import fields_read, null_of, select
 from pipeline.nn.embeddings import resample_positions
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.lora import Adapted
@@ -24,9 +25,10 @@ from pipeline.validation import SettingError
 
 Role = Literal["denoiser", "causal", "masked"]  # see Network.role
 Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the way to it
-Part = Literal["labels", "positions", "codes"]  # see Network.parts
+Part = Literal["labels", "text", "positions", "codes"]  # see Network.parts
 ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the sizes of a part follow from
     "labels": ("num_classes",),
+    "text": ("text_tokens", "text_dim", "text_layers", "pooled_dim"),
     "positions": ("grid", "position_grid"),
     "codes": ("dim", "vocab", "codebooks", "outputs", "patch_size", "class_token"),
 }
@@ -41,9 +43,13 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     `role` says what it predicts, and so which objectives can train it: a `denoiser` predicts from a noisy code, a
     `causal` network the next id from those before it, a `masked` one all ids from those that are known.
 
-    `parts` names the modules and parameters that depend on the data: the table of classes (`labels`), learned
-    positions (`positions`), and the layers that read and predict codes (`codes`). All else is blocks, each of which
-    has an `attention` and a `feed_forward`, the embedding of time, and norms.
+    `parts` names the modules and parameters that depend on the data: the table of classes (`labels`), what reads
+    captions (`text`), learned positions (`positions`), and the layers that read and predict codes (`codes`); * stands
+    for any number. All else is blocks, each of which has an `attention` and a `feed_forward`, the embedding of time,
+    and norms.
+
+    It reads the labels of a condition where it has classes, and the caption where it has `text_tokens`. What is not
+    given, the null label and a caption of which `text_mask` holds no place ask for nothing, each by itself.
     """
 
     parts: Mapping[Part, tuple[str, ...]]
@@ -93,8 +99,9 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     @classmethod
     def is_of(cls, name: str, parts: Collection[Part]) -> bool:
         """Whether the parameter of this name is of one of the parts."""
-        roots = [root for part in parts for root in cls.parts[part]]
-        return any(name == root or name.startswith(f"{root}.") for root in roots)
+        words = name.split(".")
+        roots = [root.split(".") for part in parts for root in cls.parts.get(part, ())]
+        return any(all(map(fits_word, words, root)) for root in roots if len(root) <= len(words))
 
     def adapted_layers(self, layers: Adapted) -> list[str]:
         """The names of the linear layers, in all blocks, that an adapter of `layers` changes."""
@@ -122,9 +129,18 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
         """The grid of the patches that a network of this config reads codes in."""
         return [size // config.get("patch_size", 1) for size in config["grid"]]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of a condition that it reads; none where it is unconditional."""
+        return fields_read(self.config)
+
+    def select(self, condition: Condition | None) -> Condition | None:
+        """Of a condition what this network reads; None where that is nothing."""
+        return select(condition, self.reads)
+
     def null(self, condition: Condition) -> Condition:
-        """The unconditional condition of the same batch: the null label."""
-        return Condition(labels=torch.full_like(condition.labels, self.config.num_classes))
+        """The unconditional condition of the same batch: the null label, and no caption."""
+        return null_of(condition, self.config.num_classes)
 
     def labels(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
         """The label of every image, [B] int64: the null one where no condition is given.
@@ -137,6 +153,11 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
         if not self.config.num_classes:
             raise ValueError("this network was built without classes (num_classes=0); call it without labels")
         return labels
+
+
+def fits_word(word: str, root: str) -> bool:
+    """Whether a word of a parameter's name is that of a root in `Network.parts`."""
+    return word.isdigit() if root == "*" else word == root
 
 
 def check_widths(arguments: Arguments, prefix: str = "") -> None:

@@ -13,7 +13,6 @@ from pipeline.code import Code, Condition, LatentSpec, plain_ids, stack_ids
 from pipeline.draws import Draws
 from pipeline.objectives.base import Objective
 from pipeline.ranges import FractionBelowOne, NotNegative
-from pipeline.samplers.guidance import both_halves
 from pipeline.samplers.original import Original
 from pipeline.samplers.request import OnStep, SamplingRequest
 from pipeline.samplers.unmasking import Unmasking, mask_rate, masked_counts
@@ -127,7 +126,7 @@ class MaskedToken(Objective):
     ) -> Code:
         """The code that starts from ids [B, N, codebooks] with masked tokens [B, N], each image at its own rate."""
         network, condition, guidance = request.network, request.condition, request.guidance
-        both, steps = both_halves(network, condition, guidance), numbers.ids.shape[1]
+        both, steps = request.both_halves(), numbers.ids.shape[1]
         schedule = settings.schedule or self.config.schedule
         counts = [masked_counts(schedule, count, steps) for count in masked.sum(dim=1).tolist()]
         for step, left in enumerate(torch.tensor(counts, device=ids.device).unbind(dim=1)):

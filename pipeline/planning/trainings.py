@@ -106,7 +106,13 @@ class Shadows:
         return ImageBatch(torch.zeros(size, *self.recipe.data.image_shape), self.condition(size))
 
     def condition(self, size: int) -> Condition | None:
-        return Condition(torch.zeros(size, dtype=torch.int64)) if self.classes else None
+        labels = torch.zeros(size, dtype=torch.int64) if self.classes else None
+        if self.recipe.text is None:
+            return None if labels is None else Condition(labels)
+        text = self.recipe.text.spec
+        features = torch.zeros(size, text.tokens, text.layers * text.dim)
+        pooled = torch.zeros(size, text.pooled) if text.pooled else None
+        return Condition(labels, features, torch.ones(size, text.tokens, dtype=torch.bool), pooled)
 
     def code(self, size: int) -> Code:
         spec = self.spec

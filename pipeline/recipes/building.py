@@ -9,10 +9,11 @@ from typing import Any, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from pipeline.code import LatentSpec
+from pipeline.code import LatentSpec, TextSpec
 from pipeline.components import Arguments, build, check
 from pipeline.networks.base import Network
 from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.conditions import text_arguments
 from pipeline.nn.image_size import ImageShape, sides_of
 from pipeline.nn.module_outputs import outputs_of
 from pipeline.objectives.base import Objective
@@ -104,15 +105,34 @@ def plan_built_tokenizer(tokenizer: Tokenizer) -> TokenizerPlan:
 
 
 def build_network(recipe: Recipe, spec: LatentSpec, num_classes: int, objective: Objective) -> Network:
-    shape = network_shape(spec, num_classes, objective)
+    shape = network_shape(spec, num_classes, objective, find_text_spec(recipe))
     position_grid = find_position_grid(recipe.generator.start, spec)
     return build("networks", recipe.generator.network, **shape, position_grid=position_grid)
 
 
-def network_shape(spec: LatentSpec, num_classes: int, objective: Objective) -> dict[str, Any]:
-    """The arguments of a network that follow from the codes, the classes and the objective."""
+def network_shape(
+    spec: LatentSpec, num_classes: int, objective: Objective, text: TextSpec | None = None
+) -> dict[str, Any]:
+    """The arguments of a network that follow from the codes, the classes, the objective and the captions."""
     derived = {"grid": list(spec.grid), "dim": spec.dim, "vocab": spec.vocab, "codebooks": spec.codebooks}
-    return derived | {"num_classes": num_classes, "outputs": objective.outputs, "class_token": objective.class_token}
+    derived |= {"num_classes": num_classes, "outputs": objective.outputs, "class_token": objective.class_token}
+    return derived | text_arguments(text)
+
+
+def find_text_spec(recipe: Recipe) -> TextSpec | None:
+    """The geometry of the captions that condition the generator; None where none do.
+
+    SettingError where the recipe has no text encoder.
+    """
+    if recipe.generator is None or not recipe.generator.reads_text:
+        return None
+    if recipe.text is None:
+        raise SettingError(
+            "generator.condition",
+            f" is {recipe.generator.condition}, and the recipe has no text encoder; add one, for example"
+            " text.encoder.kind=byte_transformer, or set generator.condition=class",
+        )
+    return recipe.text.spec
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """The arguments of components that follow from earlier stages."""
 
+TEXT = ("text_tokens", "text_dim", "text_layers", "pooled_dim")  # of models that read captions
+
 DERIVED = {  # what a recipe may not state, by slot
     "datasets": ("split",),
     "text_encoders": (),
     "tokenizers": ("image_size", "image_channels"),
-    "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token", "position_grid"),
+    "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token", "position_grid", *TEXT),
     "objectives": (),
     "solvers": (),
     "losses": ("extractor", "dim", "grid"),

@@ -48,7 +48,7 @@ class GeneratorTraining(RangedFields):
     losses: dict[str, Node] = field(default_factory=dict, metadata=slot("losses"))  # of the hidden states
     start: str | Start | None = None  # the first weights: a section, or its folder alone
     adapter: Adapter | None = None  # train low-rank changes of the network that it starts from; null: all of it
-    condition: Literal["class", "none"] = "class"  # what the network is conditioned on
+    condition: Literal["class", "text", "class_and_text", "none"] = "class"  # what the network is conditioned on
     milestones: tuple[Count, ...] = ()  # steps after which the average weights are saved, for sample.weak
 
     def __post_init__(self) -> None:
@@ -57,6 +57,16 @@ class GeneratorTraining(RangedFields):
             self.start = Start(self.start)
         if self.adapter is not None and self.start is None:
             raise SettingError("adapter", " changes a trained network, and start names none; name its folder there")
+
+    @property
+    def reads_classes(self) -> bool:
+        """Whether the classes of images condition the network."""
+        return self.condition in ("class", "class_and_text")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the captions of images condition the network."""
+        return self.condition in ("text", "class_and_text")
 
     @property
     def starts_joint(self) -> bool:

@@ -63,7 +63,7 @@ class Recipe(RangedFields):
     @property
     def conditional(self) -> bool:
         """Whether there is a generator that the classes of images condition."""
-        return self.generator is not None and self.generator.condition == "class"
+        return self.generator is not None and self.generator.reads_classes
 
 
 FREE_NAMES = (

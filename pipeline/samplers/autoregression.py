@@ -12,7 +12,7 @@ from pipeline.draws import Draws
 from pipeline.nn.finite import check_finite
 from pipeline.nn.tokens import Choose
 from pipeline.samplers.choice import LOGITS, Choice
-from pipeline.samplers.guidance import both_halves, guided_logits
+from pipeline.samplers.guidance import guided_logits
 from pipeline.samplers.original import Original
 from pipeline.samplers.request import OnStep, SamplingRequest
 
@@ -97,7 +97,7 @@ class TokenSampler:
                 order, stays = kept_first(order, original.kept), stays | original.kept
         scales = [request.guidance.at(1 - i / tokens) for i in range(tokens)]
         guided = max((i + 1 for i, scale in enumerate(scales) if scale != 1), default=0)  # so many tokens are
-        condition = both_halves(network, request.condition, request.guidance) if guided else request.condition
+        condition = request.both_halves() if guided else request.condition
         halves = 2 if guided else 1
         orders = order if order is None else order.repeat(halves, 1)
         memory = network.begin(halves * batch, condition, orders, uniform.device)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from pipeline.code import Condition
 from pipeline.components import ShortForm
 from pipeline.nn.class_token import count_token_rows
+from pipeline.nn.conditions import NO_TEXT, filled, where
 from pipeline.ranges import Count, Fraction, NotNegative, Number, RangedFields
 from pipeline.validation import SettingError
 
-SHARED = ("grid", "dim", "outputs", "num_classes", "class_token")  # arguments that a network and a weak one agree in
+# Arguments that a network and a weak one agree in, with the value of one that has no such argument.
+SHARED = dict.fromkeys(("grid", "dim", "outputs", "num_classes", "class_token"), 0) | NO_TEXT
 NOTHING_TO_GUIDE = "an unconditional generator has nothing to guide away from; leave the guidance scale at 1"
 
 
@@ -67,17 +69,23 @@ Predict = Callable[[Tensor, float], Tensor]
 
 
 def guided(
-    network: nn.Module, condition: Condition | None, guidance: Guidance = Guidance(), weak: nn.Module | None = None
+    network: nn.Module,
+    condition: Condition | None,
+    guidance: Guidance = Guidance(),
+    weak: nn.Module | None = None,
+    negative: Condition | None = None,
 ) -> Predict:
     """`predict(z, u)` [B, N, C], u -> [B, N, outputs * C]: the network under guidance, both halves in one batch.
 
     With `weak`, a smaller or earlier network is asked with the same condition in place of the null one (AutoGuidance,
-    Karras et al., arXiv:2406.02507). The state stays in its own precision: the network is asked in the network's, and
-    its answer comes back in the state's. Raises ValueError when guidance is asked of an unconditional network.
+    Karras et al., arXiv:2406.02507); with `negative` it leads away from that condition instead. The state stays in its
+    own precision: the network is asked in the network's, and its answer comes back in the state's. Raises ValueError
+    when guidance is asked of an unconditional network.
     """
-    if guidance.scale != 1 and weak is None and (condition is None or condition.labels is None):
+    if guidance.scale != 1 and weak is None and condition is None:
         raise ValueError(NOTHING_TO_GUIDE)
-
+    if weak is not None and negative is not None:
+        raise ValueError("a weak network guides away from itself, not from a negative condition; leave one of them out")
     rows = 0 if guidance.class_token is None else token_rows(network)
 
     def predict(z: Tensor, time: float) -> Tensor:
@@ -85,7 +93,7 @@ def guided(
         if scale == 1:
             return ask(network, z, time, condition)
         if weak is None:
-            both = Condition.cat([condition, network.null(condition)])
+            both = Condition.cat([condition, opposite(network, condition, negative)])
             with_it, without = ask(network, torch.cat([z, z]), time, both).chunk(2)
         else:
             with_it, without = ask(network, z, time, condition), ask(weak, z, time, condition)
@@ -108,8 +116,8 @@ def token_rows(network: nn.Module) -> int:
 
 def check_pair(network: nn.Module, weak: nn.Module) -> None:
     """ValueError unless two networks answer for the same codes and classes."""
-    for name in SHARED:
-        ours, theirs = network.config.get(name, 0), weak.config.get(name, 0)
+    for name, absent in SHARED.items():
+        ours, theirs = network.config.get(name, absent), weak.config.get(name, absent)
         if ours != theirs:
             raise ValueError(
                 f"the weak network has {name}={theirs}, the network that it guides {ours}; they must agree"
@@ -154,8 +162,16 @@ def guided_logits(logits: Tensor, scale: float) -> Tensor:
     return conditional if scale == 1 else torch.lerp(unconditional, conditional, scale)  # in one pass
 
 
-def both_halves(network: nn.Module, condition: Condition | None, guidance: Guidance) -> Condition | None:
-    """The condition and the null one in a batch of twice the size, for networks of ids; as it is when unguided.
+def opposite(network: nn.Module, condition: Condition, negative: Condition | None) -> Condition:
+    """What guidance leads away from: `negative`, or the null condition where that is None or states nothing."""
+    null = network.null(condition)
+    return null if negative is None else filled(negative, null)
+
+
+def both_halves(
+    network: nn.Module, condition: Condition | None, guidance: Guidance, negative: Condition | None = None
+) -> Condition | None:
+    """The condition and its `opposite` in a batch of twice the size, for networks of ids; as it is when unguided.
 
     Raises ValueError when guidance is asked of an unconditional network, or of a kind that is for continuous codes.
     """
@@ -163,20 +179,18 @@ def both_halves(network: nn.Module, condition: Condition | None, guidance: Guida
         raise ValueError("guidance_channels and guidance_rescale are for continuous codes; leave them out for ids")
     if guidance.scale == 1:
         return condition
-    if condition is None or condition.labels is None:
+    if condition is None:
         raise ValueError(NOTHING_TO_GUIDE)
-    return Condition.cat([condition, network.null(condition)])
+    return Condition.cat([condition, opposite(network, condition, negative)])
 
 
 def drop(network: nn.Module, condition: Condition | None, uniform: Tensor) -> Condition | None:
     """The condition with the null in place of it where `uniform` [B] falls under the network's `condition_drop`.
 
-    A network without classes is asked for none. One in a wrapper for several processes is asked through it.
+    Of the condition the network gets what it reads. One in a wrapper for several processes is asked through it.
     """
-    if condition is None or condition.labels is None:
-        return condition
     network = getattr(network, "module", network)
-    if not network.config.num_classes:
+    condition = network.select(condition)
+    if condition is None:
         return None
-    chosen = uniform < network.config.condition_drop
-    return Condition(labels=torch.where(chosen, network.null(condition).labels, condition.labels))
+    return where(uniform < network.config.condition_drop, network.null(condition), condition)

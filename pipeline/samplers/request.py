@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition, LatentSpec
 from pipeline.draws import Draws
-from pipeline.samplers.guidance import Guidance, Predict, guided
+from pipeline.samplers.guidance import Guidance, Predict, both_halves, guided
 
 # (step, noise level or fraction of the steps to come, state) -> the state to continue from, None for the one at hand
 OnStep = Callable[[int, float, Tensor], Tensor | None]
@@ -27,7 +27,12 @@ class SamplingRequest:
     on_step: OnStep | None = None  # called after every step
     weak: nn.Module | None = None  # a network to guide away from, in place of the null label
     scheduler: SchedulerMixin | None = None  # of diffusers, in place of the objective's own solver
+    negative: Condition | None = None  # what guidance leads away from, in place of the null condition
 
     def predict(self) -> Predict:
         """The network under guidance, for continuous codes."""
-        return guided(self.network, self.condition, self.guidance, self.weak)
+        return guided(self.network, self.condition, self.guidance, self.weak, self.negative)
+
+    def both_halves(self) -> Condition | None:
+        """What a network of ids is asked for under guidance; see `pipeline.samplers.guidance.both_halves`."""
+        return both_halves(self.network, self.condition, self.guidance, self.negative)

@@ -46,8 +46,8 @@ def check_weak_folder(folder: Path, objective: Objective) -> None:
 def check_weak_shape(folder: Path, network: Network) -> None:
     """ValueError unless the network in `folder` answers for the same codes and classes as `network`."""
     stored = read_json(network_folder(folder) / "config.json")
-    for name in SHARED:
-        ours, theirs = network.config.get(name, 0), stored.get(name, 0)
+    for name, absent in SHARED.items():
+        ours, theirs = network.config.get(name, absent), stored.get(name, absent)
         if ours != theirs:
             raise ValueError(f"sample.weak.folder: {folder} has {name}={theirs}, the recipe's network {ours}")
 

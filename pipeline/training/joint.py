@@ -70,7 +70,7 @@ class JointTraining(Reconstruction):
     def turns(self, batch: Any, draws: StepDraws, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The tokenizer's turn, the critic's from its start, and the network's."""
         network, losses = self.generation.network, self.generation.losses
-        condition = batch.condition if network.config.num_classes else None
+        condition = network.select(batch.condition)
         features = {term: loss.tap(batch.images, loss.grid) for term, loss in losses.items()}
         for player, terms in super().turns(batch, draws, step):
             yield player, terms | self.alignment_terms(condition, features, draws) if player == "tokenizer" else terms
@@ -83,7 +83,7 @@ class JointTraining(Reconstruction):
         terms = super().held_out_terms(averages, batch, draws)
         tokenizer, generator = averages["tokenizer"], averages["network"]
         code = Code(z=generator.norm(self.rebuild_by(tokenizer, batch, draws).code.z))
-        condition = batch.condition if self.generation.network.config.num_classes else None
+        condition = self.generation.network.select(batch.condition)
         inner = {"network": generator.player}
         return terms | self.generation.held_out_terms(inner, CodeBatch(code, condition=condition), draws)
 

@@ -190,7 +190,7 @@ def regenerate(
     pipe: LatentPipeline, code: Code, condition: Condition | None, preserve: float, draws: ImageDraws
 ) -> Code:
     """The code as the pipeline's generator makes it anew at the settings that the pipeline samples with."""
-    request = pipe.request(condition if pipe.num_classes else None, draws)
+    request = pipe.request(condition, draws)
     settings = pipe.objective.read_settings(pipe.defaults.sampler)
     regenerated = pipe.objective.regenerate(request, Original(code, preserve), settings)
     if regenerated.z is not None:

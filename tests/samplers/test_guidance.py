@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.code import Condition
+from pipeline.nn.conditions import null_of, select
 from pipeline.samplers.guidance import Guidance, combine, drop, guided
 
 
@@ -25,8 +26,11 @@ class ByLabel(nn.Module):
         labels = 0 if condition is None else condition.labels[:, None, None].to(z.dtype)
         return torch.cat([z + labels, z - labels], dim=-1)
 
+    def select(self, condition: Condition | None) -> Condition | None:
+        return select(condition, ("labels",))
+
     def null(self, condition: Condition) -> Condition:
-        return Condition(labels=torch.full_like(condition.labels, self.config.num_classes))
+        return null_of(condition, self.config.num_classes)
 
 
 LABELS = Condition(labels=torch.tensor([1, 4]))
