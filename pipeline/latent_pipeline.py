@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -32,6 +32,7 @@ from pipeline.editing.edit import NewImages, read_edit
 from pipeline.editing.pictures import Picture
 from pipeline.images.stored_pixels import Depth
 from pipeline.nn.finite import check_finite, naming_images
+from pipeline.prompts import CallWords, Features, PromptReading, Prompts, shared_spec
 from pipeline.samplers.callbacks import (
     Interrupted,
     LiveGuidance,
@@ -49,23 +50,35 @@ from pipeline.validation import SettingError, suggestion
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
-class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipeline):
-    """A tokenizer, a network and the objective that samples the network: from labels and generators to images.
+@dataclass(frozen=True)
+class How:
+    """How a call samples."""
+
+    steps: int  # network evaluations
+    guidance: Guidance
+    sampler: Any  # the objective's own settings
+    callback: OnStepEnd | None
+    names: list[str]  # of the tensors that the callback asks for
+
+
+class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, PromptReading, DiffusionPipeline):
+    """A tokenizer, a network and the objective that samples it: from labels or prompts, and generators, to images.
 
     `tokenizer` is a component of `pipeline.tokenizers`, `network` of `pipeline.networks`, `objective` of
     `pipeline.objectives`. `weak` is a network that guidance leads away from in place of the null label (AutoGuidance);
-    with `pipe.weak = None` it is classifier-free again. A diffusers `scheduler` may take the place of the objective's
-    own sampler; one that does not fit is refused with ValueError. `id2label` names the classes; without
-    it they are named as in the last pipeline that the network was a part of. `sampling` is a record of `Defaults`.
-    `depth` is that of the pictures that `output_type="pil"` gives: 16 bits make greys I;16.
+    with `pipe.weak = None` it is classifier-free again. `text_encoder`, of `pipeline.text_encoders`, makes features of
+    prompts where network or tokenizer read them; without it a call takes `prompt_embeds`. A diffusers `scheduler` may
+    take the place of the objective's own sampler; one that does not fit is refused with ValueError. `id2label` names
+    the classes; without it they are named as in the last pipeline that the network was a part of. `sampling` is a
+    record of `Defaults`. `depth` is that of the pictures that `output_type="pil"` gives: 16 bits make greys I;16.
 
     A call takes what it is not given from `defaults`. Its `callback_on_step_end` is called as
     callback(pipe, step, noise level, {"latents": ...}) and may return {"latents": ...} to continue from. NotFinite, a
     FloatingPointError, names the images and their seeds where a code or an image is not finite.
     """
 
-    model_cpu_offload_seq = "network->tokenizer"
-    _optional_components = ["scheduler", "weak"]
+    model_cpu_offload_seq = "text_encoder->network->tokenizer"
+    _optional_components = ["scheduler", "weak", "text_encoder"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -78,11 +91,13 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         sampling: dict | None = None,
         weak: ModelMixin | None = None,
         depth: int = 8,
+        text_encoder: ModelMixin | None = None,
     ):
         super().__init__()
-        for part in (tokenizer, network, objective, *([] if weak is None else [weak])):
+        for part in (tokenizer, network, objective, *(one for one in (weak, text_encoder) if one is not None)):
             refuse_empty(part)
-        self.register_modules(tokenizer=tokenizer, network=network, objective=objective, scheduler=None, weak=None)
+        self.register_modules(tokenizer=tokenizer, network=network, objective=objective)
+        self.register_modules(**dict.fromkeys(self._optional_components))
         id2label = network.class_names if id2label is None else id2label
         names = network.class_names = {int(label): str(name) for label, name in (id2label or {}).items()}
         self.register_to_config(id2label=names, sampling=dict(sampling or {}), depth=conform(depth, Depth, "depth"))
@@ -91,10 +106,10 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         self._interrupt = False
         self._guidance_scale, self._num_timesteps = self.defaults.guidance.scale, self.steps
         check_same_codes(tokenizer, network)
-        if scheduler is not None:
-            self.scheduler = scheduler
-        if weak is not None:
-            self.weak = weak
+        shared_spec([network, tokenizer])
+        for name, part in (("scheduler", scheduler), ("weak", weak), ("text_encoder", text_encoder)):
+            if part is not None:
+                setattr(self, name, part)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "LatentPipeline":
@@ -112,7 +127,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._optional_components or value is None:
             return super().__setattr__(name, value)
-        (self._check_scheduler if name == "scheduler" else self._check_weak)(value)
+        getattr(self, f"_check_{name}")(value)
         super().__setattr__(name, value)
         module = type(value).__module__  # diffusers records nothing when a component takes the place of None
         known = "diffusers" if module.startswith("diffusers.") else module
@@ -196,6 +211,10 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         num_images_per_label: int = 1,
+        prompt: Prompts = None,
+        negative_prompt: Prompts = None,
+        num_images_per_prompt: int = 1,
+        prompt_embeds: Features = None,
         generator: Generator | list[Generator] | None = None,
         latents: Tensor | None = None,
         image: Picture | Sequence[Picture] | None = None,
@@ -208,32 +227,44 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         **settings: Any,
     ) -> ImagePipelineOutput | tuple:
-        """Images of the classes asked for, new or of a picture; each depends on its own inputs alone, not on the batch.
+        """Images of classes or of prompts, new or of a picture; each depends on its own inputs alone, not on the batch.
 
-        `class_labels`: a label or class name, or one per image; None for an unconditional network. `num_images` repeats
-        a single label, `num_images_per_label` every label. `num_inference_steps` counts network evaluations.
-        `guidance_interval`: noise levels at which guidance acts. `generator`: one per image, or one for all, drawn from
-        image by image. `latents`: the noise to start from, [B, N, C] or [B, C, H, W]. `image`: a picture as `encode`
-        takes it, or one per image, made anew: wholly at `strength` 1, hardly near 0 (by default 0.8, and 1 with a
-        mask), and where `mask` is white alone, fading into the picture over `mask_blur` pixels. `output_type`: `pil`,
-        `np` [B, H, W, C] or `pt` [B, C, H, W] in [0, 1], or `latent` (codes at unit scale, [B, N, C], or ids).
-        `settings`: guidance_channels, -_schedule, -_power, -_rescale, and the objective's. ValueError for misfits.
+        `class_labels`: a label or class name, or one per image; without classes None, or the prompt. `prompt`: a text,
+        or one per image. `prompt_embeds`: features in its place, as of `encode_prompt`. `num_images` repeats a single
+        label or prompt, `num_images_per_label` or `_per_prompt` every one. `num_inference_steps` counts network
+        evaluations. `guidance_interval`: noise levels at which guidance acts. `generator`: one per image, or one for
+        all, drawn from image by image. `latents`: the noise to start from, [B, N, C] or [B, C, H, W]. `image`: one, or
+        one per image, made anew: wholly at `strength` 1, hardly near 0 (by default 0.8, and 1 with a mask), and where
+        `mask` is white alone, fading over `mask_blur` pixels. `output_type`: `pil`, `np` [B, H, W, C] or `pt` [B, C, H,
+        W] in [0, 1], or `latent` (codes, [B, N, C], or ids). `settings`: guidance_channels, -_schedule, -_power,
+        -_rescale, those of prompts (`pipeline.prompts.BESIDE`), and the objective's. ValueError for misfits.
         """
+        class_labels, words = self._words(class_labels, prompt, negative_prompt, prompt_embeds, settings)
         made = read_edit(image, mask, strength, mask_blur, self.tokenizer.image_shape, self.config.depth)
-        labels = self.check_inputs(class_labels, made.count(num_images), num_images_per_label, output_type)
-        steps = self.steps if num_inference_steps is None else conform(num_inference_steps, int, "num_inference_steps")
-        guidance = self._guidance(guidance_scale, guidance_interval, settings)
-        sampler, latents, device = self._sampler(steps, settings), read_latents(latents), self._execution_device
-        count = count_images(labels, made.count(num_images), generator, latents)
-        draws = draws_of_call(count, generator, latents, self.tokenizer.spec, device)
-        self._guidance_scale, self._num_timesteps, self._interrupt = guidance.scale, steps, False
-        condition = None if labels is None else Condition(torch.tensor(labels, device=device))
-        request, made = self.request(condition, draws, steps, guidance), made.encoded(self, count)
+        number, each = words.count(made.count(num_images)), words.each(num_images_per_label, num_images_per_prompt)
+        labels = self.check_inputs(class_labels, number, each, output_type)
+        callback = callback_on_step_end, callback_on_step_end_tensor_inputs
+        how = self._how(num_inference_steps, (guidance_scale, guidance_interval), callback, settings)
+        count = count_images(labels, words.images(number, each), generator, latents := read_latents(latents))
+        draws = draws_of_call(count, generator, latents, self.tokenizer.spec, self._execution_device)
+        images = self._make(made, labels, words.repeated(count, each), draws, how, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _make(
+        self, made: NewImages, labels: list[int] | None, words: CallWords, draws: Draws, how: How, output_type: str
+    ) -> Any:
+        """The images of a call whose arguments are checked, a label, a row of words and a seed each."""
+        self._guidance_scale, self._num_timesteps, self._interrupt = how.guidance.scale, how.steps, False
+        self._check_words(words, how.guidance)
+        condition = self._condition(labels, words)
+        negative = None if words.negative_prompt is None else self._features(words.negative_prompt)
+        request = self.request(condition, draws, how.steps, how.guidance, negative=negative)
+        made = made.encoded(self, len(draws.seeds), condition)
         with naming_images(seeds=draws.seeds):
-            code = self._sample(request, sampler, made, callback_on_step_end, callback_on_step_end_tensor_inputs)
+            code = self._sample(request, made, how)
             images = self._output(code, output_type, made, condition)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return images
 
     def check_inputs(
         self,
@@ -246,7 +277,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
         labels = find_labels(class_labels, num_images, self.id2label, self.num_classes)
-        return repeat_labels(labels, num_images_per_label)
+        return None if labels is None and self.text_spec else repeat_labels(labels, num_images_per_label)
 
     def prepare_latents(
         self, count: int, generator: Generator | list[Generator] | None = None, latents: Tensor | None = None
@@ -260,6 +291,13 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
     def set_attention_backend(self, backend: str) -> None:
         """The attention kernel of the network, by diffusers' names (native, flash, xformers, ...)."""
         self.network.set_attention_backend(backend)
+
+    def _how(self, steps: int | None, guided: tuple, callback: tuple, settings: dict[str, Any]) -> How:
+        """How a call samples; `guided` are the scale and interval of its guidance, `callback` one and its names."""
+        steps = self.steps if steps is None else conform(steps, int, "num_inference_steps")
+        guidance = self._guidance(*guided, settings)
+        names = callback_tensors(*callback, self._callback_tensor_inputs)
+        return How(steps, guidance, self._sampler(steps, settings), callback[0], names)
 
     def _guidance(self, scale: float | None, interval: tuple | None, settings: dict[str, Any]) -> Guidance:
         """The guidance asked for; takes its entries out of `settings`."""
@@ -285,21 +323,13 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, DiffusionPipelin
         self.objective.check_sampler(steps, self.tokenizer.spec, settings)
         return settings
 
-    def _sample(
-        self,
-        request: SamplingRequest,
-        settings: Any,
-        made: NewImages,
-        callback: OnStepEnd | None,
-        names: list[str] | None,
-    ) -> Code:
+    def _sample(self, request: SamplingRequest, made: NewImages, how: How) -> Code:
         """The code, with a progress bar and the user's callback after every step; the state so far if interrupted."""
-        names = callback_tensors(callback, names, self._callback_tensor_inputs)
         with self.progress_bar(total=request.steps) as bar:
-            on_step = StepCallback(self, request, callback, names, bar)
+            on_step = StepCallback(self, request, how.callback, how.names, bar)
             guidance = LiveGuidance(**vars(request.guidance), current=lambda: self._guidance_scale)
             try:
-                code = made.sample(self.objective, replace(request, on_step=on_step, guidance=guidance), settings)
+                code = made.sample(self.objective, replace(request, on_step=on_step, guidance=guidance), how.sampler)
             except Interrupted as interruption:
                 return made.restore(unfinished_code(interruption.state, request.spec))
             bar.update(request.steps - bar.n)

@@ -27,6 +27,7 @@ from pipeline.validation import NotHere, SettingError
 
 INDEX = "model_index.json"
 PARTS = ("tokenizer", "network", "objective")  # that every pipeline has
+OPTIONAL = ("weak", "text_encoder")
 PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded: loading is safe
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only", "force_download")
 REMOTE = "diffusers_modules."  # where diffusers puts code that came with a folder
@@ -82,7 +83,7 @@ def refuse_pickles(name: str, safe: bool) -> None:
 def check_parts(folder: Path, given: Container[str], variant: str | None) -> None:
     """ValueError unless the models in a pipeline's folder, but for those `given`, are of ours and fit their files."""
     index = read_index(folder)
-    for part in (*PARTS, "weak"):
+    for part in (*PARTS, *OPTIONAL):
         module, name = index.get(part) or (None, None)
         if part in given or module is None:
             continue
@@ -101,7 +102,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """What model_index.json says; ValueError that names it where it is not that of a pipeline."""
     index = read_mapping(folder / INDEX)
     wrong = [part for part in PARTS if not _is_pair(index.get(part)) or None in index[part]]
-    wrong += ["weak"] if index.get("weak") is not None and not _is_pair(index["weak"]) else []
+    wrong += [part for part in OPTIONAL if index.get(part) is not None and not _is_pair(index[part])]
     wrong += [name for name in ("id2label", "sampling") if not isinstance(index.get(name) or {}, dict)]
     wrong += [] if all(map(str.isdecimal, index.get("id2label") or {})) else ["id2label"]
     wrong += [] if index.get("depth", 8) in (8, 16) else ["depth"]

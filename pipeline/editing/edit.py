@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.code import Code
+from pipeline.code import Code, Condition
 from pipeline.components import conform
 from pipeline.editing.pictures import read_masks, read_pictures
 from pipeline.images.stored_pixels import Depth
+from pipeline.nn.conditions import text_spec
 from pipeline.nn.image_size import ImageShape
 from pipeline.objectives.base import Objective
 from pipeline.ranges import FractionAboveZero, Whole
@@ -27,8 +28,8 @@ class NewImages:
         """The number of images, where the images that are given tell it."""
         return num_images
 
-    def encoded(self, pipe: Any, count: int) -> "NewImages":
-        """The same with the codes of `count` images, by a LatentPipeline."""
+    def encoded(self, pipe: Any, count: int, condition: Condition | None) -> "NewImages":
+        """The same with the codes of `count` images, by a LatentPipeline; `condition` has a row for each."""
         return self
 
     def sample(self, objective: Objective, request: SamplingRequest, settings: Any) -> Code:
@@ -60,13 +61,15 @@ class EditedImages(NewImages):
             raise ValueError(f"there are {len(self.images)} images for num_images={num_images}; leave num_images out")
         return len(self.images)
 
-    def encoded(self, pipe: Any, count: int) -> "EditedImages":
+    def encoded(self, pipe: Any, count: int, condition: Condition | None) -> "EditedImages":
         if pipe.scheduler is not None:
             raise ValueError("images are edited by the generator's own sampler; set pipe.scheduler = None")
         each, device = count // len(self.images), pipe._execution_device
         repeat = lambda rows: rows.repeat_interleave(each, dim=0).to(device)  # noqa: E731
-        code, images = pipe.encode(self.images), repeat(self.images)
-        code = (Code(ids=code.ids) if pipe.objective.discrete else Code(z=code.z)).map(repeat)
+        images = repeat(self.images)
+        captioned = text_spec(pipe.tokenizer.config) is not None
+        code = pipe.encode(images, condition) if captioned else pipe.encode(self.images).map(repeat)
+        code = Code(ids=code.ids) if pipe.objective.discrete else Code(z=code.z)
         if self.repainted is None:
             return replace(self, images=images, original=Original(code, 1 - self.strength))
         kept = repeat(~pipe.tokenizer.tokens_within(self.repainted))

@@ -73,13 +73,13 @@ def test_attention_backends_and_checkpointing_reach_the_network(pipe):
     pipe.network.disable_gradient_checkpointing()
 
 
-PARTS = {"tokenizer", "network", "objective", "scheduler", "weak"}
+PARTS = {"tokenizer", "network", "objective", "scheduler", "weak", "text_encoder"}
 
 
 def test_components_move_into_another_pipeline(pipe):
     again = LatentPipeline(**pipe.components, id2label=pipe.id2label)
     assert again.network is pipe.network and set(pipe.components) == PARTS
-    assert set(pipe.model_cpu_offload_seq.split("->")) == {"network", "tokenizer"}
+    assert set(pipe.model_cpu_offload_seq.split("->")) == {"text_encoder", "network", "tokenizer"}
 
 
 def test_weights_on_the_meta_device_are_refused():
