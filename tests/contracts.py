@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -155,6 +156,7 @@ VARIANTS: dict[str, dict[str, Node]] = {
         "vector_quantize_ema": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "learn": "ema", "restart": 0.1},
         "vector_quantize_entropy": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "entropy_temperature": 0.1},
         "vector_quantize_rotation": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "gradient": "rotation"},
+        "online_clustered_unit": {"kind": "online_clustered", "dim": 4, "vocab": 16, "unit_norm": True},
         "binary_spherical": {"kind": "binary", "bits": 4, "spherical": True},
     },
 }
@@ -162,7 +164,8 @@ FRAGMENTS = {  # where recipes of parts name the kinds of a slot: folder of conf
     "tokenizers": ("tokenizers", "tokenizer", "model"),
     "networks": ("networks", "generator", "network"),
 }
-GIVEN = ("image_size", "grid", "num_classes", "outputs", "class_token")  # not stated in a tiny node
+CAPTIONS = {"text_tokens": 5, "text_dim": 6, "text_layers": 2}  # of a tokenizer that reads them
+GIVEN = ("image_size", "grid", "num_classes", "outputs", "class_token", *CAPTIONS)  # not stated in a tiny node
 SIZES = (8, 16, 32)  # pixels
 
 
@@ -418,9 +421,19 @@ def check_config(component: Any) -> None:
 # Tokenizers
 
 
+def derived_of(node: Node, size: int) -> dict[str, Any]:
+    """What earlier stages determine for a tokenizer: the size of images, and the shape of captions where it has any."""
+    return {"image_size": size} | {n: v for n, v in CAPTIONS.items() if n in parameters_of("tokenizers", node["kind"])}
+
+
+def parameters_of(slot: str, kind: str) -> list[str]:
+    return list(inspect.signature(find(slot, kind).__init__).parameters)
+
+
 def spec_of(node: Node, size: int) -> LatentSpec:
-    cls, arguments = check("tokenizers", node, ("image_size",))
-    return cls.geometry(arguments | {"image_size": size})
+    derived = derived_of(node, size)
+    cls, arguments = check("tokenizers", node, tuple(derived))
+    return cls.geometry(arguments | derived)
 
 
 def size_for(node: Node) -> int:
@@ -438,57 +451,100 @@ def images_of(size: int, batch: int = 3) -> Tensor:
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
 
-def tokenizer_of(node: Node) -> tuple[nn.Module, Tensor]:
-    """A tokenizer in evaluation, and images that fit it."""
+def captions_for(tokenizer: nn.Module, batch: int = 3, seed: int = 7) -> Condition | None:
+    """Captions of its images for a tokenizer that reads them, another one a seed; else None."""
+    if not tokenizer.can.captions:
+        return None
+    places, channels = tokenizer.config.text_tokens, tokenizer.config.text_dim * tokenizer.config.text_layers
+    text = torch.randn(batch, places, channels, generator=torch.Generator().manual_seed(seed))
+    mask = torch.arange(places) < 1 + torch.arange(batch)[:, None] % places
+    return Condition(text=text * mask[..., None], text_mask=mask)
+
+
+def tokenizer_of(node: Node) -> tuple[nn.Module, Tensor, Condition | None]:
+    """A tokenizer in evaluation, images that fit it, and their captions where it reads such."""
     size = size_for(node)
-    return build("tokenizers", node, image_size=size).eval(), images_of(size)
+    tokenizer = build("tokenizers", node, **derived_of(node, size)).eval()
+    return tokenizer, images_of(size), captions_for(tokenizer)
 
 
 @torch.no_grad()
 def check_geometry(node: Node) -> None:
     """Codes and images have the shapes that are known without building; z is what ids look up."""
-    tokenizer, images = tokenizer_of(node)
+    tokenizer, images, captions = tokenizer_of(node)
     spec = spec_of(node, images.shape[-1])
     assert tokenizer.spec == spec
-    code = tokenizer.encode(images)
+    code = tokenizer.encode(images, captions)
     if code.z is not None:
         assert code.z.shape == (3, *spec.shape)
     if spec.vocab:
         assert code.ids.shape == (3, spec.tokens, *([spec.codebooks] if spec.codebooks > 1 else []))
         assert code.ids.min() >= 0 and code.ids.max() < spec.vocab
-    decoded = tokenizer.decode(code)
+    decoded = tokenizer.decode(code, captions)
     assert decoded.shape == images.shape and decoded.isfinite().all()
-    torch.testing.assert_close(tokenizer.decode(Code(z=code.z, ids=None) if code.z is not None else code), decoded)
+    alone = Code(z=code.z, ids=None) if code.z is not None else code
+    torch.testing.assert_close(tokenizer.decode(alone, captions), decoded)
 
 
 @torch.no_grad()
 def check_images_one_by_one(node: Node) -> None:
     """What the bottleneck reads and what is decoded of an image do not depend on the others of its batch."""
-    tokenizer, images = tokenizer_of(node)
-    h, code = tokenizer.features(images), tokenizer.encode(images)
-    decoded = tokenizer.decode(code)
+    tokenizer, images, captions = tokenizer_of(node)
+    h, code = tokenizer.features(images, captions), tokenizer.encode(images, captions)
+    decoded = tokenizer.decode(code, captions)
+    tokenizer.enable_slicing()
+    torch.testing.assert_close(tokenizer.decode(code, captions), decoded, atol=1e-4, rtol=1e-3)
     for i in range(3):
-        torch.testing.assert_close(tokenizer.features(images[i : i + 1]), h[i : i + 1], atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(tokenizer.decode(code[i : i + 1]), decoded[i : i + 1], atol=1e-4, rtol=1e-3)
+        row = slice(i, i + 1)
+        caption = None if captions is None else captions[row]
+        torch.testing.assert_close(tokenizer.features(images[row], caption), h[row], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(tokenizer.decode(code[row], caption), decoded[row], atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def check_captions(node: Node) -> None:
+    """A caption changes what the halves give that read captions, who refuse to do without; no other half sees it."""
+    tokenizer, images, captions = tokenizer_of(node)
+    randomised(tokenizer)
+    reads, others = tokenizer.can.captions, captions_for(tokenizer, seed=8)
+    code = tokenizer.encode(images, captions)
+    works = {
+        "encoder": lambda given: tokenizer.features(images, given),
+        "decoder": lambda given: tokenizer.decode(code, given),
+    }
+    for half, work in works.items():
+        if half not in reads:
+            assert torch.equal(work(None), work(captions or Condition(text=torch.ones(3, 2, 2)))), half
+            continue
+        assert not torch.allclose(work(captions), work(others), atol=1e-4), half
+        narrow = Condition(text=captions.text[..., :-1])
+        for given in (None, Condition(labels=torch.arange(3)), narrow):
+            with pytest.raises(ValueError, match="reads captions") as refusal:
+                work(given)
+            assert "\n" not in str(refusal.value)
+    kind = type(tokenizer)
+    if reads:
+        with pytest.raises(ValueError, match="section text"):
+            kind.geometry(Arguments.from_config(tokenizer) | {"text_tokens": 0})
 
 
 def check_given_draws(node: Node) -> None:
     """A training pass is a function of its draws, and its terms are those that are known without building."""
-    tokenizer, images = tokenizer_of(node)
+    tokenizer, images, captions = tokenizer_of(node)
     names = type(tokenizer).terms(Arguments.from_config(tokenizer))
-    passes = [copy.deepcopy(tokenizer).train()(images, draws=draws()) for _ in range(2)]
+    passes = [copy.deepcopy(tokenizer).train()(images, captions, draws=draws()) for _ in range(2)]
     assert set(passes[0].terms) == set(names)
     assert torch.equal(passes[0].images, passes[1].images) and passes[0].images.isfinite().all()
     assert all(torch.equal(value, passes[1].terms[name]) for name, value in passes[0].terms.items())
     before = copy.deepcopy(tokenizer.state_dict())
     with torch.no_grad():
-        tokenizer(images, draws=draws())
+        tokenizer(images, captions, draws=draws())
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items()), "in evaluation"
 
 
 def total(tokenizer: nn.Module, images: Tensor, given: StepDraws | None = None) -> Tensor:
     """A loss of all that a training pass gives: images, terms, and features for losses that read them."""
-    rebuilt = tokenizer(images, draws=given or draws())
+    rebuilt = tokenizer(images, captions_for(tokenizer, len(images)), draws=given or draws())
     features = [tensor for value in rebuilt.features.values() for tensor in tensors_of(value)]
     trained = [tensor.square().mean() for tensor in features if tensor.requires_grad]
     return (rebuilt.images * images).mean() + rebuilt.images.square().mean() + sum([*rebuilt.terms.values(), *trained])
@@ -496,7 +552,7 @@ def total(tokenizer: nn.Module, images: Tensor, given: StepDraws | None = None) 
 
 def check_tokenizer_checkpointing(node: Node) -> None:
     """Gradient checkpointing changes no gradient."""
-    tokenizer, images = tokenizer_of(node)
+    tokenizer, images, _ = tokenizer_of(node)
     for parameter in tokenizer.trainable("all"):
         parameter.requires_grad_(True)  # given weights have none until a phase trains them
     gradients = []
@@ -512,7 +568,7 @@ def check_tokenizer_checkpointing(node: Node) -> None:
 
 def check_parts(node: Node) -> None:
     """Each part of a tokenizer gets gradients, no other parameter does, and what is fixed is in no part."""
-    tokenizer, images = tokenizer_of(node)
+    tokenizer, images, _ = tokenizer_of(node)
     with torch.no_grad():
         for parameter in tokenizer.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)  # so that no gate is shut
@@ -538,12 +594,12 @@ def check_parts(node: Node) -> None:
 @torch.no_grad()
 def check_tokenizer_half_precision(node: Node) -> None:
     """In bfloat16 codes and images are finite, and the image of one code is near that in float32."""
-    tokenizer, images = tokenizer_of(node)
-    code = tokenizer.encode(images)
-    exact = tokenizer.decode(code)
+    tokenizer, images, captions = tokenizer_of(node)
+    code = tokenizer.encode(images, captions)
+    exact = tokenizer.decode(code, captions)
     tokenizer.bfloat16()
-    rough = tokenizer.decode(Code(z=None if code.z is None else code.z.bfloat16(), ids=code.ids))
-    assert rough.isfinite().all() and tokenizer(images.bfloat16()).images.isfinite().all()
+    rough = tokenizer.decode(Code(z=None if code.z is None else code.z.bfloat16(), ids=code.ids), captions)
+    assert rough.isfinite().all() and tokenizer(images.bfloat16(), captions).images.isfinite().all()
     assert (rough.float() - exact).square().mean() < 1e-2 * exact.square().mean() + 1e-6
 
 

@@ -55,6 +55,7 @@ def test_networks(node, check):
 TOKENIZERS = [
     contracts.check_geometry,
     contracts.check_images_one_by_one,
+    contracts.check_captions,
     contracts.check_given_draws,
     contracts.check_tokenizer_checkpointing,
     contracts.check_parts,
@@ -112,8 +113,8 @@ def test_saved_networks_are_the_same_in_a_fresh_process(tmp_path):
 def test_saved_tokenizers_and_critics_are_the_same_in_a_fresh_process(tmp_path, stock):
     asked = {}
     for name, node in examples("tokenizers").items():
-        tokenizer, images = contracts.tokenizer_of(found_at(node, stock))
-        asked[name] = (tokenizer, (images,))
+        tokenizer, images, captions = contracts.tokenizer_of(found_at(node, stock))
+        asked[name] = (tokenizer, (images, captions))
     for name, node in examples("critics").items():
         asked[name] = (build("critics", node).eval(), (contracts.images_of(32),))
     contracts.saved_answers(asked, answers_of_saved, tmp_path)

@@ -4,16 +4,18 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.code import Code, plain_ids, stack_ids
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
-from pipeline.nn.clusters import distances
+from pipeline.nn.clusters import distances, nearest_centres
 from pipeline.nn.entropy import tokens_at_once
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.full_precision import full_precision
+from pipeline.nn.processes import world_size
 from pipeline.nn.straight_through import straight_through
 from pipeline.ranges import Count, RangedArguments
 
@@ -106,6 +108,42 @@ class Quantizer(Bottleneck):
     def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
         """`value` with the gradient that this quantiser gives to `latents`."""
         return straight_through(value, latents)
+
+
+class CodebookQuantizer(Quantizer):
+    """Latents to the nearest of the `vocab` rows of `codebook`, the first one on ties.
+
+    With `unit_norm`, latents and rows have length one before they are compared and z is the row at length one.
+    """
+
+    codebook: Tensor  # [vocab, dim], a parameter or a buffer
+    unit_norm: bool
+
+    def latents(self, h: Tensor) -> Tensor:
+        return F.normalize(h, dim=-1) if self.unit_norm else h
+
+    def rows(self) -> Tensor:
+        """The code vectors [vocab, dim] in float32; a copy, for the codebook may change before a backward pass."""
+        rows = self.codebook.float().clone()
+        return F.normalize(rows, dim=-1) if self.unit_norm else rows
+
+    def assign(self, latents: Tensor, rows: Tensor, draws: Draws | None = None) -> Tensor:
+        """Ids [B, N] of the nearest of `rows` to latents [B, N, dim]."""
+        return nearest_centres(latents.flatten(0, 1), rows).unflatten(0, latents.shape[:2])
+
+    @torch.no_grad()
+    def nearest(self, h: Tensor) -> Tensor:
+        """Ids [B, N] of the rows nearest to h [B, N, dim]."""
+        with full_precision(h):
+            return self.assign(self.latents(h.float()), self.rows())
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        rows = F.embedding(ids, self.codebook).float()
+        return (F.normalize(rows, dim=-1) if self.unit_norm else rows).to(self.codebook.dtype)
+
+    def global_batch(self, latents: Tensor, draws: Draws) -> int:
+        """Images of a global batch, each counted as often as it comes here."""
+        return self.calls * (draws.batch or len(latents) * world_size())
 
 
 class Composite(Quantizer):

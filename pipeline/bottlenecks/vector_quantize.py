@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.bottlenecks.base import Quantizer
+from pipeline.bottlenecks.base import CodebookQuantizer
 from pipeline.code import Code
 from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.candidates import choose_candidates, draw_candidates
-from pipeline.nn.clusters import cluster_sums, distances, k_means, nearest_centres
+from pipeline.nn.clusters import cluster_sums, distances, k_means
 from pipeline.nn.entropy import entropy_gap, tokens_at_once
-from pipeline.nn.full_precision import full_precision
 from pipeline.nn.processes import broadcast_from_first, sum_over_processes, world_size
 from pipeline.nn.straight_through import rotation_trick
 from pipeline.ranges import Count, FractionBelowOne, NotNegative, Positive
@@ -27,7 +26,7 @@ SMOOTHING = 1e-5  # Laplace, in latents a row
 RESTARTS = 256  # rows at most that are restarted after one batch
 
 
-class VectorQuantize(Quantizer):
+class VectorQuantize(CodebookQuantizer):
     """Features h [B, N, dim] to the nearest of `vocab` rows, the first one on ties.
 
     van den Oord et al., arXiv:1711.00937. With `unit_norm`, latents and rows have length one before they are compared
@@ -90,9 +89,6 @@ class VectorQuantize(Quantizer):
         start = ("the k-means start",) if arguments.start == "kmeans" else ()
         return start if arguments.entropy_temperature is None else (*start, "the entropy term")
 
-    def latents(self, h: Tensor) -> Tensor:
-        return F.normalize(h, dim=-1) if self.unit_norm else h
-
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         learning = self.training and draws is not None and latents.requires_grad
         if learning and not self._going:
@@ -111,34 +107,19 @@ class VectorQuantize(Quantizer):
     def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
         return rotation_trick(value, latents) if self.gradient == "rotation" else super().pass_gradient(value, latents)
 
-    def rows(self) -> Tensor:
-        """The code vectors [vocab, dim] in float32; a copy, for the codebook may change before a backward pass."""
-        rows = self.codebook.float().clone()
-        return F.normalize(rows, dim=-1) if self.unit_norm else rows
-
     def logits(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
         """Points [T, dim] to the logits [T, vocab] whose entropy is a term."""
         return lambda points: distances(points, rows) / -self.entropy_temperature
 
     def assign(self, latents: Tensor, rows: Tensor, draws: Draws | None = None) -> Tensor:
         """Ids [B, N] of latents [B, N, dim] among `rows`: the nearest, or drawn where sampling is on."""
-        points = latents.flatten(0, 1)
         if self.sampling is None or draws is None:
-            return nearest_centres(points, rows).unflatten(0, latents.shape[:2])
+            return super().assign(latents, rows)
+        points = latents.flatten(0, 1)
         uniform = draws.uniform("assignment", tuple(latents.shape[1:2])).to(points).flatten()
         parts = zip(points.split(tokens_at_once(self.vocab)), uniform.split(tokens_at_once(self.vocab)))
         ids = torch.cat([self.sampling(-distances(part, rows), at) for part, at in parts])
         return ids.unflatten(0, latents.shape[:2])
-
-    @torch.no_grad()
-    def nearest(self, h: Tensor) -> Tensor:
-        """Ids [B, N] of the rows nearest to h [B, N, dim]."""
-        with full_precision(h):
-            return self.assign(self.latents(h.float()), self.rows())
-
-    def lookup(self, ids: Tensor) -> Tensor:
-        rows = F.embedding(ids, self.codebook).float()
-        return (F.normalize(rows, dim=-1) if self.unit_norm else rows).to(self.codebook.dtype)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -172,10 +153,6 @@ class VectorQuantize(Quantizer):
         if self.restart:
             self.restart_rows(choose_candidates(self._candidates, min(RESTARTS, self.vocab)))
         self._seen, self._candidates, self._images = [], [], 0
-
-    def global_batch(self, latents: Tensor, draws: Draws) -> int:
-        """Images of a global batch, each counted as often as it comes here."""
-        return self.calls * (draws.batch or len(latents) * world_size())
 
     def update_averages(self, counts: Tensor, sums: Tensor) -> None:
         """The running means after a batch whose rows had `counts` [vocab] latents, together `sums` [vocab, dim].

@@ -17,6 +17,7 @@ class Capabilities:
     prefixes: bool = False  # `render` makes images of the first few tokens, too
     transforms: bool = False  # `forward` takes the `transform` of a map
     projection_width: int | None = None  # see pipeline.nn.class_projection: channels that `projection` reads
+    captions: tuple[str, ...] = ()  # "encoder" and "decoder": the halves that read an image's caption, and need one
     needs_stand_in: bool = False  # see pipeline.vision.frozen_encoder: its frozen network has no weights yet
 
     def compared_shape(self, part: str, images: ImageShape) -> ImageShape:

@@ -20,6 +20,15 @@ def nearest_centres(points: Tensor, centres: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def nearest_points(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest of the points [T, C] to each of the centres [K, C], the first on ties: squared distances, ids [K]."""
+    parts = centres.split(tokens_at_once(len(points)))
+    nearest = [distances(part, points).min(dim=-1) for part in parts]
+    apart = torch.cat([values for values, _ in nearest]) + centres.square().sum(dim=-1)
+    return apart, torch.cat([ids for _, ids in nearest])
+
+
+@torch.no_grad()
 def cluster_sums(points: Tensor, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """How many points [T, C] have each id [T], [count], and what they add up to, [count, C].
 

@@ -62,6 +62,11 @@ class LabelEmbedding(nn.Embedding):
         super().__init__(num_classes + 1, width)
 
 
+def learned_vectors(count: int, width: int) -> nn.Parameter:
+    """`count` learned vectors [count, width], normal with a standard deviation of width^-0.5."""
+    return nn.Parameter(width**-0.5 * torch.randn(count, width))
+
+
 def coordinates(grid: Sequence[int], counted_on: Sequence[int] | None = None) -> Tensor:
     """Coordinate of every token along every axis, [N, axes] float64, row by row: 0, 1, 2, ...
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.nn.embeddings import fixed_positions, register_table
+from pipeline.nn.embeddings import fixed_positions, learned_vectors, register_table
 from pipeline.nn.grid_transformer import GridTransformer, initialise
-from pipeline.nn.vision_transformer import PreNormBlock, learned_vectors
+from pipeline.nn.vision_transformer import PreNormBlock
 from pipeline.ranges import Count, RangedFields, Whole
 
 

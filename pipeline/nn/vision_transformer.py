@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.nn.blocks import SelfAttention
+from pipeline.nn.caption_tokens import CaptionShape, CaptionTokens
 from pipeline.nn.convolution import Tower
+from pipeline.nn.embeddings import learned_vectors
 
 
 class PreNormBlock(nn.Module):
@@ -28,28 +30,51 @@ class PreNormBlock(nn.Module):
 
 
 class Trunk(Tower):
-    """The sequence [class token | patches of the image | latent tokens] through pre-norm blocks.
+    """The sequence [class token | patches of the image | latent tokens | caption] through pre-norm blocks.
 
-    Every member has a learned position. Yu et al., arXiv:2406.07550, in the form of bytedance/1d-tokenizer.
+    Every member has a learned position. Yu et al., arXiv:2406.07550, in the form of bytedance/1d-tokenizer; captions
+    are read where `captions` gives their shape. The class token can be left out.
     """
 
-    def __init__(self, patches: int, tokens: int, width: int, depth: int, heads: int):
+    def __init__(
+        self,
+        patches: int,
+        tokens: int,
+        width: int,
+        depth: int,
+        heads: int,
+        captions: CaptionShape | None = None,
+        class_token: bool = True,
+    ):
         super().__init__()
-        self.class_token = learned_vectors(1, width)
-        self.place_positions = learned_vectors(1 + patches, width)  # the class token's is the first
+        self.class_token = learned_vectors(1, width) if class_token else None
+        self.place_positions = learned_vectors(class_token + patches, width)  # the class token's is the first
         self.token_positions = learned_vectors(tokens, width)
+        self.captions = None if captions is None else CaptionTokens(captions, width)
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(PreNormBlock(width, heads) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
 
-    def mix(self, patches: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """patches [B, P, width] and the first few latents [B, n, width] after all blocks, before the last norm."""
-        class_token = self.class_token.expand(len(patches), 1, -1)
-        image = torch.cat([class_token, patches], dim=1) + self.place_positions
-        h = self.norm_in(torch.cat([image, latents + self.token_positions[: latents.shape[1]]], dim=1))
+    @property
+    def patches(self) -> int:
+        return len(self.place_positions) - (self.class_token is not None)
+
+    def mix(self, patches: Tensor, latents: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """patches [B, P, width] and the first few latents [B, n, width] after all blocks, before the last norm.
+
+        `text` [B, T, channels] are the features of captions, where they are read.
+        """
+        image = patches
+        if self.class_token is not None:
+            image = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1)
+        members = [image + self.place_positions, latents + self.token_positions[: latents.shape[1]]]
+        if self.captions is not None:
+            members.append(self.captions(text.to(patches.dtype)))
+        h = self.norm_in(torch.cat(members, dim=1))
         for block in self.blocks:
             h = self.run(block, h)
-        return h[:, 1 : image.shape[1]], h[:, image.shape[1] :]
+        places = image.shape[1]
+        return h[:, places - patches.shape[1] : places], h[:, places : places + latents.shape[1]]
 
 
 class LatentEncoder(Trunk):
@@ -70,17 +95,19 @@ class LatentEncoder(Trunk):
         outputs: int,
         interleaved: bool = False,
         channels: int = 3,
+        captions: CaptionShape | None = None,
+        class_token: bool = True,
     ):
-        super().__init__(patches, tokens, width, depth, heads)
+        super().__init__(patches, tokens, width, depth, heads, captions, class_token)
         self.interleaved = interleaved
         self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         self.tokens = learned_vectors(tokens, width)
         self.projection = nn.Linear(width, outputs)
         initialise(self)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
-        _, latents = self.mix(patches, self.tokens.expand(len(images), -1, -1))
+        _, latents = self.mix(patches, self.tokens.expand(len(images), -1, -1), text)
         latents = self.norm_out(latents)
         if self.interleaved:
             latents = latents.flatten(1).unflatten(1, (latents.shape[2], latents.shape[1])).transpose(1, 2)
@@ -93,26 +120,31 @@ class LatentDecoder(Trunk):
     Every patch begins as the same mask token, and differs by its position.
     """
 
-    def __init__(self, inputs: int, patches: int, tokens: int, width: int, depth: int, heads: int):
-        super().__init__(patches, tokens, width, depth, heads)
+    def __init__(
+        self,
+        inputs: int,
+        patches: int,
+        tokens: int,
+        width: int,
+        depth: int,
+        heads: int,
+        captions: CaptionShape | None = None,
+        class_token: bool = True,
+    ):
+        super().__init__(patches, tokens, width, depth, heads, captions, class_token)
         self.embedding = nn.Linear(inputs, width)
         self.mask_token = learned_vectors(1, width)
         initialise(self)
 
-    def forward(self, z: Tensor) -> Tensor:
-        masks = self.mask_token.expand(len(z), len(self.place_positions) - 1, -1)
-        patches, _ = self.mix(masks, self.embedding(z))
+    def forward(self, z: Tensor, text: Tensor | None = None) -> Tensor:
+        masks = self.mask_token.expand(len(z), self.patches, -1)
+        patches, _ = self.mix(masks, self.embedding(z), text)
         return self.norm_out(patches)
 
 
-def image_tokens(sequence: Tensor, count: int) -> Tensor:
-    """The image's patches of a sequence [class token | patches | latent tokens], [B, count, width]; of fewer, all."""
-    return sequence[:, 1 : 1 + count] if sequence.shape[1] > count else sequence
-
-
-def learned_vectors(count: int, width: int) -> nn.Parameter:
-    """`count` learned vectors [count, width], normal with a standard deviation of width^-0.5."""
-    return nn.Parameter(width**-0.5 * torch.randn(count, width))
+def image_tokens(sequence: Tensor, count: int, first: int = 1) -> Tensor:
+    """The image's patches of a sequence, by default after one class token, [B, count, width]; of fewer, all."""
+    return sequence[:, first : first + count] if sequence.shape[1] > count else sequence
 
 
 def initialise(module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.components import build as build_component
 from pipeline.published.checkpoint import fill, heads_of, need, rename
@@ -56,22 +56,32 @@ def convert(
     """
     two_stage = "decoder.ffn.2.weight" in state
     arguments = shapes(state, heads, decoder_heads, two_stage)
-    if unit_norm is not None:
-        if arguments["bottleneck"]["kind"] != "vector_quantize":
-            raise ValueError("unit_norm is about a codebook, and this TiTok has none; leave it out")
-        arguments["bottleneck"]["unit_norm"] = unit_norm
+    state_unit_norm(arguments["bottleneck"], unit_norm)
     names = NAMES | (OF_PROXY if two_stage else OF_PIXELS)
     if two_stage:
         need(state, "pixel_quantize.embedding.weight", "two-stage TiTok")
         proxy = pixel_shapes(state, "pixel_decoder")
         arguments |= {f"proxy_{name}": value for name, value in proxy.items()}
         names |= decoder_names("pixel_decoder", "output.decoder", len(proxy["multipliers"]), proxy["blocks"])
-    image_size = arguments["patch_size"] * math.isqrt(len(state["encoder.positional_embedding"]) - 1)
-    tokenizer = build_component("tokenizers", {"kind": "titok", **arguments}, image_size=image_size)
-    renamed = rename(state, names)
+    return {"tokenizer": assemble("titok", rename(state, names), arguments)}
+
+
+def state_unit_norm(bottleneck: dict[str, object], unit_norm: bool | None) -> None:
+    """Write a stated `unit_norm` into the node of a bottleneck; ValueError where that has no codebook."""
+    if unit_norm is None:
+        return
+    if "vocab" not in bottleneck:
+        raise ValueError("unit_norm is about a codebook, and this tokenizer has none; leave it out")
+    bottleneck["unit_norm"] = unit_norm
+
+
+def assemble(kind: str, renamed: dict[str, Tensor], arguments: dict[str, object], **captions: int) -> nn.Module:
+    """The tokenizer with these arguments of the weights under our names, kernels of 1x1 made matrices."""
+    image_size = arguments["patch_size"] * math.isqrt(len(renamed["encoder.place_positions"]) - 1)
+    tokenizer = build_component("tokenizers", {"kind": kind, **arguments}, image_size=image_size, **captions)
     renamed = {name: value[:, :, 0, 0] if name in MATRICES else value for name, value in renamed.items()}
     renamed["decoder.mask_token"] = renamed["decoder.mask_token"][0]
-    return {"tokenizer": fill(tokenizer, renamed | {"mean": tokenizer.mean, "std": tokenizer.std})}
+    return fill(tokenizer, renamed | {"mean": tokenizer.mean, "std": tokenizer.std})
 
 
 def shapes(

@@ -26,15 +26,16 @@ from pipeline.validation import SettingError, at, suggestion
 
 
 def find_tokenizer(recipe: Recipe) -> tuple[type[Tokenizer], Arguments]:
-    """The class of the recipe's tokenizer and its arguments, size and channels of the images included."""
+    """The class of the recipe's tokenizer and its arguments, those of the images and captions included."""
     cls, arguments = check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"], "tokenizer.model")
-    return cls, arguments | image_arguments(cls, recipe)
+    return cls, arguments | image_arguments(cls, recipe) | caption_arguments(cls, recipe)
 
 
 def build_tokenizer(recipe: Recipe) -> Tokenizer:
     """The tokenizer before its training; its weights are those of torch's generator, see `seed_initial_weights`."""
     cls, _ = check("tokenizers", recipe.tokenizer.model, DERIVED["tokenizers"], "tokenizer.model")
-    return build("tokenizers", recipe.tokenizer.model, **image_arguments(cls, recipe))
+    derived = image_arguments(cls, recipe) | caption_arguments(cls, recipe)
+    return build("tokenizers", recipe.tokenizer.model, **derived)
 
 
 def image_arguments(cls: type[Tokenizer], recipe: Recipe) -> dict[str, Any]:
@@ -46,6 +47,12 @@ def image_arguments(cls: type[Tokenizer], recipe: Recipe) -> dict[str, Any]:
     if not isinstance(given["image_size"], int) and not takes_list(hints["image_size"]):
         raise SettingError("data.size", f": {cls.__name__} takes square images alone; give one number")
     return given
+
+
+def caption_arguments(cls: type[Tokenizer], recipe: Recipe) -> dict[str, Any]:
+    """The arguments of a tokenizer that are of the captions it reads; of no captions where the recipe has none."""
+    hints = type_hints(cls.__init__)
+    return {name: value for name, value in text_arguments(find_text_spec(recipe)).items() if name in hints}
 
 
 def takes_list(hint: Any) -> bool:

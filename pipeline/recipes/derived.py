@@ -5,7 +5,7 @@ TEXT = ("text_tokens", "text_dim", "text_layers", "pooled_dim")  # of models tha
 DERIVED = {  # what a recipe may not state, by slot
     "datasets": ("split",),
     "text_encoders": (),
-    "tokenizers": ("image_size", "image_channels"),
+    "tokenizers": ("image_size", "image_channels", *TEXT),
     "networks": ("grid", "dim", "vocab", "codebooks", "num_classes", "outputs", "class_token", "position_grid", *TEXT),
     "objectives": (),
     "solvers": (),

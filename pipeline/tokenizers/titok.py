@@ -1,6 +1,5 @@
 """The 1-D tokenizer: an image as a short sequence of tokens, none of which belongs to a position."""
 
-import math
 from typing import Literal
 
 import torch
@@ -9,20 +8,18 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.code import Condition, LatentSpec
+from pipeline.code import LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.entry_points import EntryPoints
-from pipeline.nn.image_size import Sides, divide
+from pipeline.nn.image_size import Sides
+from pipeline.nn.latent_transformers import LatentTransformers, patch_grids
 from pipeline.nn.maskgit_convolution import Decoder
 from pipeline.nn.patch_heads import ConvHead
-from pipeline.nn.transformer_sizes import both_sizes, check_heads
-from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_tokens, initialise
+from pipeline.nn.vision_transformer import initialise
 from pipeline.ranges import Count, Counts, ImageSize, Whole
 from pipeline.saved_folders import load_tokenizer
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
-from pipeline.validation import at
 from pipeline.vision.named_model import NamedModel
 
 
@@ -51,7 +48,7 @@ class ProxyHead(EntryPoints):
         return self.decode_logits(self.logits(h))
 
 
-class TiTok(ProjectsClassFeatures, Tokenizer):
+class TiTok(LatentTransformers, Tokenizer):
     """Yu et al., arXiv:2406.07550: `tokens` learned tokens read the image beside its patches, and are the code.
 
     Encoder and decoder are vision transformers of `width`, `depth` and `heads`, the decoder's the same unless given; so
@@ -97,17 +94,15 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
     ):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
-        self.spec = self.geometry(Arguments.from_config(self))
-        _, (wide, deep, many) = both_sizes(Arguments.from_config(self))
-        grids = patch_grids(Arguments.from_config(self))
-        patches, made = (math.prod(grid) for grid in grids)
-        reading = (patches, patch_size, tokens, width, depth, heads)
-        self.encoder = LatentEncoder(*reading, neck.inputs, interleaved, image_channels)
-        self.neck = neck
-        self.decoder = LatentDecoder(neck.dim, made, tokens, wide, deep, many)
+        arguments = Arguments.from_config(self)
+        self.spec = self.geometry(arguments)
+        self.add_transformers(arguments, neck, interleaved=interleaved)
+        wide = decoder_width or width
         if head == "proxy":
             widths = [proxy_width * multiplier for multiplier in proxy_multipliers]
-            self.output = ProxyHead(wide, grids[1], proxy_vocab, proxy_dim, widths, proxy_blocks, image_channels)
+            self.output = ProxyHead(
+                wide, patch_grids("titok", arguments)[1], proxy_vocab, proxy_dim, widths, proxy_blocks, image_channels
+            )
         else:
             self.output = ConvHead(wide, decoder_patch_size or patch_size, image_channels)
             initialise(self.output)
@@ -121,9 +116,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
-        for width, _, heads in both_sizes(arguments):
-            check_heads("titok", width, heads)
-        patch_grids(arguments)
+        spec = super().geometry(arguments)
         decoder_patch_size = arguments.decoder_patch_size or arguments.patch_size
         levels = len(arguments.proxy_multipliers)
         stride = 2 ** (levels - 1)
@@ -134,8 +127,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
             )
         if arguments.head != "proxy" and arguments.proxy_start is not None:
             raise ValueError("titok: proxy_start is for the pixel decoder of head=proxy; set that, or leave it out")
-        neck = components.build("bottlenecks", arguments.bottleneck)
-        return LatentSpec((arguments.tokens,), neck.dim, neck.vocab, neck.codebooks)
+        return spec
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
@@ -148,16 +140,6 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
             projection_width=None if arguments.interleaved else arguments.width,
         )
 
-    def projection(self, features: Tensor) -> Tensor:
-        return self.encoder.projection(features)
-
-    def features(self, images: Tensor, condition: Condition | None = None) -> Tensor:
-        self.check_images(images)
-        return self.encoder((images + 1) / 2)
-
-    def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
-        return self.paint(self.states(z))
-
     def reconstruct(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> TokenizerOutput:
         code, z, terms = self.encode_for_training(images, given)
         h = self.states(z)
@@ -168,24 +150,7 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
         return TokenizerOutput(images, code, terms, {"proxy_logits": logits})
 
     def paint(self, h: Tensor) -> Tensor:
-        """States of patches [B, patches, width] to images in [-1, 1]."""
-        grid = patch_grids(Arguments.from_config(self))[1]
-        return (self.output(h, grid) if self.config.head == "pixels" else self.output(h)) * 2 - 1
-
-    def position_tokens(self, name: str, output: Tensor) -> Tensor:
-        side = name.partition(".")[0]
-        if output.ndim != 3 or side not in ("encoder", "decoder"):
-            return super().position_tokens(name, output)
-        return image_tokens(output, len(self.get_submodule(side).place_positions) - 1)
-
-    def states(self, z: Tensor) -> Tensor:
-        """z [B, at most `tokens`, dim] at the bottleneck's own scale to what the head reads, [B, patches, width].
-
-        Fewer are the first ones, for a tokenizer that has been trained with the perturbation `prefix_drop`.
-        """
-        if not 1 <= z.shape[1] <= self.config.tokens:
-            raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.config.tokens}")
-        return self.decoder(z)
+        return super().paint(h) if self.config.head == "pixels" else self.output(h) * 2 - 1
 
     def start_from(self, folder: str) -> None:
         """Take pixel codebook and decoder from the `maskgit_vqgan` in `folder`; ValueError where they do not fit."""
@@ -207,23 +172,9 @@ class TiTok(ProjectsClassFeatures, Tokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        return self.output.conv_out.weight if self.config.head == "pixels" else self.output.decoder.conv_out.weight
+        return self.output.last_layer if self.config.head == "pixels" else self.output.decoder.conv_out.weight
 
     def parts(self) -> dict[str, list[nn.Module]]:
-        encoder = [self.encoder, self.neck]
+        parts = super().parts()
         logits = [self.output.logits] if self.config.head == "proxy" else [self.output]
-        return {
-            "encoder": encoder,
-            "decoder": [self.decoder, self.output],
-            "transformers": [*encoder, self.decoder, *logits],
-        }
-
-
-def patch_grids(arguments: Arguments) -> tuple[Sides, Sides]:
-    """Rows and columns of the patches that are read and made; ValueError where a patch does not divide the sides."""
-    read, made = arguments.patch_size, arguments.decoder_patch_size or arguments.patch_size
-    with at("titok"):
-        return (
-            divide(arguments.image_size, read, f"patch_size {read}; change one"),
-            divide(arguments.image_size, made, f"decoder_patch_size {made}; change one"),
-        )
+        return parts | {"transformers": [*parts["encoder"], self.decoder, *logits]}

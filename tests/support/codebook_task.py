@@ -21,6 +21,8 @@ ROW = {"kind": "vector_quantize", "dim": 4, "vocab": 12, "decay": 0.6}
 NECKS = {
     "unit": ROW | {"restart": 0.3},
     "ema": ROW | {"unit_norm": False, "learn": "ema", "restart": 0.3, "sampling_temperature": 0.05},
+    "clustered": {"kind": "online_clustered", "dim": 4, "vocab": 12, "decay": 0.6},
+    "clustered_unit": {"kind": "online_clustered", "dim": 4, "vocab": 12, "unit_norm": True},
     "shared": {"kind": "residual", "bottleneck": ROW | {"learn": "ema"}, "codebooks": 2, "shared": True, "scale": 0.5},
 }
 IN_ONE_BATCH = {

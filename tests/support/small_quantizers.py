@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from pipeline import components
-from pipeline.bottlenecks.base import Quantizer
-from pipeline.bottlenecks.vector_quantize import VectorQuantize
+from pipeline.bottlenecks.base import CodebookQuantizer, Quantizer
 from pipeline.draws import StepDraws
 
 UNIT = {"kind": "vector_quantize", "dim": 4, "vocab": 24}
 EUCLID = UNIT | {"unit_norm": False}
+CLUSTERED = {"kind": "online_clustered", "dim": 4, "vocab": 24, "decay": 0.9}
 GRID = {"kind": "finite_scalar", "levels": [8, 5, 4, 2, 3]}
 BITS = {"kind": "binary", "bits": 6}
 NODES = {
@@ -18,6 +18,8 @@ NODES = {
     "ema": EUCLID | {"learn": "ema", "start": "kmeans", "restart": 0.1},
     "all": UNIT | {"start": "kmeans", "restart": 0.1, "gradient": "rotation", "entropy_temperature": 0.1},
     "drawn": UNIT | {"learn": "ema", "sampling_temperature": 0.1},
+    "clustered": CLUSTERED,
+    "clustered_unit": CLUSTERED | {"unit_norm": True},
     "grid": GRID,
     "bits": BITS,
     "sphere": BITS | {"spherical": True, "group": 4},
@@ -38,7 +40,7 @@ def build(node: dict, **changes) -> Quantizer:
     torch.manual_seed(0)
     quantizer = components.build("bottlenecks", node | changes)
     for part in quantizer.modules():
-        if isinstance(part, VectorQuantize) and not part.unit_norm:
+        if isinstance(part, CodebookQuantizer) and not part.unit_norm:
             part.codebook.data.normal_()
     return quantizer
 

@@ -29,7 +29,8 @@ def stock(tmp_path_factory) -> dict[int, str]:
 
 def built(node: Node, image_size: int | list[int], channels: int, stock: dict[int, str]) -> nn.Module:
     node = {"kind": node["kind"], "path": stock[channels]} if "path" in node else node
-    return build("tokenizers", node, image_size=image_size, image_channels=channels)
+    derived = contracts.derived_of(node, 0) | {"image_size": image_size, "image_channels": channels}
+    return build("tokenizers", node, **derived)
 
 
 def images_of(shape: tuple[int, int, int]) -> Tensor:
@@ -50,14 +51,15 @@ def test_tokenizers_take_images_of_any_shape(node, shape, stock, tmp_path):
     train_one_step(tokenizer, images)
 
     with torch.no_grad():
-        code = tokenizer.eval().encode(images)
-        decoded = tokenizer.decode(code)
+        captions = contracts.captions_for(tokenizer, 2)
+        code = tokenizer.eval().encode(images, captions)
+        decoded = tokenizer.decode(code, captions)
     assert len(code) == 2 and decoded.shape == images.shape and decoded.isfinite().all()
     tokenizer.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)
     assert loaded.image_shape == shape and loaded.spec == tokenizer.spec
     with torch.no_grad():
-        assert torch.equal(loaded.eval().decode(code), decoded)
+        assert torch.equal(loaded.eval().decode(code, captions), decoded)
 
 
 def train_one_step(tokenizer: nn.Module, images: Tensor) -> None:
@@ -84,8 +86,9 @@ def test_a_square_is_the_same_as_a_number_and_as_two_sides(node, stock):
     assert one.spec == other.spec and one.image_shape == other.image_shape == (3, size, size)
     images = images_of((3, size, size))
     with torch.no_grad():
-        code = one.eval().encode(images)
-        assert torch.equal(other.eval().decode(code), one.decode(code))
+        captions = contracts.captions_for(one, 2)
+        code = one.eval().encode(images, captions)
+        assert torch.equal(other.eval().decode(code, captions), one.decode(code, captions))
 
 
 @KINDS

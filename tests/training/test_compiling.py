@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from contracts import as_views, dropout_of, examples, images_of, network_of, request_of, size_for, total
+from contracts import as_views, derived_of, dropout_of, examples, images_of, network_of, request_of, size_for, total
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -84,7 +84,7 @@ def test_tokenizers(name):
     def run(tokenizer: nn.Module, batch: int, step: int) -> Tensor:
         return total(tokenizer, images_of(size, batch), StepDraws(0, step, slice(0, batch), batch))
 
-    check_compiled(build("tokenizers", node, image_size=size).train(), run)
+    check_compiled(build("tokenizers", node, **derived_of(node, size)).train(), run)
 
 
 @pytest.mark.parametrize("name", by_speed(examples("critics")))
