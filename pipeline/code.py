@@ -10,13 +10,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Geometry of one image's code: stated by the tokenizer, read by every later stage, never configured."""
+    """Geometry of one image's code: stated by the tokenizer, read by every later stage, never configured.
 
-    grid: tuple[int, ...]  # (16, 16) a feature map; (32,) a 1-D tokenizer
+    A code with levels is a row of tokens, those of the coarsest level first: its grid has one axis, of as many tokens
+    as the levels have together. What a level is of (a map of the image at some scale, some of the tokens of a 1-D
+    tokenizer) is the tokenizer's to say. ValueError where the levels do not add up to the tokens.
+    """
+
+    grid: tuple[int, ...]  # (16, 16) a feature map; (32,) a 1-D tokenizer; (680,) the levels of VAR in a row
     dim: int  # channels a token
     vocab: int = 0  # codebook size; 0 when continuous
     codebooks: int = 1  # ids a token: product, factorised or residual quantisers
     levels: tuple[int, ...] = ()  # tokens a level, coarse to fine, when the order is hierarchical
+
+    def __post_init__(self) -> None:
+        if self.levels and (len(self.grid) != 1 or sum(self.levels) != self.tokens):
+            raise ValueError(f"levels of {list(self.levels)} tokens are no code on a grid of {list(self.grid)}")
 
     @property
     def tokens(self) -> int:

@@ -7,6 +7,7 @@ without a default has no tiny value yet, `tiny` says what to add to TINY.
 import copy
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -61,6 +62,7 @@ SMALL: dict[str, Any] = {
     "rotary_axes": [4, 6, 6],
     "merge_after": [1],
     "split_after": [1],
+    "sides": [1, 2],
 }
 # The same, and of arguments that no recipe of a part states.
 TINY: dict[str, Any] = SMALL | {
@@ -157,6 +159,19 @@ VARIANTS: dict[str, dict[str, Node]] = {
         "vector_quantize_entropy": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "entropy_temperature": 0.1},
         "vector_quantize_rotation": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "gradient": "rotation"},
         "online_clustered_unit": {"kind": "online_clustered", "dim": 4, "vocab": 16, "unit_norm": True},
+        "vector_quantize_by_angle": {
+            "kind": "vector_quantize",
+            "dim": 4,
+            "vocab": 16,
+            "unit_norm": False,
+            "by_angle": True,
+        },
+        "multi_scale_plain": {"kind": "multi_scale", "sides": [1, 3], "phis": 0},
+        "multi_scale_product": {
+            "kind": "multi_scale",
+            "sides": [2, 3],
+            "bottleneck": {"kind": "product", "codebooks": 2, "bottleneck": {"kind": "binary", "bits": 2}},
+        },
         "binary_spherical": {"kind": "binary", "bits": 4, "spherical": True},
     },
 }
@@ -609,7 +624,13 @@ def check_tokenizer_half_precision(node: Node) -> None:
 def bottleneck_of(node: Node) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(2)
     bottleneck = build("bottlenecks", node).eval()
-    return bottleneck, torch.randn(3, 5, bottleneck.inputs, generator=torch.Generator().manual_seed(4))
+    tokens = bottleneck.tokens or 5
+    return bottleneck, torch.randn(3, tokens, bottleneck.inputs, generator=torch.Generator().manual_seed(4))
+
+
+def spec_of_bottleneck(bottleneck: nn.Module) -> LatentSpec:
+    """Of a code of the features of `bottleneck_of`."""
+    return bottleneck.spec((5,) if bottleneck.tokens is None else (math.isqrt(bottleneck.tokens),) * 2)
 
 
 def check_bottleneck(node: Node) -> None:
@@ -617,7 +638,9 @@ def check_bottleneck(node: Node) -> None:
     bottleneck, h = bottleneck_of(node)
     code, terms = bottleneck(h)
     assert set(terms) == set(type(bottleneck).terms(check("bottlenecks", node)[1]))
-    assert code.z.shape == (3, 5, bottleneck.dim) and bool(bottleneck.vocab) == (code.ids is not None)
+    assert code.z.shape == (3, *spec_of_bottleneck(bottleneck).shape) and bool(bottleneck.vocab) == (
+        code.ids is not None
+    )
     for i in range(3):
         alone, _ = bottleneck(h[i : i + 1])
         torch.testing.assert_close(alone.z, code.z[i : i + 1])
@@ -626,6 +649,9 @@ def check_bottleneck(node: Node) -> None:
         assert code.ids.max() < bottleneck.vocab
     passes = [copy.deepcopy(bottleneck).train()(h, draws()) for _ in range(2)]
     assert torch.equal(passes[0][0].z, passes[1][0].z)
+    read = bottleneck.decoder_input(code.z)
+    assert read.shape == h.shape[:2] + (bottleneck.dim,)
+    assert torch.equal(bottleneck.decoder_input(code.z, h), read)
     assert all(torch.equal(value, passes[1][1][name]) for name, value in passes[0][1].items())
 
 

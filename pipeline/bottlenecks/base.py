@@ -2,13 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import components
-from pipeline.code import Code, plain_ids, stack_ids
+from pipeline.code import Code, LatentSpec, plain_ids, stack_ids
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.clusters import distances, nearest_centres
@@ -16,6 +17,7 @@ from pipeline.nn.entropy import tokens_at_once
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.full_precision import full_precision
 from pipeline.nn.processes import world_size
+from pipeline.nn.scales import LevelTables
 from pipeline.nn.straight_through import straight_through
 from pipeline.ranges import Count, RangedArguments
 
@@ -25,11 +27,12 @@ ENUMERABLE = 2**20  # codes at most among which the nearest are looked for one b
 class Bottleneck(RangedArguments, EntryPoints, ABC):
     """Compresses features [B, N, inputs] into a code of `dim` channels per token."""
 
-    entry_points = ("moments", "lookup", "redraw_ids")
+    entry_points = ("moments", "lookup", "redraw_ids", "decoder_input", "level_tables")
     inputs: int  # channels it reads
     dim: int  # channels of z
     vocab: int = 0  # codebook size; 0 when continuous
     codebooks: int = 1
+    tokens: int | None = None  # features of an image that it reads all together; None: any number, each by itself
 
     @classmethod
     def terms(cls, arguments: Arguments) -> tuple[str, ...]:
@@ -44,9 +47,24 @@ class Bottleneck(RangedArguments, EntryPoints, ABC):
         """
         return ()
 
+    def spec(self, grid: Sequence[int]) -> LatentSpec:
+        """The geometry of its code of features on a grid; ValueError where it makes none of that grid."""
+        return LatentSpec(tuple(grid), self.dim, self.vocab, self.codebooks)
+
     @abstractmethod
     def forward(self, h: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         """The code at its own scale and the unweighted terms. Without draws it is deterministic (the mode)."""
+
+    def decoder_input(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+        """What the decoder reads of z [B, N, dim]: z itself, where a token of the code is one of the features.
+
+        With the features h that z is of, with the gradient that they get from the decoder.
+        """
+        return z
+
+    def level_tables(self) -> LevelTables:
+        """How the map that the decoder reads is made of ids, level by level; ValueError where it is not so made."""
+        raise ValueError(f"{type(self).__name__} makes no levels of a map; take the bottleneck multi_scale")
 
     def moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of the posterior, each [B, N, dim]; ValueError where there is no posterior."""
@@ -76,6 +94,9 @@ class Quantizer(Bottleneck):
     """
 
     calls: int = 1  # calls of this module in one pass through the whole
+
+    def begin(self, latents: Tensor, draws: Draws | None) -> None:
+        """What comes before the first batch [B, N, dim] of a training: the start of a codebook that is found in it."""
 
     def forward(self, h: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
         with full_precision(h):
@@ -159,6 +180,8 @@ class Composite(Quantizer):
         if not isinstance(self.parts[0], Quantizer):
             lacks = "takes no nearest vector" if self.parts[0].vocab else "has no ids"
             raise ValueError(f"only quantisers can be put together; {bottleneck['kind']} {lacks}")
+        if self.parts[0].tokens is not None:
+            raise ValueError(f"{bottleneck['kind']} reads a whole map, and only quantisers of tokens are put together")
         self.repeats = codebooks // distinct
         for module in self.parts.modules():
             if isinstance(module, Quantizer):

@@ -30,7 +30,8 @@ class VectorQuantize(CodebookQuantizer):
     """Features h [B, N, dim] to the nearest of `vocab` rows, the first one on ties.
 
     van den Oord et al., arXiv:1711.00937. With `unit_norm`, latents and rows have length one before they are compared
-    and z is the row at length one (Yu et al., arXiv:2110.04627).
+    and z is the row at length one (Yu et al., arXiv:2110.04627); `by_angle` compares them so and leaves z the row as it
+    is.
 
     The codebook learns by `gradient`, or by `ema`: each row is the running mean of the latents that took it, with
     `decay` and Laplace smoothing (appendix A.1 there). It starts at `random`, or at the centres that `kmeans` finds in
@@ -56,11 +57,13 @@ class VectorQuantize(CodebookQuantizer):
         gradient: Literal["straight_through", "rotation"] = "straight_through",
         entropy_temperature: Positive | None = None,
         sampling_temperature: NotNegative = 0.0,
+        by_angle: bool = False,
     ):
         super().__init__()
         self.dim = self.inputs = dim
         self.vocab, self.unit_norm, self.learn, self.decay, self.start = vocab, unit_norm, learn, decay, start
         self.restart, self.gradient, self.entropy_temperature = restart, gradient, entropy_temperature
+        self.by_angle = by_angle
         self.sampling = Choice(sampling_temperature) if sampling_temperature else None
         rows = torch.randn(vocab, dim)
         rows = F.normalize(rows, dim=-1) if unit_norm else rows / vocab
@@ -90,9 +93,8 @@ class VectorQuantize(CodebookQuantizer):
         return start if arguments.entropy_temperature is None else (*start, "the entropy term")
 
     def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
-        learning = self.training and draws is not None and latents.requires_grad
-        if learning and not self._going:
-            self.initialise_codebook(latents, draws)
+        self.begin(latents, draws)
+        learning = self.learns(latents, draws)
         rows = self.rows()
         ids = self.assign(latents.detach(), rows.detach(), draws if self.training else None)
         taken = F.embedding(ids, rows)
@@ -104,6 +106,14 @@ class VectorQuantize(CodebookQuantizer):
             self.record_batch(latents, ids, draws)
         return Code(z=self.pass_gradient(taken, latents), ids=ids), terms
 
+    def begin(self, latents: Tensor, draws: Draws | None) -> None:
+        if not self._going and self.learns(latents, draws):
+            self.initialise_codebook(latents, draws)
+
+    def learns(self, latents: Tensor, draws: Draws | None) -> bool:
+        """Whether these latents are of a training that changes them."""
+        return self.training and draws is not None and latents.requires_grad
+
     def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
         return rotation_trick(value, latents) if self.gradient == "rotation" else super().pass_gradient(value, latents)
 
@@ -113,6 +123,9 @@ class VectorQuantize(CodebookQuantizer):
 
     def assign(self, latents: Tensor, rows: Tensor, draws: Draws | None = None) -> Tensor:
         """Ids [B, N] of latents [B, N, dim] among `rows`: the nearest, or drawn where sampling is on."""
+        points = latents.flatten(0, 1)
+        if self.by_angle:
+            points, rows = F.normalize(points, dim=-1), F.normalize(rows, dim=-1)
         if self.sampling is None or draws is None:
             return super().assign(latents, rows)
         points = latents.flatten(0, 1)

@@ -38,6 +38,9 @@ OPTIONS = {
     "axes": "channels of a head for the axes of rotary positions",
     "merge_after": "blocks of the encoder after which the image's map is halved",
     "split_after": "blocks of the decoder after which the image's map is doubled",
+    "sides": "sides of the maps that an image becomes, coarse to fine",
+    "phi_share": "share of the convolution in phi, which smooths the maps of the scales",
+    "by_angle": "whether the nearest code is that of the least angle (true or false)",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }
 

@@ -1,5 +1,6 @@
 """What every tokenizer promises: images to codes and back, at unit scale."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -186,8 +187,12 @@ class Tokenizer(
 
     def decode(self, code: Code, condition: Condition | None = None) -> Tensor:
         """Images from a code at unit scale; from ids through lookup when there is no z."""
+        return self.by_image(self.render, self.decoder_input(code), condition)
+
+    def decoder_input(self, code: Code) -> Tensor:
+        """What the decoder reads, [B, M, C] at the bottleneck's own scale, of a code at unit scale."""
         z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
-        return self.by_image(self.render, z, condition)
+        return self.neck.decoder_input(z)
 
     def decode_for_training(self, code: Code, given: TrainingInputs) -> Tensor:
         """As `decode`, as a training runs it; overridden where the decoder then draws what it leaves out."""
@@ -227,7 +232,8 @@ class Tokenizer(
     def apply_bottleneck(self, h: Tensor, given: TrainingInputs) -> tuple[Code, Tensor, dict[str, Tensor]]:
         """As `encode_for_training`, of features h [B, N, neck.inputs]."""
         code, terms = self.neck(h, given.draws)
-        return code, code.z if given.perturb is None else given.perturb(self.neck, h, code), terms
+        z = code.z if given.perturb is None else given.perturb(self.neck, h, code)
+        return code, self.neck.decoder_input(z, h), terms
 
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
@@ -239,8 +245,9 @@ class Tokenizer(
 class MapTokenizer(Tokenizer):
     """A tokenizer whose code is a feature map, one token per position; subclasses write `encode_map` and `decode_map`.
 
-    Images of any sides that the stride divides pass through `forward`. For a code of another grid than `spec.grid`,
-    `render` and `decode` take that `grid`.
+    Images of any sides that the stride divides pass through `forward`. For a code of another grid than `map_grid`,
+    `render` and `decode` take that `grid`. A bottleneck that makes levels of the map has one size of map, and a code of
+    as many tokens as the levels have.
     """
 
     @classmethod
@@ -260,7 +267,7 @@ class MapTokenizer(Tokenizer):
             " or give tokenizer.model.multipliers fewer entries",
         )
         neck = components.build("bottlenecks", arguments.bottleneck)
-        return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
+        return neck.spec(grid)
 
     @abstractmethod
     def encode_map(self, images: Tensor) -> Tensor:
@@ -271,14 +278,31 @@ class MapTokenizer(Tokenizer):
         """z as maps [B, C, h, w], channels-last in memory, at the bottleneck's own scale, to images."""
 
     @property
+    def map_grid(self) -> tuple[int, ...]:
+        """Height and width of the map that the decoder reads: of the code, or of the finest of its levels."""
+        return (math.isqrt(self.spec.levels[-1]),) * 2 if self.spec.levels else self.spec.grid
+
+    @property
     def stride(self) -> int:
-        """Pixels per token along a side."""
-        return self.image_shape[1] // self.spec.grid[0]
+        """Pixels per position of the map along a side."""
+        return self.image_shape[1] // self.map_grid[0]
+
+    def tokens_within(self, region: Tensor) -> Tensor:
+        """As in the base; of a code with levels those of every level, each a map of the whole image.
+
+        A token of a level counts as within the region where half of its cell is, so that one which is mostly of what
+        lies outside stays; one of the finest level, as in the base, where any pixel is.
+        """
+        if not self.spec.levels:
+            return super().tokens_within(region)
+        sides = [math.isqrt(tokens) for tokens in self.spec.levels]
+        shares = [F.adaptive_avg_pool2d(region.float(), side).flatten(1) >= 0.5 for side in sides[:-1]]
+        return torch.cat([*shares, F.adaptive_max_pool2d(region.float(), sides[-1]).flatten(1) > 0], dim=1)
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Height and width in pixels of the tiles of an image, whose code has the grid of `spec`."""
-        height, width = self.spec.grid
+        """Height and width in pixels of the tiles of an image, whose map has the size of `map_grid`."""
+        height, width = self.map_grid
         return height * self.stride, width * self.stride
 
     def grid(self, images: Tensor) -> tuple[int, int]:
@@ -293,8 +317,8 @@ class MapTokenizer(Tokenizer):
         return self.encode_map(images).flatten(2).transpose(1, 2)
 
     def render(self, z: Tensor, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
-        """z [B, N, C] at the bottleneck's own scale to images; `grid` is height and width, `spec.grid` when None."""
-        grid = grid or self.spec.grid
+        """z [B, N, C] at the bottleneck's own scale to images; `grid` is height and width, `map_grid` when None."""
+        grid = grid or self.map_grid
         if z.shape[1] != grid[0] * grid[1]:
             raise ValueError(f"{z.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}; state grid=(h, w)")
         return self.decode_map(z.transpose(1, 2).unflatten(2, grid))
@@ -312,5 +336,5 @@ class MapTokenizer(Tokenizer):
 
     def decode(self, code: Code, condition: Condition | None = None, grid: tuple[int, int] | None = None) -> Tensor:
         """Images from a code at unit scale; `grid` as in `render`."""
-        z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
+        z = self.decoder_input(code)
         return self.by_image(lambda row, condition_of_row: self.render(row, condition_of_row, grid), z, condition)

@@ -1,5 +1,7 @@
 """The convolutional autoencoder of latent diffusion."""
 
+from typing import Literal
+
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin  # noqa: F401  from_pretrained looks ModelMixin up here
 from diffusers.configuration_utils import register_to_config
@@ -18,13 +20,13 @@ from pipeline.tokenizers.base import MapTokenizer
 
 
 class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
-    """Rombach et al., arXiv:2112.10752: residual blocks, a 1x1 convolution on either side of the bottleneck.
+    """Rombach et al., arXiv:2112.10752: residual blocks, a convolution on either side of the bottleneck.
 
     `width * multipliers[i]` channels at level i (0 is full resolution), `blocks` residual blocks per level in the
     encoder and one more in the decoder, attention at the levels listed in `attention` and in the middle. The stride is
     patch_size * 2 ** (levels - 1): with patch_size 2, a quarter of the pixels in four times the channels enter the
     first convolution, which saves the costliest level. `z_channels` is the decoder's entry width where it differs from
-    the bottleneck's dim.
+    the bottleneck's dim; `quant_kernel` is the size of the convolutions beside the bottleneck, 3 in VAR.
 
     Parameters are named as in diffusers' `AutoencoderKL`; `stock` makes one.
     """
@@ -48,6 +50,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         decoder_width: Count | None = None,
         z_channels: Count | None = None,
         patch_size: Count = 1,
+        quant_kernel: Literal[1, 3] = 1,
         image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
@@ -58,9 +61,9 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
         widths = [[base * m for m in multipliers] for base in (width, decoder_width or width)]
         trunk = (blocks, attention, middle_attention, groups, patch_size, image_channels)
         self.encoder = Encoder(encoded, widths[0], *trunk)
-        self.quant_conv = nn.Conv2d(encoded, neck.inputs, 1)
+        self.quant_conv = nn.Conv2d(encoded, neck.inputs, quant_kernel, padding=quant_kernel // 2)
         self.neck = neck
-        self.post_quant_conv = nn.Conv2d(neck.dim, inner, 1)
+        self.post_quant_conv = nn.Conv2d(neck.dim, inner, quant_kernel, padding=quant_kernel // 2)
         self.decoder = Decoder(inner, widths[1], *trunk)
 
     @classmethod
@@ -83,7 +86,7 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
 
     def decode_map(self, maps: Tensor) -> Tensor:
         maps = match_memory_format(maps, self.decoder.conv_in.weight)
-        return self.by_tile(lambda x: self.decoder(self.post_quant_conv(x)), maps, self.spec.grid, 1)
+        return self.by_tile(lambda x: self.decoder(self.post_quant_conv(x)), maps, self.map_grid, 1)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -98,10 +101,11 @@ class ConvAutoencoder(ProjectsClassFeatures, MapTokenizer):
     def check_stock(self) -> None:
         c, dim = self.config, self.neck.dim
         inner = self.post_quant_conv.out_channels
-        same = inner == dim and (c.decoder_width or c.width) == c.width and c.patch_size == 1
+        same = inner == dim and (c.decoder_width or c.width) == c.width and c.patch_size == c.quant_kernel == 1
         if c.bottleneck["kind"] != "gaussian" or not same:
             raise ValueError(
-                "AutoencoderKL has a Gaussian bottleneck, one width, no z_channels and no patches; not this tokenizer"
+                "AutoencoderKL has a Gaussian bottleneck, one width, 1x1 convolutions beside it, no z_channels and no"
+                " patches; not this tokenizer"
             )
         widths = [c.width * m for m in c.multipliers]
         if any(width % c.groups for width in widths):

@@ -115,7 +115,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
                 dinov2_weights.check_config(arguments[name], sizes, name)
         neck = components.build("bottlenecks", arguments.bottleneck)
         grid = patches if arguments.tokens is None else (arguments.tokens,)
-        return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
+        return neck.spec(grid)
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
@@ -141,7 +141,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
         return TokenizerOutput(self.render(z, given.condition, paths), code, terms)
 
     def decode_for_training(self, code: Code, given: TrainingInputs) -> Tensor:
-        z = self.neck.lookup(code.ids) if code.z is None else self.denormalize(code.z)
+        z = self.decoder_input(code)
         return self.render(z, given.condition, given.draws)
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:

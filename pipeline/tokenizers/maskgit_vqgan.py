@@ -64,7 +64,7 @@ class MaskgitVqgan(ProjectsClassFeatures, MapTokenizer):
 
     def decode_map(self, maps: Tensor) -> Tensor:
         maps = match_memory_format(maps, self.decoder.conv_in.weight)
-        return self.by_tile(self.decoder, maps, self.spec.grid) * 2 - 1
+        return self.by_tile(self.decoder, maps, self.map_grid) * 2 - 1
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -99,7 +99,7 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
         except ValueError as error:
             raise ValueError(f"pyramid: {error}") from None
         neck = components.build("bottlenecks", arguments.bottleneck)
-        return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
+        return neck.spec(grid)
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:

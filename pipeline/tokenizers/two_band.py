@@ -150,7 +150,7 @@ class TwoBand(Branched, MapTokenizer):
         return self.by_tile(self.encode_bands, images, self.tile, self.stride)
 
     def decode_map(self, maps: Tensor) -> Tensor:
-        return self.by_tile(self.decode_bands, maps, self.spec.grid)
+        return self.by_tile(self.decode_bands, maps, self.map_grid)
 
     def encode_bands(self, images: Tensor) -> Tensor:
         """Images to what the bottleneck reads, both bands as maps [B, inputs, h, w]."""

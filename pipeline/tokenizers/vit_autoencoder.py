@@ -92,7 +92,7 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
         options = {"feed_forward": feed_forward, "ratio": feed_forward_ratio, "query_key_norm": query_key_norm}
         options |= {"parallel": parallel, "layer_scale": layer_scale, "bias": bias}
         reading, painting = (
-            GridTransformer(self.spec.grid, *size, position, outer_norms, norm, hidden=hidden, **options)
+            GridTransformer(self.map_grid, *size, position, outer_norms, norm, hidden=hidden, **options)
             for size, hidden in zip(sizes, (feed_forward_width, decoder_feed_forward_width or feed_forward_width))
         )
         self.encoder = PatchEncoder(reading, patch_size, neck.inputs, image_channels)
@@ -113,8 +113,10 @@ class VitAutoencoder(ProjectsClassFeatures, MapTokenizer):
                 f"vit_autoencoder: token_drop is {list(token_drop)}; state the least and the largest fraction of"
                 " patches, the larger one second and below 1"
             )
-        neck = components.build("bottlenecks", arguments.bottleneck)
-        return LatentSpec(grid, neck.dim, neck.vocab, neck.codebooks)
+        spec = components.build("bottlenecks", arguments.bottleneck).spec(grid)
+        if spec.levels and drops_tokens(token_drop):
+            raise ValueError("vit_autoencoder: token_drop leaves no whole map to make levels of; leave it out")
+        return spec
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
