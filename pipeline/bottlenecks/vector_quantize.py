@@ -123,9 +123,8 @@ class VectorQuantize(CodebookQuantizer):
 
     def assign(self, latents: Tensor, rows: Tensor, draws: Draws | None = None) -> Tensor:
         """Ids [B, N] of latents [B, N, dim] among `rows`: the nearest, or drawn where sampling is on."""
-        points = latents.flatten(0, 1)
         if self.by_angle:
-            points, rows = F.normalize(points, dim=-1), F.normalize(rows, dim=-1)
+            latents, rows = F.normalize(latents, dim=-1), F.normalize(rows, dim=-1)
         if self.sampling is None or draws is None:
             return super().assign(latents, rows)
         points = latents.flatten(0, 1)

@@ -38,7 +38,7 @@ class LatentTransformers(ProjectsClassFeatures):
                 f"{cls.__name__.lower()} reads captions, and the recipe has no section text; add one with an encoder"
             )
         neck = build("bottlenecks", arguments.bottleneck)
-        return LatentSpec((arguments.tokens,), neck.dim, neck.vocab, neck.codebooks)
+        return neck.spec((arguments.tokens,))
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:

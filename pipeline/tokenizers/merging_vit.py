@@ -83,7 +83,7 @@ class MergingViT(ProjectsClassFeatures, Tokenizer):
                 )  # fmt: skip
         patch_grid(arguments)
         neck = components.build("bottlenecks", arguments.bottleneck)
-        return LatentSpec((arguments.tokens,), neck.dim, neck.vocab, neck.codebooks)
+        return neck.spec((arguments.tokens,))
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:

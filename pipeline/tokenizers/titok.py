@@ -128,8 +128,6 @@ class TiTok(LatentTransformers, Tokenizer):
         if arguments.head != "proxy" and arguments.proxy_start is not None:
             raise ValueError("titok: proxy_start is for the pixel decoder of head=proxy; set that, or leave it out")
         return spec
-        neck = components.build("bottlenecks", arguments.bottleneck)
-        return neck.spec((arguments.tokens,))
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
