@@ -181,13 +181,14 @@ def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: Lat
 def draw_reconstructions(held_out: Images, tokenizer: Tokenizer, path: Path, start: Tokenizer | None = None) -> Picture:
     """A row of held-out images, above what the tokenizer makes of them, and made of them at the start of training."""
     columns = grids.columns(held_out.data.sides)
-    images = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), columns))).images
+    batch = held_out.plain(evenly_spaced(None, len(held_out), min(len(held_out), columns)))
 
     def rebuild(model: Tokenizer) -> Tensor:
-        return rendered(model, model.encode(images.to(model.device))).cpu()
+        there = batch.to(model.device)
+        return rendered(model, model.encode(there.images, there.condition), there.condition).cpu()
 
     before = None if start is None else rebuild(start)
-    grids.reconstructions(images, rebuild(tokenizer), before).save(path)
+    grids.reconstructions(batch.images, rebuild(tokenizer), before).save(path)
     kinds = "reconstructions" if start is None else "reconstructions before and after training"
     caption = f"Held-out images, their {kinds}, and the absolute difference times {grids.AMPLIFIED}."
     return Picture("Reconstructions", caption, path, True)

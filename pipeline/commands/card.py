@@ -153,6 +153,7 @@ def describe(
 
 def save_reconstructions(measuring: CardMeasuring, held_out: Images, path: Path) -> None:
     count = min(len(held_out), grids.columns(held_out.data.sides))
-    images = held_out.plain(evenly_spaced(None, len(held_out), count)).images
-    reconstructions = rendered(measuring.tokenizer, measuring.encode(images.to(measuring.device)))
-    grids.reconstructions(images, reconstructions.cpu()).save(path)
+    batch = held_out.plain(evenly_spaced(None, len(held_out), count)).to(measuring.device)
+    code = measuring.encode(batch.images, batch.condition)
+    reconstructions = rendered(measuring.tokenizer, code, batch.condition)
+    grids.reconstructions(batch.images.cpu(), reconstructions.cpu()).save(path)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline.code import Code
+from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws, mix
 from pipeline.features.passes import ImageRows, PerImage, collect_rows, evenly_spaced, process_batches
 from pipeline.images.ahead import read_plain
@@ -77,9 +77,9 @@ class CardMeasuring:
         return evenly_spaced(None, len(images), min(len(images), self.settings.images))
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Code:
+    def encode(self, images: Tensor, condition: Condition | None = None) -> Code:
         """The code with its vectors, looked up where the tokenizer gives ids alone."""
-        code = self.tokenizer.encode(images)
+        code = self.tokenizer.encode(images, condition)
         z = self.tokenizer.normalize(self.tokenizer.neck.lookup(code.ids)) if code.z is None else code.z
         return Code(z.float(), code.ids)
 
@@ -90,8 +90,8 @@ class CardMeasuring:
         batches = self.read(images, chosen)
 
         def measure(indices: Tensor) -> PerImage:
-            batch = next(batches)
-            code = self.encode(batch.images.to(self.device))
+            batch = next(batches).to(self.device)
+            code = self.encode(batch.images, batch.condition)
             return labels_of(batch) | self.code_rows(code, indices, images.split)
 
         return collect_rows(self.accelerator, len(chosen), measure, self.batch)
@@ -105,7 +105,7 @@ class CardMeasuring:
         @torch.no_grad()
         def measure(indices: Tensor) -> ImageRows:
             batch = next(batches)
-            encoded = self.measuring.reconstruct(batch.images, indices)
+            encoded = self.measuring.reconstruct(batch, indices)
             rows = labels_of(batch) | self.code_rows(encoded.code, indices, images.split)
             features = {f.name: f.extract(encoded.images) for f in self.networks.extractors.features}
             return ImageRows(rows, summed=features) | self.measuring.rows(encoded)
@@ -142,7 +142,7 @@ class CardMeasuring:
             train.class_names,
             train.attribute_names,
             self.train_prior(old, new.narrow),
-            lambda: held_out.plain(self.chosen(held_out)[: self.batch]).images.to(self.device),
+            lambda: held_out.plain(self.chosen(held_out)[: self.batch]).to(self.device),
         )
 
     def train_prior(self, train: PerImage, held_out: PerImage) -> LearnedPrior | None:
@@ -167,5 +167,6 @@ class CardMeasuring:
 
 
 def labels_of(batch: ImageBatch) -> PerImage:
-    labels = {} if batch.condition is None else {"labels": batch.condition.labels}
+    given = None if batch.condition is None else batch.condition.labels
+    labels = {} if given is None else {"labels": given}
     return labels if batch.attributes is None else labels | {"attributes": batch.attributes}

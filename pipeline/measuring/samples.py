@@ -17,7 +17,7 @@ from pipeline.features.passes import ImageRows, PerImage, count, evenly_spaced, 
 from pipeline.files.writing import read_json
 from pipeline.images.ahead import read_plain
 from pipeline.images.files import open_archive
-from pipeline.images.reading import Images
+from pipeline.images.reading import ImageBatch, Images
 from pipeline.images.stored_pixels import from_pixels
 from pipeline.measuring.image_statistics import NUMBER, ImageStatistics, gather_statistics
 from pipeline.measuring.numbers import measure_metric
@@ -30,7 +30,7 @@ from pipeline.runs.precision import arithmetic
 from pipeline.runs.workspace import Workspace
 
 CIRCUMSTANCES = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
-Rows = Callable[[Tensor, Tensor], ImageRows]  # images [B, C, H, W] and their numbers [B] to rows
+Rows = Callable[[ImageBatch, Tensor], ImageRows]  # images and their numbers [B] to rows
 FLOOR = "floor_"  # before the names of moments of held-out images that are as many as the samples
 
 
@@ -126,10 +126,10 @@ class SampleMeasuring:
         def measure(indices: Tensor) -> ImageRows:
             batch = next(batches)
             rows = self.rows(batch.images)
-            if batch.condition:
+            if batch.condition is not None and batch.condition.labels is not None:
                 rows |= ImageRows({"labels": batch.condition.labels})
             if more:
-                rows |= more(batch.images, indices)
+                rows |= more(batch, indices)
             if few[indices].any():
                 rows |= ImageRows(summed={FLOOR + n: rows.summed[n][few[indices]] for n in self.extractors.statistics})
             return rows

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline.code import Code, LatentSpec
+from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import build, find, kinds
 from pipeline.draws import ImageDraws
 from pipeline.features.comparison import Comparison, ImageSet, ImageSets
@@ -16,12 +16,14 @@ from pipeline.features.extractors import FeatureExtractor
 from pipeline.features.neighbours import on_device
 from pipeline.features.networks import FeatureExtractors
 from pipeline.features.passes import PerImage, count
+from pipeline.images.reading import ImageBatch
 from pipeline.nn.image_size import ImageShape
 from pipeline.ranges import RangedArguments
 from pipeline.recipes.evaluation import Evaluation
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.validation import suggestion
 
+Encode = Callable[[Tensor, Condition | None], Code]  # images and what is known of them to their codes
 HELD_OUT = "held-out images"
 NEEDS = {  # what a metric can need; it is measured where all that it needs is there
     "moments": "mean and covariance of features",
@@ -116,9 +118,7 @@ class Metric(RangedArguments, ABC):
         """Its numbers and what it needs, as lines of `python run.py describe NAME`."""
         lines = []
         for quantity in cls.quantities:
-            key, title, meaning = (
-                text.replace("{}", "NAME") for text in (quantity.key, quantity.title, quantity.meaning)
-            )
+            key, title, meaning = (t.replace("{}", "NAME") for t in (quantity.key, quantity.title, quantity.meaning))
             better = f"{quantity.better} is better" if quantity.better != "neither" else ""
             lines.append(f"  {key}: {', '.join(filter(None, (title, quantity.unit, better)))}: {meaning}")
         needed = "; ".join(NEEDS[need] for need in sorted(cls.needs))
@@ -217,12 +217,13 @@ class EncodedImages:
     images: Tensor  # [B, C, H, W] in [-1, 1]
     code: Code  # modes, at unit scale
     reconstructions: Tensor  # like `images`, rounded to 8 bits
-    encode: Callable[[Tensor], Code]
+    encode: Callable[[Tensor], Code]  # other images of the same captions
     tokenizer: Tokenizer
     extractors: FeatureExtractors
     draws: ImageDraws  # one generator per image, which metrics use in their order
     places: list[int]  # numbers of the images
     seed: int  # of the recipe
+    condition: Condition | None = None  # their labels and captions
     vision: Callable[[Tensor], Tensor] | None = None  # of a card: images to a vision model's features [B, D]
 
 
@@ -246,12 +247,12 @@ class TokenizerInputs:
     accelerator: Accelerator
     train: ImageSet
     held_out: ImageSet
-    encode: Callable[[Tensor], Code]  # images [B, C, H, W] to modes, at unit scale
+    encode: Encode  # images [B, C, H, W] to modes, at unit scale
     vision: dict[str, Any] = field(default_factory=dict)  # the vision model's description
     class_names: Sequence[str] = ()
     attribute_names: Sequence[str] = ()
     prior: LearnedPrior | None = None
-    read_images: Callable[[], Tensor] | None = None  # one batch of held-out images, for times
+    read_images: Callable[[], ImageBatch] | None = None  # one batch of held-out images, for times
 
     @property
     def spec(self) -> LatentSpec:
@@ -284,8 +285,7 @@ class TokenizerInputs:
     @property
     def of_splits(self) -> dict[str, Any]:
         """What protocols say of a number that is fitted to one split and measured on the other."""
-        references = {"references": f"{count(self.train.rows)} images of the training split"}
-        return self.of_images | references
+        return self.of_images | {"references": f"{count(self.train.rows)} images of the training split"}
 
 
 class TokenizerMetric(Metric):

@@ -47,7 +47,7 @@ class PerturbedFrechet(TokenizerMetric):
         rows, seed = {}, perturbation_seed(batch.seed)
         for way in grid(batch.tokenizer.spec):
             perturbed = as_perturbed(batch.tokenizer.neck, batch.code, way, batch.places, seed)
-            images = rendered(batch.tokenizer, perturbed.to(batch.images.device))
+            images = rendered(batch.tokenizer, perturbed.to(batch.images.device), batch.condition)
             features = batch.extractors.features
             rows |= {f"{way}_{feature.name}": feature.extract(images) for feature in features}
         return rows

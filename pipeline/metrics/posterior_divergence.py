@@ -24,7 +24,7 @@ class PosteriorDivergence(TokenizerMetric):
     group = "Latents"
 
     def rows(self, batch: EncodedImages) -> PerImage:
-        _, terms = batch.tokenizer.neck(batch.tokenizer.features(batch.images))
+        _, terms = batch.tokenizer.neck(batch.tokenizer.features(batch.images, batch.condition))
         return {"kl": terms["kl"].expand(len(batch.images))} if "kl" in terms else {}
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:

@@ -16,9 +16,13 @@ class Speed(TokenizerMetric):
 
     @torch.no_grad()
     def measure(self, inputs: TokenizerInputs) -> Measurements:
-        tokenizer, device, pixels = inputs.tokenizer, inputs.accelerator.device, inputs.read_images()
-        code, (_, height, width) = inputs.encode(pixels), inputs.image_shape
-        work = {"encode": lambda: tokenizer.encode(pixels), "decode": lambda: tokenizer.decode(code)}
+        tokenizer, device, batch = inputs.tokenizer, inputs.accelerator.device, inputs.read_images()
+        pixels, condition = batch.images, batch.condition
+        code, (_, height, width) = inputs.encode(pixels, condition), inputs.image_shape
+        work = {
+            "encode": lambda: tokenizer.encode(pixels, condition),
+            "decode": lambda: tokenizer.decode(code, condition),
+        }
         protocol = {
             "device": device_name(device),
             "images": f"{len(pixels)} of {height} x {width} pixels at once",

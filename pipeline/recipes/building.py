@@ -9,11 +9,11 @@ from typing import Any, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from pipeline.code import LatentSpec, TextSpec
+from pipeline.code import Condition, LatentSpec, TextSpec
 from pipeline.components import Arguments, build, check
 from pipeline.networks.base import Network
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.conditions import text_arguments
+from pipeline.nn.conditions import text_arguments, text_spec
 from pipeline.nn.image_size import ImageShape, sides_of
 from pipeline.nn.module_outputs import outputs_of
 from pipeline.objectives.base import Objective
@@ -52,7 +52,8 @@ def image_arguments(cls: type[Tokenizer], recipe: Recipe) -> dict[str, Any]:
 def caption_arguments(cls: type[Tokenizer], recipe: Recipe) -> dict[str, Any]:
     """The arguments of a tokenizer that are of the captions it reads; of no captions where the recipe has none."""
     hints = type_hints(cls.__init__)
-    return {name: value for name, value in text_arguments(find_text_spec(recipe)).items() if name in hints}
+    text = text_arguments(None if recipe.text is None else recipe.text.spec)
+    return {name: value for name, value in text.items() if name in hints}
 
 
 def takes_list(hint: Any) -> bool:
@@ -155,6 +156,16 @@ def hidden_layout(network: Network, block: int) -> tuple[list[int], int]:
     return [side // patch for side in config.grid], states.shape[2]
 
 
+def blank_captions(tokenizer: Tokenizer, device: str) -> Condition | None:
+    """The condition of one image whose caption's features are zero, for a tokenizer that reads captions; else None."""
+    if not tokenizer.can.captions:
+        return None
+    text = text_spec(tokenizer.config)
+    features = torch.zeros(1, text.tokens, text.layers * text.dim, device=device)
+    pooled = torch.zeros(1, text.pooled, device=device) if text.pooled else None
+    return Condition(None, features, torch.ones(1, text.tokens, dtype=torch.bool, device=device), pooled)
+
+
 @torch.no_grad()
 def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
     """Grid and width of what a module makes, of a tokenizer on the meta device; ValueError where it makes no map."""
@@ -162,7 +173,7 @@ def output_layout(tokenizer: Tokenizer, name: str) -> tuple[list[int], int]:
     if name not in modules:
         raise ValueError(f"at: this tokenizer has no module {name!r}{suggestion(name, modules)}")
     with outputs_of(tokenizer, [name]) as outputs:
-        tokenizer(torch.zeros(1, *tokenizer.image_shape, device="meta"))
+        tokenizer(torch.zeros(1, *tokenizer.image_shape, device="meta"), blank_captions(tokenizer, "meta"))
     output = outputs.get(name)
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         raise ValueError(f"at: {name} makes no map and no tokens in a training; name another module")

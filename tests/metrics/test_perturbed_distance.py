@@ -15,6 +15,7 @@ from pipeline.code import Code, LatentSpec
 from pipeline.features.extractors import PixelFeatures
 from pipeline.features.moments import Moments, frechet_distance
 from pipeline.features.passes import ImageRows, collect_rows
+from pipeline.images.reading import ImageBatch
 from pipeline.images.rendering import rendered
 from pipeline.measuring.image_statistics import gather_statistics
 from pipeline.measuring.tokenizer import TokenizerMeasuring
@@ -50,7 +51,7 @@ def measured(tokenizer: Tokenizer, ways: list[Exchange | Noise], seed: int = 0) 
 
         def measure(indices: Tensor) -> ImageRows:
             seen = ImageRows(summed={FEATURES.name: FEATURES.extract(pixels[indices])})
-            return seen | measuring.rows(measuring.reconstruct(pixels[indices], indices))
+            return seen | measuring.rows(measuring.reconstruct(ImageBatch(pixels[indices]), indices))
 
         found = gather_statistics(Accelerator(cpu=True), COUNT, measure, torch.arange(0), batch=16)
         inputs = tokenizer_inputs(tokenizer, {}, {}, seed=seed, extractors=extractors_of([FEATURES]))
