@@ -20,6 +20,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, Node, build, check, find, kinds
 from pipeline.draws import StepDraws
 from pipeline.nn import lora
+from pipeline.nn.bits import bits_of
 from pipeline.recipes.files import CONFIGS, read
 from pipeline.training.players import checkpoint_blocks
 
@@ -78,7 +79,7 @@ TINY: dict[str, Any] = SMALL | {
     "bottleneck": {"kind": "vector_quantize", "dim": 4, "vocab": 16},
 }
 # What an earlier stage determines for a network; a variant may state others.
-DERIVED = {"grid": [4, 4], "dim": 3, "vocab": 11, "num_classes": 5, "outputs": 1, "codebooks": 1, "class_token": 0}
+DERIVED = {"grid": [4, 4], "dim": 3, "vocab": 16, "num_classes": 5, "outputs": 1, "codebooks": 1, "class_token": 0}
 RAR = {
     "position": "learned",
     "start_token": True,
@@ -147,6 +148,12 @@ VARIANTS: dict[str, dict[str, Node]] = {
         "diffusion_layer_norms": {"kind": "diffusion_transformer", "query_key_norm": "layer"},
         "diffusion_class_token": {"kind": "diffusion_transformer", "class_token": 5},
         "diffusion_unconditional": {"kind": "diffusion_transformer", "num_classes": 0},
+        "causal_bits": {"kind": "causal_bit_transformer", "vocab": 2, "codebooks": 5, "residual_dropout": 0.2},
+        "causal_bits_of_ids": {"kind": "causal_bit_transformer", "vocab": 16, "grid": [6]},
+        "causal_bits_unconditional": {"kind": "causal_bit_transformer", "vocab": 4, "num_classes": 0, "codebooks": 2},
+        "bit_diffusion": {"kind": "bit_diffusion_transformer", "vocab": 2, "codebooks": 5, "residual_dropout": 0.2},
+        "bit_diffusion_of_ids": {"kind": "bit_diffusion_transformer", "vocab": 16, "grid": [6]},
+        "bit_diffusion_unconditional": {"kind": "bit_diffusion_transformer", "vocab": 2, "num_classes": 0},
         "wide_head_patches": {"kind": "wide_head_transformer", "patch_size": 2},
         "wide_head_oblong": {"kind": "wide_head_transformer", "grid": [3, 4], "query_key_norm": True},
         "wide_head_one_axis": {"kind": "wide_head_transformer", "grid": [6]},
@@ -269,7 +276,12 @@ def randomised(module: nn.Module, std: float = 0.15) -> nn.Module:
 
 # Networks
 
-ROUGHNESS = {"denoiser": 1e-3, "causal": 2e-3, "masked": 3e-3}  # mean square error in bfloat16, of the answer's own
+ROUGHNESS = {
+    "denoiser": 1e-3,
+    "causal": 2e-3,
+    "masked": 3e-3,
+    "bit_denoiser": 1e-3,
+}  # mean square error in bfloat16, of the answer's own
 
 
 def network_of(node: Node) -> nn.Module:
@@ -292,7 +304,8 @@ def request_of(network: nn.Module, batch: int = 3) -> dict[str, Any]:
     if network.role == "masked":
         masked = (torch.arange(tokens) + torch.arange(batch)[:, None]) % 3 > 0
         return {"ids": ids, "masked": masked, "condition": condition}
-    return {"ids": ids, "condition": condition}
+    time = {"time": torch.linspace(0.1, 0.9, batch)} if network.role == "bit_denoiser" else {}
+    return {"ids": ids, **time, "condition": condition}
 
 
 def row_of(request: dict[str, Any], i: int) -> dict[str, Any]:
@@ -310,6 +323,8 @@ def check_one_by_one(network: nn.Module) -> None:
     tokens = LatentSpec(tuple(config.grid), dim=1).tokens
     if network.role == "denoiser":
         shape = (3, network.state_shape[0], config.get("outputs", 1) * config.dim)
+    elif network.role == "bit_denoiser":
+        shape = (3, tokens, config.codebooks * bits_of(config.vocab))
     else:
         shape = (3, tokens, config.codebooks, config.vocab)
     for dropping in {False, bool(dropout_of(network))}:
@@ -386,9 +401,9 @@ def check_network_parts(network: nn.Module) -> None:
     node, config = dict(Arguments.from_config(network)), network.config
     patch = config.get("patch_size", 1)
     changes = {"labels": {"num_classes": 7}, "positions": {"grid": [2 * size for size in config.grid]}}
-    changes |= {"codes": {name: config[name] + 1 for name in ("dim", "vocab") if name in config}}
+    changes |= {"codes": {name: 2 * config[name] for name in ("dim", "vocab") if name in config}}
     for part, changed in changes.items():
-        if part == "labels" and not config.num_classes and network.role == "denoiser":
+        if part == "labels" and not config.num_classes and "denoiser" in network.role:
             continue  # it has no table
         other = type(network)(**node | changed)
         shapes = {name: weight.shape for name, weight in network.state_dict().items()}

@@ -27,7 +27,7 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.generation import Generation
 
 OBJECTIVES: dict[str, dict[str, Any]] = {"random_order": {"anneal_start": 1, "anneal_end": 2}}  # what has no default
-STEPS = {"denoiser": 2, "causal": None, "masked": 2}
+STEPS = {"denoiser": 2, "causal": None, "masked": 2, "bit_denoiser": 2}
 
 
 TOKENIZERS, NETWORKS = fragments("tokenizers"), fragments("networks")
@@ -89,6 +89,7 @@ def fits(recipe: Recipe, spec: LatentSpec) -> bool:
     network = find("networks", recipe.generator.network["kind"])
     told = recipe.generator.network.get("target_positions", False)
     lacks = objective.__name__ == "RandomOrder" and not told
+    lacks |= "Bit" in network.__name__ and spec.vocab.bit_count() != 1  # its ids are no bits
     return bool(spec.vocab) == objective.discrete and network.role == objective.role and not lacks
 
 

@@ -23,7 +23,7 @@ from pipeline.nn.stock_transformer import CONDITIONS
 from pipeline.ranges import RangedArguments
 from pipeline.validation import SettingError
 
-Role = Literal["denoiser", "causal", "masked"]  # see Network.role
+Role = Literal["denoiser", "causal", "masked", "bit_denoiser"]  # see Network.role
 Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the way to it
 Part = Literal["labels", "text", "positions", "codes"]  # see Network.parts
 ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the sizes of a part follow from
@@ -41,7 +41,8 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     width, reads and predicts such a token below the code, see `state_shape`.
 
     `role` says what it predicts, and so which objectives can train it: a `denoiser` predicts from a noisy code, a
-    `causal` network the next id from those before it, a `masked` one all ids from those that are known.
+    `causal` network the next id from those before it, a `masked` one all ids from those that are known,
+    a `bit_denoiser` which bits of noisy ids are wrong.
 
     `parts` names the modules and parameters that depend on the data: the table of classes (`labels`), what reads
     captions (`text`), learned positions (`positions`), and the layers that read and predict codes (`codes`); * stands

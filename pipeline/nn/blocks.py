@@ -95,12 +95,16 @@ class AttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-        """q [B, heads, N, D], k and v [B, heads, M, D] to [B, heads, N, D]; `causal` where N = M."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        """q [B, heads, N, D], k and v [B, heads, M, D] to [B, heads, N, D]; `causal` where N = M.
+
+        A `mask`, bool and broadcastable to [B, heads, N, M], is in place of `causal`.
+        """
         if self._attention_backend is None:
-            return attention(q, k, v, causal=causal)
+            return attention(q, k, v, mask, causal)
         swapped = [t.transpose(1, 2) for t in (q, k, v)]  # diffusers dispatches on [B, N, heads, D]
-        return dispatch_attention_fn(*swapped, is_causal=causal, backend=self._attention_backend).transpose(1, 2)
+        options = {"attn_mask": mask, "is_causal": causal, "backend": self._attention_backend}
+        return dispatch_attention_fn(*swapped, **options).transpose(1, 2)
 
 
 class SelfAttention(nn.Module, AttentionModuleMixin):

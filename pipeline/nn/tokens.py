@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Choose = Callable[[Tensor, int], Tensor]  # logits [B, N, vocab] of a codebook's number -> ids [B, N]
+# Logits [B, N, vocab] of a codebook's number -> ids [B, N]; those of all, [B, N, codebooks, vocab] -> [B, N, codebooks]
+Choose = Callable[[Tensor, int | slice], Tensor]
 
 
 class TokenEmbedding(nn.Module):

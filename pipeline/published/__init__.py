@@ -35,6 +35,7 @@ OPTIONS = {
     "taps": "layers of the frozen encoder that are read; 0 is what its first block reads, -1 the last",
     "image_size": "pixels of a side, where no weight tells",
     "activation": "of the code's maps in the decoder",
+    "text_tokens": "places of a caption",
     "axes": "channels of a head for the axes of rotary positions",
     "merge_after": "blocks of the encoder after which the image's map is halved",
     "split_after": "blocks of the decoder after which the image's map is doubled",

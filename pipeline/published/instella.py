@@ -35,18 +35,49 @@ AUTOENCODER = {
 }
 
 
+GENERATORS = {
+    r"x_embedder\.(weight|bias)": r"bit_embedding.\1",
+    r"transformer_blocks\.(\d+)\.pos_emb": r"blocks.\1.positions",
+    r"transformer_blocks\.(\d+)\.proj_cond\.(weight|bias)": r"blocks.\1.text_projection.\2",
+    rf"{ATTENTION}\.([qkv])_proj\.weight": r"blocks.\1.attention.\2",
+    rf"{ATTENTION}\.o_proj\.weight": r"blocks.\1.attention.proj.weight",
+    rf"{ATTENTION}\.norm_q\.weight": r"blocks.\1.attention.query_norm.weight",
+    rf"{ATTENTION}\.norm_k\.weight": r"blocks.\1.attention.key_norm.weight",
+    r"transformer_blocks\.(\d+)\.(?:mlp|ff)\.net\.0\.proj\.(weight|bias)": r"blocks.\1.feed_forward.up.\2",
+    r"transformer_blocks\.(\d+)\.(?:mlp|ff)\.net\.2\.(weight|bias)": r"blocks.\1.feed_forward.down.\2",
+}
+AUTOREGRESSIVE = {
+    r"split_token": "class_embedding.weight",
+    r"transformer_blocks\.(\d+)\.input_layernorm\.weight": r"blocks.\1.norm1.weight",
+    r"transformer_blocks\.(\d+)\.post_attention_layernorm\.weight": r"blocks.\1.norm2.weight",
+    r"norm_out\.weight": "last_norm.weight",
+    r"proj_out\.(weight|bias)": r"head.linear.\1",
+}
+DIFFUSION = {
+    r"time_embed\.linear_1\.(weight|bias)": r"time_embedding.up.\1",
+    r"time_embed\.linear_2\.(weight|bias)": r"time_embedding.down.\1",
+    r"transformer_blocks\.(\d+)\.norm1\.linear\.(weight|bias)": r"blocks.\1.modulation.\2",
+    r"norm_out\.linear\.(weight|bias)": r"head.modulation.\1",
+    r"proj_out\.(weight|bias)": r"head.linear.\1",
+}
+
+
 def convert(
     state: Mapping[str, Tensor],
     image_size: ImageSize = 512,
     axes: list[int] | None = None,
     merge_after: list[int] | None = None,
     split_after: list[int] | None = None,
+    text_tokens: int = 128,
 ) -> dict[str, object]:
-    """{"tokenizer"} of the autoencoder's state, which is for images of any size: here for `image_size`.
+    """{"tokenizer"} of the autoencoder's state, {"network", "objective"} of a generator's.
 
-    `axes`, `merge_after` and `split_after` are those of the released one unless stated. Raises ValueError for keys or
-    shapes that are not Instella-T2I's.
+    The autoencoder is for images of any size: here for `image_size`. `axes`, `merge_after` and `split_after` are those
+    of the released one unless stated. The captions of a generator have `text_tokens` places, of which no weight tells.
+    Raises ValueError for keys or shapes that are not Instella-T2I's.
     """
+    if "proj_out.weight" in state:
+        return convert_generator(state, text_tokens)
     stated = {"rotary_axes": axes, "merge_after": merge_after, "split_after": split_after}
     arguments = autoencoder_shapes(state) | {name: value for name, value in stated.items() if value is not None}
     tokenizer = build_component("tokenizers", {"kind": "merging_vit", **arguments}, image_size=image_size)
@@ -74,6 +105,36 @@ def autoencoder_shapes(state: Mapping[str, Tensor]) -> dict[str, object]:
         "decoder_depth": count_blocks(state, "decoder."),
         "decoder_heads": wide // head_width,
     }
+
+
+def convert_generator(state: Mapping[str, Tensor], text_tokens: int) -> dict[str, object]:
+    """{"network", "objective"}; the split token of the autoregressive one is its null class.
+
+    Left behind: that one's embedding of time, which it never uses.
+    """
+    causal, what = "split_token" in state, "Instella-T2I"
+    bits, width = need(state, "proj_out.weight", what).shape
+    places = need(state, "transformer_blocks.0.pos_emb", what).shape[1]
+    depth, head_width = count_blocks(state), len(need(state, "transformer_blocks.0.attn.norm_q.weight", what))
+    shape = {"depth": depth, "width": width, "heads": width // head_width}
+    text_dim = need(state, "transformer_blocks.0.proj_cond.weight", what).shape[1]
+    derived = {"vocab": 2, "codebooks": bits, "num_classes": 0, "grid": [places - 1 if causal else places]}
+    derived |= {"text_tokens": text_tokens, "text_dim": text_dim, "text_layers": depth}
+    kinds = ("causal_bit_transformer", "next_token") if causal else ("bit_diffusion_transformer", "bit_diffusion")
+    network = build_component("networks", {"kind": kinds[0], **shape}, **derived)
+    names = GENERATORS | (AUTOREGRESSIVE if causal else DIFFUSION)
+    weights = rename(state, names, dropped=(r"time_embed\..*",) if causal else ())
+    for block in (f"blocks.{i}" for i in range(depth)):
+        weights[f"{block}.positions"] = weights[f"{block}.positions"][0]
+        weights[f"{block}.attention.query.weight"] = weights.pop(f"{block}.attention.q")
+        keys_values = [weights.pop(f"{block}.attention.{part}") for part in "kv"]
+        weights[f"{block}.attention.key_value.weight"] = torch.cat(keys_values)
+    if causal:
+        weights["class_embedding.weight"] = weights["class_embedding.weight"][0]
+    else:
+        for part in ("weight", "bias"):  # theirs is [scale, shift]
+            weights[f"head.modulation.{part}"] = weights[f"head.modulation.{part}"].roll(width, 0)
+    return {"network": fill(network, weights), "objective": build_component("objectives", {"kind": kinds[1]})}
 
 
 def count_blocks(state: Mapping[str, Tensor], prefix: str = "") -> int:

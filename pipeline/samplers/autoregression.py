@@ -120,13 +120,16 @@ class TokenSampler:
         return ids
 
     def _chooser(self, uniform: Tensor, scale: float, halves: int) -> Choose:
-        """Choose(logits [halves * B, 1, vocab], codebook) with `uniform` [B, codebooks]; both halves get the ids."""
+        """Choose(logits [halves * B, 1, vocab], codebook) with `uniform` [B, codebooks]; both halves get the ids.
 
-        def choose(logits: Tensor, codebook: int) -> Tensor:
+        For all codebooks at once: logits [halves * B, 1, codebooks, vocab] and a slice of them.
+        """
+
+        def choose(logits: Tensor, codebook: int | slice) -> Tensor:
             logits = logits.float()
             logits = guided_logits(logits, scale) if halves == 2 else logits
             check_finite(logits.amax(dim=-1), LOGITS)  # an id may have no chance, at minus infinity
-            return self.choice(logits, uniform[:, None, codebook]).repeat(halves, 1)
+            return torch.cat([self.choice(logits, uniform[:, None, codebook])] * halves)
 
         return choose
 
