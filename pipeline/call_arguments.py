@@ -196,7 +196,9 @@ def shared_arguments(pipeline: DiffusionPipeline, given: dict[str, Any], names: 
     for name in given:
         if name not in names:
             raise ValueError(f"{name}: a LatentPipeline has no such part{suggestion(name, list(names))}")
-    settings = {name: pipeline.config[name] for name in ("id2label", "sampling", "depth") if name in pipeline.config}
+    settings = {
+        name: pipeline.config[name] for name in ("id2label", "sampling", "depth", "text") if name in pipeline.config
+    }
     shared = {name: component for name, component in pipeline.components.items() if name in names}
     arguments = {**shared, **settings, **given}
     for name in ("tokenizer", "network", "objective"):

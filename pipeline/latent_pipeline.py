@@ -67,7 +67,8 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, PromptReading, D
     `tokenizer` is a component of `pipeline.tokenizers`, `network` of `pipeline.networks`, `objective` of
     `pipeline.objectives`. `weak` is a network that guidance leads away from in place of the null label (AutoGuidance);
     with `pipe.weak = None` it is classifier-free again. `text_encoder`, of `pipeline.text_encoders`, makes features of
-    prompts where network or tokenizer read them; without it a call takes `prompt_embeds`. A diffusers `scheduler` may
+    prompts where network or tokenizer read them; without it a call takes `prompt_embeds`, and `text`
+    may name the encoder by its kind and arguments. A diffusers `scheduler` may
     take the place of the objective's own sampler; one that does not fit is refused with ValueError. `id2label` names
     the classes; without it they are named as in the last pipeline that the network was a part of. `sampling` is a
     record of `Defaults`. `depth` is that of the pictures that `output_type="pil"` gives: 16 bits make greys I;16.
@@ -92,6 +93,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, PromptReading, D
         weak: ModelMixin | None = None,
         depth: int = 8,
         text_encoder: ModelMixin | None = None,
+        text: dict | None = None,
     ):
         super().__init__()
         for part in (tokenizer, network, objective, *(one for one in (weak, text_encoder) if one is not None)):
@@ -101,6 +103,7 @@ class LatentPipeline(SavedPipeline, AdapterLoading, ImageCodes, PromptReading, D
         id2label = network.class_names if id2label is None else id2label
         names = network.class_names = {int(label): str(name) for label, name in (id2label or {}).items()}
         self.register_to_config(id2label=names, sampling=dict(sampling or {}), depth=conform(depth, Depth, "depth"))
+        self.register_to_config(text=text)
         self.defaults = structure(Defaults, self.config.sampling, "sampling")
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._interrupt = False

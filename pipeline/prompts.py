@@ -223,6 +223,21 @@ class PromptReading:
         features = self.text_encoder.encode(distinct).to(self._execution_device)
         return features[torch.tensor([distinct.index(row) for row in words.rows], device=features.text.device)]
 
+    def _features_of_all(self, given: Mapping[str, Any]) -> Condition | None:
+        """A row of features, of the one caption that the tokenizer is given; None where it reads none."""
+        unknown = next(
+            (name for name in given if name not in ("prompt", "prompt_embeds", *BESIDE["prompt"].values())), None
+        )
+        if unknown is not None:
+            raise ValueError(f"{unknown}: there is no such setting; captions are given by prompt, or prompt_embeds")
+        words = read_words(given, text_spec(self.tokenizer.config) and self.text_spec)
+        if words.prompt is None:
+            return None
+        if words.count(None) not in (None, 1):
+            raise ValueError(f"there are {words.count(None)} of prompt; give one, which is for all images on the way")
+        self._check_words(words)
+        return self._features(words.prompt)
+
     def _condition(self, labels: list[int] | None, words: CallWords) -> Condition | None:
         """What every image is asked for; None where neither labels nor words are read."""
         if labels is None and words.prompt is None:

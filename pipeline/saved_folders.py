@@ -103,7 +103,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_mapping(folder / INDEX)
     wrong = [part for part in PARTS if not _is_pair(index.get(part)) or None in index[part]]
     wrong += [part for part in OPTIONAL if index.get(part) is not None and not _is_pair(index[part])]
-    wrong += [name for name in ("id2label", "sampling") if not isinstance(index.get(name) or {}, dict)]
+    wrong += [name for name in ("id2label", "sampling", "text") if not isinstance(index.get(name) or {}, dict)]
     wrong += [] if all(map(str.isdecimal, index.get("id2label") or {})) else ["id2label"]
     wrong += [] if index.get("depth", 8) in (8, 16) else ["depth"]
     wrong += [] if index.get("_class_name") else ["_class_name"]

@@ -18,7 +18,7 @@ from pipeline.ranges import Count, Fraction, RangedFields, checked, type_hints
 from pipeline.recipes.describing import records_of, sections_of
 from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe, load
-from pipeline.sampling.many_images import FolderSettings
+from pipeline.sampling.from_folder import FolderSettings
 from pipeline.validation import Range
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 10**400)

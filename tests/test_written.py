@@ -13,7 +13,7 @@ from pipeline.published import parse_options
 from pipeline.recipes.describing import sections_of
 from pipeline.recipes.files import merge, parse_settings
 from pipeline.recipes.schema import Recipe, load, settings
-from pipeline.sampling.many_images import FolderSettings
+from pipeline.sampling.from_folder import FolderSettings
 from pipeline.written import Written
 
 TEXTS = ("001", "no", "2024", "@home", "my #1", "[a] b", "{x", "~", "1e5", "0x10", "a: b", "2024-01-31", "null x", "'q")

@@ -96,10 +96,10 @@ COMMANDS = (
     ),
     Command(
         "sample",
-        "FOLDER|HUB_ID",
-        "samples a published pipeline: labels=[3,7] images=16 steps=50 guidance=2 out=DIR",
+        "FOLDER|HUB_ID [OUT]",
+        'samples a published pipeline: labels=[3,7] or prompt="a red fox" images=16 steps=50 guidance=2',
         "pipeline.commands.sample:sample",
-        "pipeline.sampling.many_images:FolderSettings",
+        "pipeline.sampling.from_folder:FolderSettings",
     ),
     Command(
         "export",
@@ -111,7 +111,7 @@ COMMANDS = (
     Command(
         "edit",
         "RUN|FOLDER|HUB_ID",
-        "makes a picture anew: image=FILE mask=FILE strength=0.6 label=7 seed=0 out=FILE.png",
+        'makes a picture anew: image=FILE mask=FILE strength=0.6 label=7 prompt="a fox" out=FILE.png',
         "pipeline.commands.edit:edit",
         "pipeline.commands.edit:EditSettings",
     ),

@@ -17,6 +17,7 @@ from pipeline.recipes.files import parse_settings
 from pipeline.runs.finished import find_pipeline
 from pipeline.runs.machine import accelerate, check_precision
 from pipeline.runs.precision import arithmetic
+from pipeline.sampling.text_encoder import add_text_encoder
 
 
 @dataclass
@@ -28,6 +29,9 @@ class EditSettings(RangedFields):
     strength: FractionAboveZero | None = None  # 1 makes a new image; null: 0.8, and 1 with a mask
     mask_blur: Whole = 0  # pixels over which the edge of the mask fades
     label: Whole | str | None = None  # number or name of the class
+    prompt: str | None = None  # a text, for a generator that reads such
+    negative_prompt: str | None = None  # what guidance leads away from
+    text_encoder: str | None = None  # its folder, where the pipeline has none; null: as the pipeline says
     seed: Seed = 0
     steps: Evaluations | None = None  # network evaluations
     guidance: Number | dict[str, Any] | None = None  # its scale, or what differs: guidance.interval=[0,0.8], ...
@@ -50,13 +54,16 @@ def edit(words: list[str]) -> None:
     accelerator = accelerate()
     if accelerator.num_processes > 1:
         raise ValueError("one picture is edited by one process; run it without torchrun")
-    pipe = LatentPipeline.from_pretrained(find_pipeline(source), variant=asked.variant).to(accelerator.device)
+    pipe = LatentPipeline.from_pretrained(find_pipeline(source), variant=asked.variant)
+    add_text_encoder(pipe, asked.text_encoder)
+    pipe.to(accelerator.device)
     if asked.label is None and pipe.num_classes:
         raise ValueError(f"this generator makes images of classes; state label=0 to {pipe.num_classes - 1}, or a name")
     pipe.set_progress_bar_config(desc="editing", unit="evaluation")
     guidance = asked.guidance if isinstance(asked.guidance, dict) else {"scale": asked.guidance}
     settings = asked.sampler | {f"guidance_{name}": value for name, value in guidance.items()}
     settings |= given | {"strength": asked.strength, "mask_blur": asked.mask_blur}
+    settings |= {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt}
     generator = Generator().manual_seed(asked.seed)
     with arithmetic(accelerator.device, asked.precision):
         image = pipe(asked.label, num_inference_steps=asked.steps, generator=generator, **settings).images[0]

@@ -50,19 +50,25 @@ class ImageCodes(DecodingSwitches):
         return images
 
     def interpolate(
-        self, first: Picture, last: Picture, steps: int = 8, output_type: str = "pil"
+        self, first: Picture, last: Picture, steps: int = 8, output_type: str = "pil", **words: Any
     ) -> ImagePipelineOutput:
         """`steps` images on the way from one picture to another, the reconstructions of both among them.
 
-        Their codes lie on the arc between those of the two, at equal angles. Raises ValueError with one line for more
-        than two pictures, and for a tokenizer of ids, between which there is nothing.
+        Their codes lie on the arc between those of the two, at equal angles. A tokenizer that reads captions is given
+        one for all by `prompt`, or by `prompt_embeds` and what belongs to these. Raises ValueError with one line for
+        more than two pictures, and for a tokenizer of ids, between which there is nothing.
         """
         if self.tokenizer.spec.vocab:
             raise ValueError("this tokenizer makes ids, and nothing lies between two ids; edit the images instead")
-        ends = self.encode([first, last]).z
-        if len(ends) != 2:
-            raise ValueError(f"images lie between two pictures, and {len(ends)} are given; give one and another")
-        return ImagePipelineOutput(self._output(Code(z=arc(*ends, conform(steps, ImageCount, "steps"))), output_type))
+        pair = read_pictures([first, last], self.tokenizer.image_shape, self.config.depth).images
+        if len(pair) != 2:
+            raise ValueError(f"images lie between two pictures, and {len(pair)} are given; give one and another")
+        steps = conform(steps, ImageCount, "steps")
+        caption = self._features_of_all(words)
+        way = Code(z=arc(*self.encode(pair, None if caption is None else caption[[0, 0]]).z, steps))
+        return ImagePipelineOutput(
+            self._output(way, output_type, condition=None if caption is None else caption[[0] * steps])
+        )
 
     def _with_condition(self, batch: Any, condition: Condition | None) -> list[tuple[Any, Condition | None]]:
         """The batch and its condition, as the tokenizer reads them; row by row while slicing is enabled."""

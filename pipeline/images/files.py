@@ -1,6 +1,7 @@
 """A folder of numbered images, with one archive and one grid of all of them."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from pipeline.files.writing import new_file
 from pipeline.images.archives import map_array
-from pipeline.images.grids import make_grid
+from pipeline.images.grids import captioned, make_grid
 from pipeline.images.stored_pixels import read_picture
 
 GRID_ROWS, GRID_COLUMNS = 8, 8  # at most
@@ -54,10 +55,13 @@ def open_archive(path: Path) -> np.ndarray:
     return pixels
 
 
-def write_grid(out: Path, num_classes: int, images: int) -> None:
-    """grid.png of the first images, a column a class where there are few classes."""
-    columns = num_classes if 1 < num_classes <= 2 * GRID_COLUMNS else GRID_COLUMNS
-    columns = min(columns, images)
-    shown = [Image.open(image_file(out, i)) for i in range(min(images, columns * GRID_ROWS))]
+def write_grid(out: Path, num_classes: int, images: Sequence[Path], captions: Sequence[str] | None = None) -> None:
+    """grid.png of the first images, a column a class where there are few classes, or each above its caption."""
+    columns = num_classes if 1 < num_classes <= 2 * GRID_COLUMNS and captions is None else GRID_COLUMNS
+    columns = min(columns, len(images))
+    shown = images[: columns * GRID_ROWS]
     with new_file(out / "grid.png") as draft:
-        make_grid(shown, columns).save(draft)
+        if captions is None:
+            make_grid([Image.open(image) for image in shown], columns).save(draft)
+        else:
+            captioned(np.stack([read_pixels(image) for image in shown]), captions, columns).save(draft)

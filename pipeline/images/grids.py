@@ -13,6 +13,7 @@ from pipeline.nn.image_channels import as_rgb
 TILE = 64  # pixels per side at least; smaller images are enlarged by whole numbers, each pixel staying a square
 WIDTH = 1280  # pixels of a grid at most, as far as whole images allow
 GAP, PAPER, INK = 2, (255, 255, 255), (70, 70, 70)
+CAPTIONED, CAPTION, LINES = 96, 11, 3  # pixels of a side at least above a caption, of its letters, and its lines
 AMPLIFIED = 5  # times the absolute difference, so that it can be seen
 
 
@@ -77,6 +78,52 @@ def grid(rows: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
 
 def shorten(name: str) -> str:
     return name if len(name) <= 18 else f"{name[:17]}…"
+
+
+def captioned(images: np.ndarray, captions: Sequence[str], across: int) -> Image.Image:
+    """Pixels [N, H, W, C] in rows of `across`, as RGB over white, each above its caption, cut to three lines."""
+    times = max(1, -(-CAPTIONED // min(images.shape[1:3])))
+    height, width = (side * times for side in images.shape[1:3])
+    font = ImageFont.load_default(CAPTION)
+    cell = height + LINES * (CAPTION + 3) + 8
+    rows = -(-len(images) // across)
+    sheet = Image.new("RGB", (min(across, len(images)) * (width + 8), rows * cell), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, (pixels, caption) in enumerate(zip(images, captions)):
+        left, top = i % across * (width + 8), i // across * cell
+        sheet.paste(to_rgb(as_picture(pixels)).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        text = "\n".join(wrap(caption, width, font))
+        pen.multiline_text((left, top + height + 2), text, INK, font, spacing=2)
+    return sheet
+
+
+def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """The words of a text in lines of at most `width` pixels, the last of `LINES` with dots where more would follow."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    cut = [*lines[: LINES - 1], f"{lines[LINES - 1]} …"] if len(lines) > LINES else lines
+    return [line if font.getlength(line) <= width else fitting(line, width, font) for line in cut]
+
+
+def fitting(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """The beginning of a line that fits into `width` pixels."""
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line}…"
+
+
+def tile(images: Sequence[Image.Image], across: int) -> Image.Image:
+    """Images of one size beside each other, `across` in a row, without gaps and as large as they are."""
+    width, height = images[0].size
+    sheet = Image.new("RGB", (across * width, -(-len(images) // across) * height), PAPER)
+    for i, image in enumerate(images):
+        sheet.paste(to_rgb(image), (i % across * width, i // across * height))
+    return sheet
 
 
 def make_grid(images: list[Image.Image], columns: int) -> Image.Image:

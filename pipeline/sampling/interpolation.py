@@ -10,8 +10,13 @@ from pipeline.samplers.arc import arc
 STEPS = 9  # images of a row, both ends among them
 
 
-def interpolate(pipe: LatentPipeline, labels: list[int] | None, pairs: list[tuple[int, int]]) -> Tensor:
-    """[pairs, STEPS, 3, H, W] in [0, 1]: a row for each pair of seeds and its label, as the pipeline samples.
+def interpolate(
+    pipe: LatentPipeline,
+    labels: list[int] | None,
+    pairs: list[tuple[int, int]],
+    prompts: list[str] | None = None,
+) -> Tensor:
+    """[pairs, STEPS, 3, H, W] in [0, 1]: a row for each pair of seeds, its label and prompt, as the pipeline samples.
 
     What the sampler draws besides its start is that of the first seed, all along a row. Raises ValueError for a
     generator of ids, whose samples start from nothing that others lie between.
@@ -22,5 +27,6 @@ def interpolate(pipe: LatentPipeline, labels: list[int] | None, pairs: list[tupl
         asked = None if labels is None else [labels[place]] * STEPS
         draws = [Generator().manual_seed(first) for _ in range(STEPS)]
         starts = arc(*ends, STEPS)
-        rows.append(pipe(asked, num_images=STEPS, generator=draws, latents=starts, output_type="pt").images.cpu())
+        given = {"num_images": STEPS, "prompt": None if prompts is None else prompts[place]}
+        rows.append(pipe(asked, generator=draws, latents=starts, output_type="pt", **given).images.cpu())
     return torch.stack(rows)

@@ -3,58 +3,33 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Generator, nn
 from tqdm import tqdm
 
-from pipeline.call_arguments import find_labels, resolve_guidance
-from pipeline.components import find, structure
+from pipeline.components import find
 from pipeline.draws import mix
-from pipeline.files.paths import given_path
-from pipeline.files.writing import new_file, read_json, write_json
-from pipeline.images.files import image_file, write_archive, write_grid
+from pipeline.files.writing import new_file, read_json, write_json, write_text
+from pipeline.images.files import write_archive, write_grid
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
 from pipeline.nn.finite import naming_images
-from pipeline.ranges import Count, Evaluations, ImageCount, Number, RangedFields, Seed, Whole
 from pipeline.recipes.arithmetic import Precision
 from pipeline.recipes.building import count_parameters
 from pipeline.recipes.schema import Recipe
-from pipeline.runs.lock import LOCK, hold
 from pipeline.runs.milestones import milestone
 from pipeline.runs.precision import arithmetic
-from pipeline.runs.processes import on_main
 from pipeline.runs.workspace import surroundings
+from pipeline.sampling.prompt_files import Layout
 from pipeline.sampling.weak_network import check_same_codes, load_weak
-from pipeline.saved_folders import fetch, fingerprint_files, load_component
-from pipeline.validation import Length
+from pipeline.saved_folders import load_component
 
-PROTOCOL = "samples.json"
-Seeds = Annotated[list[Seed], Length(1)]
-Labels = Annotated[list[Whole | str], Length(1)]
-
-
-@dataclass
-class FolderSettings(RangedFields):
-    """What `run.py sample FOLDER` takes; what is None is as the pipeline says."""
-
-    labels: Whole | str | Labels = "balanced"  # or "random", or a label or name, or a list taken round
-    images: ImageCount | None = None  # as many as labels or seeds are listed, else 16
-    steps: Evaluations | None = None  # network evaluations
-    guidance: Number | dict[str, Any] | None = None  # its scale, or what differs: guidance.interval=[0,0.8], ...
-    sampler: dict[str, Any] = field(default_factory=dict)  # the objective's own settings
-    seed: Seed = 0  # image i has seed + i
-    seeds: Seeds | None = None  # or one per image
-    precision: Precision = "fp32"
-    weak: str | None = None  # folder of a network to guide away from, in place of the pipeline's own
-    variant: str | None = None  # of the weights
-    batch: Count = 16
-    out: str | None = None
+PROTOCOL, PROMPTS = "samples.json", "prompts.jsonl"
 
 
 @dataclass
@@ -66,56 +41,37 @@ class Plan:
     batch: int
     precision: Precision
     protocol: dict[str, Any]  # how labels and seeds were chosen, for samples.json
+    prompts: list[str] | None = None  # one per image; None where the generator reads no text
+    negative_prompt: str | None = None
+    layout: Layout = field(default_factory=Layout)
+    each: int = 1  # images of a prompt, in a row
+
+    def words(self, batch: range) -> dict[str, Any]:
+        """The arguments of a call for these images that state their prompts."""
+        if self.prompts is None:
+            return {}
+        return {"prompt": [self.prompts[i] for i in batch], "negative_prompt": self.negative_prompt}
 
 
-def sample_folder(source: str, settings: dict[str, Any], accelerator: Accelerator) -> Path:
-    """Sample the pipeline in a folder or hub id as `FolderSettings` say; returns the folder of images.
-
-    Images that are there already are kept. Raises ValueError with one line for settings that do not fit, and for an
-    output folder that holds something else.
-    """
-    asked = structure(FolderSettings, settings)
-    with accelerator.main_process_first():
-        folder = fetch(source, {})
-    pipe = LatentPipeline.from_pretrained(folder, variant=asked.variant)
-    if asked.weak is not None:
-        pipe.weak = load_weak(given_path(asked.weak))
-        pipe.defaults = replace(pipe.defaults, weak=asked.weak)
-    given = asked.guidance if isinstance(asked.guidance, dict) else {"scale": asked.guidance}
-    guidance = resolve_guidance(pipe.defaults.guidance, given)
-    sampler = pipe.defaults.sampler | asked.sampler
-    pipe.objective.read_settings(sampler)
-    steps = pipe.defaults.steps if asked.steps is None else asked.steps
-    pipe.defaults = replace(pipe.defaults, steps=steps, guidance=guidance, sampler=sampler)
-    plan = plan_folder(asked, pipe)
-    plan.protocol |= {"source": str(source), "variant": asked.variant, "files": fingerprint_files(folder)}
-    default = Path("samples") / "-".join(Path(source).resolve().parts[-2:])
-    out = given_path(default if asked.out is None else asked.out)
-    _claim(out, plan.protocol | describe(pipe, plan), accelerator)
-    with ExitStack() as held:
-        on_main(accelerator, lambda: held.enter_context(hold(out / LOCK, str(out))))
-        sample_images(pipe, plan, out, accelerator)
-    return out
+def write_prompts(out: Path, plan: Plan, images: list[Path]) -> None:
+    """prompts.jsonl: a line for each image, of its file, prompt, label and seed, in the order of samples.npz."""
+    if plan.prompts is None:
+        return
+    labels = [None] * len(images) if plan.labels is None else plan.labels
+    rows = zip(images, plan.prompts, labels, plan.seeds, strict=True)
+    records = [
+        {"image": image.relative_to(out).as_posix(), "prompt": prompt, "label": label, "seed": seed}
+        for image, prompt, label, seed in rows
+    ]
+    write_text(out / PROMPTS, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
 
 
-def plan_folder(asked: FolderSettings, pipe: LatentPipeline) -> Plan:
-    """The labels and seeds that the command line asks for."""
-    listed = asked.labels not in ("balanced", "random")
-    names = asked.labels if isinstance(asked.labels, list) else [asked.labels]
-    images = asked.images
-    if images is None:
-        images = len(asked.seeds) if asked.seeds is not None else len(names) if listed else 16
-    seeds = asked.seeds if asked.seeds is not None else [asked.seed + i for i in range(images)]
-    if len(seeds) != images:
-        raise ValueError(f"there are {len(seeds)} seeds for {images} images; give one per image, or seed=FIRST")
-    if listed:
-        named = find_labels(names, None, pipe.id2label, pipe.num_classes)
-        labels = [named[i % len(named)] for i in range(images)]
-    else:
-        labels = choose_labels(asked.labels, seeds, pipe.num_classes)
-    said = f"{asked.seed} + i" if asked.seeds is None else asked.seeds
-    rule = {"labels": labels if listed else asked.labels, "seeds": said}
-    return Plan(labels, seeds, asked.batch, asked.precision, rule)
+def read_prompts(folder: Path) -> list[str] | None:
+    """The prompts of the samples in a folder, in their order; None where they were made without."""
+    path = folder / PROMPTS
+    if not path.is_file():
+        return None
+    return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def plan_recipe(recipe: Recipe, pipe: LatentPipeline) -> Plan:
@@ -178,7 +134,7 @@ def sample_images(pipe: LatentPipeline, plan: Plan, out: Path, accelerator: Acce
     """
     out.mkdir(parents=True, exist_ok=True)
     whole = [range(i, min(i + plan.batch, len(plan.seeds))) for i in range(0, len(plan.seeds), plan.batch)]
-    todo = [batch for batch in whole if not all(image_file(out, i).exists() for i in batch)]
+    todo = [batch for batch in whole if not all(plan.layout.image(out, i).exists() for i in batch)]
     accelerator.wait_for_everyone()  # nobody writes before all have looked
     mine = todo[accelerator.process_index :: accelerator.num_processes]
     if accelerator.is_main_process:
@@ -190,8 +146,11 @@ def sample_images(pipe: LatentPipeline, plan: Plan, out: Path, accelerator: Acce
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         labels = [-1] * len(plan.seeds) if plan.labels is None else plan.labels
-        write_archive(out / "samples.npz", [image_file(out, i) for i in range(len(plan.seeds))], labels)
-        write_grid(out, pipe.num_classes, len(plan.seeds))
+        images = [plan.layout.image(out, i) for i in range(len(plan.seeds))]
+        write_archive(out / "samples.npz", images, labels)
+        write_grid(out, pipe.num_classes, images, plan.prompts)
+        write_prompts(out, plan, images)
+        plan.layout.finish(out, plan.each, len(images))
         record = describe(pipe, plan) | {"network_evaluations": calls.total() / len(mine)} | surroundings(accelerator)
         write_json(out / PROTOCOL, plan.protocol | record | {"precision": plan.precision})
     accelerator.wait_for_everyone()
@@ -204,11 +163,14 @@ def _make(pipe: LatentPipeline, plan: Plan, mine: list[range], out: Path, accele
             labels = None if plan.labels is None else [plan.labels[i] for i in batch]
             generators = [Generator().manual_seed(plan.seeds[i]) for i in batch]
             with naming_images(numbers=batch), arithmetic(accelerator.device, plan.precision):
-                images = pipe(labels, num_images=len(batch), generator=generators).images
+                words = plan.words(batch)
+                images = pipe(labels, num_images=len(batch), generator=generators, **words).images
             for i, image in zip(batch, images):
-                if image_file(out, i).exists():
+                path = plan.layout.image(out, i)
+                if path.exists():
                     continue
-                with new_file(image_file(out, i)) as draft:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with new_file(path) as draft:
                     image.save(draft)
             bar.update(min(len(batch) * accelerator.num_processes, total - bar.n))
 
@@ -238,32 +200,3 @@ def counted(network: nn.Module) -> Iterator[Counter[str]]:
         yield calls
     finally:
         hook.remove()
-
-
-def is_readable(note: Path) -> bool:
-    try:
-        return isinstance(read_json(note), dict)
-    except ValueError:
-        return False
-
-
-def _claim(out: Path, asked: dict[str, Any], accelerator: Accelerator) -> None:
-    """Go on in a folder of the same request or begin an empty one; ValueError when it holds something else."""
-    note, asked = out / PROTOCOL, json.loads(json.dumps(asked))
-    if note.exists() and not is_readable(note):
-        if accelerator.is_main_process:
-            print(f"{note} is damaged, and with it what the images are of: all are made again")
-            for image in out.glob("[0-9]*.png"):
-                image.unlink()
-    elif note.exists():
-        there = read_json(note)
-        if differing := [name for name in asked if there.get(name) != asked[name]]:
-            name = differing[0]
-            raise ValueError(f"{out} holds images with {name}={there.get(name)}; delete it or state another out=FOLDER")
-    elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is there and holds no {PROTOCOL}; state another out=FOLDER")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(note, asked)
-    accelerator.wait_for_everyone()

@@ -32,7 +32,7 @@ from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
 from pipeline.objectives.next_token import NextToken
 from pipeline.runs.milestones import milestone
 from pipeline.samplers.guidance import Guidance
-from pipeline.sampling.many_images import sample_folder
+from pipeline.sampling.from_folder import sample_folder
 from pipeline.sampling.weak_network import check_same_codes
 from pipeline.training.milestones import Milestones
 from stages import posttrain_decoder, sample

@@ -19,15 +19,8 @@ from support.tiny_pipeline import generators, make_pipeline, make_recipe, make_r
 from pipeline import LatentPipeline
 from pipeline.components import structure
 from pipeline.images.grids import make_grid
-from pipeline.sampling.many_images import (
-    FolderSettings,
-    Plan,
-    choose_labels,
-    counted,
-    plan_folder,
-    sample_folder,
-    sample_images,
-)
+from pipeline.sampling.from_folder import FolderSettings, plan_folder, sample_folder
+from pipeline.sampling.many_images import Plan, choose_labels, counted, sample_images
 from stages import sample as stage
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +28,7 @@ TWO = """
 import sys, torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
-from pipeline.sampling.many_images import sample_folder
+from pipeline.sampling.from_folder import sample_folder
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
 sample_folder(sys.argv[1], {"images": 7, "batch": 3, "out": sys.argv[2]}, accelerator)
@@ -44,7 +37,7 @@ MANY = """
 import sys, torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
-from pipeline.sampling.many_images import sample_folder
+from pipeline.sampling.from_folder import sample_folder
 sample_folder(sys.argv[1], {"images": 3000, "batch": 3, "out": sys.argv[2]}, Accelerator(cpu=True))
 """
 
