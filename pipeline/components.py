@@ -35,7 +35,8 @@ SLOTS = (
     "teachers",
     "metrics",
 )
-NESTED = {slot.removesuffix("s"): slot for slot in SLOTS} | {"loss": "losses"}  # an argument named like a slot
+NESTED = {slot.removesuffix("s"): slot for slot in SLOTS}  # an argument named like a slot
+NESTED |= {"loss": "losses", "head": "objectives"}
 
 
 def kinds(slot: str) -> list[str]:

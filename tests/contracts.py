@@ -64,6 +64,7 @@ SMALL: dict[str, Any] = {
     "merge_after": [1],
     "split_after": [1],
     "sides": [1, 2],
+    "buffer": 2,
 }
 # The same, and of arguments that no recipe of a part states.
 TINY: dict[str, Any] = SMALL | {
@@ -154,6 +155,10 @@ VARIANTS: dict[str, dict[str, Node]] = {
         "bit_diffusion": {"kind": "bit_diffusion_transformer", "vocab": 2, "codebooks": 5, "residual_dropout": 0.2},
         "bit_diffusion_of_ids": {"kind": "bit_diffusion_transformer", "vocab": 16, "grid": [6]},
         "bit_diffusion_unconditional": {"kind": "bit_diffusion_transformer", "vocab": 2, "num_classes": 0},
+        "masked_latent_patches": {"kind": "masked_latent_transformer", "patch_size": 2, "outputs": 2},
+        "masked_latent_narrow": {"kind": "masked_latent_transformer", "decoder_width": 24, "decoder_depth": 1},
+        "masked_latent_one_axis": {"kind": "masked_latent_transformer", "grid": [6], **OF_DATA},
+        "masked_latent_unconditional": {"kind": "masked_latent_transformer", "num_classes": 0},
         "wide_head_patches": {"kind": "wide_head_transformer", "patch_size": 2},
         "wide_head_oblong": {"kind": "wide_head_transformer", "grid": [3, 4], "query_key_norm": True},
         "wide_head_one_axis": {"kind": "wide_head_transformer", "grid": [6]},
@@ -281,6 +286,7 @@ ROUGHNESS = {
     "causal": 2e-3,
     "masked": 3e-3,
     "bit_denoiser": 1e-3,
+    "masked_latent": 3e-3,
 }  # mean square error in bfloat16, of the answer's own
 
 
@@ -298,6 +304,8 @@ def request_of(network: nn.Module, batch: int = 3) -> dict[str, Any]:
     if network.role == "denoiser":
         z = torch.randn(batch, *network.state_shape, generator=generator)
         return {"hidden_states": z, "time": torch.linspace(0.1, 0.9, batch), "condition": condition}
+    if network.role == "masked_latent":
+        return tokens_of(network, batch, generator) | {"condition": condition}
     tokens = LatentSpec(tuple(config.grid), dim=1).tokens
     shape = (batch, tokens, config.codebooks) if config.codebooks > 1 else (batch, tokens)
     ids = torch.randint(config.vocab, shape, generator=generator)
@@ -306,6 +314,20 @@ def request_of(network: nn.Module, batch: int = 3) -> dict[str, Any]:
         return {"ids": ids, "masked": masked, "condition": condition}
     time = {"time": torch.linspace(0.1, 0.9, batch)} if network.role == "bit_denoiser" else {}
     return {"ids": ids, **time, "condition": condition}
+
+
+def tokens_of(network: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Tokens of which a third are known, and noisy ones of four places, one of them twice."""
+    grid, patch = network.patch_grid(network.config), network.config.get("patch_size", 1)
+    count, dim = math.prod(grid), patch ** len(grid) * network.config.dim
+    order = torch.rand(batch, count, generator=generator).argsort(dim=1)
+    return {
+        "tokens": torch.randn(batch, count, dim, generator=generator),
+        "known": order[:, : count // 3],
+        "asked": order[:, [-1, -2, -3, -1]],
+        "noisy": torch.randn(batch, 4, dim, generator=generator),
+        "time": torch.rand(batch, 4, generator=generator),
+    }
 
 
 def row_of(request: dict[str, Any], i: int) -> dict[str, Any]:
@@ -325,6 +347,8 @@ def check_one_by_one(network: nn.Module) -> None:
         shape = (3, network.state_shape[0], config.get("outputs", 1) * config.dim)
     elif network.role == "bit_denoiser":
         shape = (3, tokens, config.codebooks * bits_of(config.vocab))
+    elif network.role == "masked_latent":
+        shape = (*request["noisy"].shape[:2], config.outputs * request["noisy"].shape[2])
     else:
         shape = (3, tokens, config.codebooks, config.vocab)
     for dropping in {False, bool(dropout_of(network))}:
@@ -367,7 +391,7 @@ def check_half_precision(network: nn.Module) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             mixed = network(**request, **dropout)
         network.bfloat16()
-        halved = {n: v.bfloat16() if n == "hidden_states" else v for n, v in request.items()}
+        halved = {n: v.bfloat16() if n in ("hidden_states", "tokens", "noisy") else v for n, v in request.items()}
         whole = network(**halved, **dropout)
         assert whole.dtype == torch.bfloat16
         for rough in (mixed, whole):

@@ -27,7 +27,7 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.generation import Generation
 
 OBJECTIVES: dict[str, dict[str, Any]] = {"random_order": {"anneal_start": 1, "anneal_end": 2}}  # what has no default
-STEPS = {"denoiser": 2, "causal": None, "masked": 2, "bit_denoiser": 2}
+STEPS = {"denoiser": 2, "causal": None, "masked": 2, "masked_latent": 2, "bit_denoiser": 2}
 
 
 TOKENIZERS, NETWORKS = fragments("tokenizers"), fragments("networks")

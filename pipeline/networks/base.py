@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Condition
 from pipeline.components import Arguments
+from pipeline.draws import Draws
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import count_token_rows
 from pipeline.nn.conditions import fields_read, null_of, select
@@ -20,10 +21,12 @@ from pipeline.nn.lora import Adapted
 from pipeline.nn.own_weight_files import OwnWeightFiles
 from pipeline.nn.stock_model import StockModel
 from pipeline.nn.stock_transformer import CONDITIONS
+from pipeline.nn.token_denoiser import TokenDenoiser
+from pipeline.nn.tokens import take_places
 from pipeline.ranges import RangedArguments
 from pipeline.validation import SettingError
 
-Role = Literal["denoiser", "causal", "masked", "bit_denoiser"]  # see Network.role
+Role = Literal["denoiser", "causal", "masked", "masked_latent", "bit_denoiser"]  # see Network.role
 Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the way to it
 Part = Literal["labels", "text", "positions", "codes"]  # see Network.parts
 ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the sizes of a part follow from
@@ -41,8 +44,9 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     width, reads and predicts such a token below the code, see `state_shape`.
 
     `role` says what it predicts, and so which objectives can train it: a `denoiser` predicts from a noisy code, a
-    `causal` network the next id from those before it, a `masked` one all ids from those that are known,
-    a `bit_denoiser` which bits of noisy ids are wrong.
+    `causal` network the next id from those before it, a `masked` one all ids from those that are known, a
+    `masked_latent` one denoises each continuous token from those that are known, a `bit_denoiser` tells which bits of
+    noisy ids are wrong.
 
     `parts` names the modules and parameters that depend on the data: the table of classes (`labels`), what reads
     captions (`text`), learned positions (`positions`), and the layers that read and predict codes (`codes`); * stands
@@ -159,6 +163,56 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
 def fits_word(word: str, root: str) -> bool:
     """Whether a word of a parameter's name is that of a root in `Network.parts`."""
     return word.isdigit() if root == "*" else word == root
+
+
+class MaskedLatentNetwork(Network):
+    """A network of tokens D channels each, the patches of a code, of which it sees those that are known.
+
+    `states` says what it knows of every place, and a small `head` denoises the token of one place by its state alone
+    (Li et al., arXiv:2406.11838). Objectives call `forward` in training, `states` and `denoise` in sampling.
+    """
+
+    role = "masked_latent"
+    entry_points = ("states", "denoise")
+    head: TokenDenoiser
+
+    @abstractmethod
+    def states(
+        self, tokens: Tensor, known: Tensor, condition: Condition | None = None, dropout: Draws | None = None
+    ) -> Tensor:
+        """States of all places, [B, M, width], of tokens [B, M, D], seen at the places `known` [B, K] int64 alone.
+
+        `dropout` gives the masks of dropout in training. Without a condition a network of classes answers for its null
+        class. ValueError where M is not the grid's, and when an unconditional network is given labels.
+        """
+
+    def denoise(self, noisy: Tensor, time: Tensor, states: Tensor) -> Tensor:
+        """Noisy tokens [B, R, D] at noise levels `time` [B, R] and the states of their places to [B, R, outputs * D].
+
+        `time` is float32 in [0, 1], 1 is pure noise.
+        """
+        level = time.float() if self.config.time_direction == "noise" else 1 - time.float()
+        return self.head(noisy, level * self.config.time_scale, states)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        asked: Tensor,
+        noisy: Tensor,
+        time: Tensor,
+        condition: Condition | None = None,
+        dropout: Draws | None = None,
+    ) -> Tensor:
+        """`denoise` of noisy tokens [B, R, D] of the places `asked` [B, R], any of them several times; see `states`."""
+        states = self.states(tokens, known, condition, dropout)
+        return self.denoise(noisy, time, take_places(states, asked))
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """ValueError where tokens [B, M, D] are not the patches of a code of its grid."""
+        grid = self.patch_grid(self.config)
+        if tokens.shape[1] != math.prod(grid):
+            raise ValueError(f"{tokens.shape[1]} tokens do not fit the network, whose patches are on the grid {grid}")
 
 
 def check_widths(arguments: Arguments, prefix: str = "") -> None:

@@ -21,6 +21,7 @@ class BlockShape(NamedTuple):
     hidden: int  # width inside the feed-forward layer
     dropout: float  # of what attention and feed-forward layer add to the stream
     attention_dropout: float  # of the attention weights
+    hidden_dropout: float = 0.0  # between the linear layers of the feed-forward layer
 
 
 class Masks(NamedTuple):
@@ -29,6 +30,7 @@ class Masks(NamedTuple):
     weights: Tensor | None = None  # [B, heads, N, N]
     attention: Tensor | None = None  # [B, N, width]
     feed_forward: Tensor | None = None  # [B, N, width]
+    hidden: Tensor | None = None  # [B, N, hidden]
 
 
 EVERYTHING = Masks()
@@ -56,15 +58,16 @@ class DroppingAttention(nn.Module, AttentionModuleMixin):
 
 
 class FeedForward(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, exact GELU, linear; between the two there may be dropout."""
 
     def __init__(self, shape: BlockShape):
         super().__init__()
+        self.dropout = shape.hidden_dropout
         self.up = nn.Linear(shape.width, shape.hidden)
         self.down = nn.Linear(shape.hidden, shape.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        return self.down(apply_dropout(F.gelu(self.up(x)), kept, self.dropout))
 
 
 class BidirectionalBlock(nn.Module):
@@ -82,11 +85,12 @@ class BidirectionalBlock(nn.Module):
         """This block's dropout masks in one step, drawn outside `forward`, which thus is a function of tensors."""
         if draws is None:
             return EVERYTHING
-        width, heads, _, rate, weights_rate = self.shape
+        width, heads, hidden, rate, weights_rate, hidden_rate = self.shape
         return Masks(
             draws.keep_mask(f"{name}.weights", (heads, tokens, tokens), weights_rate) if weights_rate else None,
             draws.keep_mask(f"{name}.attention", (tokens, width), rate) if rate else None,
             draws.keep_mask(f"{name}.feed_forward", (tokens, width), rate) if rate else None,
+            draws.keep_mask(f"{name}.hidden", (tokens, hidden), hidden_rate) if hidden_rate else None,
         )
 
 
@@ -101,6 +105,19 @@ class PostNormBlock(BidirectionalBlock):
         h, rate = hidden_states, self.shape.dropout
         h = self.norm1(h + apply_dropout(self.attention(h, masks.weights), masks.attention, rate))
         return self.norm2(h + apply_dropout(self.feed_forward(h), masks.feed_forward, rate))
+
+
+class NormFirstBlock(BidirectionalBlock):
+    """h + attention(norm(h)), then h + feed_forward(norm(h)), as in vision transformers (arXiv:2010.11929)."""
+
+    def __init__(self, shape: BlockShape):
+        super().__init__(shape, epsilon=1e-6, bias=True)
+
+    def forward(self, hidden_states: Tensor, masks: Masks = EVERYTHING) -> Tensor:
+        """hidden_states [B, N, width] to the same shape."""
+        h, rate = hidden_states, self.shape.dropout
+        h = h + apply_dropout(self.attention(self.norm1(h), masks.weights), masks.attention, rate)
+        return h + apply_dropout(self.feed_forward(self.norm2(h), masks.hidden), masks.feed_forward, rate)
 
 
 class LongSkipBlock(BidirectionalBlock):

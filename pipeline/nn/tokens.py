@@ -1,4 +1,4 @@
-"""Ids at the input and output of a transformer, for any number of codebooks per token."""
+"""Tokens of a transformer: ids at its input and output, for any number of codebooks, and tokens of some places."""
 
 from collections.abc import Callable
 
@@ -65,3 +65,13 @@ class TokenHead(nn.Module):
             h = condition(h, chosen[k])
             chosen.append(choose(self.outputs[k + 1](h), k + 1))
         return torch.stack(chosen, dim=-1)
+
+
+def take_places(tokens: Tensor, places: Tensor) -> Tensor:
+    """The rows of tokens [B, M, D] at places [B, K] int64: [B, K, D]."""
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def put_places(tokens: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """Tokens [B, M, D] with `rows` [B, K, D] at places [B, K] int64."""
+    return tokens.scatter(1, places[..., None].expand(-1, -1, tokens.shape[-1]), rows.to(tokens.dtype))

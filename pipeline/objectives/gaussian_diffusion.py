@@ -48,6 +48,8 @@ class GaussianDiffusion(Objective):
     `Scheduler.from_config(objective.config)` fits.
 
     Args:
+        beta_schedule: betas that rise linearly from `beta_start` to `beta_end`, or the cosine law of
+            arXiv:2102.09672, which needs neither.
         variance: of a reverse step. learned_range lies between the posterior's and beta, at the second half of the
             network's channels; fixed_small is the posterior's, fixed_large is beta.
     """
@@ -62,7 +64,7 @@ class GaussianDiffusion(Objective):
         num_train_timesteps: Annotated[int, Range(2)] = 1000,
         beta_start: InnerFraction = 1e-4,
         beta_end: InnerFraction = 2e-2,
-        beta_schedule: Literal["linear"] = "linear",
+        beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear",
         prediction_type: Literal["epsilon"] = "epsilon",
         variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range",
     ):
@@ -71,6 +73,8 @@ class GaussianDiffusion(Objective):
 
     @cached_property
     def chain(self) -> NoiseChain:
+        if self.config.beta_schedule == "squaredcos_cap_v2":
+            return NoiseChain.cosine(self.config.num_train_timesteps)
         return NoiseChain.linear(self.config.num_train_timesteps, self.config.beta_start, self.config.beta_end)
 
     @property

@@ -15,7 +15,7 @@ from pipeline.objectives.base import Objective
 from pipeline.ranges import FractionBelowOne, NotNegative
 from pipeline.samplers.original import Original
 from pipeline.samplers.request import OnStep, SamplingRequest
-from pipeline.samplers.unmasking import Unmasking, mask_rate, masked_counts
+from pipeline.samplers.unmasking import Unmasking, lowest, mask_rate, masked_anew, masked_counts
 
 
 class Numbers(NamedTuple):
@@ -108,12 +108,7 @@ class MaskedToken(Objective):
         preserved = math.floor(spec.tokens * original.preserve + 1e-9)
         if original.stays_whole or preserved == spec.tokens:
             return original.copy()
-        masked = torch.ones_like(ids[..., 0], dtype=torch.bool)
-        if preserved:
-            ranks = draws.uniform("preserved", (spec.tokens,)).argsort(dim=-1).argsort(dim=-1)
-            masked = ranks >= preserved
-        if original.kept is not None:
-            masked = masked & ~original.kept
+        masked = masked_anew(ids, preserved, original.kept, draws)
         numbers = self._numbers(draws, min(request.steps, spec.tokens - preserved), spec)
         return self._fill(request, ids.masked_fill(masked[..., None], 0), masked, numbers, settings)
 
@@ -151,13 +146,6 @@ class MaskedToken(Objective):
     def _numbers(self, draws: Draws, steps: int, spec: LatentSpec) -> Numbers:
         ids = draws.uniform("ids", (steps, spec.tokens, spec.codebooks))
         return Numbers(ids, draws.uniform("order", (steps, spec.tokens)))
-
-
-def lowest(values: Tensor, counts: Tensor) -> Tensor:
-    """Which entries are the lowest of their row [B, N], as many as `counts` [B] says, bool."""
-    places = values.argsort(dim=-1, stable=True)
-    first = torch.arange(values.shape[1], device=values.device) < counts[:, None]
-    return torch.zeros_like(first).scatter(1, places, first)
 
 
 class MaskedIds(NamedTuple):

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-CONTAINERS = ("ema", "model", "state_dict")  # where training files keep the weights, the preferred first
+CONTAINERS = ("ema", "model_ema", "model", "state_dict")  # where training files keep the weights, the preferred first
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every key
 
 

@@ -17,6 +17,7 @@ from pipeline.validation import SettingError
 
 # Arguments that a network and a weak one agree in, with the value of one that has no such argument.
 SHARED = dict.fromkeys(("grid", "dim", "outputs", "num_classes", "class_token"), 0) | NO_TEXT
+WEAK_OR_NEGATIVE = "a weak network guides away from itself, not from a negative condition; leave one of them out"
 NOTHING_TO_GUIDE = "an unconditional generator has nothing to guide away from; leave the guidance scale at 1"
 
 
@@ -85,7 +86,7 @@ def guided(
     if guidance.scale != 1 and weak is None and condition is None:
         raise ValueError(NOTHING_TO_GUIDE)
     if weak is not None and negative is not None:
-        raise ValueError("a weak network guides away from itself, not from a negative condition; leave one of them out")
+        raise ValueError(WEAK_OR_NEGATIVE)
     rows = 0 if guidance.class_token is None else token_rows(network)
 
     def predict(z: Tensor, time: float) -> Tensor:

@@ -27,6 +27,13 @@ class NoiseChain:
     def linear(cls, count: int, first: float, last: float) -> "NoiseChain":
         return cls(torch.linspace(first, last, count, dtype=torch.float64))
 
+    @classmethod
+    def cosine(cls, count: int) -> "NoiseChain":
+        """alpha-bar falls as cos^2 of the time, betas stop at 0.999 (arXiv:2102.09672, equation 17)."""
+        times = torch.arange(count + 1, dtype=torch.float64) / count
+        signal = torch.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
+        return cls((1 - signal[1:] / signal[:-1]).clamp(max=0.999))
+
     def spaced(self, steps: int, spacing: Spacing = "even", below: int | None = None) -> "NoiseChain":
         """The chain over `steps` of the timesteps under `below`, with betas from the kept alpha-bars.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.code import LatentSpec
+from pipeline.draws import Draws
 from pipeline.nn.finite import check_finite
 from pipeline.ranges import FractionAboveZero, NotNegative, RangedFields, Whole
 from pipeline.samplers.choice import LOGITS, Choice
@@ -48,6 +49,23 @@ def masked_counts(schedule: Schedule, tokens: int, steps: int) -> list[int]:
         masked = 0 if step == steps else min(masked - least, math.floor(tokens * rate + 1e-9))
         counts.append(masked)
     return counts
+
+
+def masked_anew(tokens: Tensor, preserved: int, kept: Tensor | None, draws: Draws) -> Tensor:
+    """Which of tokens [B, N, ...] are masked to be made anew, [B, N] bool: all but `preserved` of each image, drawn by
+    `draws.uniform("preserved", (N,))`, and the `kept` ones."""
+    masked = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if preserved:
+        ranks = draws.uniform("preserved", (tokens.shape[1],)).argsort(dim=-1).argsort(dim=-1)
+        masked = ranks >= preserved
+    return masked if kept is None else masked & ~kept
+
+
+def lowest(values: Tensor, counts: Tensor) -> Tensor:
+    """Which entries are the lowest of their row [B, N], as many as `counts` [B] says, bool."""
+    places = values.argsort(dim=-1, stable=True)
+    first = torch.arange(values.shape[1], device=values.device) < counts[:, None]
+    return torch.zeros_like(first).scatter(1, places, first)
 
 
 @cache
