@@ -168,12 +168,14 @@ def find_stages(recipe: "Recipe", only: str | None) -> tuple[list[stages.Stage],
 
     ValueError where the recipe's line has no such stage.
     """
-    line = [replace(stage, images=splits_of(stage, recipe)) for stage in stages.line(recipe)]
+    line = [replace(one, images=splits_of(one, recipe), reads=reads_of(one, recipe)) for one in stages.line(recipe)]
     names = [stage.name for stage in line]
     if only is None or only == names[-1]:
         return line, "sample" if "samples" in [stage.writes for stage in line] else "card"
     if only not in names:
-        missing = {stage.needs for stage in stages.table()} - {stage.needs for stage in line}
+        needed = {read for stage in stages.table() for read in stage.reads}
+        makers = [stage for stage in stages.table() if stage.name == only or stage.writes in needed]
+        missing = {stage.needs for stage in makers} - {stage.needs for stage in line}
         there = ", ".join(stage.command for stage in line)
         raise ValueError(
             f"{recipe.name} has no stage {only.replace('_', '-')}, for it has no {', '.join(sorted(missing))}; it has"
@@ -209,7 +211,7 @@ def run_stages(recipe: "Recipe", name: str, overrides: list[str], only: str | No
 
     table, following = find_stages(recipe, only)
     checked, work = check_recipe(recipe), start(recipe)
-    images = UsedImages(recipe.data, work.history([stage.writes for stage in table]).values())
+    images = UsedImages(recipe.data, work.history([one.writes for one in table]).values(), recipe.text is not None)
     line = check_line(recipe, checked, images.facts)
     check_processes(recipe, work.accelerator.num_processes)
     check_weights(recipe)
@@ -246,6 +248,13 @@ def splits_of(stage: stages.Stage, recipe: "Recipe") -> tuple[str, ...]:
 
     held_out = ("held_out",) if stops_early(recipe, stage.writes) else ()
     return tuple(dict.fromkeys(stage.images + held_out))
+
+
+def reads_of(stage: stages.Stage, recipe: "Recipe") -> tuple[str, ...]:
+    """The artefacts that a stage reads: the captions' features only where its tokenizer or its generator does."""
+    from pipeline.recipes.building import reads_captions
+
+    return tuple(read for read in stage.reads if read != "text" or reads_captions(recipe, stage.writes))
 
 
 def make_clock(

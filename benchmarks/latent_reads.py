@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.latents.store import FORMAT, LatentStore, write_manifest, write_shard
+from pipeline.files.shards import write_manifest, write_shard
+from pipeline.latents.store import FORMAT, LatentStore
 
 TOKENS, DIM, CLASSES = 256, 32, 1000
 

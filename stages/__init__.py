@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 ORDER = (
+    "encode_text",
     "train_tokenizer",
     "train_jointly",
     "encode_dataset",

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
+from pipeline.captions.table import open_captions
 from pipeline.components import build, find
+from pipeline.files.shards import write_manifest
 from pipeline.files.writing import new_folder
 from pipeline.frozen.class_token import ClassToken
 from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import EncodingPlan, describe, encode
 from pipeline.latents.scale import measure
-from pipeline.latents.store import write_manifest
 from pipeline.recipes.building import build_network, hidden_layout
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import Workspace, plain
@@ -26,6 +27,7 @@ from pipeline.training import starting_weights
 from pipeline.training.phase_parts import attachment_of, generator_nodes, generator_taps
 
 READS = ("joint",)
+READS_WHERE_MADE = ("text",)
 WRITES = "latents"
 IMAGES = ("train",)
 PRECISION = "latents"
@@ -49,7 +51,7 @@ def uses(recipe: Recipe) -> Any:
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
-    images = Images(recipe.data, "train")
+    images = Images(recipe.data, "train", open_captions(recipe, work.artefact, "train", WRITES))
     networks = FrozenNetworks(recipe, images, out, work.accelerator)
     feature = networks.load(ClassToken(recipe)) if recipe.latents.class_token is not None else None
     tokenizer = load_scaled_tokenizer(recipe, work, out / "tokenizer", images)

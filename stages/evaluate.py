@@ -37,7 +37,7 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.starting_tokenizer import build_starting_tokenizer, is_finetuned
 
 READS = ("tokenizer",)
-READS_WHERE_MADE = ("joint", "latents", "generator", "decoder", "samples")
+READS_WHERE_MADE = ("text", "joint", "latents", "generator", "decoder", "samples")
 WRITES = "report"
 IMAGES = ("train", "held_out")
 PRECISION = "evaluate"

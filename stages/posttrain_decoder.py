@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.captions.table import open_captions
 from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.components import find
 from pipeline.files.writing import write_json
@@ -28,6 +29,7 @@ from pipeline.training.posttraining import DecoderTraining
 from pipeline.training.preview_sources import sources_of_decoder
 
 READS = ("joint", "latents", "generator")
+READS_WHERE_MADE = ("text",)
 WRITES = "decoder"
 IMAGES = ()  # those that the codes it reads are of, and no others
 PRECISION = "posttrain"
@@ -62,8 +64,9 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
 def train_decoder(recipe: Recipe, work: Workspace, tokenizer: Path, out: Path) -> Path:
     """The folder of the post-trained tokenizer; pairs, log and cost stay in `out` beside what is made of it."""
     part, accelerator, folder = recipe.posttrain, work.accelerator, out / "posttraining"
-    images = Images(recipe.data, "train")
-    originals = Originals(open_codes(work.artefact("latents"), recipe, accelerator), images, recipe)
+    captions = open_captions(recipe, work.artefact, "train", WRITES)
+    images = Images(recipe.data, "train", captions)
+    originals = Originals(open_codes(work.artefact("latents"), recipe, accelerator, captions), images, recipe)
     generator, weak = work.artefact("generator"), starting_weights.fingerprints(plain(recipe.sample.weak))
     pipe, networks = assemble(recipe, tokenizer, generator), weak | {"generator": fingerprint_files(generator)}
     make_pairs(recipe, pipe, originals, out / "pairs", accelerator, networks, work.root / WRITES / "pairs")

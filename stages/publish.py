@@ -30,7 +30,7 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.validation import SettingError
 
 READS = ("tokenizer", "report")
-READS_WHERE_MADE = ("decoder", "generator")
+READS_WHERE_MADE = ("text", "decoder", "generator")
 WRITES = "pipeline"
 IMAGES = ()
 SHOWN_CLASSES, SHOWN_EACH = 8, 2  # in the card's grid

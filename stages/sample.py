@@ -10,6 +10,7 @@ from pipeline.sampling.many_images import assemble, plan_recipe, sample_images
 from pipeline.training.starting_weights import fingerprints
 
 READS = ("decoder", "generator")
+READS_WHERE_MADE = ("text",)
 WRITES = "samples"
 IMAGES = ()
 PRECISION = "sample"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.captions.table import open_captions
 from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.components import build
 from pipeline.files.writing import write_json
@@ -33,6 +34,7 @@ from pipeline.training.preview_sources import sources_of_generator
 from pipeline.training.tuning import save_tuned, tune
 
 READS = ("latents", "joint")
+READS_WHERE_MADE = ("text",)
 WRITES = "generator"
 IMAGES = ()  # those that the codes it reads are of, and no others
 PRECISION = "generator"
@@ -56,7 +58,8 @@ def folders_of(part: GeneratorTraining) -> list[Any]:
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
-    codes, part = open_codes(work.artefact("latents"), recipe, work.accelerator), recipe.generator
+    captions, part = open_captions(recipe, work.artefact, "train", WRITES), recipe.generator
+    codes = open_codes(work.artefact("latents"), recipe, work.accelerator, captions)
     classes = count_condition_classes(recipe, codes.num_classes)
     objective = build("objectives", part.objective)
     seed_initial_weights(recipe.seed)

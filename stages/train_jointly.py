@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.captions.table import open_captions
 from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.components import build, find
 from pipeline.critics.base import Critic
@@ -36,6 +37,7 @@ from pipeline.training.phase_parts import (
 from pipeline.training.preview_sources import sources_of_joint_training
 
 READS = ("tokenizer",)
+READS_WHERE_MADE = ("text",)
 WRITES = "joint"
 IMAGES = ("train",)
 PRECISION = "joint"
@@ -69,7 +71,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
 
 def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> None:
     """Train all players, and write what later stages read: `out` is the tokenizer, out/generator the network."""
-    part, accelerator, images = recipe.joint, work.accelerator, Images(recipe.data, "train")
+    part, accelerator = recipe.joint, work.accelerator
+    images = Images(recipe.data, "train", open_captions(recipe, work.artefact, "train", WRITES))
     cls = find("tokenizers", recipe.tokenizer.model["kind"])
     plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.joint)
     scale = of_channels(*measure(load_component(cls, source), images, plan, accelerator))

@@ -6,6 +6,7 @@ Each phase continues from the average weights of the one before.
 from pathlib import Path
 from typing import Any
 
+from pipeline.captions.table import open_captions
 from pipeline.checks.accumulation import dependent_on_accumulation
 from pipeline.files.writing import new_folder, remove_folder
 from pipeline.frozen.networks import FrozenNetworks
@@ -23,6 +24,7 @@ from pipeline.training.reconstruction import Reconstruction
 from pipeline.training.starting_tokenizer import build_starting_tokenizer
 
 READS = ()
+READS_WHERE_MADE = ("text",)
 WRITES = "tokenizer"
 IMAGES = ("train",)
 PRECISION = "tokenizer"
@@ -39,7 +41,7 @@ def uses(recipe: Recipe) -> Any:
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     tokenizer = build_starting_tokenizer(recipe)
     if recipe.tokenizer.phases:
-        images = Images(recipe.data, "train")
+        images = Images(recipe.data, "train", open_captions(recipe, work.artefact, "train", WRITES))
         networks = FrozenNetworks(recipe, images, out / FROZEN, work.accelerator)
         if tokenizer.can.needs_stand_in:
             tokenizer.load_stand_in(networks.stand_in())

@@ -86,7 +86,7 @@ def test_the_readme_shows_the_stages_there_are():
 
 def test_a_recipe_without_a_generator_has_the_stages_of_a_tokenizer():
     whole, alone = load("digits"), load("digits", ["generator=null"])
-    assert [stage.name for stage in stages.line(whole)] == list(stages.ORDER)
+    assert [stage.name for stage in stages.line(whole)] == [name for name in stages.ORDER if name != "encode_text"]
     assert {stage.name: stage.reads for stage in stages.line(alone)} == {
         "train_tokenizer": (),
         "evaluate": ("tokenizer",),

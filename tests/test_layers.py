@@ -29,7 +29,7 @@ ROOMS = (
         "networks",
         "objectives",
     ),
-    *("perturbations", "losses", "call_arguments", "prompts", "recipes", "images", "features", "metrics"),
+    *("perturbations", "losses", "call_arguments", "prompts", "recipes", "captions", "images", "features", "metrics"),
     *("runs", "frozen", "latents"),
     *("editing", "adapters", "latent_pipeline", "pipeline", "sampling", "checks", "training", "planning"),
     *("measuring", "reporting", "publishing"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pipeline.captions.collecting import NO_CAPTIONS
 from pipeline.checks.posttraining import check_held_out
 from pipeline.checks.previews import check_held_out_images
 from pipeline.code import LatentSpec
@@ -18,6 +19,8 @@ def check_images(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> None:
     if not train.images:
         raise SettingError("data.source", ": no image is left to train on; hold out fewer, or name other images")
     count_condition_classes(recipe, len(train.class_names))
+    if recipe.text is not None and not (train.has_captions or held_out.has_captions):
+        raise SettingError("data.source", NO_CAPTIONS)
     empty = [name for name, count in zip(train.class_names, train.class_counts) if not count]
     if empty and recipe.conditional:
         raise SettingError("data.source", f": no training image is of the class {empty[0]!r}, which would be sampled")

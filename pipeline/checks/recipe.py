@@ -9,6 +9,7 @@ from pipeline.checks.posttraining import check_posttraining
 from pipeline.checks.previews import check_previews
 from pipeline.checks.sampling import check_sampling
 from pipeline.checks.starting_weights import check_statistics
+from pipeline.checks.text import check_text
 from pipeline.checks.tokenizer import check_tokenizer
 from pipeline.checks.trackers import check_trackers
 from pipeline.checks.without_generator import check_without_generator
@@ -42,6 +43,7 @@ class CheckedRecipe:
 def check_recipe(recipe: Recipe) -> CheckedRecipe:
     """Check every section against the components it names; ValueError with one line that says what to change."""
     check("datasets", recipe.data.source, DERIVED["datasets"], "data.source")
+    check_text(recipe)
     tokenizer = check_tokenizer(recipe)
     check_statistics(recipe, tokenizer)
     generator = None

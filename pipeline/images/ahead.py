@@ -62,7 +62,8 @@ def read_all(images: Images, rows: Tensor, batch: int = 64) -> ImageBatch:
     parts = list(read_plain(images, rows.split(batch)))
     conditions = [part.condition for part in parts]
     condition = None if conditions[0] is None else type(conditions[0]).cat(conditions)
-    return ImageBatch(torch.cat([part.images for part in parts]), condition)
+    images, rows = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "rows"))
+    return ImageBatch(images, condition, rows=rows)
 
 
 @dataclass

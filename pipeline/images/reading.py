@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.captions.table import Captions
 from pipeline.code import Condition
 from pipeline.components import build
 from pipeline.datasets.base import DAMAGED, BrokenImage, Split
@@ -31,12 +32,13 @@ class ImageBatch:
     """Rows of a collection, ready for a tokenizer."""
 
     images: Tensor  # [B, channels, height, width] float32 in [-1, 1]
-    condition: Condition | None = None  # labels; None when the collection has none
+    condition: Condition | None = None  # labels, and features of captions; None when the collection has neither
     attributes: Tensor | None = None  # [B, A] bool, of images as they are; None when the collection has none
+    rows: Tensor | None = None  # [B] int64, the records that are shown: of a broken one that which takes its place
 
     def to(self, *args: Any, **kwargs: Any) -> "ImageBatch":
         condition = self.condition and self.condition.to(*args, **kwargs)
-        return ImageBatch(self.images.to(*args, **kwargs), condition, self.attributes)
+        return ImageBatch(self.images.to(*args, **kwargs), condition, self.attributes, self.rows)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,6 +49,7 @@ class Row:
     """One image in memory."""
 
     pixels: list[np.ndarray]  # [h, w, channels] uint8 or uint16, one a box
+    index: int  # of its record
     label: int | None
     attributes: tuple[bool, ...]
 
@@ -66,16 +69,24 @@ class Wanted:
         return not (self.cropped or self.part or self.smallest)
 
 
+def mirror(batch: ImageBatch) -> ImageBatch:
+    """The batch of mirrors, without attributes, which may tell left from right."""
+    return ImageBatch(batch.images.flip(-1), batch.condition, rows=batch.rows)
+
+
 class Images:
     """One split of a recipe's images. Its length is the source's; a row is decoded when it is first read.
 
     A split whose pixels fit into 1 GiB is decoded once and kept (`in_memory`); worker processes do not help it.
     A broken row is named in `broken` and gives way to the next readable one, the same one every time; when more than
     `data.tolerate` have been met by this process, reading stops with a ValueError that names them.
+
+    With `captions` a batch's condition holds the features of a caption of each image that is shown, also where it takes
+    the place of a broken one: of the first, or in `batch` and with seeds of one that is drawn by the row's seed.
     """
 
-    def __init__(self, data: Data, split: Split):
-        self.data, self.split = data, split
+    def __init__(self, data: Data, split: Split, captions: Captions | None = None):
+        self.data, self.split, self.captions = data, split, captions
         self.source = build("datasets", data.source, split=split)
         self.boxes = {data.sides}  # for which a row is kept in memory; not those that are drawn
         if split == "train" and data.shorter_sides[0] == data.shorter_sides[1]:
@@ -115,24 +126,34 @@ class Images:
             return self.plain(indices)
         draws = None
         if self.data.crop == "part":
-            return self._mirrored(self._parts(indices, seeds), seeds)
+            return self._drawn(self._parts(indices, seeds), seeds)
         if self.data.crop == "random":
             draws = torch.stack([uniform_by_seed(seeds, "crop across"), uniform_by_seed(seeds, "crop down")], 1)
         least, most = self.data.shorter_sides
         sides = least + (uniform_by_seed(seeds, "shorter side") * (most - least + 1)).long().clamp(max=most - least)
         boxes = [self.data.box(side) for side in sides.tolist()]
-        return self._mirrored(self._read(indices, boxes, draws, self.data.smallest), seeds)
+        return self._drawn(self._read(indices, boxes, draws, self.data.smallest), seeds)
 
-    def _mirrored(self, batch: ImageBatch, seeds: Tensor) -> ImageBatch:
+    def _drawn(self, batch: ImageBatch, seeds: Tensor) -> ImageBatch:
+        """The batch with a mirror and a caption that are drawn."""
         if self.data.flip:
             mirrored = uniform_by_seed(seeds, "flip") < 0.5
             batch.images[mirrored] = batch.images[mirrored].flip(-1)
-        return batch
+        return self._with_captions(batch, seeds)
+
+    def _with_captions(self, batch: ImageBatch, seeds: Tensor | None = None) -> ImageBatch:
+        if self.captions is None:
+            return batch
+        labels = None if batch.condition is None else batch.condition.labels
+        return replace(batch, condition=replace(self.captions.condition(batch.rows, seeds), labels=labels))
 
     def plain(self, indices: Tensor, flip: bool = False) -> ImageBatch:
         """Rows `indices` [B] without augmentation, cropped at the centre; all mirrored with `flip`."""
-        batch = self._read(indices, [self.data.sides] * len(indices))
-        return ImageBatch(batch.images.flip(-1), batch.condition) if flip else batch
+        batch = self._with_captions(self._plain(indices))
+        return mirror(batch) if flip else batch
+
+    def _plain(self, indices: Tensor) -> ImageBatch:
+        return self._read(indices, [self.data.sides] * len(indices))
 
     def views(self, indices: Tensor, crops: Sequence[float] = (), flip: bool = False) -> Iterator[ImageBatch]:
         """Rows `indices` [B] without augmentation, a batch a view; each is followed by its mirror with `flip`.
@@ -141,18 +162,28 @@ class Images:
         a box of sides int(factor * side), and of that box at its centre the centre is taken and the four corners.
         With flips this is the ten-crop of LlamaGen (arXiv:2406.06525, extract_codes_c2i.py).
         """
-        for batch in self._crops(indices, crops) if crops else [self.plain(indices)]:
+        yield from map(self._with_captions, self._views(indices, crops, flip))
+
+    def _views(self, indices: Tensor, crops: Sequence[float], flip: bool) -> Iterator[ImageBatch]:
+        for batch in self._crops(indices, crops) if crops else [self._plain(indices)]:
             yield batch
             if flip:
-                yield ImageBatch(batch.images.flip(-1), batch.condition)
+                yield mirror(batch)
 
-    def chosen(self, indices: Tensor, views: Tensor, crops: Sequence[float] = (), flip: bool = False) -> ImageBatch:
+    def chosen(
+        self,
+        indices: Tensor,
+        views: Tensor,
+        crops: Sequence[float] = (),
+        flip: bool = False,
+        seeds: Tensor | None = None,
+    ) -> ImageBatch:
         """Rows `indices` [B], of each its view number `views[i]` in the order of `views`."""
         pixels: Tensor | None = None
-        for number, batch in enumerate(self.views(indices, crops, flip)):
+        for number, batch in enumerate(self._views(indices, crops, flip)):
             mine = (views == number)[:, None, None, None]
             pixels = batch.images if pixels is None else torch.where(mine, batch.images, pixels)
-        return ImageBatch(pixels, batch.condition)
+        return self._with_captions(ImageBatch(pixels, batch.condition, rows=batch.rows), seeds)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -196,7 +227,7 @@ class Images:
         images = from_pixels(np.stack(pixels))
         condition = Condition(torch.tensor([row.label for row in rows])) if self.num_classes else None
         attributes = torch.tensor([row.attributes for row in rows]) if self.attribute_names else None
-        return ImageBatch(images, condition, attributes)
+        return ImageBatch(images, condition, attributes, torch.tensor([row.index for row in rows]))
 
     def _row(self, index: int, wanted: Wanted) -> Row:
         """A row as `_decode` makes it, or the next one that can be read and is not too small; kept where it can be."""
@@ -235,7 +266,7 @@ class Images:
             raise BrokenImage(f"{record.name}: {' '.join(str(error).split())}") from error
         if wanted.cropped or self.data.crop != "random":
             pixels = [crop(array, box) for array, box in zip(pixels, boxes)]
-        row = Row([np.ascontiguousarray(array) for array in pixels], record.label, record.attributes)
+        row = Row([np.ascontiguousarray(array) for array in pixels], index, record.label, record.attributes)
         if self.in_memory and wanted.kept and boxes[0] in self.boxes:
             self._kept[index, boxes[0]] = row
         return row

@@ -1,7 +1,7 @@
 """From images to the store of codes: by any number of processes, resumed where it stopped."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,26 +9,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws, ImageDraws, mix
-from pipeline.files.writing import read_json
+from pipeline.files.shards import fill, sha256_of
 from pipeline.frozen.class_token import ClassTokenFeature
 from pipeline.images.ahead import read_ahead
 from pipeline.images.reading import ImageBatch, Images
 from pipeline.latents.code_source import CodeBatch
 from pipeline.latents.packing import store_ids
-from pipeline.latents.store import (
-    FEATURE,
-    FORMAT,
-    MANIFEST,
-    check_shard,
-    sha256_of,
-    shard_file,
-    write_manifest,
-    write_shard,
-)
+from pipeline.latents.store import FEATURE, FORMAT, ROWS
 from pipeline.nn.devices import copies_pinned
 from pipeline.recipes.latents import Latents
 from pipeline.runs.precision import DTYPES, arithmetic
@@ -69,53 +59,6 @@ def encode(tokenizer: Tokenizer, images: Images, plan: EncodingPlan, folder: Pat
     fill(folder, describe(tokenizer, images, plan), make, plan.latents.batch, accelerator, "encoding")
 
 
-def fill(
-    folder: Path,
-    manifest: dict[str, Any],
-    make: Callable[[Sequence[Tensor]], Iterator[dict[str, Tensor]]],
-    batch: int,
-    accelerator: Accelerator,
-    doing: str,
-) -> None:
-    """Write a store of codes to `folder`, each process a part of the shards; finished shards that are whole are kept.
-
-    `make` yields the tensors that are stored of each of several batches of rows [B] of the store. Raises ValueError
-    when the folder was begun with another manifest.
-    """
-    if accelerator.is_main_process and not (folder / MANIFEST).exists():
-        write_manifest(folder, manifest)
-    accelerator.wait_for_everyone()
-    refuse_stale(folder, manifest)
-    counts = manifest["shards"]
-    mine = range(accelerator.process_index, len(counts), accelerator.num_processes)
-    todo = [number for number in mine if not is_whole(folder, manifest, number)]
-    total = sum(counts[number] for number in todo)
-    batches = {n: (torch.arange(counts[n]) + n * counts[0]).split(batch) for n in todo}
-    made = make([rows for number in todo for rows in batches[number]])
-    with tqdm(total=total, desc=doing, unit="img", disable=not accelerator.is_main_process) as progress:
-        for number in todo:
-            parts = []
-            for rows in batches[number]:
-                parts.append(next(made))
-                progress.update(len(rows))
-            write_shard(
-                folder, manifest, number, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            )
-    accelerator.wait_for_everyone()
-
-
-def is_whole(folder: Path, manifest: dict[str, Any], number: int) -> bool:
-    """Whether a shard is there and is what was written; one that is not is named in a line."""
-    if not shard_file(folder, number).exists():
-        return False
-    try:
-        check_shard(folder, manifest, number, content=True)
-    except ValueError as error:
-        print(f"{error}: it is made again")
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class ViewReader:
     """Rows [B] to their views, in the order of `Images.views`."""
@@ -136,7 +79,7 @@ class Encoder:
         self.plan, self.device = plan, device
 
     @torch.no_grad()
-    def codes(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def codes(self, images: Tensor, draws: Draws, condition: Condition | None = None) -> dict[str, Tensor]:
         """Of images [B, C, H, W], on the device: `z` [B, N, C] float32, a sample by `draws` if the plan wants samples,
         or `ids`.
 
@@ -145,36 +88,38 @@ class Encoder:
         """
         pixels = images.to(self.device, non_blocking=images.is_pinned(), memory_format=torch.channels_last)
         with arithmetic(self.device, self.plan.precision):
-            tensors = self._tokens(pixels, draws)
+            tensors = self._tokens(pixels, draws, condition and condition.to(self.device))
             if self.plan.class_feature is not None:
                 tensors["class_token"] = self.plan.class_feature(pixels)
             tensors |= {FEATURE + term: tap(pixels, grid).float() for term, (tap, grid) in self.plan.taps.items()}
         return tensors
 
-    def _tokens(self, pixels: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def _tokens(self, pixels: Tensor, draws: Draws, condition: Condition | None) -> dict[str, Tensor]:
         posterior = self.plan.latents.posterior
         if self.tokenizer.spec.vocab:
-            return {"ids": self.tokenizer.encode(pixels).ids}
+            return {"ids": self.tokenizer.encode(pixels, condition).ids}
         if posterior == "moments":
-            return dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels))))
-        return {"z": self.tokenizer.encode(pixels, draws=draws if posterior == "sample" else None).z.float()}
+            return dict(zip(("z", "std"), (part.float() for part in self.tokenizer.moments(pixels, condition))))
+        drawn = draws if posterior == "sample" else None
+        return {"z": self.tokenizer.encode(pixels, condition, draws=drawn).z.float()}
 
     def encode(self, batch: ImageBatch, draws: Draws) -> CodeBatch:
         """The codes of a batch, with its images, for a training that reads no stored ones."""
-        return replace(code_batch(self.codes(batch.images, draws), batch.condition), images=batch.images)
+        codes = self.codes(batch.images, draws, batch.condition)
+        return replace(code_batch(codes, batch.condition), images=batch.images)
 
     def networks(self) -> list[nn.Module]:
         """All that encoding computes by."""
         taps = [tap for tap, _ in self.plan.taps.values()]
         return [self.tokenizer, *taps, *([] if self.plan.class_feature is None else [self.plan.class_feature])]
 
-    def view(self, images: Tensor, rows: Tensor, number: int) -> dict[str, Tensor]:
+    def view(self, batch: ImageBatch, rows: Tensor, number: int) -> dict[str, Tensor]:
         """`codes` of view `number` of rows [B] of a collection, on the CPU, sampled by draws of row and view."""
         latents = self.plan.latents
         place, mirrored = divmod(number, 2) if latents.flip else (number, 0)
         name = ("mirror" if mirrored else "image") + (f" {place}" if place else "")
         seeds = [mix(self.plan.seed, "posterior", name, row) for row in rows.tolist()]
-        tensors = self.codes(images, ImageDraws.from_seeds(seeds, self.device))
+        tensors = self.codes(batch.images, ImageDraws.from_seeds(seeds, self.device), batch.condition)
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
@@ -187,15 +132,16 @@ def code_batch(tensors: Mapping[str, Tensor], condition: Condition | None) -> Co
 def encode_views(encoder: Encoder, images: Images, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
     """Of several batches of rows [B], one after the other: `Encoder.codes` of all their views, [B, views, ...].
 
-    On the CPU, with `labels` [B]; the images are read ahead by data.workers.
+    On the CPU, with `labels` and `rows` [B]; the images are read ahead by data.workers.
     """
     latents = encoder.plan.latents
     reader = ViewReader(images, tuple(latents.crops), latents.flip)
     for rows, views in zip(batches, read_ahead(reader, batches, images.data.workers, copies_pinned(encoder.device))):
-        parts = [encoder.view(view.images, rows, number) for number, view in enumerate(views)]
+        parts = [encoder.view(view, rows, number) for number, view in enumerate(views)]
         tensors = {name: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
-        labelled = views[0].condition is not None
-        yield tensors | {"labels": views[0].condition.labels} if labelled else tensors
+        tensors[ROWS] = views[0].rows.to(torch.int32)
+        labels = None if views[0].condition is None else views[0].condition.labels
+        yield tensors if labels is None else tensors | {"labels": labels}
 
 
 def describe(tokenizer: Tokenizer, images: Images, plan: EncodingPlan) -> dict[str, Any]:
@@ -247,16 +193,6 @@ def describe_tap(tap: Tap, grid: Grid) -> dict[str, Any]:
     return described | ({"class_token": True} if tap.class_token else {})
 
 
-def refuse_stale(folder: Path, manifest: dict[str, Any]) -> None:
-    """ValueError naming the first difference between a folder's manifest and the one that would be written."""
-    there = _flat(read_json(folder / MANIFEST))
-    wanted = _flat(manifest)
-    for name in [*wanted, *there]:
-        if there.get(name) != wanted.get(name):
-            was, now = _short(there.get(name)), _short(wanted.get(name))
-            raise ValueError(f"{folder} holds codes made with {name} {was}, not {now}; delete it to encode anew")
-
-
 def as_stored(tensors: dict[str, Tensor], precision: str, spec: LatentSpec, rows: Tensor) -> dict[str, Tensor]:
     """The tensors in the types they are stored in; FloatingPointError naming the rows of codes that do not fit."""
     stored = {}
@@ -270,15 +206,3 @@ def as_stored(tensors: dict[str, Tensor], precision: str, spec: LatentSpec, rows
         else:
             stored[name] = tensor
     return stored
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
-    return flat
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else text[:57] + "..."

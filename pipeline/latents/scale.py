@@ -36,7 +36,7 @@ def measure(
     return mean.float(), torch.where(std > 0, std, 1).float()
 
 
-def power_sums(axes: int, z: Tensor, std: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+def power_sums(axes: int, z: Tensor, std: Tensor | None = None, **others: Tensor) -> Tensor:
     """Count, sum and sum of squares [3, ...] of z over all but its last axes; with a posterior's std, expected."""
     z = z.double().flatten(0, -axes - 1)
     square = z**2 if std is None else z**2 + std.double().flatten(0, -axes - 1) ** 2

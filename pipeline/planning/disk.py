@@ -13,6 +13,7 @@ from pipeline.networks.base import Network
 from pipeline.planning.needs import TrainingNeeds
 from pipeline.recipes.building import hidden_layout
 from pipeline.recipes.schema import Recipe
+from pipeline.recipes.text import Text
 from pipeline.runs.machine import RUNS
 from pipeline.vision.architectures import architecture
 
@@ -21,7 +22,8 @@ def describe_disk(
     recipe: Recipe, checked: CheckedRecipe, network: Network | None, images: int, needs: Sequence[TrainingNeeds]
 ) -> list[str]:
     """A line for what stays, and one for what is there while trainings run, with what is free."""
-    stays = [] if network is None else of_generation(recipe, checked, network, images)
+    stays = [] if recipe.text is None else [text_on_disk(recipe.text)]
+    stays += [] if network is None else of_generation(recipe, checked, network, images)
     reference = given_path(recipe.evaluate.reference)
     if reference.is_file():
         stays.append(f"reference {in_bytes(reference.stat().st_size)}")
@@ -49,6 +51,13 @@ def latents_on_disk(recipe: Recipe, checked: CheckedRecipe, network: Network, im
     view, note = bytes_of_view(recipe, checked, network)
     code = view * recipe.latents.views
     return (f"latents {in_bytes(images * code)}" if images else f"latents {in_bytes(code)} per image") + note
+
+
+def text_on_disk(text: Text) -> str:
+    """What the features of a caption take; how many distinct ones there are is known once they are collected."""
+    spec, scalar = text.spec, 4 if text.precision == "fp32" else 2
+    caption = spec.tokens * (spec.layers * spec.dim * scalar + 1) + spec.pooled * scalar  # and a byte of the mask
+    return f"text {in_bytes(caption)} per distinct caption"
 
 
 def bytes_of_code(recipe: Recipe, checked: CheckedRecipe) -> int:

@@ -11,6 +11,7 @@ from pipeline.checks.machine import check_processes, in_bytes, memory_here
 from pipeline.checks.recipe import CheckedRecipe, check_recipe
 from pipeline.checks.weights import all_missing, check_weights
 from pipeline.code import LatentSpec
+from pipeline.components import find
 from pipeline.datasets.base import MissingImages
 from pipeline.images.facts import SPLITS, SplitFacts, split_facts
 from pipeline.nn.devices import current_device, describe, device_count
@@ -79,6 +80,8 @@ def show(*rows: tuple[str, str]) -> None:
 
 def parts(recipe: Recipe, checked: CheckedRecipe, line: CheckedLine) -> Rows:
     """What the line is made of."""
+    if recipe.text is not None:
+        yield "text", describe_text(recipe)
     tokenizer, network, spec = line.tokenizer, line.network, checked.spec
     grid = "x".join(map(str, spec.grid))
     yield "tokenizer", f"{checked.tokenizer.__name__}, {'weights given' if tokenizer is None else sizes(tokenizer)}"
@@ -94,13 +97,22 @@ def parts(recipe: Recipe, checked: CheckedRecipe, line: CheckedLine) -> Rows:
         yield "joint", f"{loop.steps:,} steps of {loop.batch} images, the tokenizer by {weights}"
 
 
+def describe_text(recipe: Recipe) -> str:
+    """The text encoder and the shape of its features."""
+    spec = recipe.text.spec
+    layers = f" ({spec.layers} layers of {spec.dim})" if spec.layers > 1 else ""
+    pooled = f", and a vector of {spec.pooled}" if spec.pooled else ""
+    shape = f"{spec.tokens} tokens of {spec.layers * spec.dim} channels{layers}{pooled}"
+    return f"{find('text_encoders', recipe.text.encoder['kind']).__name__}, {shape} for each distinct caption"
+
+
 def look_at_images(recipe: Recipe) -> tuple[dict[str, SplitFacts], str]:
     """What is known of both splits, and a line of it; of images that are not on this machine nothing, and the reason.
 
     Raises ValueError where they are here, and wrong.
     """
     try:
-        facts = {split: split_facts(recipe.data, split) for split in SPLITS}
+        facts = {split: split_facts(recipe.data, split, recipe.text is not None) for split in SPLITS}
     except MissingImages as error:
         return {}, f"not on this machine ({error}); counting with {CLASSES:,} classes"
     train, held_out = facts["train"], facts["held_out"]

@@ -18,6 +18,7 @@ class StagePrecision(RangedFields):
     critic compute as the network that is trained beside them, but where a phase has `loss_precision: fp32`.
     """
 
+    text: Precision = "fp32"  # features of captions
     tokenizer: Precision = "fp32"
     joint: Precision = "fp32"
     latents: Precision = "fp32"

@@ -203,3 +203,19 @@ def seed_initial_weights(seed: int) -> None:
 
 def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def reads_captions(recipe: Recipe, artefact: str) -> bool:
+    """Whether the stage that makes this artefact reads captions: by the recipe's tokenizer, or by its generator."""
+    if recipe.text is None or artefact == "joint" and recipe.joint is None:
+        return False
+    halves = halves_with_captions(recipe)
+    if artefact == "latents":
+        return "encoder" in halves
+    return bool(halves) or artefact != "tokenizer" and recipe.generator is not None and recipe.generator.reads_text
+
+
+def halves_with_captions(recipe: Recipe) -> tuple[str, ...]:
+    """Which of `encoder` and `decoder` of the recipe's tokenizer read captions."""
+    cls, arguments = find_tokenizer(recipe)
+    return cls.capabilities(arguments).captions

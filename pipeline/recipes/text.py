@@ -21,6 +21,12 @@ class Text(RangedFields):
     shard: Count = field(default=16384, metadata=ONLY_SPEED)  # captions in one file
 
     @property
+    def identity(self) -> str | None:
+        """Of the encoder's published weights, on which all that is made of captions depends; None where it has none."""
+        cls, arguments = check("text_encoders", self.encoder, DERIVED["text_encoders"], "text.encoder")
+        return cls.identity(arguments)
+
+    @property
     def spec(self) -> TextSpec:
         """Of the features of one caption, without building the encoder; ValueError where its node is wrong."""
         cls, arguments = check("text_encoders", self.encoder, DERIVED["text_encoders"], "text.encoder")

@@ -13,6 +13,7 @@ from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.own_weight_files import OwnWeightFiles
 from pipeline.ranges import RangedArguments
+from pipeline.validation import SettingError
 from pipeline.vision.named_model import NamedModel
 
 
@@ -36,6 +37,11 @@ class TextEncoder(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarni
     def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
         """The models whose weights it begins with when it is built anew, by the argument that names each."""
         return {}
+
+    @classmethod
+    def identity(cls, arguments: Arguments) -> str | None:
+        """A hash, or a version, of the weights that it begins with when it is built anew; None where there are none."""
+        return None
 
     @property
     def spec(self) -> TextSpec:
@@ -71,5 +77,7 @@ def check_layers(layers: Sequence[int], depth: int) -> list[int]:
     """The numbers of layers, 0 for what the first block reads and `depth` or -1 for the last; ValueError for others."""
     for layer in layers:
         if not -depth - 1 <= layer <= depth:
-            raise ValueError(f"layers: there is no layer {layer} of {depth}; they are 0 to {depth}, or -1 for the last")
+            raise SettingError(
+                "layers", f": there is no layer {layer} of {depth}; they are 0 to {depth}, or -1 for the last"
+            )
     return [layer % (depth + 1) for layer in layers]

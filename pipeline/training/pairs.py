@@ -16,14 +16,15 @@ from torch import Tensor
 from pipeline.checks.posttraining import check_held_out
 from pipeline.code import Code, Condition
 from pipeline.draws import ImageDraws, mix, uniform_by_seed
+from pipeline.files.shards import MANIFEST, fill, key_of, load_shard, shard_file
 from pipeline.files.writing import copy_folder, read_json
 from pipeline.images.ahead import read_ahead
-from pipeline.images.reading import Images
+from pipeline.images.reading import ImageBatch, Images
 from pipeline.images.stored_pixels import as_saved
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.code_source import CodeBatch, CodeSource
-from pipeline.latents.encoding import as_stored, fill
-from pipeline.latents.store import FORMAT, MANIFEST, LatentStore, key_of, load_shard, shard_file
+from pipeline.latents.encoding import as_stored
+from pipeline.latents.store import FORMAT, LatentStore
 from pipeline.nn.finite import check_finite
 from pipeline.recipes.post_training import PostTraining
 from pipeline.recipes.schema import Recipe
@@ -68,9 +69,9 @@ class Originals:
     def __len__(self) -> int:
         return len(self.store)
 
-    def images(self, rows: Tensor) -> Tensor:
-        """Images `rows` [B], [B, 3, size, size]."""
-        return next(self.source.views(rows, self.crops)).images
+    def images(self, rows: Tensor) -> ImageBatch:
+        """Images `rows` [B], with their conditions."""
+        return next(self.source.views(rows, self.crops))
 
     def codes(self, rows: Tensor, tokenizer: Tokenizer | None = None) -> CodeBatch:
         """The codes of images `rows` [B]; `tokenizer` encodes those that are not stored."""
@@ -78,7 +79,7 @@ class Originals:
         if not self.anew:
             return batch
         batch = batch.to(tokenizer.device)
-        code = tokenizer.encode(self.images(rows).to(tokenizer.device), batch.condition)
+        code = tokenizer.encode(self.images(rows).images.to(tokenizer.device), batch.condition)
         return replace(batch, code=replace(code, class_token=batch.code.class_token))
 
 
@@ -114,7 +115,8 @@ class Pairs:
     def plain(self, indices: Tensor) -> PairBatch:
         """Pairs `indices` [B]."""
         pair = self.store.plain(indices + self.first)
-        return PairBatch(self.originals.images(self.rows[indices + self.first]), pair.code, pair.condition)
+        original = self.originals.images(self.rows[indices + self.first])
+        return PairBatch(original.images, pair.code, original.condition)
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[PairBatch]:
         """`plain` of each batch of pairs, whose images are read ahead by data.workers."""
@@ -178,7 +180,7 @@ def pair_maker(recipe: Recipe, pipe: LatentPipeline, originals: Originals) -> Ca
         tensors = {"ids": code.ids} if spec.vocab else {"z": code.z.float()}
         tensors = {name: tensor.cpu()[:, None] for name, tensor in tensors.items()}  # a store holds [rows, views, ...]
         tensors = as_stored(tensors, recipe.latents.precision, spec, chosen)
-        if batch.condition is not None:
+        if batch.condition is not None and batch.condition.labels is not None:
             tensors["labels"] = batch.condition.labels.cpu()
         cost = {"seconds": (time.monotonic() - start) / len(positions), "evaluations": float(calls.total())}
         return tensors | {name: torch.full((len(positions), 1), value) for name, value in cost.items()}

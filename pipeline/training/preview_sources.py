@@ -5,6 +5,7 @@ from copy import deepcopy
 
 from torch import nn
 
+from pipeline.captions.table import open_captions
 from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.latents.encoded_images import open_images
@@ -28,7 +29,7 @@ def sources_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str
     training = training_folder(recipe, f"tokenizer.phases.{phase}")
     if not asks_for_previews(training.loop):
         return None
-    held_out = Images(recipe.data, "held_out")
+    held_out = Images(recipe.data, "held_out", open_captions(recipe, work.artefact, "held_out", "tokenizer"))
     draw = ReconstructedImages(held_out, recipe.precision.tokenizer, work.accelerator.device)
     return PreviewSources(training.title, images, held_out, draw, work.root / training.pictures)
 
@@ -39,7 +40,8 @@ def sources_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective
     if not asks_for_previews(training.loop):
         return None
     train = Images(recipe.data, "train")
-    held_out = open_images(work.artefact("latents"), recipe, work.accelerator, "held_out")
+    captions = open_captions(recipe, work.artefact, "held_out", "generator")
+    held_out = open_images(work.artefact("latents"), recipe, work.accelerator, "held_out", captions)
     tokenizer = held_out.encoder.tokenizer
 
     def assemble(averages: Mapping[str, nn.Module]) -> LatentPipeline:
@@ -56,7 +58,8 @@ def sources_of_joint_training(
     training = training_folder(recipe, "joint")
     if not asks_for_previews(training.loop):
         return None
-    held_out, device = Images(recipe.data, "held_out"), work.accelerator.device
+    captions, device = open_captions(recipe, work.artefact, "held_out", "joint"), work.accelerator.device
+    held_out = Images(recipe.data, "held_out", captions)
 
     def assemble(averages: Mapping[str, nn.Module]) -> LatentPipeline:
         tokenizer = deepcopy(detach_heads(averages["tokenizer"])[0])

@@ -20,9 +20,10 @@ from pipeline.code import Code
 from pipeline.components import find, structure
 from pipeline.critics.patch import Patch
 from pipeline.draws import StepDraws
+from pipeline.files.shards import MANIFEST, shard_file
 from pipeline.images.reading import Images
 from pipeline.images.stored_pixels import as_saved
-from pipeline.latents.store import MANIFEST, LatentStore, shard_file
+from pipeline.latents.store import LatentStore
 from pipeline.losses.pixel import Pixel
 from pipeline.recipes.building import build_network, build_tokenizer
 from pipeline.recipes.files import merge
