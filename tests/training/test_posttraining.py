@@ -50,14 +50,20 @@ from stages import posttrain_decoder as stage
 VQ = {"kind": "vector_quantize", "dim": 4, "vocab": 16, "learn": "ema", "start": "kmeans", "restart": 0.1}
 CONV = {"kind": "conv_autoencoder", "width": 8, "multipliers": [1, 2, 2], "blocks": 1, "groups": 4}
 TITOK = {"kind": "titok", "tokens": 6, "width": 16, "depth": 1, "heads": 2, "patch_size": 4, "bottleneck": VQ}
+BITS = {
+    **{"kind": "merging_vit", "tokens": 6, "width": 12, "depth": 1, "heads": 1, "patch_size": 4},
+    **{"merge_after": [], "split_after": [], "rotary_axes": [4, 4, 4]},
+    "bottleneck": {"kind": "bernoulli", "dim": 12, "bits": 5},
+}
 SIZES = {"depth": 1, "width": 16, "heads": 2}
 LINES: dict[str, tuple[dict[str, Any], str, str]] = {  # tokenizer, network, objective
     "vq": (CONV | {"bottleneck": VQ}, "causal_transformer", "next_token"),
     "kl": (CONV | {"bottleneck": {"kind": "gaussian", "dim": 3}}, "diffusion_transformer", "flow_matching"),
     "titok": (TITOK, "bidirectional_transformer", "masked_token"),
+    "bits": (BITS, "bit_diffusion_transformer", "bit_diffusion"),
     "stock": ({"kind": "pretrained"}, "diffusion_transformer", "flow_matching"),
 }
-TERMS = {"next_token": "next_token", "flow_matching": "flow", "masked_token": "masked_token"}
+TERMS = {"next_token": "next_token", "flow_matching": "flow", "masked_token": "masked_token", "bit_diffusion": "flip"}
 PHASE = {"train": "decoder", "weights": {"pixel": 1.0}, "loop": {"steps": 4, "batch": 8, "lr": {"tokenizer": 1e-3}}}
 PART = {"pairs": 24, "held_out": 8, "preserve": 0.5, "check_every": 2, "patience": 2, "phase": PHASE}
 
@@ -169,7 +175,7 @@ def test_the_decoder_alone_moves_and_every_code_is_what_it_was(kind, lines, tmp_
     assert not torch.equal(*(tokenizer.decode(codes[0]) for tokenizer in (before, after)))
 
 
-@pytest.mark.parametrize("kind", ["vq", "kl"])
+@pytest.mark.parametrize("kind", ["vq", "kl", "bits"])
 @torch.no_grad()
 def test_pairs_of_which_all_is_preserved_are_plain_reconstructions(kind, lines, tmp_path):
     recipe, work = lines(kind)
