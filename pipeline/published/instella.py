@@ -80,7 +80,8 @@ def convert(
         return convert_generator(state, text_tokens)
     stated = {"rotary_axes": axes, "merge_after": merge_after, "split_after": split_after}
     arguments = autoencoder_shapes(state) | {name: value for name, value in stated.items() if value is not None}
-    tokenizer = build_component("tokenizers", {"kind": "merging_vit", **arguments}, image_size=image_size)
+    images = {"image_size": image_size, "image_channels": state["encoder.patch_embedder.weight"].shape[1]}
+    tokenizer = build_component("tokenizers", {"kind": "merging_vit", **arguments}, **images)
     weights = join_layers(pair_halves(rename(state, AUTOENCODER), arguments["width"] // arguments["heads"]))
     for name in ("encoder.tokens", "decoder.mask_token"):
         weights[name] = weights[name][0]

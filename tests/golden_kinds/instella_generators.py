@@ -1,5 +1,7 @@
 """Instella-T2I's generators: logits, noised bits, and the bits that both sample with given uniform numbers."""
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -47,23 +49,15 @@ def autoregressive(case: Case, network, objective) -> dict[str, Tensor]:
     ids, condition = case.inputs["bits"].long(), captions(case)
     states = [network.states(given, condition) for given in (ids, ids[:, :0])]
     found = {name: network.head.linear(state) for name, state in zip(("logits", "logits_first"), states)}
-    calls = {
-        "generated": ("uniform_", guidance_and_temperature(case)),
-        "generated_unguided": ("uniform_plain_", (0, 1)),
-    }
-    for name, (prefix, (guidance, temperature)) in calls.items():
+    stated = re.findall(r"guidance ([\d.]+), temperature ([\d.]+)", case.call("BinaryAR.sample"))
+    calls = zip(("generated", "generated_unguided"), ("uniform_", "uniform_plain_"), stated, strict=True)
+    for name, prefix, (guidance, temperature) in calls:
         uniform = torch.cat(numbers(case, prefix), dim=1)
         below = torch.nextafter(1 - uniform, torch.ones(()))  # theirs sets a bit below its chance, ours above the other
-        request = request_of(
-            case, network, GivenDraws({"choice": below.clamp_max(1 - 2**-24)}), len(uniform[0]), 1 + guidance
-        )
-        found[name] = stack_ids(objective.sample(request, Choice(temperature)).ids)
+        draws = GivenDraws({"choice": below.clamp_max(1 - 2**-24)})
+        request = request_of(case, network, draws, uniform.shape[1], 1 + float(guidance))
+        found[name] = stack_ids(objective.sample(request, Choice(float(temperature))).ids)
     return found
-
-
-def guidance_and_temperature(case: Case) -> tuple[float, float]:
-    words = case.call("BinaryAR.sample").replace(",", "").split()
-    return float(words[words.index("guidance") + 1]), float(words[words.index("temperature") + 1])
 
 
 def diffusion(case: Case, network, objective) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pipeline.draws import ImageDraws
 from pipeline.networks.base import Network
 from pipeline.nn.text_keys import read_text, visible
 from pipeline.objectives.next_token import NextToken
+from pipeline.recipes.files import CONFIGS, read
 from pipeline.samplers.guidance import Guidance
 
 TEXT = {"text_tokens": 4, "text_dim": 5, "text_layers": 2}
@@ -145,6 +146,16 @@ def test_what_tokens_see():
     assert visible(slice(2, 3), mask, True, torch.device("cpu")).int().tolist() == [[[0, 1, 1, 1, 1]]]
     assert visible(slice(2, 3), None, True, torch.device("cpu")) is None
     assert visible(slice(0, 3), None, False, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("name, count", [("instella_ar", 877.2e6), ("instella_diffusion", 1292.5e6)])
+def test_published_sizes(name, count):
+    """0.8 and 1.2 billion are published."""
+    node = read(CONFIGS / "networks" / f"{name}.yaml")["generator"]["network"]
+    derived = {"grid": [128], "vocab": 2, "codebooks": 64, "num_classes": 0, "text_dim": 2048, "text_layers": 16}
+    with torch.device("meta"):
+        model = build("networks", node, text_tokens=128, text_null="empty", **derived)
+    assert abs(sum(p.numel() for p in model.parameters()) / count - 1) < 1e-3
 
 
 def test_what_does_not_fit_is_one_line():
