@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.components import Arguments, Node, build, check, find, kinds
 from pipeline.draws import StepDraws
 from pipeline.nn import lora
 from pipeline.nn.bits import bits_of
+from pipeline.nn.conditions import NO_TEXT, text_spec
 from pipeline.recipes.files import CONFIGS, read
 from pipeline.training.players import checkpoint_blocks
 
@@ -81,6 +83,10 @@ TINY: dict[str, Any] = SMALL | {
 }
 # What an earlier stage determines for a network; a variant may state others.
 DERIVED = {"grid": [4, 4], "dim": 3, "vocab": 16, "num_classes": 5, "outputs": 1, "codebooks": 1, "class_token": 0}
+DERIVED |= NO_TEXT
+TEXT = {"text_tokens": 4, "text_dim": 3, "text_layers": 2, "pooled_dim": 0}
+POOLED = TEXT | {"pooled_dim": 5}
+ACROSS = {"text_reading": "cross_attention"}
 RAR = {
     "position": "learned",
     "start_token": True,
@@ -164,6 +170,56 @@ VARIANTS: dict[str, dict[str, Node]] = {
         "wide_head_one_axis": {"kind": "wide_head_transformer", "grid": [6]},
         "wide_head_unconditional": {"kind": "wide_head_transformer", "num_classes": 0},
         "wide_head_narrow": {"kind": "wide_head_transformer", "head_width": 24, "head_heads": 3},
+        "wide_head_text": {"kind": "wide_head_transformer", "grid": [3, 4], **POOLED},
+        "wide_head_text_across": {"kind": "wide_head_transformer", "num_classes": 0, **TEXT, **ACROSS},
+        "diffusion_text": {"kind": "diffusion_transformer", "position": "rotary_and_fixed", "num_classes": 0, **TEXT},
+        "diffusion_text_and_class": {"kind": "diffusion_transformer", "class_token": 5, **POOLED, "text_null": "empty"},
+        "diffusion_text_across": {
+            "kind": "diffusion_transformer",
+            "num_classes": 0,
+            **POOLED,
+            **ACROSS,
+            "text_projection": "mlp",
+        },
+        "diffusion_text_pooled": {"kind": "diffusion_transformer", **POOLED, "text_reading": "pooled"},
+        "diffusion_text_mean": {"kind": "diffusion_transformer", "num_classes": 0, **TEXT, "text_reading": "pooled"},
+        "causal_text": {"kind": "causal_transformer", "grid": [2, 3], "num_classes": 0, **TEXT, **DROPOUTS},
+        "causal_text_zero": {
+            "kind": "causal_transformer",
+            "grid": [2, 3],
+            "num_classes": 0,
+            **TEXT,
+            "prefix_rotary": "zero",
+            "text_projection": "mlp",
+        },
+        "causal_text_and_class": {"kind": "causal_transformer", "grid": [6], **POOLED, "text_null": "empty"},
+        "causal_text_rar": {"kind": "causal_transformer", "grid": [2, 3], **RAR, **DROPOUTS, "num_classes": 0, **TEXT},
+        "causal_text_rar_across": {
+            "kind": "causal_transformer",
+            "grid": [2, 3],
+            **RAR,
+            "codebooks": 2,
+            **POOLED,
+            **ACROSS,
+        },
+        "causal_text_across": {"kind": "causal_transformer", "position": "learned", "num_classes": 0, **TEXT, **ACROSS},
+        "causal_text_pooled": {"kind": "causal_transformer", "num_classes": 0, **TEXT, "text_reading": "pooled"},
+        "bidirectional_text": {
+            "kind": "bidirectional_transformer",
+            "num_classes": 0,
+            **TEXT,
+            "dropout": 0.3,
+            "attention_dropout": 0.2,
+        },
+        "bidirectional_text_and_class": {"kind": "bidirectional_transformer", "body": "uvit", **POOLED},
+        "bidirectional_text_across": {"kind": "bidirectional_transformer", **TEXT, **ACROSS, "text_null": "empty"},
+        "bidirectional_text_pooled": {
+            "kind": "bidirectional_transformer",
+            "body": "uvit",
+            "num_classes": 0,
+            **POOLED,
+            "text_reading": "pooled",
+        },
     },
     "bottlenecks": {
         "vector_quantize_euclid": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "unit_norm": False},
@@ -293,14 +349,33 @@ ROUGHNESS = {
 def network_of(node: Node) -> nn.Module:
     stated = {name: value for name, value in node.items() if name not in DERIVED}
     derived = DERIVED | {name: value for name, value in node.items() if name in DERIVED}
-    return randomised(build("networks", stated, **derived)).eval()
+    network = randomised(build("networks", stated, **derived)).eval()
+    if "text" in network.reads:
+        network.set_empty_text(captions_of(network, [2], seed=9))
+    return network
+
+
+def captions_of(network: nn.Module, lengths: list[int], seed: int = 4) -> Condition:
+    """Captions of so many tokens as a network reads them, padded on the right with what nothing may depend on."""
+    spec, generator = text_spec(network.config), torch.Generator().manual_seed(seed)
+    text = torch.randn(len(lengths), spec.tokens, spec.layers * spec.dim, generator=generator)
+    pooled = torch.randn(len(lengths), spec.pooled, generator=generator) if spec.pooled else None
+    return Condition(None, text, torch.arange(spec.tokens) < torch.tensor(lengths)[:, None], pooled)
+
+
+def condition_of(network: nn.Module, batch: int = 3) -> Condition | None:
+    """Labels, and captions of different lengths of which the last image has none; None of an unconditional network."""
+    classes = network.config.num_classes
+    labels = torch.arange(batch) % classes if classes else None
+    if "text" in network.reads:
+        return replace(captions_of(network, [3, *[4] * (batch - 2), 0]), labels=labels)
+    return Condition(labels=labels) if classes else None
 
 
 def request_of(network: nn.Module, batch: int = 3) -> dict[str, Any]:
     """What `forward` of a network is asked with, by its role; some ids of every image are masked, and some are not."""
     config, generator = network.config, torch.Generator().manual_seed(1)
-    classes = config.num_classes
-    condition = Condition(labels=torch.arange(batch) % classes) if classes else None
+    condition = condition_of(network, batch)
     if network.role == "denoiser":
         z = torch.randn(batch, *network.state_shape, generator=generator)
         return {"hidden_states": z, "time": torch.linspace(0.1, 0.9, batch), "condition": condition}
@@ -400,21 +475,46 @@ def check_half_precision(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_null_label(network: nn.Module) -> None:
-    """No condition is the null label; labels matter; and an unconditional network refuses them."""
+def check_null(network: nn.Module) -> None:
+    """No condition is the null one; labels and captions matter, and a network that does not read them refuses them."""
     request = request_of(network)
     without = network(**request | {"condition": None})
-    if not network.config.num_classes:
-        labelled = Condition(labels=torch.zeros(3, dtype=torch.int64))
-        try:
-            network(**request | {"condition": labelled})
-        except ValueError as error:
-            assert "without classes" in str(error)
-            return
-        raise AssertionError("an unconditional network takes labels")
+    caption = Condition(text=torch.zeros(3, 2, 2), text_mask=torch.ones(3, 2, dtype=torch.bool))
+    for name, other in (("labels", Condition(labels=torch.zeros(3, dtype=torch.int64))), ("text", caption)):
+        if name in network.reads:
+            continue
+        with pytest.raises(ValueError, match="was built without"):
+            network(**request | {"condition": other})
+    if not network.reads:
+        return
     null = network.null(request["condition"])
     torch.testing.assert_close(network(**request | {"condition": null}), without, atol=0, rtol=0)
     assert not torch.allclose(network(**request), without, atol=1e-4)
+    if "text" in network.reads:
+        check_read_captions(network, request)
+
+
+def check_read_captions(network: nn.Module, request: dict[str, Any]) -> None:
+    """Each place with a token matters, and no other; where the padding is does not; features must be of the encoder."""
+    answer, condition = network(**request), request["condition"]
+    ask = lambda **changes: network(**request | {"condition": replace(condition, **changes)})  # noqa: E731
+    for place in range(condition.text.shape[1]):
+        text = condition.text.clone()
+        text[:, place] = torch.nan if place == 3 else 5.0
+        text[1] = condition.text[1]  # which has no padding
+        changed = ask(text=text)
+        assert torch.equal(changed[1:], answer[1:])
+        by_mask = network.config.text_reading == "pooled" and network.config.pooled_dim
+        assert torch.equal(changed[0], answer[0]) == (place == 3 or bool(by_mask))
+    moved = ask(text=condition.text.roll(1, dims=1), text_mask=condition.text_mask.roll(1, dims=1))
+    torch.testing.assert_close(moved[0], answer[0], atol=1e-5, rtol=1e-4)
+    if condition.pooled is not None:
+        assert not torch.allclose(ask(pooled=condition.pooled + 1)[:2], answer[:2], atol=1e-4)
+        with pytest.raises(ValueError, match="pooled vectors"):
+            ask(pooled=None)
+    for changes in ({"text": condition.text[..., :1]}, {"text_mask": None}):
+        with pytest.raises(ValueError, match="give features of the text encoder"):
+            ask(**changes)
 
 
 def check_network_parts(network: nn.Module) -> None:
@@ -426,8 +526,10 @@ def check_network_parts(network: nn.Module) -> None:
     patch = config.get("patch_size", 1)
     changes = {"labels": {"num_classes": 7}, "positions": {"grid": [2 * size for size in config.grid]}}
     changes |= {"codes": {name: 2 * config[name] for name in ("dim", "vocab") if name in config}}
+    if "text" in network.reads:
+        changes["text"] = {name: config[name] + 1 for name in TEXT if config[name]}
     for part, changed in changes.items():
-        if part == "labels" and not config.num_classes and "denoiser" in network.role:
+        if part == "labels" and not any(network.is_of(name, (part,)) for name in network.state_dict()):
             continue  # it has no table
         other = type(network)(**node | changed)
         shapes = {name: weight.shape for name, weight in network.state_dict().items()}

@@ -23,9 +23,10 @@ def sample(
     on_step: OnStep | None = None,
     scheduler=None,
     weak: nn.Module | None = None,
+    negative: Condition | None = None,
     **settings: Any,
 ) -> Code:
-    request = SamplingRequest(network, condition, spec, draws, steps, guidance, on_step, weak, scheduler)
+    request = SamplingRequest(network, condition, spec, draws, steps, guidance, on_step, weak, scheduler, negative)
     return objective.sample(request, objective.read_settings(settings))
 
 

@@ -39,7 +39,7 @@ NETWORKS = [
     contracts.check_every_weight_takes_part,
     contracts.check_checkpointing,
     contracts.check_half_precision,
-    contracts.check_null_label,
+    contracts.check_null,
     contracts.check_config,
     contracts.check_network_parts,
     contracts.check_adapters,

@@ -14,13 +14,14 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import count_token_rows
-from pipeline.nn.conditions import fields_read, null_of, select
+from pipeline.nn.conditions import fields_read, null_of, refuse_text, select, text_spec
 from pipeline.nn.embeddings import resample_positions
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.lora import Adapted
 from pipeline.nn.own_weight_files import OwnWeightFiles
 from pipeline.nn.stock_model import StockModel
 from pipeline.nn.stock_transformer import CONDITIONS
+from pipeline.nn.text import Caption, TextReader
 from pipeline.nn.token_denoiser import TokenDenoiser
 from pipeline.nn.tokens import take_places
 from pipeline.ranges import RangedArguments
@@ -146,6 +147,31 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     def null(self, condition: Condition) -> Condition:
         """The unconditional condition of the same batch: the null label, and no caption."""
         return null_of(condition, self.config.num_classes)
+
+    def make_text_reader(self, width: int) -> TextReader | None:
+        """What reads captions into blocks of this width, by the constructor's arguments; None where it reads none."""
+        c, text = self.config, text_spec(self.config)
+        return text and TextReader(text, width, c.text_reading, c.text_projection, c.text_null)
+
+    @property
+    def reads_across(self) -> bool:
+        """Whether its blocks attend to captions outside of their own sequence."""
+        return "text" in self.reads and self.config.text_reading == "cross_attention"
+
+    def caption(self, condition: Condition | None, batch: int, device: torch.device) -> Caption | None:
+        """The caption of every image by the module `text`, its null where none is given; None where that is None.
+
+        Raises ValueError for captions of another shape than its own, and where there are any and it reads none.
+        """
+        if self.text is not None:
+            return self.text(condition, batch, device)
+        refuse_text(condition)
+        return None
+
+    def set_empty_text(self, empty: Condition) -> None:
+        """Take the features of the empty caption, those of one image, where they are the null of this network."""
+        if "text" in self.reads and self.config.get("text_null") == "empty":
+            self.text.null.set_empty(empty)
 
     def labels(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
         """The label of every image, [B] int64: the null one where no condition is given.

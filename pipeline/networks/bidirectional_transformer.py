@@ -15,8 +15,11 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_widths
 from pipeline.nn.bidirectional import BlockShape, LongSkipBlock, PostNormBlock
+from pipeline.nn.blocks import Attended, silence_captions
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding
+from pipeline.nn.text import PARTS as TEXT
+from pipeline.nn.text import Caption, TextNull, TextProjection, TextReading, join_caption
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
@@ -31,6 +34,8 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
     `grid`, `vocab`, `codebooks` and `num_classes` are derived; class `num_classes` is the null one, and the only one
     of an unconditional network (0). `depth` counts blocks: U-ViT-L has 21. A token's codebooks are masked together.
+    Captions (`text_tokens`, ..., derived) are read as more tokens of the sequence, across by every block, or as a
+    vector that joins the class token; see `pipeline.nn.text`.
 
     Raises ValueError, as `validate` does, when sizes do not fit together.
     """
@@ -38,6 +43,7 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     role = "masked"
     parts = {
         "labels": ("label_embedding",),
+        "text": TEXT,
         "positions": ("positions",),
         "codes": ("token_embedding", "head"),
     }
@@ -61,6 +67,13 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         dropout: FractionBelowOne = 0.1,
         attention_dropout: FractionBelowOne = 0.0,
         condition_drop: Fraction = 0.1,
+        text_tokens: Whole = 0,
+        text_dim: Whole = 0,
+        text_layers: Count = 1,
+        pooled_dim: Whole = 0,
+        text_reading: TextReading = "context",
+        text_projection: TextProjection = "linear",
+        text_null: TextNull = "learned",
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -68,7 +81,9 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.token_embedding = TokenEmbedding(vocab, codebooks, width, mask=True)
         self.label_embedding = LabelEmbedding(num_classes, width)
         self.positions = nn.Parameter(torch.empty(1 + math.prod(grid), width))  # the first is the class token's
-        shape = BlockShape(width, heads, round(width * feed_forward_ratio), dropout, attention_dropout)
+        self.text = self.make_text_reader(width)
+        sizes = (width, heads, round(width * feed_forward_ratio))
+        shape = BlockShape(*sizes, dropout, attention_dropout, crossed=self.reads_across)
         self.half = depth // 2 if body == "uvit" else 0  # blocks that store, and as many at the end that take
         later = depth - self.half
         make = {"bert": lambda i: PostNormBlock(shape), "uvit": lambda i: LongSkipBlock(shape, skip=i >= later)}[body]
@@ -104,7 +119,9 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         Raises ValueError when an unconditional network is given labels, and when N is not the grid's.
         """
         ids = stack_ids(ids)
-        h = self._embed(ids.masked_fill(masked[..., None], self.config.vocab), condition)
+        caption = self.caption(condition, len(ids), ids.device)
+        h = self._embed(ids.masked_fill(masked[..., None], self.config.vocab), condition, caption)
+        h, _, attended = join_caption(h, None, caption)
         if self.config.body == "bert":
             h = self.norm(h)
         rate = self.config.dropout
@@ -114,23 +131,23 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         for i in range(len(self.blocks)):
             taken = stored.pop() if stored and i >= len(self.blocks) - self.half else None
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                h = self._gradient_checkpointing_func(self._block, i, h, taken, dropout)
+                h = self._gradient_checkpointing_func(self._block, i, h, taken, attended, dropout)
             else:
-                h = self._block(i, h, taken, dropout)
+                h = self._block(i, h, taken, attended, dropout)
             if i < self.half:
                 stored.append(h)
         if self.config.body == "uvit":
             h = self.norm(h)
-        h = h[:, 1:]
+        h = h[:, 1 : 1 + ids.shape[1]]
         return self.head(h, ids) if choose is None else self.head.choose(h, choose)
 
-    def _block(self, i: int, h: Tensor, stored: Tensor | None, dropout: Draws | None) -> Tensor:
+    def _block(self, i: int, h: Tensor, stored: Tensor | None, attended: Attended, dropout: Draws | None) -> Tensor:
         """Block `i` with its dropout, whose masks a checkpointed pass draws again instead of storing them."""
         block = self.blocks[i]
-        return block(h, stored, block.masks(dropout, h.shape[1], f"blocks.{i}"))
+        return block(h, stored, block.masks(dropout, h.shape[1], f"blocks.{i}"), attended)
 
-    def _embed(self, ids: Tensor, condition: Condition | None) -> Tensor:
-        """The class token, then the code's, with their positions: [B, 1 + N, width]."""
+    def _embed(self, ids: Tensor, condition: Condition | None, caption: Caption | None) -> Tensor:
+        """The class token, with the caption's vector, then the code's, with their positions: [B, 1 + N, width]."""
         tokens = math.prod(self.config.grid)
         if ids.shape[1:] != (tokens, self.config.codebooks):
             raise ValueError(
@@ -138,7 +155,9 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
                 f" {self.config.codebooks} codebooks; they are [B, {tokens}, {self.config.codebooks}]"
             )
         labels = self.labels(condition, len(ids), ids.device)
-        h = torch.cat([self.label_embedding(labels)[:, None], self.token_embedding(ids)], dim=1)
+        vector = self.label_embedding(labels)
+        vector = vector if caption is None or caption.vector is None else vector + caption.vector
+        h = torch.cat([vector[:, None], self.token_embedding(ids)], dim=1)
         return h + self.positions
 
     def _initialise(self) -> None:
@@ -149,3 +168,4 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.positions, std=0.02)
+        silence_captions(self)

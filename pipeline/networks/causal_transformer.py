@@ -1,7 +1,6 @@
 """The transformer that predicts ids one after another, as LlamaGen and RAR do, by its switches."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_axes, check_widths
-from pipeline.nn.blocks import Norm, Rotary
+from pipeline.nn.blocks import Attended, Norm, Rotary, silence_captions
 from pipeline.nn.causal import (
     BlockShape,
     Cache,
@@ -26,50 +25,15 @@ from pipeline.nn.causal import (
     ModulatedNorm,
     learned_norm,
 )
+from pipeline.nn.causal_sequence import Asked, Memory, SequencePositions, align_right
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding, register_table, rotary_tables
+from pipeline.nn.text import PARTS as TEXT
+from pipeline.nn.text import TextNull, TextProjection, TextReading
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 Position = Literal["rotary", "rotary_sequence", "learned"]
-
-
-@dataclass
-class SequencePositions:
-    """The positions of a sequence, the prefix first; B is 1, or axes are missing, where all images have the same."""
-
-    added: Tensor | None  # [B, S, width]  joins the embedding
-    rotary: Rotary | None  # each [B, 1, S, D]  turns queries and keys
-
-    def at(self, span: slice) -> tuple[Tensor | None, Rotary | None]:
-        added = None if self.added is None else self.added[..., span, :]
-        return added, None if self.rotary is None else tuple(table[..., span, :] for table in self.rotary)
-
-
-@dataclass
-class Memory:
-    """What a network keeps between the tokens of one sampling; made by `CausalTransformer.begin`."""
-
-    batch: int
-    condition: Condition | None
-    order: Tensor | None
-    caches: list[Cache]
-    device: torch.device
-    length: int = 0  # positions read so far, the prefix counted
-    classes: Tensor | None = None  # [B, width]  the embedded condition
-    positions: SequencePositions | None = None
-
-    def narrow(self, rows: int) -> None:
-        """Continue with the first `rows` of the batch alone."""
-        self.batch, self.classes = rows, self.classes[:rows]
-        if self.order is not None:
-            added, rotary = self.positions.added, self.positions.rotary
-            added = None if added is None else added[:rows]
-            self.positions = SequencePositions(
-                added, None if rotary is None else tuple(table[:rows] for table in rotary)
-            )
-        for cache in self.caches:
-            cache.narrow(rows)
 
 
 class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
@@ -80,6 +44,11 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     the token that it predicts is added, so that tokens may come in any order. `grid`, `vocab`, `codebooks` and
     `num_classes` (0: unconditional) are derived; class `num_classes` is the null one, and all there is without classes.
     Rotary positions are counted on `position_grid` (derived) where that is another than `grid`.
+
+    Captions (`text_tokens`, ..., derived) are read as a prefix without positions, before all else (`context`), across
+    by every block, or as a vector that joins the class (see `pipeline.nn.text`), as a pooled one does always. With a
+    prefix of text, without classes and pooled vectors, the first id is predicted from the caption's last place, as in
+    LlamaGen. The prefix begins with the padded places, wherever the features have them, and they are not seen.
 
     Args:
         position: `rotary` along the axes of the grid, `rotary_sequence` along the row of tokens, or a learned
@@ -98,6 +67,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     role = "causal"
     parts = {
         "labels": ("class_embedding",),
+        "text": TEXT,
         "positions": ("positions", "targets", "steps"),
         "codes": ("token_embedding", "head"),
     }
@@ -136,24 +106,42 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         attention_dropout: FractionBelowOne = 0.0,
         zero_head: bool = True,
         position_grid: Counts | None = None,
+        text_tokens: Whole = 0,
+        text_dim: Whole = 0,
+        text_layers: Count = 1,
+        pooled_dim: Whole = 0,
+        text_reading: TextReading = "context",
+        text_projection: TextProjection = "linear",
+        text_null: TextNull = "learned",
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
         self.gradient_checkpointing = False
-        self.tokens, self.prefix = math.prod(grid), 1 + start_token
-        self.class_embedding = LabelEmbedding(num_classes, width)
-        self.token_embedding = TokenEmbedding(vocab, codebooks, width)
-        self._register_positions(position_grid)
-        self.start = nn.Parameter(torch.zeros(width)) if start_token else None
-        self.targets = nn.Parameter(torch.zeros(self.tokens, width)) if target_positions else None
-        self.steps = nn.Parameter(torch.zeros(self.prefix + self.tokens, width)) if modulated else None  # for adaLN
-        hidden = hidden_width(width, feed_forward, feed_forward_ratio, feed_forward_multiple)
-        sizes = (width, heads, norm, norm_epsilon, feed_forward, hidden, bias, query_key_norm)
-        shape = BlockShape(*sizes, residual_dropout, feed_forward_dropout, attention_dropout)
-        self.blocks = nn.ModuleList((ModulatedCausalBlock if modulated else CausalBlock)(shape) for _ in range(depth))
-        self.last_norm = (ModulatedNorm if modulated else learned_norm)(norm, width, norm_epsilon)
-        self.head = TokenHead(vocab, codebooks, width, bias=bias)
+        self._build()
         self._initialise()
+
+    def _build(self) -> None:
+        """All modules and parameters, by the constructor's arguments."""
+        c = self.config
+        width = c.width
+        self.text = self.make_text_reader(width)
+        self.context = c.text_tokens if c.text_reading == "context" else 0  # places of a caption before the prefix
+        has_class = bool(c.num_classes or c.pooled_dim or not self.context)
+        self.tokens, self.prefix = math.prod(c.grid), c.start_token + has_class
+        self.class_embedding = LabelEmbedding(c.num_classes, width) if has_class else None
+        self.token_embedding = TokenEmbedding(c.vocab, c.codebooks, width)
+        self._register_positions(c.position_grid)
+        self.start = nn.Parameter(torch.zeros(width)) if c.start_token else None
+        self.targets = nn.Parameter(torch.zeros(self.tokens, width)) if c.target_positions else None
+        self.steps = nn.Parameter(torch.zeros(self.prefix + self.tokens, width)) if c.modulated else None  # for adaLN
+        hidden = hidden_width(width, c.feed_forward, c.feed_forward_ratio, c.feed_forward_multiple)
+        sizes = (width, c.heads, c.norm, c.norm_epsilon, c.feed_forward, hidden, c.bias, c.query_key_norm)
+        dropouts = c.residual_dropout, c.feed_forward_dropout, c.attention_dropout
+        shape = BlockShape(*sizes, *dropouts, self.reads_across)
+        make = ModulatedCausalBlock if c.modulated else CausalBlock
+        self.blocks = nn.ModuleList(make(shape) for _ in range(c.depth))
+        self.last_norm = (ModulatedNorm if c.modulated else learned_norm)(c.norm, width, c.norm_epsilon)
+        self.head = TokenHead(c.vocab, c.codebooks, width, bias=c.bias)
 
     @classmethod
     def validate(cls, arguments: Arguments) -> None:
@@ -200,9 +188,9 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         dropout: Draws | None = None,
     ) -> Tensor:
         """States [B, n + 1, width] after the first 0, 1, ..., n of ids [B, n, codebooks]; the head reads them."""
-        classes, positions = self._classes(condition, len(ids), ids.device), self._sequence_positions(order, ids.device)
-        h = torch.cat([self._prefix(classes), self.token_embedding(ids)], dim=1)
-        return self._run(h, slice(0, h.shape[1]), classes, positions, dropout)[:, self.prefix - 1 :]
+        asked, positions = self._ask(condition, len(ids), ids.device), self._sequence_positions(order, ids.device)
+        h = torch.cat([*self._prefix(asked), self.token_embedding(ids)], dim=1)
+        return self._run(h, slice(0, h.shape[1]), asked, positions, dropout)[:, self.before - 1 :]
 
     def begin(
         self,
@@ -215,8 +203,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
         `device` is where the network runs: where its weights are, unless they are offloaded between evaluations.
         """
-        capacity = self.prefix + self.tokens - 1  # the last token is never an input
-        device = device or self.class_embedding.weight.device
+        capacity = self.before + self.tokens - 1  # the last token is never an input
+        device = device or self.token_embedding.tables[0].weight.device
         return Memory(batch, condition, order, [Cache(capacity) for _ in self.blocks], device)
 
     def advance(self, memory: Memory, ids: Tensor | None, choose: Choose) -> Tensor:
@@ -229,20 +217,20 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
         """The state [B, 1, width] that the next token is chosen from, after the memory has read the last one."""
         if ids is None:
-            memory.classes = self._classes(memory.condition, memory.batch, memory.device)
+            memory.asked = self._ask(memory.condition, memory.batch, memory.device)
             memory.positions = self._sequence_positions(memory.order, memory.device)
-            h = self._prefix(memory.classes)
+            h = torch.cat(self._prefix(memory.asked), dim=1)
         else:
             h = self.token_embedding(ids[:, None])
         span = slice(memory.length, memory.length + h.shape[1])
         memory.length = span.stop
-        return self._run(h, span, memory.classes, memory.positions, caches=memory.caches)[:, -1:]
+        return self._run(h, span, memory.asked, memory.positions, caches=memory.caches)[:, -1:]
 
     def _run(
         self,
         h: Tensor,
         span: slice,
-        classes: Tensor,
+        asked: Asked,
         positions: SequencePositions,
         dropout: Draws | None = None,
         caches: list[Cache] | None = None,
@@ -253,12 +241,15 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         rate = self.config.token_dropout
         if dropout is not None and rate:
             h = apply_dropout(h, dropout.keep_mask("tokens", tuple(h.shape[1:]), rate), rate)
-        c = () if self.steps is None else (F.silu(classes[:, None] + self.steps[span]),)  # modulations begin with it
+        c, attended = (), asked.attended(span)
+        if self.steps is not None:
+            steps = F.pad(self.steps, (0, 0, self.context, 0))[span]
+            c = (F.silu(asked.vector[:, None] + steps),)  # modulations begin with it
         for i in range(len(self.blocks)):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                h = self._gradient_checkpointing_func(self._block, i, h, c, rotary, dropout)
+                h = self._gradient_checkpointing_func(self._block, i, h, c, (rotary, attended), dropout)
             else:
-                h = self._block(i, h, c, rotary, dropout, caches)
+                h = self._block(i, h, c, (rotary, attended), dropout, caches)
         return self.last_norm(h, *c)
 
     def _block(
@@ -266,35 +257,49 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         i: int,
         h: Tensor,
         c: tuple[Tensor, ...],
-        rotary: Rotary | None,
+        seen: tuple[Rotary | None, Attended],
         dropout: Draws | None,
         caches: list[Cache] | None = None,
     ) -> Tensor:
         """Block `i` with its dropout, whose masks a checkpointed pass draws again instead of storing them."""
-        block, cache = self.blocks[i], None if caches is None else caches[i]
-        return block(h, *c, rotary, block.masks(dropout, h.shape[1], f"blocks.{i}"), cache)
+        block, cache, (rotary, attended) = self.blocks[i], None if caches is None else caches[i], seen
+        return block(h, *c, rotary, block.masks(dropout, h.shape[1], f"blocks.{i}"), cache, attended)
 
-    def _classes(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
-        """The class of every image, embedded, [B, width]."""
-        return self.class_embedding(self.labels(condition, batch, device))
+    @property
+    def before(self) -> int:
+        """Places before those of the tokens: of the caption, of the start token and of the class."""
+        return self.context + self.prefix
 
-    def _prefix(self, classes: Tensor) -> Tensor:
-        """What precedes the tokens, [B, 1 or 2, width]: the class, after the start token if there is one."""
-        if self.start is None:
-            return classes[:, None]
-        return torch.stack([self.start.to(classes.dtype).expand_as(classes), classes], dim=1)
+    def _ask(self, condition: Condition | None, batch: int, device: torch.device) -> Asked:
+        """The class and the caption of every image, embedded."""
+        labels, caption = self.labels(condition, batch, device), self.caption(condition, batch, device)
+        if self.class_embedding is None:
+            vector = torch.zeros(batch, self.config.width, dtype=caption.places.dtype, device=device)
+        else:
+            vector = self.class_embedding(labels)
+        if caption is not None and caption.vector is not None:
+            vector = vector + caption.vector
+        return Asked(vector, align_right(caption))
+
+    def _prefix(self, asked: Asked) -> list[Tensor]:
+        """What precedes the tokens, each [B, n, width]: the caption's places, the start token and the class."""
+        vector, parts = asked.vector, [asked.caption.places] if self.context else []
+        if self.start is not None:
+            parts.append(self.start.to(vector.dtype).expand_as(vector)[:, None])
+        return parts if self.class_embedding is None else [*parts, vector[:, None]]
 
     def _sequence_positions(self, order: Tensor | None, device: torch.device) -> SequencePositions:
         """The positions of the prefix and of all tokens, in this order."""
         index = added = rotary = None
         if order is not None:
-            first = torch.arange(self.prefix, device=device).expand(len(order), -1)
-            index = torch.cat([first, self.prefix + order], dim=1)  # [B, prefix + N]
+            first = torch.arange(self.before, device=device).expand(len(order), -1)
+            index = torch.cat([first, self.before + order], dim=1)  # [B, before + N]
         if self.positions is not None:
-            added = self.positions if index is None else self.positions[index]
+            added = F.pad(self.positions, (0, 0, self.context, 0))
+            added = added if index is None else added[index]
         if self.targets is not None:
             targets = self.targets if order is None else self.targets[order]
-            targets = F.pad(targets, (0, 0, self.prefix - 1, 1))  # added one position before; the last predicts nothing
+            targets = F.pad(targets, (0, 0, self.before - 1, 1))  # added one position before; the last predicts nothing
             added = targets if added is None else added + targets
         if self.cosines is not None:
             tables = (self.cosines, self.sines)
@@ -302,7 +307,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         return SequencePositions(added, rotary)
 
     def _register_positions(self, position_grid: Counts | None) -> None:
-        """Rotary tables or learned positions, [prefix + N, ...]."""
+        """Rotary tables [before + N, D] or learned positions [prefix + N, width]; captions have none."""
         config, cosines, sines = self.config, None, None
         learned = config.position == "learned"
         if not learned:
@@ -310,8 +315,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
             if config.position == "rotary_sequence":
                 grids = [grid and [math.prod(grid)] for grid in grids]
             tables = rotary_tables(grids[0], config.width // config.heads, grids[1])
-            cosines, sines = (F.pad(table, (0, 0, self.prefix, 0)) for table in tables)
-            cosines[: self.prefix] = config.prefix_rotary == "none"
+            cosines, sines = (F.pad(table, (0, 0, self.before, 0)) for table in tables)
+            cosines[: self.before] = config.prefix_rotary == "none"
         register_table(self, "cosines", cosines)
         register_table(self, "sines", sines)
         self.positions = nn.Parameter(torch.zeros(self.prefix + self.tokens, config.width)) if learned else None
@@ -329,6 +334,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         modulations = [m.modulation for m in self.modules() if isinstance(m, (ModulatedCausalBlock, ModulatedNorm))]
         for layer in [*modulations, *(self.head.outputs if self.config.zero_head else ())]:
             nn.init.zeros_(layer.weight)
+        silence_captions(self)
 
 
 def hidden_width(width: int, feed_forward: FeedForward, ratio: float, multiple: int) -> int:

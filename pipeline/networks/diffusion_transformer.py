@@ -20,6 +20,8 @@ from pipeline.nn.embeddings import LabelEmbedding, TimeEmbedding, patchify, unpa
 from pipeline.nn.modulated import ModulatedTransformer, Patches, Position, check_count, check_patches, check_position
 from pipeline.nn.stock_model import StockModel
 from pipeline.nn.stock_transformer import check_stock_transformer, stock_transformer
+from pipeline.nn.text import PARTS as TEXT
+from pipeline.nn.text import Caption, TextNull, TextProjection, TextReading
 from pipeline.ranges import Count, Counts, Fraction, Positive, Whole
 
 
@@ -31,6 +33,8 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
     `num_classes` is the null one. With outputs = 2 the last axis is [prediction channels, variance channels]. With
     a `class_token` (derived), its width, the first token is that one, without a position (REG, arXiv:2507.01467).
     Fixed and rotary positions are counted on `position_grid` (derived) where that is another than `grid`.
+    Captions (`text_tokens`, ..., derived) are read as more tokens of the sequence, by cross-attention of every block
+    (PixArt, arXiv:2310.00426), or as a vector that joins that of the time; see `pipeline.nn.text`.
 
     The sinusoid sees u * time_scale for `time_direction="noise"` and (1 - u) * time_scale for `"data"`: DiT embeds
     u * 1000; SiT and LightningDiT embed 1 - u.
@@ -40,6 +44,7 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
 
     parts = {
         "labels": ("label_embedding",),
+        "text": TEXT,
         "positions": ("positions",),
         "codes": ("patch_embedding", "head.linear", "class_token_layers"),
     }
@@ -69,6 +74,13 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         time_direction: Literal["noise", "data"] = "noise",
         class_token: Whole = 0,
         position_grid: Counts | None = None,
+        text_tokens: Whole = 0,
+        text_dim: Whole = 0,
+        text_layers: Count = 1,
+        pooled_dim: Whole = 0,
+        text_reading: TextReading = "context",
+        text_projection: TextProjection = "linear",
+        text_null: TextNull = "learned",
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -76,7 +88,8 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         self.time_embedding = TimeEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
         self.set_positions(Patches.of(grid, position_grid, patch_size), position, width, heads)
-        block = (width, heads, norm, feed_forward, feed_forward_ratio, query_key_norm)
+        self.text = self.make_text_reader(width)
+        block = (width, heads, norm, feed_forward, feed_forward_ratio, query_key_norm, self.reads_across)
         self.blocks = nn.ModuleList(ModulatedBlock(*block) for _ in range(depth))
         self.head = ModulatedHead(width, patch_size ** len(grid) * outputs * dim, norm)
         self.class_token_layers = ClassTokenLayers(class_token, width) if class_token else None
@@ -101,8 +114,8 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         when N is not the grid's, and for a tap that is no block.
         """
         check_taps(taps, len(self.blocks))
-        h, c, rotary = self._embed_inputs(hidden_states, time, condition)
-        h, tapped = self.run_blocks(self.blocks, h, c, rotary, taps)
+        h, c, rotary, caption = self._embed_inputs(hidden_states, time, condition)
+        h, tapped = self.run_blocks(self.blocks, h, c, rotary, taps, caption)
         predicted = None
         if self.class_token_layers is not None:
             predicted = self.class_token_layers.predict(h, c, self.head)
@@ -115,22 +128,23 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> list[Tensor]:
         check_taps(taps, len(self.blocks))
-        h, c, rotary = self._embed_inputs(hidden_states, time, condition)
-        return self.run_blocks(self.blocks[: max(taps)], h, c, rotary, taps)[1]
+        h, c, rotary, caption = self._embed_inputs(hidden_states, time, condition)
+        return self.run_blocks(self.blocks[: max(taps)], h, c, rotary, taps, caption)[1]
 
     def _embed_inputs(
         self, hidden_states: Tensor, time: Tensor, condition: Condition | None
-    ) -> tuple[Tensor, Tensor, Rotary | None]:
-        """What the first block reads, [B, rows, width], the condition of every block, and the rotary tables."""
+    ) -> tuple[Tensor, Tensor, Rotary | None, Caption | None]:
+        """What the first block reads, [B, rows, width], the condition of every block, rotary tables, and captions."""
         grid, patch = self.config.grid, self.config.patch_size
         z, token = split_token(hidden_states, self.config.class_token)
         check_count(z, grid)
         h = self.add_positions(self.patch_embedding(patchify(z, grid, patch)))  # [B, N / patch^axes, width]
         rotary = None if self.cosines is None else (self.cosines, self.sines)
-        c = F.silu(self._request(time, condition))  # every modulation begins with it
+        caption = self.caption(condition, len(time), time.device)
+        c = F.silu(self._request(time, condition, caption))  # every modulation begins with it
         if self.class_token_layers is not None:
             h, rotary = self.class_token_layers(token, h, rotary)
-        return h, c, rotary
+        return h, c, rotary, caption
 
     def check_stock(self) -> None:
         check_stock_transformer(self.config)
@@ -138,10 +152,11 @@ class DiffusionTransformer(Network, ModulatedTransformer, AttentionMixin, CacheM
     def stock(self) -> StockModel:
         return stock_transformer(self.config, self.state_dict())
 
-    def _request(self, time: Tensor, condition: Condition | None) -> Tensor:
-        """The condition of every block, [B, width]: the time's vector plus the class's."""
+    def _request(self, time: Tensor, condition: Condition | None, caption: Caption | None) -> Tensor:
+        """The condition of every block, [B, width]: the time's vector plus the class's and the caption's."""
         noise = time.float()
         noise = noise if self.config.time_direction == "noise" else 1 - noise
         vector = self.time_embedding(noise * self.config.time_scale)
         labels = self.labels(condition, len(time), time.device)
-        return vector if self.label_embedding is None else vector + self.label_embedding(labels)
+        vector = vector if self.label_embedding is None else vector + self.label_embedding(labels)
+        return vector if caption is None or caption.vector is None else vector + caption.vector

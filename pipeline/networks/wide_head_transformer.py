@@ -17,6 +17,8 @@ from pipeline.networks.base import Network, Tapped, check_axes, check_taps, chec
 from pipeline.nn.blocks import FeedForward, ModulatedBlock, ModulatedHead, Norm, QueryKeyNorm
 from pipeline.nn.embeddings import GaussianTimeEmbedding, LabelEmbedding, patchify, unpatchify
 from pipeline.nn.modulated import ModulatedTransformer, Patches, check_count, check_patches, check_position
+from pipeline.nn.text import PARTS as TEXT
+from pipeline.nn.text import TextNull, TextProjection, TextReading
 from pipeline.ranges import Count, Counts, Fraction, Positive, Whole
 
 
@@ -29,6 +31,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     trunk need not. Positions are fixed and rotary in the trunk (`position`), rotary in the head; times have Gaussian
     frequencies.
 
+    The trunk reads captions as a diffusion_transformer does.
     `grid`, `dim`, `num_classes` (0: unconditional) and `outputs` are derived, and so is `position_grid`, the grid that
     positions are counted on where it is another. The frequencies see u for
     `time_direction="noise"` (RAE) and 1 - u for `"data"` (RecTok). Before training linear layers are Xavier's or, as
@@ -39,6 +42,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
 
     parts = {
         "labels": ("label_embedding",),
+        "text": TEXT,
         "positions": ("positions",),
         "codes": ("patch_embedding", "head_embedding", "head.linear"),
     }
@@ -71,6 +75,13 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         norm: Norm = "rms",
         feed_forward: FeedForward = "swiglu",
         position_grid: Counts | None = None,
+        text_tokens: Whole = 0,
+        text_dim: Whole = 0,
+        text_layers: Count = 1,
+        pooled_dim: Whole = 0,
+        text_reading: TextReading = "context",
+        text_projection: TextProjection = "linear",
+        text_null: TextNull = "learned",
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -80,7 +91,8 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
         self.set_positions(patches, position, width, heads)
         style = (norm, feed_forward, feed_forward_ratio, query_key_norm)
-        self.blocks = nn.ModuleList(ModulatedBlock(width, heads, *style) for _ in range(depth))
+        self.text = self.make_text_reader(width)
+        self.blocks = nn.ModuleList(ModulatedBlock(width, heads, *style, self.reads_across) for _ in range(depth))
         self.head_request = nn.Linear(width, head_width) if width != head_width else nn.Identity()
         self.head_embedding = nn.Linear(patch * dim, head_width)
         self.set_rotary(patches, head_width // head_heads, "head_")
@@ -109,7 +121,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         """
         check_taps(taps, len(self.blocks))
         x, moment = self._embed_inputs(hidden_states, time)
-        s, tapped = self._understand(self.blocks, x, moment, self.labels(condition, len(time), time.device), taps)
+        s, tapped = self._understand(self.blocks, x, moment, condition, taps)
         request = F.silu(self.head_request(F.silu(s + moment[:, None])))  # [B, N / patch^axes, head_width]
         h, _ = self.run_blocks(self.head_blocks, self.head_embedding(x), request, (self.head_cosines, self.head_sines))
         prediction = unpatchify(self.head(h, request), self.config.grid, self.config.patch_size)
@@ -120,8 +132,7 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
     ) -> list[Tensor]:
         check_taps(taps, len(self.blocks))
         x, moment = self._embed_inputs(hidden_states, time)
-        labels = self.labels(condition, len(time), time.device)
-        return self._understand(self.blocks[: max(taps)], x, moment, labels, taps)[1]
+        return self._understand(self.blocks[: max(taps)], x, moment, condition, taps)[1]
 
     def _embed_inputs(self, hidden_states: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Patches [B, N / patch^axes, patch^axes * dim], and the times embedded, [B, width]."""
@@ -130,9 +141,13 @@ class WideHeadTransformer(Network, ModulatedTransformer, AttentionMixin, CacheMi
         return patchify(hidden_states, self.config.grid, self.config.patch_size), self.time_embedding(noise)
 
     def _understand(
-        self, blocks: Iterable[nn.Module], x: Tensor, moment: Tensor, labels: Tensor, taps: Sequence[int]
+        self, blocks: Iterable[nn.Module], x: Tensor, moment: Tensor, condition: Condition | None, taps: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
         """What these blocks of the trunk make of patches x at times embedded as `moment`, and its taps."""
+        labels, caption = (read(condition, len(x), x.device) for read in (self.labels, self.caption))
         vector = moment if self.label_embedding is None else moment + self.label_embedding(labels)
+        vector = vector if caption is None or caption.vector is None else vector + caption.vector
         c = F.silu(F.silu(vector))  # as released: once at the request, once at the head of every modulation
-        return self.run_blocks(blocks, self.add_positions(self.patch_embedding(x)), c, (self.cosines, self.sines), taps)
+        return self.run_blocks(
+            blocks, self.add_positions(self.patch_embedding(x)), c, (self.cosines, self.sines), taps, caption
+        )

@@ -37,26 +37,40 @@ def attention(
     return _KERNELS[_choose_backend(q, k, v)](q, k, v, mask, causal, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def dropped_attention(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, rate: float, causal: bool = False) -> Tensor:
+def causal_mask(keys: Tensor) -> Tensor:
+    """The mask [B, 1, N, N] by which place i sees itself and those before it that `keys` [B, N] bool has.
+
+    A place that no other sees still sees itself, so that no softmax is over nothing.
+    """
+    places = torch.arange(keys.shape[1], device=keys.device)
+    before, itself = places < places[:, None], places == places[:, None]  # [N, N]
+    return (keys[:, None] & before | itself)[:, None]
+
+
+def dropped_attention(
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, rate: float, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
     """Attention whose weights are dropped: softmax(D^-0.5 q k^T) where `kept`, times 1 / (1 - rate), times v.
 
-    `kept` is bool [B, heads, N, M], see `Draws.keep_mask`; with `causal` query i sees keys 0..i. The products are
+    `kept` is bool [B, heads, N, M], see `Draws.keep_mask`; with `causal` query i sees keys 0..i, with a bool `mask`
+    those that it has. The products are
     written out, since no kernel takes a mask of its caller for that, and computed again in the backward pass: of this
     call no more is kept than q, k, v and the mask, one byte a weight, where the weights would be four.
     """
-    return checkpoint(_weigh, q, k, v, kept, rate, causal, use_reentrant=False, preserve_rng_state=False)
+    mask = _triangle(q, k) if causal else mask
+    return checkpoint(_weigh, q, k, v, kept, rate, mask, use_reentrant=False, preserve_rng_state=False)
 
 
-def _weigh(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, rate: float, causal: bool) -> Tensor:
+def _weigh(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, rate: float, mask: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [B, heads, N, M]
-    if causal:
-        scores = scores.masked_fill(~_triangle(scores), float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     return apply_dropout(scores.softmax(dim=-1), kept, rate).to(v.dtype) @ v
 
 
-def _triangle(scores: Tensor) -> Tensor:
-    """Which of scores [..., N, M] are of a query and a key that it sees, [N, M] bool."""
-    return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+def _triangle(q: Tensor, k: Tensor) -> Tensor:
+    """Which keys [..., M, D] each of the queries [..., N, D] sees, [N, M] bool."""
+    return torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
 
 
 def set_backend(name: Backend) -> None:
@@ -110,7 +124,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     scores = (q * scale) @ k.transpose(-2, -1)  # [B, heads, N, M]
     if causal:
-        mask = _triangle(scores)
+        mask = _triangle(q, k)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(dim=-1) @ v

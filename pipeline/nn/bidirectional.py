@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.nn.attention import dropped_attention
-from pipeline.nn.blocks import AttentionProcessor
+from pipeline.nn.blocks import NOTHING, Attended, AttentionProcessor, TextAttention
 from pipeline.nn.dropout import apply_dropout
 
 
@@ -22,6 +22,7 @@ class BlockShape(NamedTuple):
     dropout: float  # of what attention and feed-forward layer add to the stream
     attention_dropout: float  # of the attention weights
     hidden_dropout: float = 0.0  # between the linear layers of the feed-forward layer
+    crossed: bool = False  # whether blocks attend to captions
 
 
 class Masks(NamedTuple):
@@ -50,10 +51,14 @@ class DroppingAttention(nn.Module, AttentionModuleMixin):
         self.proj = nn.Linear(shape.width, shape.width)
         self.set_processor(AttentionProcessor())
 
-    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """`kept` says which weights dropout leaves, and `mask` what is seen, see `Attended.keys`."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, heads, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D]
-        mixed = self.processor(q, k, v) if kept is None else dropped_attention(q, k, v, kept, self.dropout)
+        if kept is None:
+            mixed = self.processor(q, k, v, mask=mask)
+        else:
+            mixed = dropped_attention(q, k, v, kept, self.dropout, mask=mask)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -78,6 +83,7 @@ class BidirectionalBlock(nn.Module):
         self.shape = shape
         self.norm1 = nn.LayerNorm(shape.width, eps=epsilon)
         self.attention = DroppingAttention(shape, bias)
+        self.text_attention = TextAttention(shape.width, shape.heads) if shape.crossed else None
         self.norm2 = nn.LayerNorm(shape.width, eps=epsilon)
         self.feed_forward = FeedForward(shape)
 
@@ -85,13 +91,17 @@ class BidirectionalBlock(nn.Module):
         """This block's dropout masks in one step, drawn outside `forward`, which thus is a function of tensors."""
         if draws is None:
             return EVERYTHING
-        width, heads, hidden, rate, weights_rate, hidden_rate = self.shape
+        width, heads, hidden, rate, weights_rate, hidden_rate, _ = self.shape
         return Masks(
             draws.keep_mask(f"{name}.weights", (heads, tokens, tokens), weights_rate) if weights_rate else None,
             draws.keep_mask(f"{name}.attention", (tokens, width), rate) if rate else None,
             draws.keep_mask(f"{name}.feed_forward", (tokens, width), rate) if rate else None,
             draws.keep_mask(f"{name}.hidden", (tokens, hidden), hidden_rate) if hidden_rate else None,
         )
+
+    def attend_caption(self, h: Tensor, attended: Attended) -> Tensor:
+        """h [B, N, width] with what it attends to of captions."""
+        return h if self.text_attention is None else h + self.text_attention(h, attended)
 
 
 class PostNormBlock(BidirectionalBlock):
@@ -100,10 +110,17 @@ class PostNormBlock(BidirectionalBlock):
     def __init__(self, shape: BlockShape):
         super().__init__(shape, epsilon=1e-12, bias=True)
 
-    def forward(self, hidden_states: Tensor, stored: Tensor | None = None, masks: Masks = EVERYTHING) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        stored: Tensor | None = None,
+        masks: Masks = EVERYTHING,
+        attended: Attended = NOTHING,
+    ) -> Tensor:
         """hidden_states [B, N, width] to the same shape; it takes nothing that an earlier block stored."""
         h, rate = hidden_states, self.shape.dropout
-        h = self.norm1(h + apply_dropout(self.attention(h, masks.weights), masks.attention, rate))
+        h = self.norm1(h + apply_dropout(self.attention(h, masks.weights, attended.keys), masks.attention, rate))
+        h = self.attend_caption(h, attended)
         return self.norm2(h + apply_dropout(self.feed_forward(h), masks.feed_forward, rate))
 
 
@@ -130,10 +147,17 @@ class LongSkipBlock(BidirectionalBlock):
         super().__init__(shape, epsilon=1e-5, bias=False)
         self.skip = nn.Linear(2 * shape.width, shape.width) if skip else None
 
-    def forward(self, hidden_states: Tensor, stored: Tensor | None = None, masks: Masks = EVERYTHING) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        stored: Tensor | None = None,
+        masks: Masks = EVERYTHING,
+        attended: Attended = NOTHING,
+    ) -> Tensor:
         """hidden_states, and with `skip` what an earlier block stored, [B, N, width] to the same shape."""
         h, rate = hidden_states, self.shape.dropout
         if self.skip is not None:
             h = self.skip(torch.cat([h, stored], dim=-1))
-        h = h + apply_dropout(self.attention(self.norm1(h), masks.weights), masks.attention, rate)
+        mixed = self.attention(self.norm1(h), masks.weights, attended.keys)
+        h = self.attend_caption(h + apply_dropout(mixed, masks.attention, rate), attended)
         return h + apply_dropout(self.feed_forward(self.norm2(h)), masks.feed_forward, rate)

@@ -1,6 +1,6 @@
 """Transformer blocks: norms, feed-forward layers, adaptive modulation, attention, and the block made of them."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -123,38 +123,111 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         self.proj = nn.Linear(width, width, bias)
         self.set_processor(AttentionProcessor())
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, kept: Tensor | None = None, rate: float = 0.0) -> Tensor:
-        """x [B, N, width]; with `kept` [B, heads, N, N] bool, attention weights that dropout of `rate` leaves."""
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        kept: Tensor | None = None,
+        rate: float = 0.0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, N, width]; with `kept` [B, heads, N, N] bool, attention weights that dropout of `rate` leaves.
+
+        `mask` is bool, broadcastable to [B, heads, N, N], and says which keys a query sees.
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, heads, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D]
         q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        mixed = self.processor(q, k, v) if kept is None else dropped_attention(q, k, v, kept, rate)
+        dropped = kept is not None
+        mixed = dropped_attention(q, k, v, kept, rate, mask=mask) if dropped else self.processor(q, k, v, mask=mask)
         return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Attended(NamedTuple):
+    """What the attention of blocks sees: which places of their own sequence, and the places of a caption across."""
+
+    keys: Tensor | None = None  # bool, broadcastable to [B, heads, N, N]; None: all, or those before in causal blocks
+    text: Tensor | None = None  # [B, T, width]
+    text_keys: Tensor | None = None  # [B, 1, 1, T] bool
+
+
+NOTHING = Attended()
+
+
+class TextAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head attention from a sequence to the places of a caption, after a norm; it begins at zero.
+
+    Between self-attention and feed-forward layer, as in PixArt (Chen et al., arXiv:2310.00426).
+    """
+
+    _default_processor_cls = AttentionProcessor
+    _available_processors = [AttentionProcessor]
+    _supports_qkv_fusion = False  # one projection makes keys and values already
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = RMSNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.set_processor(AttentionProcessor())
+
+    def forward(self, h: Tensor, attended: Attended, stored: dict[str, Tensor] | None = None) -> Tensor:
+        """What is to be added to h [B, N, width]; `stored` keeps the caption's keys and values for later calls."""
+        pairs = {} if stored is None else stored
+        if not pairs:
+            keys, values = self.key_value(attended.text).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            pairs |= {"keys": keys, "values": values}  # [B, heads, T, D]
+        q = self.query(self.norm(h)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        mixed = self.processor(q.to(pairs["keys"].dtype), pairs["keys"], pairs["values"], mask=attended.text_keys)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def silence_captions(network: nn.Module) -> None:
+    """Set what attention to captions adds to zero, as a training begins."""
+    for module in network.modules():
+        if isinstance(module, TextAttention):
+            nn.init.zeros_(module.proj.weight), nn.init.zeros_(module.proj.bias)
 
 
 class ModulatedBlock(nn.Module):
     """A transformer block whose norms and branches are shifted, scaled and gated by a condition (adaLN-Zero).
 
-    Peebles and Xie, arXiv:2212.09748, section 3.2; with gates at zero it is the identity.
+    Peebles and Xie, arXiv:2212.09748, section 3.2; with gates at zero it is the identity. A `crossed` block attends to
+    captions after its self-attention.
     """
 
     def __init__(
-        self, width: int, heads: int, norm: Norm, feed_forward: FeedForward, ratio: float, query_key_norm: QueryKeyNorm
+        self,
+        width: int,
+        heads: int,
+        norm: Norm,
+        feed_forward: FeedForward,
+        ratio: float,
+        query_key_norm: QueryKeyNorm,
+        crossed: bool = False,
     ):
         super().__init__()
         self.norm1 = make_norm(norm, width)
         self.attention = SelfAttention(width, heads, query_key_norm)
+        self.text_attention = TextAttention(width, heads) if crossed else None
         self.norm2 = make_norm(norm, width)
         self.feed_forward = make_feed_forward(feed_forward, width, ratio)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, hidden_states: Tensor, condition: Tensor, rotary: Rotary | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, condition: Tensor, rotary: Rotary | None = None, attended: Attended = NOTHING
+    ) -> Tensor:
         """hidden_states [B, N, width] to the same; condition [B, width], or [B, N, width] by token, after its SiLU."""
         shift1, scale1, gate1, shift2, scale2, gate2 = per_token(self.modulation(condition)).chunk(6, dim=-1)
         h = hidden_states
-        h = torch.addcmul(h, gate1, self.attention(modulate(self.norm1(h), shift1, scale1), rotary))
+        mixed = self.attention(modulate(self.norm1(h), shift1, scale1), rotary, mask=attended.keys)
+        h = torch.addcmul(h, gate1, mixed)
+        if self.text_attention is not None:
+            h = h + self.text_attention(h, attended)
         return torch.addcmul(h, gate2, self.feed_forward(modulate(self.norm2(h), shift2, scale2)))
 
 

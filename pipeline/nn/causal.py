@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.nn.attention import dropped_attention
-from pipeline.nn.blocks import AttentionProcessor, Norm, RMSNorm, Rotary, modulate
+from pipeline.nn.blocks import NOTHING, Attended, AttentionProcessor, Norm, RMSNorm, Rotary, TextAttention, modulate
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import rotate
 
@@ -30,6 +30,7 @@ class BlockShape(NamedTuple):
     residual_dropout: float  # of what attention and feed-forward layer add to the stream
     feed_forward_dropout: float  # of the activations inside the feed-forward layer
     attention_dropout: float  # of the attention weights
+    crossed: bool = False  # whether blocks attend to captions
 
 
 class Masks(NamedTuple):
@@ -51,6 +52,7 @@ class Cache:
         self.capacity, self.length = capacity, 0
         self.keys: Tensor | None = None  # [rows, heads, capacity, D]
         self.values: Tensor | None = None
+        self.text: dict[str, Tensor] = {}  # keys and values of captions that the layer attends to, which stay the same
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [rows, heads, n, D] of the next n positions; views [rows, heads, length, D] of all."""
@@ -66,6 +68,7 @@ class Cache:
     def narrow(self, rows: int) -> None:
         """Keep the first `rows` of the batch."""
         self.keys, self.values = self.keys[:rows], self.values[:rows]
+        self.text = {name: tensor[:rows] for name, tensor in self.text.items()}
 
 
 def learned_norm(kind: Norm, width: int, epsilon: float) -> nn.Module:
@@ -91,11 +94,17 @@ class CausalAttention(nn.Module, AttentionModuleMixin):
         self.set_processor(AttentionProcessor())
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None = None, cache: Cache | None = None, kept: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        cache: Cache | None = None,
+        kept: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """With a cache, x are the next positions after those in it: one, or any number while it is empty.
 
-        `kept` says which weights dropout leaves.
+        `kept` says which weights dropout leaves, and `mask`, see `Attended.keys`, what is seen in place of all earlier
+        positions.
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # each [B, heads, N, D]
@@ -107,9 +116,9 @@ class CausalAttention(nn.Module, AttentionModuleMixin):
         if cache is not None:
             k, v = cache.append(k, v)
         if kept is None:
-            mixed = self.processor(q, k, v, causal=q.shape[2] > 1)
+            mixed = self.processor(q, k, v, causal=mask is None and q.shape[2] > 1, mask=mask)
         else:
-            mixed = dropped_attention(q, k, v, kept, self.dropout, causal=True)
+            mixed = dropped_attention(q, k, v, kept, self.dropout, causal=mask is None, mask=mask)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -140,6 +149,7 @@ class CausalBlock(nn.Module):
         self.shape = shape
         self.norm1 = learned_norm(shape.norm, shape.width, shape.epsilon)
         self.attention = CausalAttention(shape)
+        self.text_attention = TextAttention(shape.width, shape.heads) if shape.crossed else None
         self.norm2 = learned_norm(shape.norm, shape.width, shape.epsilon)
         self.feed_forward = CausalFeedForward(shape)
 
@@ -162,12 +172,19 @@ class CausalBlock(nn.Module):
         rotary: Rotary | None = None,
         masks: Masks = EVERYTHING,
         cache: Cache | None = None,
+        attended: Attended = NOTHING,
     ) -> Tensor:
         """hidden_states [B, N, width] to the same shape."""
         h, rate = hidden_states, self.shape.residual_dropout
-        branch = self.attention(self.norm1(h), rotary, cache, masks.weights)
-        h = h + apply_dropout(branch, masks.attention, rate)
+        branch = self.attention(self.norm1(h), rotary, cache, masks.weights, attended.keys)
+        h = self.attend_caption(h + apply_dropout(branch, masks.attention, rate), attended, cache)
         return h + apply_dropout(self.feed_forward(self.norm2(h), masks.hidden), masks.feed_forward, rate)
+
+    def attend_caption(self, h: Tensor, attended: Attended, cache: Cache | None) -> Tensor:
+        """h [B, N, width] with what it attends to of captions, whose keys and values a cache keeps."""
+        if self.text_attention is None:
+            return h
+        return h + self.text_attention(h, attended, None if cache is None else cache.text)
 
 
 class ModulatedCausalBlock(CausalBlock):
@@ -187,12 +204,14 @@ class ModulatedCausalBlock(CausalBlock):
         rotary: Rotary | None = None,
         masks: Masks = EVERYTHING,
         cache: Cache | None = None,
+        attended: Attended = NOTHING,
     ) -> Tensor:
         """hidden_states and condition (after its SiLU) [B, N, width] to [B, N, width]."""
         h, rate = hidden_states, self.shape.residual_dropout
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        branch = self.attention(modulate(self.norm1(h), shift1, scale1), rotary, cache, masks.weights)
+        branch = self.attention(modulate(self.norm1(h), shift1, scale1), rotary, cache, masks.weights, attended.keys)
         h = torch.addcmul(h, gate1, apply_dropout(branch, masks.attention, rate))
+        h = self.attend_caption(h, attended, cache)
         branch = self.feed_forward(modulate(self.norm2(h), shift2, scale2), masks.hidden)
         return torch.addcmul(h, gate2, apply_dropout(branch, masks.feed_forward, rate))
 

@@ -40,6 +40,12 @@ def select(condition: Condition | None, names: Collection[str]) -> Condition | N
     return Condition(**kept) if kept else None
 
 
+def refuse_text(condition: Condition | None) -> None:
+    """ValueError where a model that reads no captions is given any."""
+    if condition is not None and condition.text is not None:
+        raise ValueError("this network was built without captions (text_tokens=0); call it without text")
+
+
 def null_of(condition: Condition, null_label: int) -> Condition:
     """The null condition of the same batch: the null label, and no place of the caption that holds a token.
 

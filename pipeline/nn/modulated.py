@@ -9,9 +9,10 @@ import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import Tensor, nn
 
-from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, Rotary
+from pipeline.nn.blocks import ModulatedBlock, ModulatedHead, Rotary, silence_captions
 from pipeline.nn.class_token import ClassTokenLayers
 from pipeline.nn.embeddings import fixed_positions, register_table, rotary_tables
+from pipeline.nn.text import Caption, join_caption
 
 Position = Literal["fixed", "learned", "rotary", "rotary_and_fixed"]
 
@@ -71,17 +72,22 @@ class ModulatedTransformer:
         condition: Tensor,
         rotary: Rotary | None,
         taps: Sequence[int] = (),
+        caption: Caption | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """hidden_states [B, N, width] after all blocks, and after those that `taps` name (1 is the first), in order."""
-        h, tapped = hidden_states, {}
+        """hidden_states [B, N, width] after all blocks, and after those that `taps` name (1 is the first), in order.
+
+        The blocks attend to the caption, of which no places are returned.
+        """
+        h, rotary, attended = join_caption(hidden_states, rotary, caption)
+        count, tapped = hidden_states.shape[1], {}
         for number, block in enumerate(blocks, start=1):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                h = self._gradient_checkpointing_func(block, h, condition, rotary)
+                h = self._gradient_checkpointing_func(block, h, condition, rotary, attended)
             else:
-                h = block(h, condition, rotary)
+                h = block(h, condition, rotary, attended)
             if number in taps:
-                tapped[number] = h
-        return h, [tapped[number] for number in taps]
+                tapped[number] = h[:, :count]
+        return h[:, :count], [tapped[number] for number in taps]
 
     @torch.no_grad()
     def initialise(self, xavier: Sequence[nn.Linear] | None = None) -> None:
@@ -103,6 +109,7 @@ class ModulatedTransformer:
                 nn.init.zeros_(module.modulation.weight), nn.init.zeros_(module.modulation.bias)
             if isinstance(module, (ModulatedHead, ClassTokenLayers)):
                 nn.init.zeros_(module.linear.weight), nn.init.zeros_(module.linear.bias)
+        silence_captions(self)
 
 
 def check_patches(grid: Sequence[int], patch_size: int) -> None:

@@ -18,6 +18,7 @@ SAME = {  # what the stock class cannot do otherwise
     "time_direction": "noise",
     "class_token": 0,
     "position_grid": None,
+    "text_tokens": 0,
 }
 CONDITIONS = "a class-conditional diffusion_transformer on a square grid with " + ", ".join(
     f"{name}={value}" for name, value in SAME.items()

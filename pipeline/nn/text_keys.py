@@ -11,6 +11,7 @@ from pipeline.code import Condition
 from pipeline.draws import Draws
 from pipeline.nn.blocks import AttentionProcessor, GELUFeedForward, RMSNorm, modulate
 from pipeline.nn.causal import Cache
+from pipeline.nn.conditions import refuse_text
 from pipeline.nn.dropout import apply_dropout
 
 EPSILON = 1e-6  # of every norm
@@ -142,6 +143,8 @@ def read_text(condition: Condition | None, config: Mapping[str, Any]) -> TextKey
     Block i of as many blocks as the text encoder has layers reads layer i; of another number, the layer at the same
     share of the way. A caption without places is one that nobody sees.
     """
+    if not config["text_tokens"]:
+        refuse_text(condition)
     if not config["text_tokens"] or condition is None or condition.text is None:
         return None
     if condition.text.shape[1] != config["text_tokens"]:
