@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contracts import ACROSS, TEXT, condition_of
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -39,6 +40,11 @@ VARIANTS = {
     "codebooks": ([2, 3], {"codebooks": 3}),
     "unconditional": ([2, 3], {"num_classes": 0}),
     "unconditional_rar": ([2, 3], RAR | {"num_classes": 0, "codebooks": 2}),
+    "text": ([2, 3], TEXT | {"num_classes": 0}),
+    "text_and_class": ([2, 3], TEXT | {"pooled_dim": 3, "position": "learned"}),
+    "text_rar": ([2, 3], RAR | TEXT | {"num_classes": 0}),
+    "text_across": ([2, 3], TEXT | ACROSS | {"modulated": True, "target_positions": True, "codebooks": 2}),
+    "text_pooled": ([2, 3], TEXT | {"text_reading": "pooled", "num_classes": 0}),
 }
 every_variant = pytest.mark.parametrize("grid, arguments", VARIANTS.values(), ids=VARIANTS)
 
@@ -54,8 +60,7 @@ def network(grid=(3, 4), **arguments) -> CausalTransformer:
 def request(model: CausalTransformer, batch: int = 3) -> tuple[Tensor, Condition | None]:
     config = model.config
     shape = (batch, model.tokens, config.codebooks) if config.codebooks > 1 else (batch, model.tokens)
-    labels = torch.arange(batch) % config.num_classes if config.num_classes else None
-    return torch.randint(config.vocab, shape), None if labels is None else Condition(labels=labels)
+    return torch.randint(config.vocab, shape), condition_of(model, batch)
 
 
 def orders(batch: int, tokens: int) -> Tensor:
@@ -129,7 +134,7 @@ def test_a_cache_is_allocated_once_and_read_as_far_as_it_is_filled():
 
 @torch.no_grad()
 def test_a_memory_continues_with_its_first_rows():
-    for arguments in ({}, RAR):
+    for arguments in ({}, RAR, RAR | TEXT, TEXT | ACROSS):
         model = network(**arguments)
         ids, condition = request(model)
         order = orders(3, 12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.nn import attention as door
-from pipeline.nn.attention import attention, backend, dropped_attention, set_backend
+from pipeline.nn.attention import attention, backend, causal_mask, dropped_attention, set_backend
 
 
 def inputs(dtype=torch.float32, tokens=17, keys=None, gradients=False):
@@ -107,6 +107,26 @@ def test_compiled_is_eager(monkeypatch, native):
     assert torch.allclose(compiled(q, k, v), attention(q, k, v), atol=2e-2)
     with torch.no_grad():
         assert torch.allclose(compiled(q, k, v), attention(q, k, v), atol=2e-2)
+
+
+def test_a_causal_mask_leaves_out_keys_and_never_all():
+    keys = torch.tensor([[False, False, True, True], [True, False, True, True]])
+    mask = causal_mask(keys)
+    assert mask.shape == (2, 1, 4, 4)
+    expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert mask[0, 0].int().tolist() == expected
+    assert mask[1, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    q, k, v = inputs(tokens=4)
+    found = attention(q, k, v, causal_mask(torch.ones(2, 4, dtype=torch.bool)))
+    assert torch.allclose(found, attention(q, k, v, causal=True), atol=1e-6)
+
+
+def test_dropped_weights_are_masked_as_any_others():
+    q, k, v = inputs()
+    everything = torch.ones(2, 3, 17, 17, dtype=torch.bool)
+    mask = MASK | torch.eye(17, dtype=torch.bool)
+    found = dropped_attention(q, k, v, everything, 0.0, mask=mask)
+    assert torch.allclose(found, attention(q, k, v, mask), atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
