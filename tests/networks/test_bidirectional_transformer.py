@@ -120,7 +120,7 @@ def test_dropping_attention_weights_leaves_their_mean():
 def test_each_branch_drops_its_fraction():
     block = LongSkipBlock(BlockShape(16, 2, 16, 0.3, 0.1), skip=False)
     masks = block.masks(draws(batch=64), 8, "blocks.0")
-    shares = [1 - kept.float().mean().item() for kept in masks]
+    shares = [1 - kept.float().mean().item() for kept in masks[:3]]
     assert [abs(share - aim) < 0.02 for share, aim in zip(shares, (0.1, 0.3, 0.3))] == [True] * 3
     assert not torch.equal(masks.attention, masks.feed_forward)
     assert not torch.equal(masks.attention, block.masks(draws(batch=64), 8, "blocks.1").attention)
