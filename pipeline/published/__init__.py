@@ -18,6 +18,7 @@ OPTIONS = {
     "decoder_heads": "attention heads of the decoder; needed where its width is not a published one",
     "condition_drop": "class dropout of its training; with 0 the label table has no row for the dropped label",
     "tokens": "tokens per image",
+    "patch_size": "tokens of a side of a patch",
     "unit_norm": "whether codes and codebook rows have length one (true or false)",
     "stats": "file of the published mean and std (or variance) of the latents",
     "scale": "what codes are multiplied by for a generator, 0.18215 for Stable Diffusion's",
