@@ -158,6 +158,10 @@ VARIANTS: dict[str, dict[str, Node]] = {
         "causal_bits": {"kind": "causal_bit_transformer", "vocab": 2, "codebooks": 5, "residual_dropout": 0.2},
         "causal_bits_of_ids": {"kind": "causal_bit_transformer", "vocab": 16, "grid": [6]},
         "causal_bits_unconditional": {"kind": "causal_bit_transformer", "vocab": 4, "num_classes": 0, "codebooks": 2},
+        "causal_bits_text": {"kind": "causal_bit_transformer", "vocab": 2, "codebooks": 5, "num_classes": 0, **TEXT},
+        "causal_bits_text_empty": {"kind": "causal_bit_transformer", "grid": [6], **TEXT, "text_null": "empty"},
+        "bit_diffusion_text": {"kind": "bit_diffusion_transformer", "vocab": 2, "num_classes": 0, **TEXT},
+        "bit_diffusion_text_empty": {"kind": "bit_diffusion_transformer", "grid": [6], **TEXT, "text_null": "empty"},
         "bit_diffusion": {"kind": "bit_diffusion_transformer", "vocab": 2, "codebooks": 5, "residual_dropout": 0.2},
         "bit_diffusion_of_ids": {"kind": "bit_diffusion_transformer", "vocab": 16, "grid": [6]},
         "bit_diffusion_unconditional": {"kind": "bit_diffusion_transformer", "vocab": 2, "num_classes": 0},
@@ -504,7 +508,7 @@ def check_read_captions(network: nn.Module, request: dict[str, Any]) -> None:
         text[1] = condition.text[1]  # which has no padding
         changed = ask(text=text)
         assert torch.equal(changed[1:], answer[1:])
-        by_mask = network.config.text_reading == "pooled" and network.config.pooled_dim
+        by_mask = network.config.get("text_reading") == "pooled" and network.config.pooled_dim
         assert torch.equal(changed[0], answer[0]) == (place == 3 or bool(by_mask))
     moved = ask(text=condition.text.roll(1, dims=1), text_mask=condition.text_mask.roll(1, dims=1))
     torch.testing.assert_close(moved[0], answer[0], atol=1e-5, rtol=1e-4)
@@ -527,7 +531,7 @@ def check_network_parts(network: nn.Module) -> None:
     changes = {"labels": {"num_classes": 7}, "positions": {"grid": [2 * size for size in config.grid]}}
     changes |= {"codes": {name: 2 * config[name] for name in ("dim", "vocab") if name in config}}
     if "text" in network.reads:
-        changes["text"] = {name: config[name] + 1 for name in TEXT if config[name]}
+        changes["text"] = {name: config[name] + 1 for name in TEXT if config.get(name)}
     for part, changed in changes.items():
         if part == "labels" and not any(network.is_of(name, (part,)) for name in network.state_dict()):
             continue  # it has no table

@@ -18,7 +18,8 @@ from pipeline.nn.bits import bits_of, ids_to_bits
 from pipeline.nn.blocks import ModulatedHead
 from pipeline.nn.embeddings import LabelEmbedding
 from pipeline.nn.modulated import check_count
-from pipeline.nn.text_keys import KeyShape, ModulatedTextKeyBlock, TextKeys, read_text, visible
+from pipeline.nn.text import TextNull
+from pipeline.nn.text_keys import KeyShape, ModulatedTextKeyBlock, TextKeys, make_layered_text, visible
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Whole
 
 
@@ -39,7 +40,7 @@ class BitDiffusionTransformer(Network, AttentionMixin, PeftAdapterMixin):
     Ids of 2^b values are b bits each. Blocks are modulated by noise level and class. In every block the tokens attend
     to one layer of the caption's features, projected by the block, and to each other; to each its learned position in
     that block is added. With as many layers of the text encoder as blocks, block i reads layer i. `grid`, `vocab`,
-    `codebooks`, `num_classes` (0: none) and the four sizes of captions are derived; class `num_classes` is the null
+    `codebooks`, `num_classes` (0: none) and the sizes of captions are derived; class `num_classes` is the null
     one. `residual_dropout` is of what each branch adds.
 
     Raises ValueError, as `validate` does, when sizes do not fit together.
@@ -48,7 +49,7 @@ class BitDiffusionTransformer(Network, AttentionMixin, PeftAdapterMixin):
     role = "bit_denoiser"
     parts = {
         "labels": ("label_embedding",),
-        "text": ("blocks.*.text_projection",),
+        "text": ("text", "blocks.*.text_projection"),
         "positions": ("blocks.*.positions",),
         "codes": ("bit_embedding", "head.linear"),
     }
@@ -72,7 +73,7 @@ class BitDiffusionTransformer(Network, AttentionMixin, PeftAdapterMixin):
         text_tokens: Whole = 0,
         text_dim: Whole = 0,
         text_layers: Count = 1,
-        pooled_dim: Whole = 0,
+        text_null: TextNull = "learned",
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -82,6 +83,7 @@ class BitDiffusionTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.time_embedding = LevelEmbedding(width)
         self.label_embedding = LabelEmbedding(num_classes, width) if num_classes else None
         shape = KeyShape(width, heads, text_dim if text_tokens else 0, places, residual_dropout)
+        self.text = make_layered_text(self.config)
         self.blocks = nn.ModuleList(ModulatedTextKeyBlock(shape) for _ in range(depth))
         self.head = ModulatedHead(width, bits, "layer")
         self._initialise()
@@ -106,7 +108,7 @@ class BitDiffusionTransformer(Network, AttentionMixin, PeftAdapterMixin):
         check_count(ids, self.config.grid)
         bits = ids_to_bits(ids, self.config.vocab).to(self.bit_embedding.weight.dtype)
         h, c = self.bit_embedding(bits), F.silu(self._request(time, condition))
-        text = read_text(condition, self.config)
+        text = self.caption(condition, len(ids), ids.device)
         span = slice(0, h.shape[1])
         seen = visible(span, None if text is None else text.mask, causal=False, device=h.device)
         for i in range(len(self.blocks)):

@@ -18,7 +18,8 @@ from pipeline.nn.bits import BitHead, check_bits, ids_to_bits
 from pipeline.nn.blocks import RMSNorm
 from pipeline.nn.causal import Cache
 from pipeline.nn.embeddings import LabelEmbedding
-from pipeline.nn.text_keys import EPSILON, KeyShape, TextKeyBlock, TextKeys, read_text, visible
+from pipeline.nn.text import TextNull
+from pipeline.nn.text_keys import EPSILON, KeyShape, TextKeyBlock, TextKeys, make_layered_text, visible
 from pipeline.nn.tokens import Choose
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Whole
 
@@ -48,7 +49,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
     Ids of 2^b values are b bits each. A start vector of the class precedes the tokens. In every block the tokens attend
     to one layer of the caption's features, projected by the block, and to the tokens up to their own; to each its
     learned position in that block is added. With as many layers of the text encoder as blocks, block i reads layer i.
-    `grid`, `vocab`, `codebooks`, `num_classes` and the four sizes of captions are derived; class `num_classes` is the
+    `grid`, `vocab`, `codebooks`, `num_classes` and the sizes of captions are derived; class `num_classes` is the
     null one, and all there is without classes. `residual_dropout` is of what each branch adds.
 
     Raises ValueError, as `validate` does, when sizes do not fit together.
@@ -57,7 +58,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
     role = "causal"
     parts = {
         "labels": ("class_embedding",),
-        "text": ("blocks.*.text_projection",),
+        "text": ("text", "blocks.*.text_projection"),
         "positions": ("blocks.*.positions",),
         "codes": ("bit_embedding", "head"),
     }
@@ -81,7 +82,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
         text_tokens: Whole = 0,
         text_dim: Whole = 0,
         text_layers: Count = 1,
-        pooled_dim: Whole = 0,
+        text_null: TextNull = "learned",
     ):
         super().__init__()
         self.validate(Arguments.from_config(self))
@@ -91,6 +92,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.head = BitHead(vocab, codebooks, width)
         self.bit_embedding = nn.Linear(self.head.linear.out_features, width)
         shape = KeyShape(width, heads, text_dim if text_tokens else 0, 1 + self.tokens, residual_dropout)
+        self.text = make_layered_text(self.config)
         self.blocks = nn.ModuleList(TextKeyBlock(shape) for _ in range(depth))
         self.last_norm = RMSNorm(width, EPSILON)
         self._initialise()
@@ -132,7 +134,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
         """States [B, n + 1, width] after the first 0, 1, ..., n of ids [B, n, codebooks]; the head reads them."""
         start = self._start(condition, len(ids), ids.device)
         h = torch.cat([start, self._embed(ids)], dim=1)
-        return self._run(h, slice(0, h.shape[1]), read_text(condition, self.config), dropout)
+        return self._run(h, slice(0, h.shape[1]), self.caption(condition, len(ids), ids.device), dropout)
 
     def begin(
         self,
@@ -159,7 +161,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
     def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
         """The state [B, 1, width] that the next token is chosen from, after the memory has read the last one."""
         if ids is None:
-            memory.text = read_text(memory.condition, self.config)
+            memory.text = self.caption(memory.condition, memory.batch, memory.device)
             h = self._start(memory.condition, memory.batch, memory.device)
         else:
             h = self._embed(ids[:, None])

@@ -82,7 +82,7 @@ class TextReader(nn.Module):
 
     def forward(self, condition: Condition | None, batch: int, device: torch.device) -> Caption:
         """The captions of a batch; of a condition without text the null's. ValueError for features of another shape."""
-        text, mask, pooled = self.null(*self._features(condition, batch, device))
+        text, mask, pooled = self.null(*read_features(self.spec, condition, batch, device))
         places = None if self.embedding is None else self.embedding(text.to(weight_type(self.embedding)))
         return Caption(places, mask, self._vector(text, mask, pooled), self.crossed)
 
@@ -93,25 +93,29 @@ class TextReader(nn.Module):
             pooled = text.float().sum(dim=1) / mask.sum(dim=1, keepdim=True)  # zero where there is no token
         return self.pooled_embedding(pooled.to(weight_type(self.pooled_embedding)))
 
-    def _features(
-        self, condition: Condition | None, batch: int, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Text [B, T, C], its mask and pooled vectors [B, P] as they are given, and no tokens where they are not."""
-        spec, shape = self.spec, (batch, self.spec.tokens, self.spec.layers * self.spec.dim)
-        if condition is None or condition.text is None:
-            pooled = torch.zeros(batch, spec.pooled, device=device) if spec.pooled else None
-            return torch.zeros(shape, device=device), torch.zeros(shape[:2], dtype=torch.bool, device=device), pooled
-        text, mask, pooled = condition.text, condition.text_mask, condition.pooled
-        if mask is None or text.shape != shape or mask.shape != shape[:2]:
-            masks = "none" if mask is None else list(mask.shape)
-            raise ValueError(
-                f"captions are {list(text.shape)} with masks {masks}, and the network reads {list(shape)} with masks"
-                f" {list(shape[:2])}; give features of the text encoder that it was trained with"
-            )
-        if spec.pooled and (pooled is None or pooled.shape != (batch, spec.pooled)):
-            given = "without pooled vectors" if pooled is None else f"with pooled vectors {list(pooled.shape)}"
-            raise ValueError(f"captions are {given}, and the network reads [{batch}, {spec.pooled}]; give those, too")
-        return text, mask, pooled
+
+def read_features(
+    spec: TextSpec, condition: Condition | None, batch: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Text [B, T, C], its mask and pooled vectors [B, P] of captions of a spec, and no tokens where there are none.
+
+    ValueError for features of another shape.
+    """
+    shape = (batch, spec.tokens, spec.layers * spec.dim)
+    if condition is None or condition.text is None:
+        pooled = torch.zeros(batch, spec.pooled, device=device) if spec.pooled else None
+        return torch.zeros(shape, device=device), torch.zeros(shape[:2], dtype=torch.bool, device=device), pooled
+    text, mask, pooled = condition.text, condition.text_mask, condition.pooled
+    if mask is None or text.shape != shape or mask.shape != shape[:2]:
+        masks = "none" if mask is None else list(mask.shape)
+        raise ValueError(
+            f"captions are {list(text.shape)} with masks {masks}, and the network reads {list(shape)} with masks"
+            f" {list(shape[:2])}; give features of the text encoder that it was trained with"
+        )
+    if spec.pooled and (pooled is None or pooled.shape != (batch, spec.pooled)):
+        given = "without pooled vectors" if pooled is None else f"with pooled vectors {list(pooled.shape)}"
+        raise ValueError(f"captions are {given}, and the network reads [{batch}, {spec.pooled}]; give those, too")
+    return text, mask, pooled
 
 
 def make_projection(kind: TextProjection, channels: int, width: int) -> nn.Module:

@@ -7,12 +7,13 @@ import torch
 from diffusers.models.attention import AttentionModuleMixin
 from torch import Tensor, nn
 
-from pipeline.code import Condition
+from pipeline.code import Condition, TextSpec
 from pipeline.draws import Draws
 from pipeline.nn.blocks import AttentionProcessor, GELUFeedForward, RMSNorm, modulate
 from pipeline.nn.causal import Cache
-from pipeline.nn.conditions import refuse_text
+from pipeline.nn.conditions import text_spec
 from pipeline.nn.dropout import apply_dropout
+from pipeline.nn.text import NullCaption, TextNull, read_features
 
 EPSILON = 1e-6  # of every norm
 Kept = (
@@ -21,7 +22,7 @@ Kept = (
 
 
 class TextKeys(NamedTuple):
-    """What the blocks of one pass read of captions, see `read_text`."""
+    """What the blocks of one pass read of captions, see `LayeredText`."""
 
     layers: list[Tensor]  # for each block, [B, T, D]
     mask: Tensor  # [B, T] bool
@@ -29,6 +30,29 @@ class TextKeys(NamedTuple):
     def narrow(self, rows: int) -> "TextKeys":
         """Those of the first `rows` of the batch."""
         return TextKeys([layer[:rows] for layer in self.layers], self.mask[:rows])
+
+
+class LayeredText(nn.Module):
+    """Captions for `depth` blocks that read one layer of a text encoder each.
+
+    Block i of as many blocks as the encoder has layers reads layer i; of another number, the layer at the same share of
+    the way. Captions without tokens are the null, see `pipeline.nn.text.NullCaption`.
+    """
+
+    def __init__(self, text: TextSpec, depth: int, null: TextNull):
+        super().__init__()
+        self.spec, self.depth, self.null = text, depth, NullCaption(text, null)
+
+    def forward(self, condition: Condition | None, batch: int, device: torch.device) -> TextKeys:
+        text, mask, _ = self.null(*read_features(self.spec, condition, batch, device))
+        layers = text.chunk(self.spec.layers, dim=-1)
+        return TextKeys([layers[i * len(layers) // self.depth] for i in range(self.depth)], mask)
+
+
+def make_layered_text(arguments: Mapping[str, Any]) -> LayeredText | None:
+    """Of a network with these constructor arguments; None where it reads no captions."""
+    text = text_spec(arguments)
+    return text and LayeredText(text, arguments["depth"], arguments["text_null"])
 
 
 class KeyShape(NamedTuple):
@@ -135,23 +159,6 @@ class ModulatedTextKeyBlock(TextKeyBlock):
         h = torch.addcmul(h, gate1, apply_dropout(branch, kept[0], self.rate))
         branch = self.feed_forward(modulate(self.norm2(h), shift2, scale2))
         return torch.addcmul(h, gate2, apply_dropout(branch, kept[1], self.rate))
-
-
-def read_text(condition: Condition | None, config: Mapping[str, Any]) -> TextKeys | None:
-    """The captions of a condition for a network of this config; None where it reads none, or is given none.
-
-    Block i of as many blocks as the text encoder has layers reads layer i; of another number, the layer at the same
-    share of the way. A caption without places is one that nobody sees.
-    """
-    if not config["text_tokens"]:
-        refuse_text(condition)
-    if not config["text_tokens"] or condition is None or condition.text is None:
-        return None
-    if condition.text.shape[1] != config["text_tokens"]:
-        given, wanted = condition.text.shape[1], config["text_tokens"]
-        raise ValueError(f"captions of {given} places do not fit the network, which reads those of {wanted}")
-    layers, depth = condition.text.chunk(config["text_layers"], dim=-1), config["depth"]
-    return TextKeys([layers[i * len(layers) // depth] for i in range(depth)], condition.text_mask)
 
 
 def visible(queries: slice, text: Tensor | None, causal: bool, device: torch.device) -> Tensor | None:

@@ -111,7 +111,8 @@ def autoencoder_shapes(state: Mapping[str, Tensor]) -> dict[str, object]:
 def convert_generator(state: Mapping[str, Tensor], text_tokens: int) -> dict[str, object]:
     """{"network", "objective"}; the split token of the autoregressive one is its null class.
 
-    Left behind: that one's embedding of time, which it never uses.
+    The null is the empty caption, whose features are no weights: `network.set_empty_text` takes them. Left behind: the
+    embedding of time of the autoregressive one, which it never uses.
     """
     causal, what = "split_token" in state, "Instella-T2I"
     bits, width = need(state, "proj_out.weight", what).shape
@@ -122,7 +123,7 @@ def convert_generator(state: Mapping[str, Tensor], text_tokens: int) -> dict[str
     derived = {"vocab": 2, "codebooks": bits, "num_classes": 0, "grid": [places - 1 if causal else places]}
     derived |= {"text_tokens": text_tokens, "text_dim": text_dim, "text_layers": depth}
     kinds = ("causal_bit_transformer", "next_token") if causal else ("bit_diffusion_transformer", "bit_diffusion")
-    network = build_component("networks", {"kind": kinds[0], **shape}, **derived)
+    network = build_component("networks", {"kind": kinds[0], **shape, "text_null": "empty"}, **derived)
     names = GENERATORS | (AUTOREGRESSIVE if causal else DIFFUSION)
     weights = rename(state, names, dropped=(r"time_embed\..*",) if causal else ())
     for block in (f"blocks.{i}" for i in range(depth)):
@@ -135,6 +136,7 @@ def convert_generator(state: Mapping[str, Tensor], text_tokens: int) -> dict[str
     else:
         for part in ("weight", "bias"):  # theirs is [scale, shift]
             weights[f"head.modulation.{part}"] = weights[f"head.modulation.{part}"].roll(width, 0)
+    weights |= {name: value for name, value in network.state_dict().items() if name.startswith("text.null.")}
     return {"network": fill(network, weights), "objective": build_component("objectives", {"kind": kinds[1]})}
 
 

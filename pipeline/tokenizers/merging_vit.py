@@ -67,7 +67,7 @@ class MergingViT(ProjectsClassFeatures, Tokenizer):
         self.decoder = SplittingDecoder(neck.dim, wide, **making)
         self.output = LinearHead(wide, patch_size, image_channels)
         for part in (self.encoder, self.decoder, self.output):
-            initialise(part, "truncated")
+            initialise(part)
         self.neck = neck
 
     @classmethod

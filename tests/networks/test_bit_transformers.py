@@ -6,11 +6,11 @@ import torch
 from contracts import randomised
 from torch import Tensor
 
-from pipeline.code import Code, Condition, LatentSpec
+from pipeline.code import Code, Condition, LatentSpec, TextSpec
 from pipeline.components import build
 from pipeline.draws import ImageDraws
 from pipeline.networks.base import Network
-from pipeline.nn.text_keys import read_text, visible
+from pipeline.nn.text_keys import LayeredText, visible
 from pipeline.objectives.next_token import NextToken
 from pipeline.recipes.files import CONFIGS, read
 from pipeline.samplers.guidance import Guidance
@@ -45,37 +45,12 @@ def ask(model: Network, ids: Tensor, condition: Condition | None) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_caption_is_read_where_it_has_places_and_nowhere_else(kind):
-    model, ids, given = network(kind, **TEXT), codes(), captions()
-    answer = ask(model, ids, given)
-    hidden = Condition(given.labels, torch.where(given.text_mask[..., None], given.text, 9.0), given.text_mask)
-    torch.testing.assert_close(ask(model, ids, hidden), answer)
-    seen = Condition(given.labels, torch.where(given.text_mask[..., None], 9.0, given.text), given.text_mask)
-    assert not torch.allclose(ask(model, ids, seen), answer, atol=1e-2)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_caption_without_places_is_none(kind):
-    model, ids, given = network(kind, **TEXT), codes(), captions()
-    torch.testing.assert_close(ask(model, ids, model.null(given)), ask(model, ids, None), atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_a_batch_know_nothing_of_each_other(kind):
     model, ids, given = network(kind, **TEXT), codes(), captions()
     answer = ask(model, ids, given)
     for i in range(3):
         time = () if model.role == "causal" else (torch.linspace(0.2, 0.8, 3)[i : i + 1],)
         torch.testing.assert_close(model(ids[i : i + 1], *time, given[i : i + 1])[0], answer[i], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_reads_captions_and_classes_together(kind):
-    model = network(kind, **TEXT)
-    ask(model, codes(), captions()).square().sum().backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
 @torch.no_grad()
@@ -135,8 +110,9 @@ def test_blocks_read_layers_at_their_share_of_the_way():
     text = torch.arange(6.0).expand(2, 3, 6)
     given = Condition(text=text, text_mask=torch.ones(2, 3, dtype=torch.bool))
     for layers, depth, expected in ((6, 6, [0, 1, 2, 3, 4, 5]), (3, 6, [0, 0, 2, 2, 4, 4]), (6, 3, [0, 2, 4])):
-        config = {"text_tokens": 3, "text_layers": layers, "depth": depth}
-        assert [int(layer[0, 0, 0]) for layer in read_text(given, config).layers] == expected
+        reader = LayeredText(TextSpec(3, 6 // layers, layers), depth, "learned")
+        keys = reader(given, 2, torch.device("cpu"))
+        assert [int(layer[0, 0, 0]) for layer in keys.layers] == expected
 
 
 def test_what_tokens_see():
@@ -164,7 +140,7 @@ def test_what_does_not_fit_is_one_line():
             network(kind, vocab=12)
         with pytest.raises(ValueError, match="without classes"):
             ask(network(kind, num_classes=0), codes(), Condition(labels=torch.arange(3)))
-        with pytest.raises(ValueError, match="captions of 4 places do not fit the network, which reads those of 6"):
+        with pytest.raises(ValueError, match="give features of the text encoder"):
             ask(network(kind, **TEXT | {"text_tokens": 6}), codes(), captions())
         with pytest.raises(ValueError, match="does not fit the network's grid"):
             ask(network(kind), codes()[:, :4], None)
