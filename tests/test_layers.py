@@ -16,7 +16,7 @@ TAKEN = {"dit", "flux", "sana", "latte", "wan", "prx", "ddpm", "amused", "kandin
 ROOMS = (
     *("program", "files", "code", "draws", "validation", "ranges", "written", "components"),
     *("stored_weights", "saved_folders", "saved_pipeline"),
-    *("nn", "vision", "samplers", "solvers"),
+    *("nn", "vision", "language", "samplers", "solvers"),
     *(
         "datasets",
         "text_encoders",

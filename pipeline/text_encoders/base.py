@@ -40,7 +40,8 @@ class TextEncoder(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarni
 
     @classmethod
     def identity(cls, arguments: Arguments) -> str | None:
-        """A hash, or a version, of the weights that it begins with when it is built anew; None where there are none."""
+        """A hash of the weights that it begins with when it is built anew, fetched where they are not here; None where
+        there are none."""
         return None
 
     @property
