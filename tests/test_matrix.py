@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import fragments, size_for, spec_of
+from contracts import CAPTIONS, captions_for, derived_of, fragments, size_for, spec_of
 from diffusers import AutoencoderKL
 
 from pipeline import LatentPipeline
@@ -27,10 +27,19 @@ from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.generation import Generation
 
 OBJECTIVES: dict[str, dict[str, Any]] = {"random_order": {"anneal_start": 1, "anneal_end": 2}}  # what has no default
+ENCODER = {"kind": "byte_transformer", "tokens": 5, "width": 6, "depth": 1, "heads": 2, "layers": [0, 1]}  # CAPTIONS
 STEPS = {"denoiser": 2, "causal": None, "masked": 2, "masked_latent": 2, "bit_denoiser": 2}
 
 
-TOKENIZERS, NETWORKS = fragments("tokenizers"), fragments("networks")
+def distinct(nodes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The first of all tokenizers of one kind whose codes have one geometry, which is all that a generator sees."""
+    found: dict[Any, str] = {}
+    for name, node in nodes.items():
+        found.setdefault((node["kind"], "path" in node or spec_of(node, size_for(node))), name)
+    return {name: nodes[name] for name in found.values()}
+
+
+TOKENIZERS, NETWORKS = distinct(fragments("tokenizers")), fragments("networks")
 GENERATORS = [(network, objective) for network, objective in product(NETWORKS, kinds("objectives"))]
 
 
@@ -55,10 +64,10 @@ def tried(tokenizer: str, stock: str) -> tuple[dict[str, Any], int, LatentSpec]:
 def encoded(tokenizer: str, stock: str) -> tuple[Tokenizer, Code]:
     """A tokenizer, and its code of two images, which all generators are tried on."""
     node, size, _ = tried(tokenizer, stock)
-    model = build("tokenizers", node, image_size=size).eval()
+    model = build("tokenizers", node, **derived_of(node, size)).eval()
     shape = (2, 3, size, size)
     with torch.no_grad():
-        return model, model.encode(torch.linspace(-1, 1, math.prod(shape)).reshape(shape))
+        return model, model.encode(torch.linspace(-1, 1, math.prod(shape)).reshape(shape), captions_for(model, 2))
 
 
 def recipe_of(tokenizer: str, network: str, objective: str, stock: str) -> Recipe:
@@ -75,10 +84,12 @@ def recipe_of(tokenizer: str, network: str, objective: str, stock: str) -> Recip
     }
     values = {
         "name": "pair",
-        "data": {"source": {"kind": "digits"}, "size": size},
+        "data": {"source": {"kind": "shapes"}, "size": size},
         "tokenizer": {"model": model, "start": "anywhere"},
         "generator": generator,
     }
+    if set(derived_of(model, size)) & set(CAPTIONS):
+        values["text"] = {"encoder": ENCODER}
     role = find("objectives", objective).role
     return structure(Recipe, merge(values, {"sample": {"steps": STEPS[role], "guidance": 2.0}}))
 
@@ -110,9 +121,11 @@ def test_every_pair_trains_and_samples_or_is_refused(tokenizer, network, objecti
     pipe = LatentPipeline(model, generator.eval(), line.generator.objective, sampling={"steps": recipe.sample.steps})
     pipe.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    made = pipe([0, 2], guidance_scale=2.0, generator=seeds, output_type="pt").images
+    captions = captions_for(model, 2)
+    made = pipe([0, 2], prompt_embeds=captions, guidance_scale=2.0, generator=seeds, output_type="pt").images
     assert made.shape == (2, 3, recipe.data.size, recipe.data.size) and made.isfinite().all()
-    alone = pipe([2], guidance_scale=2.0, generator=seeds[1].manual_seed(2), output_type="pt").images
+    seeds, last = seeds[1].manual_seed(2), None if captions is None else captions[1:]
+    alone = pipe([2], prompt_embeds=last, guidance_scale=2.0, generator=seeds, output_type="pt").images
     torch.testing.assert_close(made[1:], alone, atol=2e-3, rtol=0)
 
 

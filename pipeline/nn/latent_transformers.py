@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.code import Condition, LatentSpec
 from pipeline.components import Arguments, build
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.caption_tokens import CaptionShape, caption_features
+from pipeline.nn.caption_tokens import CaptionShape, caption_features, check_captions
 from pipeline.nn.class_projection import ProjectsClassFeatures
 from pipeline.nn.image_size import Sides, divide
 from pipeline.nn.transformer_sizes import both_sizes, check_heads
@@ -33,10 +33,8 @@ class LatentTransformers(ProjectsClassFeatures):
         for width, _, heads in both_sizes(arguments):
             check_heads(cls.__name__.lower(), width, heads)
         patch_grids(cls.__name__.lower(), arguments)
-        if cls.reads_captions and not arguments.text_tokens:
-            raise ValueError(
-                f"{cls.__name__.lower()} reads captions, and the recipe has no section text; add one with an encoder"
-            )
+        if cls.reads_captions:
+            check_captions(cls.__name__.lower(), caption_shape(arguments))
         neck = build("bottlenecks", arguments.bottleneck)
         return neck.spec((arguments.tokens,))
 
@@ -112,7 +110,7 @@ class LatentTransformers(ProjectsClassFeatures):
 
 
 def caption_shape(arguments: Arguments) -> CaptionShape:
-    return CaptionShape(arguments.text_tokens, arguments.text_dim * arguments.text_layers)
+    return CaptionShape(arguments.text_tokens, arguments.text_dim, arguments.text_layers, arguments.text_layer)
 
 
 def patch_grids(kind: str, arguments: Arguments) -> tuple[Sides, Sides]:

@@ -18,7 +18,8 @@ class TATiTok(LatentTransformers, Tokenizer):
     The encoder sees the image alone: `tokens` learned tokens beside its patches are the code. The decoder's sequence
     is a class token and a mask token per patch, the code, and the features of the caption, all of whose `text_tokens`
     places are attended to, padded or not. Both are vision transformers of `width`, `depth` and `heads`, the decoder's
-    the same unless given; so are its patches. Pixels are made by a linear layer per patch and a 3x3 convolution.
+    the same unless given; so are its patches. Pixels are made by a linear layer per patch and a 3x3 convolution. Of the
+    layers that the text encoder gives all are read, joined, or `text_layer` alone, by its number among them.
 
     Inside, pixels are [0, 1], as the released weights expect; outside they are [-1, 1], and nothing is clamped.
     """
@@ -47,6 +48,7 @@ class TATiTok(LatentTransformers, Tokenizer):
         decoder_depth: Count | None = None,
         decoder_heads: Count | None = None,
         decoder_patch_size: Count | None = None,
+        text_layer: int | None = None,
         image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)

@@ -19,7 +19,8 @@ class TexTok(LatentTransformers, Tokenizer):
     of the caption through a linear layer; the decoder's is a learned token per patch, the code, and the caption again.
     A code is therefore of an image with its caption: decoded with another caption it is another image. Both are vision
     transformers of `width`, `depth` and `heads`, the decoder's the same unless given; so are its patches. Pixels are
-    made by a linear layer per patch.
+    made by a linear layer per patch. Of the layers that the text encoder gives all are read, joined, or `text_layer`
+    alone, by its number among them.
 
     No code of the authors is public. Inferred: learned positions of all members of a sequence, a norm before the first
     block as in TiTok, the decoder's patches as one learned token that differs by its position, that padded places of
@@ -52,6 +53,7 @@ class TexTok(LatentTransformers, Tokenizer):
         decoder_depth: Count | None = None,
         decoder_heads: Count | None = None,
         decoder_patch_size: Count | None = None,
+        text_layer: int | None = None,
         image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)

@@ -1,0 +1,82 @@
+"""Tokenizers that read captions: which layers they read, what they refuse, and that they put a caption to use."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.code import Condition
+from pipeline.components import build
+from pipeline.draws import StepDraws
+from pipeline.nn.caption_tokens import CaptionShape, caption_features
+
+SIZES = {
+    "bottleneck": {"kind": "gaussian", "dim": 2},
+    "tokens": 1,
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "patch_size": 4,
+}
+TEXT = {"text_tokens": 3, "text_dim": 4, "text_layers": 2}
+
+
+def captioned(kind: str, **changes):
+    return build("tokenizers", {"kind": kind} | SIZES | changes, image_size=8, **TEXT)
+
+
+def condition(batch: int = 2) -> Condition:
+    return Condition(text=torch.randn(batch, 3, 8))
+
+
+@pytest.mark.parametrize("kind", ["tatitok", "textok"])
+def test_one_layer_is_read_alone(kind):
+    tokenizer, given = captioned(kind, text_layer=-1).eval(), condition()
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    other_layer, other_text = given.text.clone(), given.text.clone()
+    other_layer[..., :4] += 1
+    other_text[..., 4:] += 1
+    assert tokenizer.decoder.captions.projection.in_features == 4
+    with torch.no_grad():
+        code = tokenizer.encode(images, given)
+        pictures = [tokenizer.decode(code, Condition(text=text)) for text in (given.text, other_layer, other_text)]
+    assert torch.equal(pictures[1], pictures[0]) and not torch.allclose(pictures[2], pictures[0])
+
+
+def test_layers_are_numbered_from_either_end():
+    text = torch.arange(6.0).view(1, 1, 6)
+    read = {
+        layer: caption_features(Condition(text=text), CaptionShape(1, 2, 3, layer), "it") for layer in (0, -1, None)
+    }
+    assert [read[layer].flatten().tolist() for layer in (0, -1, None)] == [[0, 1], [4, 5], [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("layer", [2, -3])
+def test_a_layer_that_is_not_there_is_refused(layer):
+    with pytest.raises(ValueError, match=f"text_layer is {layer}, and the encoder of captions gives 2 layers"):
+        captioned("textok", text_layer=layer)
+
+
+@pytest.mark.parametrize("kind", ["tatitok", "textok"])
+def test_what_the_caption_says_need_not_be_in_the_code(kind):
+    """Images of one colour, which the caption names: with it they come back, and with that of another they do not."""
+    torch.manual_seed(0)
+    tokenizer = captioned(kind).train()
+    optimizer = torch.optim.Adam(tokenizer.parameters(), 1e-2)
+
+    def batch(count: int = 32) -> tuple[Tensor, Condition]:
+        colours = torch.rand(count, 3) * 2 - 1
+        return colours[..., None, None].expand(-1, -1, 8, 8), Condition(text=colours[:, None].repeat(1, 3, 3)[..., :8])
+
+    for step in range(150):
+        images, given = batch()
+        rebuilt = tokenizer(images, given, StepDraws(0, step, slice(0, 32), 32))
+        optimizer.zero_grad()
+        ((rebuilt.images - images).square().mean() + rebuilt.terms["kl"]).backward()
+        optimizer.step()
+    images, given = batch(64)
+    with torch.no_grad():
+        code = tokenizer.eval().encode(images, given)
+        right, wrong = (
+            (tokenizer.decode(code, each) - images).square().mean() for each in (given, given[list(range(64))[::-1]])
+        )
+    assert right < 0.05 < 0.2 < wrong
