@@ -67,6 +67,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if part.start is not None:
         joint = str(work.artefact("joint") / "generator")
         starting_weights.start_network(network, replace(part.start, folder=joint) if part.starts_joint else part.start)
+    if captions is not None:
+        network.set_empty_text(captions.table.empty)
     new = tune(network, part)
     losses, data = {}, codes
     if part.losses and part.loop.steps:

@@ -14,7 +14,7 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import count_token_rows
-from pipeline.nn.conditions import fields_read, null_of, refuse_text, select, text_spec
+from pipeline.nn.conditions import NO_TEXT, fields_read, null_of, refuse_text, select, text_spec
 from pipeline.nn.embeddings import resample_positions
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.lora import Adapted
@@ -32,7 +32,7 @@ Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the w
 Part = Literal["labels", "text", "positions", "codes"]  # see Network.parts
 ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the sizes of a part follow from
     "labels": ("num_classes",),
-    "text": ("text_tokens", "text_dim", "text_layers", "pooled_dim"),
+    "text": (*NO_TEXT, "text_reading", "text_projection", "text_null"),
     "positions": ("grid", "position_grid"),
     "codes": ("dim", "vocab", "codebooks", "outputs", "patch_size", "class_token"),
 }
