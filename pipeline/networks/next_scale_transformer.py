@@ -53,7 +53,7 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
     Args:
         query_key_norm: unit queries and keys, as in the released models.
-        shared_modulation: one layer makes the modulations of all blocks, as in the released model of 512 pixels.
+        shared_modulation: one layer makes the modulations of all blocks, to which each adds numbers of its own.
         drop_path: probability that an image skips a branch of the last block; it rises linearly from 0 at the first.
         gate_start: what multiplies the first weights of the gates: 1e-5 for the largest of VAR, 1e-3 for small ones.
 
@@ -98,7 +98,7 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.gradient_checkpointing = False
         self.tokens, self.sides = sum(levels), tuple(math.isqrt(tokens) for tokens in levels)
         self.register_buffer("codebook", torch.randn(codebooks, vocab, dim))
-        self.register_buffer("kernels", torch.randn(len(levels), dim, dim, 3, 3) / (3 * dim**0.5))
+        self.register_buffer("kernels", torch.randn(len(levels) * dim, dim, 3, 3) / (3 * dim**0.5))
         self.register_buffer("offsets", torch.zeros(len(levels), dim))
         self.class_embedding = LabelEmbedding(num_classes, width)
         self.word_embedding = nn.Linear(dim, width)
@@ -177,11 +177,11 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
     @property
     def tables(self) -> LevelTables:
-        return LevelTables(self.sides, self.kernels, self.offsets, self.codebook)
+        return LevelTables(self.sides, self.kernels.unflatten(0, self.offsets.shape), self.offsets, self.codebook)
 
     def tables_of(self, bottleneck: nn.Module) -> dict[str, Tensor]:
         tables = bottleneck.level_tables()
-        return {name: getattr(tables, name) for name in self.taken}
+        return {"codebook": tables.codebook, "kernels": tables.kernels.flatten(0, 1), "offsets": tables.offsets}
 
     def resample(self, name: str, weight: Tensor, other: "NextScaleTransformer") -> Tensor:
         """Positions of a level from those of the level of `other` at the same place among its own."""
