@@ -17,6 +17,7 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_widths
 from pipeline.nn.causal import Cache, ModulatedNorm
+from pipeline.nn.conditions import refuse_text
 from pipeline.nn.embeddings import LabelEmbedding, register_table, resample_positions
 from pipeline.nn.full_precision import full_precision
 from pipeline.nn.level_blocks import LevelBlock, LevelBlockShape
@@ -234,6 +235,7 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
     def _classes(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
         """The class of every image, embedded, [B, width]."""
+        refuse_text(condition)
         return self.class_embedding(self.labels(condition, batch, device))
 
     def _first(self, classes: Tensor) -> Tensor:
