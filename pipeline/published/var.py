@@ -1,16 +1,17 @@
 """VAR's class-conditional generators (FoundationVision/VAR, arXiv:2404.02905)."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from pipeline.components import build as build_component
-from pipeline.published.checkpoint import fill, heads_of, need, ratio_of, read, rename
-from pipeline.published.var_vqvae import SIDES, convert_tokenizer
-from pipeline.ranges import Count, Fraction, NotNegative, Positive
+from pipeline.published.checkpoint import fill, heads_of, need, ratio_of, rename
+from pipeline.ranges import Count, Fraction, FractionBelowOne, Positive
+from pipeline.saved_folders import load_tokenizer
 
-WHAT = "VAR's generators with their tokenizer (FoundationVision/var: var_d16.pth and vae=vae_ch160v4096z32.pth)"
+WHAT = "VAR's generators (FoundationVision/var: var_d16.pth; import var_vqvae first, and give tokenizer=OUT of it)"
 NAMES = {
     r"class_emb\.weight": r"class_embedding.weight",
     r"pos_start": r"start",
@@ -38,21 +39,19 @@ FLAT = ("start", "positions")  # theirs have a batch axis of one
 
 def convert(
     state: Mapping[str, Tensor],
-    vae: str,
+    tokenizer: str,
     heads: Count | None = None,
-    sides: list[Count] = SIDES,
-    phi_share: Fraction = 0.5,
-    by_angle: bool = False,
     condition_drop: Fraction = 0.1,
-    drop_path: NotNegative = 0.0,
+    drop_path: FractionBelowOne = 0.0,
     norm_epsilon: Positive = 1e-6,
 ) -> dict[str, object]:
-    """{"tokenizer", "network", "objective"} of a VAR state and the file `vae` of its tokenizer, whose codes it reads.
+    """{"network", "objective"} of a VAR state, and of the folder of its tokenizer, whose code vectors it reads.
 
     `heads` follows from the width for published sizes. Raises ValueError for keys or shapes that are not VAR's.
     """
     what = "VAR generator"
-    tokenizer = convert_tokenizer(read(vae), sides, phi_share, by_angle)
+    neck = load_tokenizer(tokenizer, "tokenizer").neck
+    spec = neck.spec((math.isqrt(neck.tokens or 0),) * 2)
     width, dim = need(state, "word_embed.weight", what).shape
     normed = "blocks.0.attn.scale_mul_1H11" in state
     if heads is None and normed:
@@ -68,7 +67,6 @@ def convert(
         "condition_drop": condition_drop,
         "drop_path": drop_path,
     }
-    spec = tokenizer.spec
     derived = {
         "grid": list(spec.grid),
         "levels": list(spec.levels),
@@ -78,10 +76,10 @@ def convert(
     }
     network = build_component("networks", {"kind": "next_scale_transformer", **arguments}, **derived)
     weights = {key: converted_weight(key, value) for key, value in rename(state, NAMES, TABLES).items()}
-    tables = network.tables_of(tokenizer.neck)
+    tables = network.tables_of(neck)
     network = fill(network, weights | {name: table.contiguous() for name, table in tables.items()})
     objective = build_component("objectives", {"kind": "next_scale"})
-    return {"tokenizer": tokenizer, "network": network, "objective": objective}
+    return {"network": network, "objective": objective}
 
 
 def converted_weight(key: str, value: Tensor) -> Tensor:

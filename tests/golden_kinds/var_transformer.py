@@ -3,11 +3,9 @@
 import json
 import re
 import tempfile
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from golden_kinds import Case, bare
@@ -23,24 +21,26 @@ REPOSITORY = "FoundationVision/VAR"
 
 
 def imported(case: Case) -> dict[str, nn.Module]:
-    """What `python run.py import var FILE OUT vae=FILE` makes of the two states that the case holds in one file."""
+    """What `import var_vqvae` and `import var` with its folder make of the two states that the case holds in a file."""
     stated = case.meta["constructor"]
     halves = [
         {key.removeprefix(prefix): value for key, value in case.state.items() if key.startswith(prefix)}
         for prefix in ("vae.", "var.")
     ]
-    options = {
-        "heads": stated["var"]["num_heads"],
+    scales = {
         "sides": stated["var"]["patch_nums"],
         "phi_share": abs(stated["vae"]["quant_resi"]),
         "by_angle": stated["vae"]["using_znorm"],
+    }
+    options = {
+        "heads": stated["var"]["num_heads"],
         "condition_drop": stated["var"]["cond_drop_rate"],
         "norm_epsilon": stated["var"]["norm_eps"],
     }
+    parts = case.imported("var_vqvae", halves[0], **scales)
     with tempfile.TemporaryDirectory() as folder:
-        vae = Path(folder, "vae.safetensors")
-        save_file({key: value.contiguous() for key, value in halves[0].items()}, vae)
-        return case.imported("var", halves[1], vae=str(vae), **options)
+        parts["tokenizer"].save_pretrained(folder)
+        return parts | case.imported("var", halves[1], tokenizer=folder, **options)
 
 
 def outputs(case: Case) -> dict[str, Tensor]:
