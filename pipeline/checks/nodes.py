@@ -25,10 +25,14 @@ def nodes_of(recipe: Recipe) -> Iterator[tuple[str, str, Node]]:
 
 
 def named_models(recipe: Recipe) -> Iterator[tuple[str, NamedModel]]:
-    """Every model that a tokenizer, a network, a critic or a loss has its first weights from, by its place."""
+    """Every model that a part of the recipe has its first weights from, by its place."""
     cls, arguments = find_tokenizer(recipe)
     for name, model in cls.named_models(arguments).items():
         yield f"tokenizer.model.{name}", model
+    if recipe.text is not None:
+        encoder, arguments = check("text_encoders", recipe.text.encoder, DERIVED["text_encoders"], "text.encoder")
+        for name, model in encoder.named_models(arguments).items():
+            yield f"text.encoder.{name}", model
     if recipe.tokenizer.start is not None:
         yield "tokenizer.start", NamedModel(recipe.tokenizer.start)
     if recipe.joint is not None and recipe.joint.critic is not None:

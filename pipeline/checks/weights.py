@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from pipeline.checks.nodes import named_models, nodes_of
+from pipeline.components import find
 from pipeline.features.choice import WEIGHTS, name_here
 from pipeline.features.statistics_file import missing_reference
 from pipeline.frozen.base import FrozenInput
@@ -57,6 +58,8 @@ def all_missing(recipe: Recipe) -> list[str]:
     """
     named, replaceable = missing_weights(recipe)
     lines = [tell_missing(names, places) for names, places in (named | replaceable).items()]
+    if recipe.text is not None and (lacks := find("text_encoders", recipe.text.encoder["kind"]).lacks()):
+        lines.append(f"text.encoder: {recipe.text.encoder['kind']} {lacks}")
     starts: dict[str, list[str]] = {}
     for place, model in named_models(recipe):
         if model.missing:

