@@ -130,7 +130,7 @@ def test_published_sizes(name, count):
     node = read(CONFIGS / "networks" / f"{name}.yaml")["generator"]["network"]
     derived = {"grid": [128], "vocab": 2, "codebooks": 64, "num_classes": 0, "text_dim": 2048, "text_layers": 16}
     with torch.device("meta"):
-        model = build("networks", node, text_tokens=128, text_null="empty", **derived)
+        model = build("networks", node, text_tokens=128, **derived)
     assert abs(sum(p.numel() for p in model.parameters()) / count - 1) < 1e-3
 
 
