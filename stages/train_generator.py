@@ -23,6 +23,7 @@ from pipeline.recipes.generator_training import GeneratorTraining
 from pipeline.recipes.schema import Recipe
 from pipeline.recipes.started import find_network
 from pipeline.runs.workspace import Workspace, plain
+from pipeline.saved_folders import load_tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.codes_and_images import CodesAndImages
 from pipeline.training.generation import Generation
@@ -67,6 +68,10 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     if part.start is not None:
         joint = str(work.artefact("joint") / "generator")
         starting_weights.start_network(network, replace(part.start, folder=joint) if part.starts_joint else part.start)
+    if captions is not None:
+        network.set_empty_text(captions.table.empty)
+    if network.taken:
+        network.take_bottleneck(load_tokenizer(str(work.artefact("latents") / "tokenizer"), "latents").neck)
     new = tune(network, part)
     losses, data = {}, codes
     if part.losses and part.loop.steps:

@@ -119,6 +119,8 @@ def build_generation(networks: FrozenNetworks, tokenizer: Tokenizer) -> Generati
     taps = generator_taps(networks)
     seed_initial_weights(recipe.seed)
     network = build_network(recipe, tokenizer.spec, classes, objective)
+    if networks.images.captions is not None:
+        network.set_empty_text(networks.images.captions.table.empty)
     losses = build_generator_losses(recipe, taps, network, recipe.seed)
     losses = {name: loss.to(networks.accelerator.device) for name, loss in losses.items()}
     return Generation(network, objective, part.weights, losses)

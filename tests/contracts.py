@@ -82,7 +82,16 @@ TINY: dict[str, Any] = SMALL | {
     "bottleneck": {"kind": "vector_quantize", "dim": 4, "vocab": 16},
 }
 # What an earlier stage determines for a network; a variant may state others.
-DERIVED = {"grid": [4, 4], "dim": 3, "vocab": 16, "num_classes": 5, "outputs": 1, "codebooks": 1, "class_token": 0}
+DERIVED = {
+    "grid": [4, 4],
+    "levels": [4] * 4,  # maps of 2x2
+    "dim": 3,
+    "vocab": 16,
+    "num_classes": 5,
+    "outputs": 1,
+    "codebooks": 1,
+    "class_token": 0,
+}
 DERIVED |= NO_TEXT
 TEXT = {"text_tokens": 4, "text_dim": 3, "text_layers": 2, "pooled_dim": 0}
 POOLED = TEXT | {"pooled_dim": 5}
@@ -107,6 +116,21 @@ DROPOUTS = {
 # Further examples, of switches that no tiny example and no recipe has.
 VARIANTS: dict[str, dict[str, Node]] = {
     "networks": {
+        "next_scale": {"kind": "next_scale_transformer", "grid": [14], "levels": [1, 4, 9], "drop_path": 0.3},
+        "next_scale_plain": {
+            "kind": "next_scale_transformer",
+            "grid": [13],
+            "levels": [4, 9],
+            "query_key_norm": False,
+            "shared_modulation": True,
+        },
+        "next_scale_codebooks": {"kind": "next_scale_transformer", "grid": [5], "levels": [1, 4], "codebooks": 3},
+        "next_scale_unconditional": {
+            "kind": "next_scale_transformer",
+            "grid": [14],
+            "levels": [1, 4, 9],
+            "num_classes": 0,
+        },
         "bidirectional_deep": {"kind": "bidirectional_transformer", "body": "uvit", "depth": 5, "grid": [3, 4]},
         "bidirectional_codebooks": {"kind": "bidirectional_transformer", "codebooks": 3, "grid": [3, 4]},
         "bidirectional_unconditional": {"kind": "bidirectional_transformer", "body": "uvit", "num_classes": 0},
@@ -349,6 +373,7 @@ ROUGHNESS = {
     "masked": 3e-3,
     "bit_denoiser": 1e-3,
     "masked_latent": 3e-3,
+    "levels": 3e-3,
 }  # mean square error in bfloat16, of the answer's own
 
 
@@ -531,6 +556,9 @@ def check_network_parts(network: nn.Module) -> None:
     node, config = dict(Arguments.from_config(network)), network.config
     patch = config.get("patch_size", 1)
     changes = {"labels": {"num_classes": 7}, "positions": {"grid": [2 * size for size in config.grid]}}
+    if "levels" in config:  # square maps in a row
+        levels = [*config.levels, 36]
+        changes["positions"] = {"grid": [sum(levels)], "levels": levels}
     changes |= {"codes": {name: 2 * config[name] for name in ("dim", "vocab") if name in config}}
     if "text" in network.reads:
         changes["text"] = {name: config[name] + 1 for name in TEXT if config.get(name)}
@@ -540,12 +568,14 @@ def check_network_parts(network: nn.Module) -> None:
         other = type(network)(**node | changed)
         shapes = {name: weight.shape for name, weight in network.state_dict().items()}
         differing = {name for name, weight in other.state_dict().items() if weight.shape != shapes[name]}
+        differing -= set(network.taken)  # they are the tokenizer's
         assert all(network.is_of(name, (part,)) for name in differing), (part, differing)
         assert differing or part == "positions"
         new, resampled = ((), (part,)) if part == "positions" else ((part,), ())
         other.begin_from(network, new, resampled)
         for name, weight in other.state_dict().items():
-            assert network.is_of(name, (part,)) or torch.equal(weight, network.state_dict()[name]), name
+            same = name in network.taken or torch.equal(weight, network.state_dict()[name])
+            assert network.is_of(name, (part,)) or same, name
     assert network.patch_grid(config) == [size // patch for size in config.grid]
 
 

@@ -270,3 +270,26 @@ def test_check_tells_what_captions_take(capsys):
     told = capsys.readouterr().out
     assert "ByteTransformer, 24 tokens of 32 channels (2 layers of 16), and a vector of 16 for each" in told
     assert re.search(r"text 3\.[12]\d* kB per distinct caption", told)
+
+
+@pytest.mark.parametrize("null", ["learned", "empty"])
+def test_a_generator_is_trained_by_captions_and_knows_the_empty_one(run_of, tmp_path, null):
+
+    from pipeline.networks.diffusion_transformer import DiffusionTransformer
+    from stages import train_generator
+
+    settings = [f"generator.network.text_null={null}", "generator.network.depth=1", "generator.network.width=32"]
+    recipe = recipe_of("text.precision=fp32", *settings, "generator.loop={steps: 2, batch: 4, lr: {network: 1.0e-3}}")
+    shutil.copytree(run_of[1] / "text", tmp_path / "text")
+    made_latents(recipe, tmp_path)
+    for name in ("text", "latents"):
+        (tmp_path / name / "made_from.json").write_text("{}")
+    work = Workspace(tmp_path, Accelerator(cpu=True))
+    train_generator.run(recipe, work, tmp_path / "generator")
+    network = DiffusionTransformer.from_pretrained(tmp_path / "generator" / "network").eval()
+    assert network.config.num_classes == 0 and network.config.text_tokens == recipe.text.spec.tokens
+    table = CaptionTable(tmp_path / "text")
+    asked = (torch.randn(1, *network.state_shape), torch.tensor([0.5]))
+    with torch.no_grad():
+        same = torch.equal(network(*asked, table.empty), network(*asked))
+    assert same == (null == "empty")

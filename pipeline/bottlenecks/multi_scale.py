@@ -48,7 +48,7 @@ class MultiScale(Quantizer):
         self.vocab, self.codebooks = self.quantizer.vocab, self.quantizer.codebooks
         self.sides, self.tokens, self.phi_share = tuple(sides), sides[-1] ** 2, phi_share
         bound = 1 / math.sqrt(9 * self.dim)  # as convolutions begin
-        self.kernels = nn.Parameter(torch.empty(phis, self.dim, self.dim, 3, 3).uniform_(-bound, bound))
+        self.kernels = nn.Parameter(torch.empty(phis * self.dim, self.dim, 3, 3).uniform_(-bound, bound))
         self.offsets = nn.Parameter(torch.empty(phis, self.dim).uniform_(-bound, bound))
         self.own_terms = own_terms(components.check("bottlenecks", bottleneck), phis)
 
@@ -115,10 +115,9 @@ class MultiScale(Quantizer):
         """How the scales add up to a map; without code vectors."""
         unchanged = torch.zeros(self.dim, self.dim, 3, 3, device=device)
         unchanged[:, :, 1, 1] = torch.eye(self.dim, device=device)
-        if not len(self.kernels):
-            kernels, offsets = unchanged[None], unchanged.new_zeros(1, self.dim)
-        else:
-            kernels = torch.lerp(unchanged, self.kernels.float(), self.phi_share)
+        kernels, offsets = unchanged[None], unchanged.new_zeros(1, self.dim)
+        if len(self.offsets):
+            kernels = torch.lerp(kernels, self.kernels.float().unflatten(0, (-1, self.dim)), self.phi_share)
             offsets = self.phi_share * self.offsets.float()
         chosen = nearest_kernels(len(self.sides), len(kernels))
         return LevelTables(self.sides, kernels[chosen], offsets[chosen], unchanged.new_zeros(0, 0, self.dim))

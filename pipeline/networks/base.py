@@ -14,7 +14,7 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import count_token_rows
-from pipeline.nn.conditions import fields_read, null_of, refuse_text, select, text_spec
+from pipeline.nn.conditions import NO_TEXT, fields_read, null_of, refuse_text, select, text_spec
 from pipeline.nn.embeddings import resample_positions
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.lora import Adapted
@@ -27,13 +27,13 @@ from pipeline.nn.tokens import take_places
 from pipeline.ranges import RangedArguments
 from pipeline.validation import SettingError
 
-Role = Literal["denoiser", "causal", "masked", "masked_latent", "bit_denoiser"]  # see Network.role
+Role = Literal["denoiser", "causal", "masked", "masked_latent", "bit_denoiser", "levels"]  # see Network.role
 Tapped = tuple[Tensor, list[Tensor]]  # a prediction, and hidden states on the way to it
 Part = Literal["labels", "text", "positions", "codes"]  # see Network.parts
 ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the sizes of a part follow from
     "labels": ("num_classes",),
-    "text": ("text_tokens", "text_dim", "text_layers", "pooled_dim"),
-    "positions": ("grid", "position_grid"),
+    "text": (*NO_TEXT, "text_reading", "text_projection", "text_null"),
+    "positions": ("grid", "levels", "position_grid"),
     "codes": ("dim", "vocab", "codebooks", "outputs", "patch_size", "class_token"),
 }
 
@@ -47,7 +47,7 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     `role` says what it predicts, and so which objectives can train it: a `denoiser` predicts from a noisy code, a
     `causal` network the next id from those before it, a `masked` one all ids from those that are known, a
     `masked_latent` one denoises each continuous token from those that are known, a `bit_denoiser` tells which bits of
-    noisy ids are wrong.
+    noisy ids are wrong, one of `levels` predicts all ids of a level from the levels before it.
 
     `parts` names the modules and parameters that depend on the data: the table of classes (`labels`), what reads
     captions (`text`), learned positions (`positions`), and the layers that read and predict codes (`codes`); * stands
@@ -61,6 +61,7 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     parts: Mapping[Part, tuple[str, ...]]
     entry_points = ("tap_blocks",)
     role: Role = "denoiser"
+    taken: tuple[str, ...] = ()  # buffers that it takes of a tokenizer's bottleneck, see `take_bottleneck`
     run_arguments: tuple[str, ...] = ("condition_drop",)  # may differ from those of a folder that training starts from
     class_names: dict[int, str] | None = None  # by label, in the last pipeline it was a part of; not saved
 
@@ -123,12 +124,37 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
         Learned positions that are `resampled` are those of its grid at the places of this one's. RuntimeError where a
         weight of another part is missing, or of another shape.
         """
+        own = self.state_dict()
         weights = {name: weight for name, weight in other.state_dict().items() if not self.is_of(name, new)}
-        grids = [self.patch_grid(network.config) for network in (other, self)]
         for name in [name for name in weights if self.is_of(name, resampled)]:
-            weights[name] = resample_positions(weights[name], *grids)
-        own = {name: weight for name, weight in self.state_dict().items() if self.is_of(name, new)}
-        self.load_state_dict(own | weights)
+            weights[name] = self.resample(name, weights[name], other)
+        taken = [name for name in self.taken if name in weights and weights[name].shape != own[name].shape]
+        weights = {name: weight for name, weight in weights.items() if name not in taken}
+        self.load_state_dict({name: own[name] for name in own if name in taken or self.is_of(name, new)} | weights)
+
+    def resample(self, name: str, weight: Tensor, other: "Network") -> Tensor:
+        """A table of learned positions of `other`, at the places of this network."""
+        return resample_positions(weight, self.patch_grid(other.config), self.patch_grid(self.config))
+
+    def tables_of(self, bottleneck: nn.Module) -> dict[str, Tensor]:
+        """The tables of a tokenizer's bottleneck that this network reads, by the names in `taken`."""
+        return {}
+
+    @torch.no_grad()
+    def take_bottleneck(self, bottleneck: nn.Module) -> None:
+        """Copy what it reads of the bottleneck whose ids it predicts: once, before a training."""
+        for name, table in self.tables_of(bottleneck).items():
+            getattr(self, name).copy_(table)
+
+    @torch.no_grad()
+    def has_taken(self, bottleneck: nn.Module) -> bool:
+        """Whether what it reads is of this bottleneck, up to the rounding of half precision."""
+        tables = {name: table.float().cpu() for name, table in self.tables_of(bottleneck).items()}
+        near = [
+            (table - getattr(self, name).float().cpu()).abs().max() <= 0.02 * table.abs().max()
+            for name, table in tables.items()
+        ]
+        return all(near)
 
     @staticmethod
     def patch_grid(config: Mapping[str, Any]) -> list[int]:

@@ -42,6 +42,8 @@ OPTIONS = {
     "split_after": "blocks of the decoder after which the image's map is doubled",
     "sides": "sides of the maps that an image becomes, coarse to fine",
     "phi_share": "share of the convolution in phi, which smooths the maps of the scales",
+    "tokenizer": "folder of its imported tokenizer",
+    "norm_epsilon": "what its norms add to the variance",
     "by_angle": "whether the nearest code is that of the least angle (true or false)",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }

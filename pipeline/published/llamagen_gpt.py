@@ -12,7 +12,6 @@ from pipeline.published.checkpoint import fill, heads_of, need, ratio_of, rename
 WHAT = "LlamaGen generators, class-conditional (FoundationVision/LlamaGen: c2i_B_256.pt; of 384 px with tokens=576)"
 NAMES = {
     r"tok_embeddings\.weight": r"token_embedding.tables.0.weight",
-    r"cls_embedding\.embedding_table\.weight": r"class_embedding.weight",
     r"layers\.(\d+)\.attention_norm\.weight": r"blocks.\1.norm1.weight",
     r"layers\.(\d+)\.attention\.wqkv\.weight": r"blocks.\1.attention.qkv.weight",
     r"layers\.(\d+)\.attention\.wo\.weight": r"blocks.\1.attention.proj.weight",
@@ -27,6 +26,7 @@ HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 3200: 32}  # by width, of every 
 DROPOUT = {"token_dropout": 0.1, "residual_dropout": 0.1}
 TOKENS = 256  # of an image of 256 px
 PUBLISHED_MULTIPLE = 256
+WHOSE = "LlamaGen generator"
 
 
 def convert(
@@ -37,33 +37,42 @@ def convert(
     `heads` follows from the width for published sizes; a `condition_drop` of 0 says that no row is for the dropped
     label. Rotary tables and masks stay behind. Raises ValueError for keys or shapes that are not LlamaGen's.
     """
-    what = "LlamaGen generator"
-    vocab, width = need(state, "tok_embeddings.weight", what).shape
-    if len(need(state, "layers.0.attention.wqkv.weight", what)) != 3 * width:
+    table = need(state, "cls_embedding.embedding_table.weight", WHOSE)
+    arguments = trunk_arguments(state, heads, tokens) | {"condition_drop": condition_drop}
+    network = build_component("networks", arguments, num_classes=len(table) - (condition_drop > 0))
+    weights = trunk_weights(state, {r"cls_embedding\.embedding_table\.weight": r"class_embedding.weight"})
+    weights["class_embedding.weight"] = with_null_row(table, condition_drop)
+    return {"network": fill(network, weights), "objective": build_component("objectives", {"kind": "next_token"})}
+
+
+def trunk_arguments(state: Mapping[str, Tensor], heads: int | None, tokens: int) -> dict[str, object]:
+    """The node of a causal_transformer that the tensors imply, what it is asked for left out."""
+    vocab, width = need(state, "tok_embeddings.weight", WHOSE).shape
+    if len(need(state, "layers.0.attention.wqkv.weight", WHOSE)) != 3 * width:
         raise ValueError("this LlamaGen generator shares keys and values between heads; none that was published does")
     if math.isqrt(tokens) ** 2 != tokens:
         raise ValueError(f"{tokens} tokens are not a square of them; LlamaGen's codes have 256, 576 or 1024")
-    arguments = {
+    return {
+        "kind": "causal_transformer",
         "position": "rotary",
-        "condition_drop": condition_drop,
         "prefix_rotary": "zero",
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
         "width": width,
         "heads": heads or heads_of(width, HEADS),
-        **feed_forward(len(need(state, "layers.0.feed_forward.w1.weight", what)), width),
-    }
-    derived = {
         "grid": [math.isqrt(tokens)] * 2,
         "vocab": vocab,
-        "num_classes": len(need(state, "cls_embedding.embedding_table.weight", what)) - (condition_drop > 0),
+        **feed_forward(len(need(state, "layers.0.feed_forward.w1.weight", WHOSE)), width),
+        **DROPOUT,
     }
-    network = build_component("networks", {"kind": "causal_transformer", **arguments, **DROPOUT}, **derived)
-    weights = rename(state, NAMES, (*TABLES, HALVES))
-    weights["class_embedding.weight"] = with_null_row(weights["class_embedding.weight"], condition_drop)
-    for i in range(len(network.blocks)):
-        gate, value = (need(state, f"layers.{i}.feed_forward.w{j}.weight", what) for j in (1, 3))
+
+
+def trunk_weights(state: Mapping[str, Tensor], others: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state under the names here; `others` are patterns of what the network is asked for, and their names."""
+    weights = rename(state, NAMES | others, (*TABLES, HALVES))
+    for i in range(1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers."))):
+        gate, value = (need(state, f"layers.{i}.feed_forward.w{j}.weight", WHOSE) for j in (1, 3))
         weights[f"blocks.{i}.feed_forward.up.weight"] = torch.cat([gate, value])
-    return {"network": fill(network, weights), "objective": build_component("objectives", {"kind": "next_token"})}
+    return weights
 
 
 def feed_forward(hidden: int, width: int) -> dict[str, object]:

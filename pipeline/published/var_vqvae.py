@@ -38,7 +38,7 @@ def convert_tokenizer(
     """As `convert`, the tokenizer itself."""
     state = split_attention(state)
     phis = gather_phis(state)
-    arguments = shapes(state, {"sides": list(sides), "phis": len(phis["kernels"]), "phi_share": abs(phi_share)})
+    arguments = shapes(state, {"sides": list(sides), "phis": len(phis["offsets"]), "phi_share": abs(phi_share)})
     arguments["bottleneck"]["bottleneck"] |= {"by_angle": by_angle}
     levels = len(arguments["multipliers"])
     renamed = rename(
@@ -60,16 +60,16 @@ def split_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gather_phis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The convolutions of phi, `kernels` [P, C, C, 3, 3] and `offsets` [P, C]; none where there is none."""
+    """The convolutions of phi, `kernels` [P * C, C, 3, 3] and `offsets` [P, C]; none where there is none."""
     matches = [match for key in state if (match := re.fullmatch(PHI, key))]
     if not matches:
         dim = need(state, "quantize.embedding.weight", "VAR tokenizer").shape[1]
-        return {"kernels": torch.zeros(0, dim, dim, 3, 3), "offsets": torch.zeros(0, dim)}
+        return {"kernels": torch.zeros(0, dim, 3, 3), "offsets": torch.zeros(0, dim)}
     tables = {}
     for name, ours in (("weight", "kernels"), ("bias", "offsets")):
         own = sorted((match for match in matches if match[2] == name), key=lambda match: int(match[1] or 0))
         tables[ours] = torch.stack([state[match[0]] for match in own])
-    return tables
+    return tables | {"kernels": tables["kernels"].flatten(0, 1)}
 
 
 def shapes(state: Mapping[str, Tensor], levels_of_map: dict[str, object]) -> dict[str, object]:

@@ -122,7 +122,8 @@ def network_shape(
     spec: LatentSpec, num_classes: int, objective: Objective, text: TextSpec | None = None
 ) -> dict[str, Any]:
     """The arguments of a network that follow from the codes, the classes, the objective and the captions."""
-    derived = {"grid": list(spec.grid), "dim": spec.dim, "vocab": spec.vocab, "codebooks": spec.codebooks}
+    derived = {"grid": list(spec.grid), "levels": list(spec.levels), "dim": spec.dim}
+    derived |= {"vocab": spec.vocab, "codebooks": spec.codebooks}
     derived |= {"num_classes": num_classes, "outputs": objective.outputs, "class_token": objective.class_token}
     return derived | text_arguments(text)
 

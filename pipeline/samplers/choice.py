@@ -42,12 +42,26 @@ class Choice(RangedFields):
             logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
         if not self.top_k and self.top_p == 1:
             return invert(logits.softmax(dim=-1), uniform)
-        logits, ids = logits.topk(self.top_k or logits.shape[-1], dim=-1)  # from the likeliest down
+        ids, shares = self.likeliest(logits)
+        return ids.gather(-1, invert(shares, uniform)[..., None])[..., 0]
+
+    def likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [..., k] from the likeliest down, and their probabilities; 0 for those that `top_p` leaves out."""
+        logits, ids = logits.topk(self.top_k or logits.shape[-1], dim=-1)
         shares = logits.softmax(dim=-1)
         if self.top_p < 1:
             before = shares.cumsum(dim=-1) - shares
             shares = shares * (before < self.top_p)
-        return ids.gather(-1, invert(shares, uniform)[..., None])[..., 0]
+        return ids, shares
+
+    def filter(self, logits: Tensor) -> Tensor:
+        """Logits [..., vocab], divided by the temperature, at minus infinity where an id is left out."""
+        if self.temperature < SMALLEST:
+            return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
+        logits = logits / self.temperature
+        ids, shares = self.likeliest(logits)
+        stays = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids, shares > 0)
+        return logits.masked_fill(~stays, -torch.inf)
 
 
 def invert(shares: Tensor, uniform: Tensor) -> Tensor:

@@ -128,12 +128,17 @@ def check_pair(network: nn.Module, weak: nn.Module) -> None:
 def check_same_codes(tokenizer: nn.Module, network: nn.Module) -> None:
     """ValueError unless a network generates the codes that a tokenizer decodes."""
     spec = tokenizer.spec
-    for name, decoded in (("grid", list(spec.grid)), ("dim", spec.dim), ("vocab", spec.vocab)):
+    shape = {"grid": list(spec.grid), "levels": list(spec.levels), "dim": spec.dim, "vocab": spec.vocab}
+    for name, decoded in shape.items():
         made = network.config.get(name, decoded)
         if (list(made) if isinstance(made, (list, tuple)) else made) != decoded:
             raise ValueError(
                 f"the tokenizer decodes codes of {name}={decoded}, the network makes {made}; they must agree"
             )
+    if not network.has_taken(tokenizer.neck):
+        raise ValueError(
+            "the network was trained on code vectors of another tokenizer; take the tokenizer that it was trained with"
+        )
 
 
 def ask(network: nn.Module, z: Tensor, time: float, condition: Condition | None) -> Tensor:

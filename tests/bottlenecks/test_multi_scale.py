@@ -152,3 +152,12 @@ def test_images_of_another_size_are_refused_where_levels_are_of_one_map():
     torch.testing.assert_close(made.decode(code), made.decode(Code(ids=code.ids)))
     with pytest.raises(ValueError, match="maps of 16 places"):
         made.encode(torch.zeros(1, 3, 32, 32))
+
+
+@torch.no_grad()
+def test_tokenizers_of_scales_may_be_channels_last():
+    made = tokenizer()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    before = made.decode(made.encode(images))
+    made = made.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(made.decode(made.encode(images)), before, atol=1e-4, rtol=1e-4)

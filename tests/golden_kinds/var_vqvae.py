@@ -59,7 +59,7 @@ def decoded(case: Case, tokenizer: nn.Module) -> dict[str, Tensor]:
         "decoded_codes": tokenizer.decode(Code(ids=codes)).clamp(-1, 1),
         "decoded_codes_scale_1": tokenizer.decode_map(two).clamp(-1, 1),
         "decoded_codes_growing": tokenizer.decode_map(grown(tables, rows, 1)).clamp(-1, 1),
-        "phi_index": torch.tensor(nearest_kernels(len(tables.sides), len(tokenizer.neck.kernels))),
+        "phi_index": torch.tensor(nearest_kernels(len(tables.sides), len(tokenizer.neck.offsets))),
         "incremental_f_hat": two,
         "incremental_next": tables.reduce(two, 2).mT.unflatten(2, (tables.sides[2],) * 2),
     }
@@ -81,7 +81,7 @@ def trained(case: Case, tokenizer: nn.Module) -> dict[str, Tensor]:
     total = loss + F.mse_loss(rebuilt.images, case.inputs["image"])
     total.backward()
     neck = tokenizer.neck
-    kernels = neck.kernels.grad[-1, :, :, 1, 1] if len(neck.kernels) else None
+    kernels = neck.kernels.grad[-neck.dim :, :, 1, 1]
     return {
         "train_reconstruction": rebuilt.images,
         "vq_loss": loss,

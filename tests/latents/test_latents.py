@@ -381,6 +381,7 @@ def run_stage(root, accelerator, **settings):
         data=Data({"kind": "digits"}, size=8),
         latents=Latents(precision="fp32", shard=300, flip=True, **settings),
         tokenizer=SimpleNamespace(model={"kind": "patches"}),
+        text=None,
         joint=None,
         seed=0,
         precision=StagePrecision(),

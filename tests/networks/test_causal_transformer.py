@@ -311,7 +311,7 @@ def test_feed_forward_widths_are_rounded_up():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [{}, RAR], ids=["llamagen", "rar"])
+@pytest.mark.parametrize("arguments", [{}, RAR, TEXT, RAR | TEXT | ACROSS], ids=["llamagen", "rar", "text", "across"])
 def test_compiled_is_eager(arguments):
     model = network(**arguments, **DROPOUTS)
     ids, condition = request(model)

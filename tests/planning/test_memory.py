@@ -66,9 +66,13 @@ def test_tied_parameters_stay_tied():
     assert module[0].weight is module[1].weight and module[0].weight.device == CPU
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_robust_flow", "digits_repa"])
-def test_without_content_the_same_is_alive_as_with_it(name):
-    recipe = load(name, ["precision.generator=bf16"])
+TEXT = ["text.encoder={kind: byte_transformer, tokens: 8, width: 32}", "generator.condition=class_and_text"]
+MEASURED = [("digits", []), ("digits_robust_flow", []), ("digits_repa", []), ("digits", TEXT)]
+
+
+@pytest.mark.parametrize("name, settings", MEASURED, ids=["digits", "digits_robust_flow", "digits_repa", "text"])
+def test_without_content_the_same_is_alive_as_with_it(name, settings):
+    recipe = load(name, ["precision.generator=bf16", *settings])
     for training in planned(recipe, check_recipe(recipe), 10):
         without, computed = (measure_step(training, training.build(device), device) for device in (META, CPU))
         assert without.per_image == pytest.approx(computed.per_image, rel=0.05) and without.per_image > 0

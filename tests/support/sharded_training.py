@@ -52,12 +52,14 @@ class Rows:
     def batch(self, indices: Tensor, seeds: Tensor) -> Any:
         if self.kind == "tokenizer":
             return ImageBatch(self.rows[indices])
-        return CodeBatch(Code(self.rows[indices]), None, Condition(indices % 5))
+        text = self.rows[indices, :3]  # [B, 3, 6]
+        mask = torch.arange(3) < 1 + indices[:, None] % 3
+        return CodeBatch(Code(self.rows[indices]), None, Condition(indices % 5, text, mask))
 
 
 def task_of(kind: str) -> tuple[Task, Loop]:
-    """A transformer against a critic, whose weight depends on gradients; a generator by the optimiser `kind`; one that
-    an adapter alone, and a new table of labels, are trained of."""
+    """A transformer against a critic, whose weight depends on gradients; a generator that reads captions, by the
+    optimiser `kind`; one that an adapter alone, and a new table of labels, are trained of."""
     torch.manual_seed(0)
     if kind == "adapter":
         network, rates = randomised(DiffusionTransformer([4, 4], 6, 5, **SIZES)), {"network": 1e-3, "new": 3e-3}
@@ -65,7 +67,8 @@ def task_of(kind: str) -> tuple[Task, Loop]:
         new = tune(network, GeneratorTraining(loop, start=start, adapter=Adapter(2, layers="all")))
         return Generation(network, FlowMatching(), {"flow": 1.0}, new=new), loop
     if kind != "tokenizer":
-        network = DiffusionTransformer([4, 4], 6, 5, **SIZES)
+        text = {"text_tokens": 3, "text_dim": 6, "text_reading": "cross_attention", "text_null": "empty"}
+        network = DiffusionTransformer([4, 4], 6, 5, **SIZES, **text)
         return Generation(randomised(network), FlowMatching(), {"flow": 1.0}), replace(LOOP, optimizer={"kind": kind})
     rates = {"tokenizer": 1e-3, "critic": 1e-3}
     adversary = Adversary({"kind": "patch"}, start=1, adaptive=True)

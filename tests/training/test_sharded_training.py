@@ -46,8 +46,8 @@ def assert_equal_up_to_rounding(kind: str, ours: dict[str, Tensor], theirs: dict
         for key, v in player.state_dict().items()
     }
     assert ours.keys() == theirs.keys() == start.keys()
-    moved = sum((theirs[name] - value).square().sum() for name, value in start.items()).sqrt()
-    apart = sum((theirs[name] - value).square().sum() for name, value in ours.items()).sqrt()
+    moved = sum((theirs[name].double() - value.double()).square().sum() for name, value in start.items()).sqrt()
+    apart = sum((theirs[name].double() - value.double()).square().sum() for name, value in ours.items()).sqrt()
     assert moved > 0.01 and apart < 0.01 * moved
 
 

@@ -61,6 +61,29 @@ def test_learned_positions_are_stretched_and_a_prefix_stays():
     torch.testing.assert_close(resample_positions(torch.ones(6, 3), [6], [9]), torch.ones(9, 3))
 
 
+@pytest.mark.parametrize("reading", ["context", "cross_attention", "pooled"])
+def test_a_network_without_captions_learns_to_read_them_where_their_part_is_drawn_anew(folder, reading):
+    text = {"text_tokens": 3, "text_dim": 5, "text_reading": reading}
+    network, start = make_network(**text), Start(str(folder), ("text",))
+    check_network_start(network, start)
+    start_network(network, start)
+    trained = make_network()
+    theirs = trained.state_dict()
+    own = {name for name in network.state_dict() if network.is_of(name, ("text",))}
+    assert own and set(network.state_dict()) - own == set(theirs)
+    assert all(torch.equal(network.state_dict()[name], weight) for name, weight in theirs.items())
+    assert {name.split(".")[0] for name in own} == {"text", "blocks"} if reading == "cross_attention" else {"text"}
+    assert set(tune(network, part_of(folder, reinitialise=("text",)))) <= own
+    if reading == "cross_attention":  # which begins at zero
+        inputs = torch.randn(2, *network.state_shape), torch.tensor([0.2, 0.7])
+        caption = Condition(torch.tensor([0, 1]), torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool))
+        network.blocks.requires_grad_(False)
+        for block in network.blocks:
+            block.text_attention.proj.weight.zero_(), block.text_attention.proj.bias.zero_()
+        expected = trained.eval()(*inputs, Condition(caption.labels))
+        torch.testing.assert_close(network.eval()(*inputs, caption), expected)
+
+
 def test_what_fits_is_taken_over_and_the_rest_is_new_or_stretched(folder):
     trained = make_network()
     network = make_network(2, grid=[8, 8], position_grid=[4, 4])
@@ -81,6 +104,7 @@ def test_what_fits_is_taken_over_and_the_rest_is_new_or_stretched(folder):
         ({"num_classes": 2}, {}, "has classes 4, the recipe 2; add reinitialise: .labels."),
         ({"grid": [8, 8]}, {}, "has grid .4, 4., the recipe .8, 8.; add resample: .positions."),
         ({"dim": 5}, {}, "has dim 3, the recipe 5; keep its tokenizer and its objective, or add reinitialise: .codes."),
+        ({"text_tokens": 3, "text_dim": 5}, {}, "has text .*; keep its text encoder .*, or add reinitialise: .text."),
         ({"width": 16}, {"reinitialise": ("labels",)}, "has width 32, the recipe 16; set generator.network.width=32"),
     ],
 )
