@@ -79,6 +79,7 @@ class Experiment:
     def measure(self, folder: Path, run_folder: Path, overrides: list[str]) -> dict[str, Any]:
         """Run the stages; returns the numbers of the report or the card by key, and the record of post-training."""
         import run
+        import stages
         from pipeline.commands.card import card
         from pipeline.recipes.files import origin
         from pipeline.recipes.schema import load, settings
@@ -88,8 +89,9 @@ class Experiment:
         recipe = load(self.recipe, overrides)
         with start(recipe).claim(origin(self.recipe), settings(recipe)):  # so that it is a run before it has anything
             self.copy_tokenizer(folder, run_folder)
-        for stage in ORDER[: ORDER.index(self.last_stage) + 1]:
-            run.run_stages(recipe, self.recipe, overrides, stage)
+        for stage in stages.line(recipe):
+            if ORDER.index(stage.name) <= ORDER.index(self.last_stage):
+                run.run_stages(recipe, self.recipe, overrides, stage.name)
         if self.card:
             card([str(run_folder), "prior_steps=1"])
             numbers = json.loads((run_folder / "card" / "card.json").read_text())["numbers"]
@@ -98,10 +100,10 @@ class Experiment:
             return {"seconds_of_stages": seconds_of_stages(run_folder)}
         numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
         record = run_folder / "decoder" / "posttraining.json"
-        stages = seconds_of_stages(run_folder)
+        seconds = seconds_of_stages(run_folder)
         measured = {"posttraining": json.loads(record.read_text()) if record.exists() else None}
         measured |= {"held_out": numbers["fd_classifier"]["held_out"]}
-        measured |= {"seconds": stages["generator"], "seconds_of_stages": stages}
+        measured |= {"seconds": seconds["generator"], "seconds_of_stages": seconds}
         return measured | {key: number["value"] for key, number in numbers.items()}
 
     def copy_tokenizer(self, folder: Path, run_folder: Path) -> None:

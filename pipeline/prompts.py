@@ -153,7 +153,9 @@ def shared_spec(readers: Sequence[ModelMixin], encoder: ModelMixin | None = None
     if not specs and encoder is not None:
         raise ValueError("a text encoder is given, and neither network nor tokenizer reads text; leave it out")
     given = max(specs.values(), key=lambda spec: spec.pooled, default=None)
-    given, by = (given, "another part") if encoder is None else (encoder.spec, f"the {type(encoder).__name__}")
+    by = "another part" if encoder is None else f"the {type(encoder).__name__}"
+    if encoder is not None:  # whose record is another class where its code came with its folder
+        given = TextSpec(**vars(encoder.spec))
     for name, spec in specs.items():
         if spec not in (given, replace(given, pooled=0)):
             raise ValueError(f"the {name} reads captions as {spec}, {by} has {given}; they must agree")
@@ -220,7 +222,8 @@ class PromptReading:
         if isinstance(words.rows, Condition):
             return words.rows.to(self._execution_device)
         distinct = list(dict.fromkeys(words.rows))
-        features = self.text_encoder.encode(distinct).to(self._execution_device)
+        made = self.text_encoder.encode(distinct)
+        features = Condition(None, made.text, made.text_mask, made.pooled).to(self._execution_device)
         return features[torch.tensor([distinct.index(row) for row in words.rows], device=features.text.device)]
 
     def _features_of_all(self, given: Mapping[str, Any]) -> Condition | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.captions.table import open_captions
 from pipeline.components import find
 from pipeline.features.passes import PerImage, evenly_spaced
 from pipeline.files.writing import write_json
@@ -30,8 +31,9 @@ from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.precision import arithmetic
 from pipeline.runs.training_folders import LOG, training_folders
 from pipeline.runs.workspace import Workspace
+from pipeline.sampling.held_out_prompts import find_text, prompts_of_recipe
 from pipeline.sampling.interpolation import interpolate
-from pipeline.sampling.many_images import assemble
+from pipeline.sampling.many_images import assemble, read_prompts
 from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.starting_tokenizer import build_starting_tokenizer, is_finetuned
@@ -42,7 +44,8 @@ WRITES = "report"
 IMAGES = ("train", "held_out")
 PRECISION = "evaluate"
 CODES = 50_000  # stored codes at most that their use is counted on
-BETWEEN = 4  # rows of interpolations, each of a class
+BETWEEN = 4  # rows of interpolations, each of a class or a prompt
+PROMPTED, PROMPTED_ACROSS = 48, 8  # samples that are shown with their prompts, evenly through all, and in a row
 
 
 def uses(recipe: Recipe) -> Any:
@@ -62,7 +65,8 @@ class Measured:
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
-    train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out")
+    captions = open_captions(recipe, work.artefact, "held_out", "tokenizer")
+    train, held_out = Images(recipe.data, "train"), Images(recipe.data, "held_out", captions)
     measuring = SampleMeasuring.of_run(recipe, work, train, held_out, out / "judge")
     measure = measure_tokenizer if recipe.generator is None else measure_line
     measured = measure(work, measuring, train, held_out, out)
@@ -88,12 +92,13 @@ def measure_line(
 ) -> Measured | None:
     """Samples beside real images, and the tokenizer that decodes them; None on all processes but the main one."""
     recipe = of_samples.recipe
-    pipe = assemble(recipe, chosen_decoder(recipe, work.artefact("decoder")), work.artefact("generator"))
+    decoder = chosen_decoder(recipe, work.artefact("decoder"))
+    pipe = assemble(recipe, decoder, work.artefact("generator"), find_text(recipe, work))
     pipe.to(work.accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     of_tokenizer = tokenizer_measuring(pipe.tokenizer, of_samples)
     pixels, labels, record = load_samples(work.artefact("samples"))
-    samples = of_samples.read_samples(pixels, labels)
+    samples = of_samples.read_samples(pixels, labels, read_prompts(work.artefact("samples")))
     real = of_samples.read_real(train, held_out, samples.count, of_tokenizer.pass_through)
     if not work.accelerator.is_main_process:
         return None
@@ -166,15 +171,25 @@ def tokenizer_inputs(
 
 def draw(recipe: Recipe, work: Workspace, out: Path, held_out: Images, pipe: LatentPipeline) -> list[Picture]:
     """The pictures of the report, written beside it."""
-    pixels, labels, _ = load_samples(work.artefact("samples"))
-    grids.samples_by_class(pixels, labels, held_out.class_names).save(out / "samples.png")
-    rows = "one class per row" if labels is not None else "in the order of their seeds"
-    figures = [Picture("Samples", f"Samples, {rows}; not selected.", out / "samples.png", True)]
+    figures = [draw_samples(work.artefact("samples"), held_out, out / "samples.png")]
     if len(held_out):
         figures.append(draw_reconstructions(held_out, pipe.tokenizer, out / "reconstructions.png"))
     if not pipe.objective.discrete:  # ids start from no noise
-        figures.append(draw_between(recipe, pipe, out / "interpolation.png"))
+        figures.append(draw_between(recipe, pipe, find_text(recipe, work), out / "interpolation.png"))
     return figures
+
+
+def draw_samples(samples: Path, held_out: Images, path: Path) -> Picture:
+    """The first samples, by class or each above its prompt."""
+    (pixels, labels, _), prompts = load_samples(samples), read_prompts(samples)
+    if prompts is None:
+        grids.samples_by_class(pixels, labels, held_out.class_names).save(path)
+        rows = "one class per row" if labels is not None else "in the order of their seeds"
+    else:
+        shown = range(0, len(pixels), -(-len(pixels) // PROMPTED))
+        grids.captioned(pixels[list(shown)], [prompts[i] for i in shown], PROMPTED_ACROSS).save(path)
+        rows = "each above its prompt"
+    return Picture("Samples", f"Samples, {rows}; not selected.", path, True)
 
 
 @torch.no_grad()
@@ -194,17 +209,18 @@ def draw_reconstructions(held_out: Images, tokenizer: Tokenizer, path: Path, sta
     return Picture("Reconstructions", caption, path, True)
 
 
-def draw_between(recipe: Recipe, pipe: LatentPipeline, path: Path) -> Picture:
-    """Interpolations of a few classes, evenly through them."""
+def draw_between(recipe: Recipe, pipe: LatentPipeline, text: Path | None, path: Path) -> Picture:
+    """Interpolations of a few classes, evenly through them, or of a few captions of held-out images."""
     classes = pipe.num_classes
     labels = evenly_spaced(None, classes, min(classes, BETWEEN)).tolist() if classes else None
     count = len(labels) if labels else BETWEEN
     seeds = [(recipe.seed + 2 * i, recipe.seed + 2 * i + 1) for i in range(count)]
     names = [pipe.id2label.get(label, str(label)) for label in labels or []]
+    prompts = None if text is None else prompts_of_recipe(recipe, text)[0][:count]
     with arithmetic(pipe.device, recipe.precision.sample):
-        rows = interpolate(pipe, labels, seeds)
-    grids.rows_of(rows.float(), names).save(path)
-    each = "Each row one class" if labels else "Each row"
+        rows = interpolate(pipe, labels, seeds, prompts)
+    grids.rows_of(rows.float(), prompts or names).save(path)
+    each = "Each row one prompt" if prompts else "Each row one class" if labels else "Each row"
     caption = f"{each}: starting noise on the arc from one seed's to another's, sampled as the samples are."
     return Picture("Interpolation", caption, path, True)
 

@@ -8,13 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from pipeline.components import find, structure
+from pipeline.code import Condition
+from pipeline.components import check, find, structure
 from pipeline.files.paths import without_paths
 from pipeline.files.writing import new_file, read_json, write_json, write_text
-from pipeline.images.grids import make_grid
+from pipeline.images.grids import captioned, make_grid
+from pipeline.images.preparing import to_rgb
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
 from pipeline.publishing.model_card import Facts, model_card
@@ -24,8 +27,10 @@ from pipeline.publishing.tokenizer_card import tokenizer_card
 from pipeline.recipes.schema import Recipe, settings
 from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.workspace import OWNER, Workspace
-from pipeline.sampling.many_images import assemble
+from pipeline.sampling.held_out_prompts import find_text
+from pipeline.sampling.many_images import Plan, assemble, plan_recipe
 from pipeline.saved_folders import forget_paths, load_component
+from pipeline.text_encoders.base import TextEncoder
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.validation import SettingError
 
@@ -60,15 +65,34 @@ def publish_tokenizer(recipe: Recipe, work: Workspace, out: Path) -> None:
 
 def publish_pipeline(recipe: Recipe, work: Workspace, out: Path) -> None:
     """The pipeline of tokenizer and generator, with samples and what was measured of them."""
-    pipe = assemble(recipe, chosen_decoder(recipe, work.artefact("decoder")), work.artefact("generator"))
+    text, decoder = find_text(recipe, work), chosen_decoder(recipe, work.artefact("decoder"))
+    pipe = assemble(recipe, decoder, work.artefact("generator"), text)
+    encoder, plan = pipe.text_encoder, plan_recipe(recipe, pipe, text)
+    pipe.register_to_config(text=public_encoder(recipe))
+    if recipe.publish.text_encoder is not True:
+        pipe.text_encoder = None
     pipe.save_pretrained(out)
     pipe.defaults = replace(pipe.defaults, weak=without_paths(pipe.defaults.weak))
-    saved = load_again(pipe, out, work.accelerator.device)
-    write_grid(saved, out / "samples")
+    saved = load_again(pipe, out, work.accelerator.device, encoder, plan.prompts)
+    if plan.prompts is None:
+        write_grid(saved, out / "samples")
+    else:
+        write_captioned_grid(saved, plan, out / "samples")
     notes = write_extras(recipe, pipe.to("cpu"), out)
     public = public_recipe(recipe)
     facts = write_facts(public, work, READS + READS_WHERE_MADE, out)
-    write_text(out / "README.md", model_card(public, pipe, replace(facts, notes=notes)))
+    write_text(out / "README.md", model_card(public, pipe, replace(facts, notes=notes, prompts=plan.prompts or [])))
+
+
+def public_encoder(recipe: Recipe) -> dict[str, Any] | None:
+    """The node of the text encoder as others have it: by the reference that the recipe gives, without paths."""
+    if recipe.text is None:
+        return None
+    node, reference = recipe.text.encoder, recipe.publish.text_encoder
+    if isinstance(reference, str):
+        cls, arguments = check("text_encoders", node)
+        return node | dict.fromkeys(cls.named_models(arguments), reference)
+    return without_paths(node)
 
 
 def public_recipe(recipe: Recipe) -> Recipe:
@@ -86,19 +110,27 @@ def write_facts(public: Recipe, work: Workspace, made_of: tuple[str, ...], out: 
     return Facts((work.root / WRITES).as_posix(), numbers, provenance)
 
 
-def load_again(pipe: LatentPipeline, folder: Path, device: torch.device) -> LatentPipeline:
-    """The pipeline as it was saved; an error unless it makes the image of the one in memory."""
+def load_again(
+    pipe: LatentPipeline, folder: Path, device: torch.device, encoder: TextEncoder | None, prompts: list[str] | None
+) -> LatentPipeline:
+    """The pipeline as it was saved; an error unless it makes the image of the one in memory.
+
+    One that was saved without its text encoder is given it.
+    """
     saved = LatentPipeline.from_pretrained(folder)
+    if saved.text_encoder is None and encoder is not None:
+        saved.text_encoder = encoder
     for one in (pipe, saved):
         one.to(device).set_progress_bar_config(disable=True)
-    if not torch.allclose(first_image(pipe), first_image(saved), atol=1e-3):
+    embeds = None if prompts is None else saved.encode_prompt(prompts[0])
+    if not torch.allclose(first_image(pipe, embeds), first_image(saved, embeds), atol=1e-3):
         raise RuntimeError(f"{folder} does not make the images of the pipeline that was saved in it")
     return saved
 
 
-def first_image(pipe: LatentPipeline) -> Tensor:
+def first_image(pipe: LatentPipeline, embeds: Condition | None = None) -> Tensor:
     labels = 0 if pipe.num_classes else None
-    return pipe(labels, generator=Generator().manual_seed(0), output_type="pt").images
+    return pipe(labels, prompt_embeds=embeds, generator=Generator().manual_seed(0), output_type="pt").images
 
 
 def write_grid(pipe: LatentPipeline, folder: Path) -> None:
@@ -112,6 +144,19 @@ def write_grid(pipe: LatentPipeline, folder: Path) -> None:
     with new_file(folder / "grid.png") as draft:
         make_grid(images, len(columns)).save(draft)
     write_json(folder / "seeds.json", {"labels": labels, "seeds": seeds}, indent=None)
+
+
+def write_captioned_grid(pipe: LatentPipeline, plan: Plan, folder: Path) -> None:
+    """The first images that the recipe samples, each above its prompt; none is chosen by eye."""
+    shown = range(min(len(plan.seeds), SHOWN_CLASSES * SHOWN_EACH))
+    labels, seeds = plan.labels and plan.labels[: len(shown)], plan.seeds[: len(shown)]
+    generators = [Generator().manual_seed(seed) for seed in seeds]
+    images = pipe(labels, num_images=len(shown), generator=generators, **plan.words(shown)).images
+    pixels = np.stack([np.asarray(to_rgb(image)) for image in images])
+    with new_file(folder / "grid.png") as draft:
+        captioned(pixels, plan.prompts, SHOWN_CLASSES).save(draft)
+    chosen = {"labels": labels, "seeds": seeds, "prompts": plan.prompts[: len(shown)]}
+    write_json(folder / "seeds.json", chosen, indent=None)
 
 
 def write_extras(recipe: Recipe, pipe: LatentPipeline, out: Path) -> list[str]:

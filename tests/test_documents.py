@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from support.captioned_pipeline import make_text_pipeline
 from support.tiny_pipeline import make_pipeline
 
 from pipeline.checks.recipe import check_recipe
@@ -84,6 +85,7 @@ def test_snippets_run_as_they_stand(name: str, tmp_path: Path):
     make_pipeline(num_classes=10, id2label={i: str(i) for i in range(10)}).save_pretrained(
         tmp_path / "runs/digits/pipeline"
     )
+    make_text_pipeline().save_pretrained(tmp_path / "runs/emoji32_text/pipeline")
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [sys.executable, "-c", SNIPPETS[name]], cwd=tmp_path, env=environment, capture_output=True, text=True

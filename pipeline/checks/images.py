@@ -8,7 +8,8 @@ from pipeline.checks.previews import check_held_out_images
 from pipeline.code import LatentSpec
 from pipeline.images.facts import SplitFacts
 from pipeline.metrics.base import HELD_OUT, Metric, SampleMetric, TokenizerMetric, report_metrics
-from pipeline.recipes.building import count_condition_classes
+from pipeline.recipes.building import count_condition_classes, reads_captions
+from pipeline.recipes.sampling import HELD_OUT as PROMPTS
 from pipeline.recipes.schema import Recipe
 from pipeline.validation import SettingError
 
@@ -32,6 +33,9 @@ def check_images(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> None:
         )
     if recipe.evaluate.reference == "held_out" and not held_out.images:
         raise SettingError("evaluate.reference", " is held_out, and no image is held out; set data.source.held_out=0.1")
+    asked = recipe.generator is not None and reads_captions(recipe, "samples")
+    if asked and recipe.sample.prompts == PROMPTS and not held_out.images:
+        raise SettingError("sample.prompts", " is held_out, and no image is held out; name a file of prompts")
     check_held_out_images(recipe, facts)
     if recipe.posttrain is not None:
         check_held_out(recipe.posttrain, train.images)

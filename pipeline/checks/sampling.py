@@ -4,8 +4,11 @@ from pathlib import Path
 
 from pipeline.code import LatentSpec
 from pipeline.objectives.base import Objective
+from pipeline.recipes.building import reads_captions
+from pipeline.recipes.sampling import HELD_OUT, Sampling
 from pipeline.recipes.schema import Recipe
 from pipeline.samplers.guidance import Guidance
+from pipeline.sampling.prompt_files import read_prompt_set
 from pipeline.sampling.weak_network import check_weak_folder
 from pipeline.validation import SettingError, at
 
@@ -18,6 +21,7 @@ def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> No
         objective.check_sampler(objective.steps_for(spec, sample.steps), spec, settings)
     with at("sample.guidance"):
         check_guidance(sample.guidance, spec)
+    check_prompts(recipe)
     if sample.decoder is not None:
         check_decoder(recipe)
     if objective.class_token and sample.guidance.channels is not None:
@@ -28,6 +32,25 @@ def check_sampling(recipe: Recipe, spec: LatentSpec, objective: Objective) -> No
         check_weak(recipe, objective)
     elif sample.guidance.scale != 1:
         check_unconditional(recipe)
+
+
+def check_prompts(recipe: Recipe) -> None:
+    """ValueError where prompts are stated that nothing reads, or cannot be read, or a negative one has no effect."""
+    sample = recipe.sample
+    reads = reads_captions(recipe, "samples")
+    for name in [name for name in ("prompts", "negative_prompt") if getattr(sample, name) != getattr(Sampling(), name)]:
+        if not reads:
+            raise SettingError(f"sample.{name}", ": this line reads no text; leave it out")
+    if reads and sample.prompts != HELD_OUT:
+        with at("sample.prompts"):
+            read_prompt_set(sample.prompts)
+    if sample.negative_prompt is None:
+        return
+    if not recipe.generator.reads_text:
+        raise SettingError("sample.negative_prompt", ": the generator reads no text, its tokenizer alone; leave it out")
+    if sample.guidance.scale == 1 or sample.weak is not None:
+        why = "sample.weak is led away from" if sample.weak is not None else "sample.guidance is 1"
+        raise SettingError("sample.negative_prompt", f" has no effect where {why}; leave it out")
 
 
 def check_decoder(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from diffusers import ModelMixin
 
+from pipeline.captions.table import ENCODER
 from pipeline.components import classes_of, structure
 from pipeline.files.paths import given_path
 from pipeline.files.writing import new_folder, read_json
@@ -41,8 +42,9 @@ PARTS = {
     "tokenizer": SavedPart("tokenizers", "config.json"),
     "network": SavedPart("networks", "config.json"),
     "objective": SavedPart("objectives", "scheduler_config.json"),
+    "text_encoder": SavedPart("text_encoders", "config.json"),
 }
-Part = Literal["tokenizer", "network", "objective", "vae", "transformer"]
+Part = Literal["tokenizer", "network", "objective", "text_encoder", "vae", "transformer"]
 
 
 @dataclass
@@ -55,9 +57,9 @@ class ExportSettings:
 def export(words: list[str]) -> None:
     """Write the models of FOLDER, a run, one of its artefacts or what was published, into folders that load alone.
 
-    OUT holds tokenizer/, network/ and objective/, as far as FOLDER has them, which load by our `from_pretrained`; and
-    for those that a class of diffusers can compute vae/ and transformer/, which load by that class. With part=vae, or
-    another of these names, OUT is that folder itself. It is written whole or not at all.
+    OUT holds tokenizer/, network/, objective/ and text_encoder/, as far as FOLDER has them, which load by our
+    `from_pretrained`; and for those that a class of diffusers can compute vae/ and transformer/, which load by that
+    class. With part=vae, or another of these names, OUT is that folder itself. It is written whole or not at all.
     """
     if len(words) < 2:
         raise ValueError("export needs FOLDER and OUT, for example: export runs/digits exported")
@@ -76,7 +78,9 @@ def find_parts(source: str) -> dict[str, Path]:
     """Where the models of a run, or those in a folder, lie; ValueError where there are none."""
     run = run_folder(source)
     if run is not None and (run / "tokenizer" / NOTE).is_file():  # what was published has a recipe, too, and no notes
-        return {"tokenizer": tokenizer_of(run)} | parts_below(run / "generator")
+        encoder = run / "text" / ENCODER
+        text = {"text_encoder": encoder} if PARTS["text_encoder"].class_in(encoder) is not None else {}
+        return {"tokenizer": tokenizer_of(run)} | parts_below(run / "generator") | text
     folder = given_path(source)
     alone = {part: folder for part, saved in PARTS.items() if saved.class_in(folder) is not None}
     if parts := alone or parts_below(folder):

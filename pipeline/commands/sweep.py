@@ -29,7 +29,8 @@ from pipeline.runs.machine import accelerate
 from pipeline.runs.milestones import chosen_decoder
 from pipeline.runs.workspace import OWNER, Workspace, fingerprint, read_note
 from pipeline.samplers.guidance import Guidance
-from pipeline.sampling.many_images import assemble, plan_recipe, sample_images
+from pipeline.sampling.held_out_prompts import find_text
+from pipeline.sampling.many_images import assemble, plan_recipe, read_prompts, sample_images
 
 MADE_OF = ("generator", "decoder")
 SCALES = [1.0, 1.25, 1.5, 2.0, 3.0]  # of the guidance, where none are stated
@@ -130,6 +131,7 @@ def chosen_sampling(base: Sampling, chosen: Mapping[tuple[str, ...], Any]) -> Sa
 def make_sweep(recipe: Recipe, points: list[SweepPoint], work: Workspace, made_of: dict[str, str], out: Path) -> None:
     """Sample and measure the points that no sweep has finished yet, and write all of them to `out`."""
     decoder, generator = work.artefact("decoder"), work.artefact("generator")
+    text = find_text(recipe, work)
     pipe = assemble(recipe, decoder, generator)
     for point in points:
         check_sampling(point.recipe, pipe.tokenizer.spec, pipe.objective)
@@ -145,9 +147,9 @@ def make_sweep(recipe: Recipe, points: list[SweepPoint], work: Workspace, made_o
     for number, point in enumerate(todo, 1):
         if work.accelerator.is_main_process:
             print(f"{number} of {len(todo)}: {json.dumps(point.values)}")
-        pipe = assemble(point.recipe, chosen_decoder(point.recipe, decoder), generator)
+        pipe = assemble(point.recipe, chosen_decoder(point.recipe, decoder), generator, text)
         samples = out / "samples" / point.key
-        sample_images(pipe, plan_recipe(point.recipe, pipe), samples, work.accelerator)
+        sample_images(pipe, plan_recipe(point.recipe, pipe, text), samples, work.accelerator)
         measure(point, measuring, real, samples, folder_of(out, point))
     if work.accelerator.is_main_process:
         shutil.rmtree(out / "samples", ignore_errors=True)
@@ -173,7 +175,7 @@ def adopt(run: Path, point: SweepPoint, out: Path) -> None:
 def measure(point: SweepPoint, measuring: SampleMeasuring, real: RealImages, samples: Path, folder: Path) -> None:
     """Save a point's numbers and its first images; the others are deleted, since they can be sampled again exactly."""
     pixels, labels, record = load_samples(samples)
-    statistics = measuring.read_samples(pixels, labels)
+    statistics = measuring.read_samples(pixels, labels, read_prompts(samples))
     if measuring.accelerator.is_main_process:
         measured = [numbers for _, numbers in measuring.measure(statistics, real, record)]
         content = {"sampling": asdict(point.recipe.sample), "network_evaluations": record["network_evaluations"]}

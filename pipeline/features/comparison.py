@@ -30,6 +30,7 @@ class ImageSets:
     samples: PerImage
     held_out: PerImage  # empty where there are none
     train: PerImage
+    captions: tuple[str, ...] = ()  # that the rows `captions` of all images number
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.features.caption_judge import CaptionJudge
 from pipeline.features.choice import build_features
 from pipeline.features.extractors import ClassifierFeatures, FeatureExtractor
 from pipeline.features.judge import judge_features, judge_seed, load_judge, perceptual_backbone
@@ -26,6 +27,7 @@ class FeatureExtractors:
     backbone: Backbone  # of the perceptual distance
     described: dict[str, dict[str, Any]]  # judge and backbone, for protocols
     device: torch.device
+    caption_judge: CaptionJudge | None = None  # where captions are measured
 
     @classmethod
     def load(

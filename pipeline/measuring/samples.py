@@ -1,6 +1,6 @@
 """Samples beside real images: what is known of both, and the numbers of a report and of a sweep."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline.features.caption_judge import CaptionJudge, find_clip, fit_caption_judge, load_caption_judge
 from pipeline.features.comparison import Comparison, ImageSets
 from pipeline.features.judge import fit_judge
 from pipeline.features.networks import FeatureExtractors
@@ -31,6 +32,7 @@ from pipeline.runs.workspace import Workspace
 
 CIRCUMSTANCES = ("command", "finished", "device", "processes", "python", "versions", "commit", "images", "seed")
 Rows = Callable[[ImageBatch, Tensor], ImageRows]  # images and their numbers [B] to rows
+CAPTION_JUDGE = "caption_judge"  # folder of the judge of captions, beside the judge's
 FLOOR = "floor_"  # before the names of moments of held-out images that are as many as the samples
 
 
@@ -49,6 +51,26 @@ class RealImages:
         return computation(self.precision) | {"splits": self.sizes}
 
 
+class CaptionNumbers:
+    """Captions by number, the same in every process, since all number the same captions in the same order."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, int] = {}
+
+    def numbers(self, captions: Sequence[str]) -> Tensor:
+        """The number of each, [n]; new ones get the next."""
+        return torch.tensor([self.texts.setdefault(caption, len(self.texts)) for caption in captions])
+
+
+def caption_judge(recipe: Recipe, work: Workspace, train: Images, folder: Path) -> CaptionJudge:
+    """CLIP, or the judge of the run's report where there is one, else one trained on `train` and saved in `folder`."""
+    device = work.accelerator.device
+    if work.accelerator.is_main_process and find_clip(recipe.weights.files) is None:
+        fit_caption_judge(train, recipe.seed, device, folder, earlier=work.root / "report" / folder.name)
+    work.accelerator.wait_for_everyone()
+    return load_caption_judge(recipe.weights.files, recipe.seed, folder, device)
+
+
 @dataclass(frozen=True)
 class SampleMeasuring:
     """Measures sets of samples as the `evaluate` section of a recipe says. Every process takes part.
@@ -63,6 +85,7 @@ class SampleMeasuring:
     accelerator: Accelerator
     held_out: int  # images of that split that are evaluated
     left_out: dict[str, str] = field(default_factory=dict)  # why a number is not among those measured, by its name
+    captions: CaptionNumbers = field(default_factory=CaptionNumbers)
 
     @classmethod
     def of_run(
@@ -75,6 +98,8 @@ class SampleMeasuring:
         work.accelerator.wait_for_everyone()
         sizes = (min(recipe.data.sides), recipe.seed, device)
         extractors = FeatureExtractors.load(folder, part.features, part.resize, recipe.weights.files, *sizes)
+        if recipe.generator is not None and recipe.generator.reads_text:
+            extractors.caption_judge = caption_judge(recipe, work, train, folder.with_name(CAPTION_JUDGE))
         metrics = [] if recipe.generator is None else report_metrics(recipe.evaluate, SampleMetric)
         return cls(recipe, extractors, metrics, work.accelerator, min(len(held_out), part.images))
 
@@ -121,6 +146,9 @@ class SampleMeasuring:
             labels = torch.tensor([images.source.label_of(i) for i in chosen.tolist()]) if images.num_classes else None
             few[evenly_spaced(labels, len(chosen), floor)] = True
 
+        captions = None
+        if self.extractors.caption_judge is not None and images.split == "held_out":
+            captions = self.captions.numbers([(images.source.captions(i) or ("",))[0] for i in chosen.tolist()])
         batches = read_plain(images, [chosen[each] for each in process_batches(self.accelerator, len(chosen))])
 
         def measure(indices: Tensor) -> ImageRows:
@@ -128,6 +156,8 @@ class SampleMeasuring:
             rows = self.rows(batch.images)
             if batch.condition is not None and batch.condition.labels is not None:
                 rows |= ImageRows({"labels": batch.condition.labels})
+            if captions is not None:
+                rows |= ImageRows({"captions": captions[indices]})
             if more:
                 rows |= more(batch, indices)
             if few[indices].any():
@@ -136,8 +166,12 @@ class SampleMeasuring:
 
         return gather_statistics(self.accelerator, len(chosen), measure, near)
 
-    def read_samples(self, pixels: np.ndarray, labels: np.ndarray | None) -> ImageStatistics:
+    def read_samples(
+        self, pixels: np.ndarray, labels: np.ndarray | None, prompts: list[str] | None = None
+    ) -> ImageStatistics:
         """Of all samples, uint8 [N, H, W, 3]: moments of all for a given reference, else of as many as the floor's."""
+        judged = prompts is not None and self.extractors.caption_judge is not None
+        captions = self.captions.numbers(prompts) if judged else None
         part, classes = self.recipe.evaluate, None if labels is None else torch.from_numpy(labels)
         chosen = evenly_spaced(classes, len(pixels), min(len(pixels), part.images))
         near, few = (
@@ -152,7 +186,8 @@ class SampleMeasuring:
             rows, kept = self.rows(from_pixels(pixels[indices.numpy()])), summed[indices]
             moments = {name: values[kept] for name, values in rows.summed.items()}
             labels = {} if classes is None else {"labels": classes[indices]}
-            return ImageRows(rows.narrow | labels, rows.wide, moments, rows.logits)
+            asked = {} if captions is None else {"captions": captions[indices]}
+            return ImageRows(rows.narrow | labels | asked, rows.wide, moments, rows.logits)
 
         return gather_statistics(self.accelerator, len(pixels), measure, near)
 
@@ -189,7 +224,7 @@ class SampleMeasuring:
             samples.narrow,
             held_out.narrow,
             real.train.narrow,
-            ImageSets(samples.wide, held_out.wide, real.train.wide),
+            ImageSets(samples.wide, held_out.wide, real.train.wide, tuple(self.captions.texts)),
             samples.count,
             {"sampling": sampling} | real.protocol,
             score,

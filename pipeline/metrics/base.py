@@ -30,6 +30,7 @@ NEEDS = {  # what a metric can need; it is measured where all that it needs is t
     "rows": "rows of features, one per image",
     "labels": "class labels of the real images",
     "classifier": "a judge that was trained on class labels",
+    "captions": "prompts of the samples",
     "logits": "features that give class logits (inception)",
     "ids": "codes with ids",
     "continuous": "codes without ids",
@@ -153,7 +154,7 @@ class SampleInputs:
         judge = self.extractors.described["judge"]["kind"]
         there = {"moments": True, "rows": self.rows is not None, "labels": "labels" in self.train}
         there |= {"classifier": judge == "classifier", "logits": self.score is not None}
-        return {name for name, has in there.items() if has}
+        return {name for name, has in there.items() if has} | {"captions"}.intersection(self.samples)
 
 
 class SampleMetric(Metric):
@@ -319,9 +320,8 @@ class TokenizerMetric(Metric):
 
 def metric_kinds(family: type[Metric]) -> list[str]:
     """The kinds of a family, in the order of the reports."""
-    classes = {kind: find("metrics", kind) for kind in kinds("metrics")}
-    members = [kind for kind, cls in classes.items() if issubclass(cls, family)]
-    return sorted(members, key=lambda kind: (classes[kind].order, kind))
+    members = [kind for kind in kinds("metrics") if issubclass(find("metrics", kind), family)]
+    return sorted(members, key=lambda kind: (find("metrics", kind).order, kind))
 
 
 def report_kinds() -> list[str]:

@@ -1,5 +1,6 @@
 """The model card of a published pipeline: what it is, how it was made, what was measured, how to use it."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,19 +15,28 @@ from pipeline.recipes.schema import Recipe
 from pipeline.reporting.markdown_text import markdown_text
 from pipeline.reporting.number_text import format_number
 
-TASK = "unconditional-image-generation"  # the hub's name for images without text
+TASKS = {False: "unconditional-image-generation", True: "text-to-image"}  # the hub's names, without text and with
 SNIPPET = """```python
 import torch
 from pipeline import LatentPipeline
 
 pipe = LatentPipeline.from_pretrained("{path}")
-generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+{encoder}generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
 images = pipe({ask}num_inference_steps={steps}, {guidance}generator=generators).images
 images[0].save("sample.png")
 ```"""
+LOAD_ENCODER = """from pipeline.sampling.text_encoder import load_text_encoder
+
+pipe.text_encoder = load_text_encoder(pipe)
+"""
+WITHOUT_ENCODER = """
+
+The weights of the text encoder, a {kind}, are not in this folder; `load_text_encoder` gets them from where the folder
+says, and `prompt_embeds=` takes features of your own."""
 ALONE = """With diffusers alone, from the code in `self_contained/`, which runs because you say so; read it first:
 
 ```python
+import torch
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{path}/self_contained", trust_remote_code=True)
@@ -45,13 +55,14 @@ class Facts:
     numbers: dict[str, dict[str, Any]]  # report/metrics.json
     provenance: dict[str, dict[str, Any]]  # made_from.json of the artefacts it was made of
     notes: list[str] = field(default_factory=list)  # lines about what else is in the folder
+    prompts: list[str] = field(default_factory=list)  # examples, of a generator that reads text
 
 
 def model_card(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:
     """README.md of a published pipeline, its YAML header valid on the hub."""
     sections = {
         markdown_text(recipe.name): f"{summary(recipe, pipe)}\n\n![samples, not chosen](samples/grid.png)",
-        "Use": usage(pipe, facts.path, recipe.publish.self_contained),
+        "Use": usage(pipe, facts, recipe.publish.self_contained),
         "How it was made": making(recipe, pipe, facts),
         "Measured": measured(facts.numbers),
         "Limits": LIMITS,
@@ -70,15 +81,15 @@ def join_sections(header: ModelCardData, sections: dict[str, str]) -> str:
 
 def header(recipe: Recipe, numbers: dict[str, dict[str, Any]]) -> ModelCardData:
     """The card's metadata."""
-    source, data = recipe.data.source, dataset_name(recipe.data.source)
+    source, data, task = recipe.data.source, dataset_name(recipe.data.source), TASKS[recipe.text is not None]
     return ModelCardData(
         license=recipe.publish.license,
         library_name="diffusers",
-        pipeline_tag=TASK,
+        pipeline_tag=task,
         tags=["tessera", *sorted({part["kind"] for part in recipe.components.values()})],
         datasets=[data] if source["kind"] == "hub" and not Path(data).exists() else None,
         model_name=recipe.name,
-        eval_results=evaluation_results(recipe, numbers, TASK),
+        eval_results=evaluation_results(recipe, numbers, task),
     )
 
 
@@ -101,6 +112,7 @@ def evaluation_results(recipe: Recipe, numbers: dict[str, dict[str, Any]], task:
 
 def summary(recipe: Recipe, pipe: LatentPipeline) -> str:
     of = f"of {pipe.num_classes} classes, " if pipe.num_classes else "without classes, "
+    of = of if pipe.text_spec is None else f"{of}asked for in words, "
     height, width = recipe.data.sides
     kinds = [part["kind"].replace("_", " ") for part in recipe.components.values()]
     return (
@@ -117,20 +129,39 @@ def tokens_text(spec: LatentSpec) -> str:
     return f"{'x'.join(map(str, spec.grid))} tokens, {entries if spec.vocab else f'{spec.dim} channels each'}"
 
 
-def usage(pipe: LatentPipeline, path: str, self_contained: bool) -> str:
+def usage(pipe: LatentPipeline, facts: Facts, self_contained: bool) -> str:
     """The snippets; a test runs them as they stand."""
-    last, scale = pipe.num_classes - 1, pipe.defaults.guidance.scale
+    path, last, scale = facts.path, pipe.num_classes - 1, pipe.defaults.guidance.scale
     three = f"class_labels=[0, 0, {last}], " if pipe.num_classes else "num_images=3, "
-    guidance = f"guidance_scale={scale:g}, " if pipe.num_classes else ""
-    text = SNIPPET.format(path=path, ask=three, steps=pipe.steps, guidance=guidance)
+    if facts.prompts:
+        asked = json.dumps([facts.prompts[i % len(facts.prompts)] for i in range(3)], ensure_ascii=False)
+        three = f"{three if pipe.num_classes else ''}prompt={asked}, "
+    guidance = f"guidance_scale={scale:g}, " if pipe.network.reads else ""
+    encoder = LOAD_ENCODER if facts.prompts and pipe.text_encoder is None else ""
+    text = SNIPPET.format(path=path, ask=three, steps=pipe.steps, guidance=guidance, encoder=encoder)
+    if encoder:
+        text += WITHOUT_ENCODER.format(kind=pipe.config.text["kind"])
     if pipe.id2label:
         first = list(pipe.id2label.items())[:10]
         texts = [(str(label), markdown_text(name)) for label, name in first]
         shown = ", ".join(name if name == label else f"{label} {name}" for label, name in texts)
         text += f"\n\nClasses, by number or name: {shown}{', ...' if len(pipe.id2label) > 10 else ''}."
     if self_contained:
-        text += "\n\n" + ALONE.format(path=path, ask="class_labels=0" if pipe.num_classes else "")
+        text += "\n\n" + ALONE.format(path=path, ask=alone_call(pipe, facts))
     return text
+
+
+def alone_call(pipe: LatentPipeline, facts: Facts) -> str:
+    """The arguments of the call of a folder that loads with diffusers alone; without its encoder it is given zeros."""
+    asked = ["class_labels=0"] if pipe.num_classes else []
+    if facts.prompts and pipe.text_encoder is not None:
+        asked.append(f"prompt={json.dumps(facts.prompts[0], ensure_ascii=False)}")
+    elif facts.prompts:
+        spec = pipe.text_spec
+        sizes = {"prompt_embeds": (1, spec.tokens, spec.layers * spec.dim)}
+        sizes |= {"pooled_prompt_embeds": (1, spec.pooled)} if spec.pooled else {}
+        asked += [f"{name}=torch.zeros{size}" for name, size in sizes.items()]
+    return ", ".join(asked)
 
 
 def making(recipe: Recipe, pipe: LatentPipeline, facts: Facts) -> str:

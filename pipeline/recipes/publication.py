@@ -12,3 +12,4 @@ class Publication(RangedFields):
     self_contained: bool = False  # also a folder that loads with diffusers alone, by trust_remote_code
     stock: bool = False  # also folders of stock diffusers classes, where the shapes allow
     license: str = "unknown"
+    text_encoder: bool | str = True  # with its weights; false: without; or where others have it: a hub id, a folder

@@ -7,6 +7,8 @@ from pipeline.ranges import Count, Evaluations, ImageCount, RangedFields
 from pipeline.recipes.field_metadata import ONLY_SPEED
 from pipeline.samplers.guidance import Guidance
 
+HELD_OUT = "held_out"  # prompts: captions of held-out images, evenly through them
+
 
 @dataclass
 class Weak(RangedFields):
@@ -44,5 +46,7 @@ class Sampling(RangedFields):
     weak: Weak | None = None  # what guidance leads away from, in place of the null label
     decoder: EarlierDecoder | None = None  # what codes are decoded by, in place of the one that post-training kept
     labels: Literal["balanced", "random"] = "balanced"
+    prompts: str = HELD_OUT  # what a line that reads text is asked for: captions of held-out images, or a file of texts
+    negative_prompt: str | None = None  # what guidance leads away from, in place of no caption
     sampler: dict[str, Any] = field(default_factory=dict)
     batch: Count = field(default=64, metadata=ONLY_SPEED)

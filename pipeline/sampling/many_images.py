@@ -16,6 +16,7 @@ from pipeline.components import find
 from pipeline.draws import mix
 from pipeline.files.writing import new_file, read_json, write_json, write_text
 from pipeline.images.files import write_archive, write_grid
+from pipeline.images.reading import Images
 from pipeline.latent_pipeline import LatentPipeline
 from pipeline.networks.base import Network
 from pipeline.nn.finite import naming_images
@@ -25,6 +26,7 @@ from pipeline.recipes.schema import Recipe
 from pipeline.runs.milestones import milestone
 from pipeline.runs.precision import arithmetic
 from pipeline.runs.workspace import surroundings
+from pipeline.sampling.held_out_prompts import load_encoder_of_run, prompts_of_recipe
 from pipeline.sampling.prompt_files import Layout
 from pipeline.sampling.weak_network import check_same_codes, load_weak
 from pipeline.saved_folders import load_component
@@ -74,12 +76,23 @@ def read_prompts(folder: Path) -> list[str] | None:
     return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def plan_recipe(recipe: Recipe, pipe: LatentPipeline) -> Plan:
-    """The labels and seeds of a recipe: image i has seed recipe.seed + i."""
+def plan_recipe(recipe: Recipe, pipe: LatentPipeline, text: Path | None = None) -> Plan:
+    """The labels, prompts and seeds of a recipe: image i has seed recipe.seed + i; `text` is the folder of captions.
+
+    With captions of held-out images the labels, too, are these images'.
+    """
     part = recipe.sample
     seeds = [recipe.seed + i for i in range(part.images)]
     rule = {"labels": part.labels, "seeds": f"{recipe.seed} + i", "recipe": recipe.name}
-    return Plan(choose_labels(part.labels, seeds, pipe.num_classes), seeds, part.batch, recipe.precision.sample, rule)
+    labels = choose_labels(part.labels, seeds, pipe.num_classes)
+    if text is None:
+        return Plan(labels, seeds, part.batch, recipe.precision.sample, rule)
+    prompts, rows = prompts_of_recipe(recipe, text)
+    rule |= {"prompts": part.prompts, "negative_prompt": part.negative_prompt}
+    if rows is not None and labels is not None:
+        source = Images(recipe.data, "held_out").source
+        labels, rule["labels"] = [source.label_of(row) for row in rows.tolist()], "of the images of the captions"
+    return Plan(labels, seeds, part.batch, recipe.precision.sample, rule, prompts, part.negative_prompt)
 
 
 def choose_labels(rule: str, seeds: list[int], num_classes: int) -> list[int] | None:
@@ -99,8 +112,11 @@ def sampling_record(recipe: Recipe) -> dict[str, Any]:
     return {"steps": part.steps, "guidance": guidance, "sampler": part.sampler, "weak": weak}
 
 
-def assemble(recipe: Recipe, decoder: Path, generator: Path) -> LatentPipeline:
-    """The pipeline of a finished run's decoder/ and generator/ folders, with the recipe's sampling as its defaults."""
+def assemble(recipe: Recipe, decoder: Path, generator: Path, text: Path | None = None) -> LatentPipeline:
+    """The pipeline of a finished run's decoder/ and generator/ folders, with the recipe's sampling as its defaults.
+
+    With its folder text/ it has the encoder of captions; without, it is asked by their features alone.
+    """
     names = read_json(generator / "class_names.json")
     return LatentPipeline(
         load_component(find("tokenizers", recipe.tokenizer.model["kind"]), decoder),
@@ -110,6 +126,7 @@ def assemble(recipe: Recipe, decoder: Path, generator: Path) -> LatentPipeline:
         sampling=sampling_record(recipe),
         weak=find_weak(recipe, generator),
         depth=recipe.data.depth,
+        text_encoder=None if text is None else load_encoder_of_run(recipe, text),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from pipeline.captions.table import Captions
 from pipeline.features.extractors import PixelFeatures
 from pipeline.features.passes import evenly_spaced
 from pipeline.images import grids
@@ -76,13 +77,17 @@ class Samples:
         held_out: Images,
         seed: int,
         precision: Precision,
+        captions: Captions | None = None,
     ):
-        self.assemble, self.train, self.held_out = assemble, train, held_out
+        """With `captions`, of held-out images, the samples are of these, and of the images' classes."""
+        self.assemble, self.train, self.held_out, self.captions = assemble, train, held_out, captions
         self.seed, self.precision, self.space = seed, precision, PixelFeatures(32)
 
     def __call__(self, averages: Averages) -> PreviewPicture:
         pipe = self.assemble(averages)
         pipe.set_progress_bar_config(disable=True)
+        if self.captions is not None:
+            return self.of_captions(pipe, self.captions)
         classes = pipe.num_classes
         labels = evenly_spaced(None, classes, min(classes, CLASSES)).repeat_interleave(EACH) if classes else None
         count = CLASSES * EACH if labels is None else len(labels)
@@ -93,6 +98,17 @@ class Samples:
         names = [pipe.id2label.get(label, str(label)) for label in range(classes)]
         pixels = to_pixels(images * 2 - 1)
         drawn = grids.samples_by_class(pixels, None if labels is None else labels.numpy(), names)
+        return PreviewPicture(drawn, self.count_copies(images * 2 - 1))
+
+    def of_captions(self, pipe: LatentPipeline, captions: Captions) -> PreviewPicture:
+        """Samples of captions of held-out images, evenly through these, each above its caption."""
+        rows = evenly_spaced(None, len(captions), min(len(captions), CLASSES * EACH))
+        labels = [self.held_out.source.label_of(row) for row in rows.tolist()] if pipe.num_classes else None
+        seeds = [Generator().manual_seed(self.seed + i) for i in range(len(rows))]
+        features = captions.condition(rows)
+        with arithmetic(pipe.device, self.precision):
+            images = pipe(labels, prompt_embeds=features, generator=seeds, output_type="pt").images.float().cpu()
+        drawn = grids.captioned(to_pixels(images * 2 - 1), captions.texts(rows), CLASSES)
         return PreviewPicture(drawn, self.count_copies(images * 2 - 1))
 
     def count_copies(self, samples: Tensor) -> tuple[float, float] | None:

@@ -47,7 +47,7 @@ def sources_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective
     def assemble(averages: Mapping[str, nn.Module]) -> LatentPipeline:
         return pipeline_of(recipe, tokenizer, detach_heads(averages["network"])[0], objective, train.class_names)
 
-    draw = Samples(assemble, train, held_out.images, recipe.seed, recipe.precision.sample)
+    draw = Samples(assemble, train, held_out.images, recipe.seed, recipe.precision.sample, captions)
     return PreviewSources(training.title, codes, HeldOutCodes(held_out), draw, work.root / training.pictures)
 
 
@@ -68,7 +68,7 @@ def sources_of_joint_training(
         return pipeline_of(recipe, tokenizer, detach_heads(player)[0], objective, images.class_names)
 
     reconstructions = ReconstructedImages(held_out, recipe.precision.joint, device)
-    samples = Samples(assemble, images, held_out, recipe.seed, recipe.precision.sample)
+    samples = Samples(assemble, images, held_out, recipe.seed, recipe.precision.sample, captions)
     draw = Both(reconstructions, samples)
     return PreviewSources(training.title, images, held_out, draw, work.root / training.pictures)
 

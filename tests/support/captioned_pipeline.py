@@ -9,7 +9,7 @@ from pipeline.nn.conditions import text_arguments
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.text_encoders.byte_transformer import ByteTransformer
 from pipeline.tokenizers.base import Tokenizer
-from support.tiny_pipeline import NAMES, SAMPLING, make_network, randomised
+from support.tiny_pipeline import NAMES, SAMPLING, make_network, make_pipeline, randomised
 
 ENCODER = {"kind": "byte_transformer", "tokens": 12, "width": 8, "depth": 1, "heads": 2}
 TOKENIZERS = {
@@ -34,6 +34,13 @@ def reading_captions() -> dict[str, int]:
 def make_captioned_tokenizer(kind: str) -> Tokenizer:
     """Of 16 pixels, four tokens of three channels."""
     return randomised(build("tokenizers", TOKENIZERS[kind] | WIDTHS, image_size=16, **reading_captions()), 4)
+
+
+def make_text_pipeline(num_classes: int = 0, **arguments: Any) -> LatentPipeline:
+    """A pipeline whose network reads prompts, with or without classes."""
+    network = make_network(num_classes, text_reading="cross_attention", **text_arguments(make_text_encoder().spec))
+    given = {"network": network, "text_encoder": make_text_encoder(), "id2label": NAMES if num_classes else None}
+    return make_pipeline(num_classes, **given | {"sampling": SAMPLING} | arguments)
 
 
 def make_captioned_decoder(kind: str = "tatitok", **arguments: Any) -> LatentPipeline:
