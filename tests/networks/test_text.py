@@ -16,7 +16,7 @@ from pipeline.nn.blocks import NOTHING
 from pipeline.nn.causal_sequence import align_right
 from pipeline.nn.conditions import text_arguments
 from pipeline.nn.text import Caption, NullCaption, TextReader, join_caption
-from pipeline.samplers.guidance import Guidance
+from pipeline.samplers.guidance import Guidance, check_pair
 from pipeline.training.generation import Generation
 
 ROLES = {
@@ -196,6 +196,31 @@ def test_a_code_made_anew_by_text_keeps_what_is_to_stay(node):
     made = generating.regenerate(law, network, code, condition, 0.0, draws, steps, Guidance(9.0), kept=kept)
     old, new = (each.ids if law.discrete else each.z for each in (code, made))
     assert torch.equal(old[kept], new[kept]) and not torch.equal(old, new)
+
+
+def test_a_weak_network_reads_the_same_captions():
+    network = tiny(ROLES["denoiser"])
+    check_pair(network, tiny(ROLES["denoiser"], depth=1, text_reading="pooled"))
+    for other in ({"text_tokens": 5}, {"text_dim": 4}, {"text_tokens": 0, "text_dim": 0, "text_layers": 1}):
+        with pytest.raises(ValueError, match="the weak network has text_"):
+            check_pair(network, tiny(ROLES["denoiser"], **other))
+
+
+@pytest.mark.parametrize("role", [pytest.param(r, marks=() if r == "denoiser" else pytest.mark.slow) for r in ROLES])
+def test_blocks_are_compiled_once_whatever_the_lengths_of_captions(role):
+    network = tiny(ROLES[role])
+    request = request_of(network)
+    expected = network(**request)
+    torch._dynamo.reset(), torch._dynamo.utils.counters.clear()
+    network.compile_repeated_blocks(fullgraph=True, backend="eager")
+    for lengths in ([3, 4, 0], [1, 1, 1], [4, 4, 4], [0, 0, 0]):
+        network(**request | {"condition": captions_of(network, lengths)})
+    network(**request | {"condition": None})
+    assert torch.allclose(network(**request), expected, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 + (
+        role == "trunk"
+    )  # which has other blocks in its head
+    torch._dynamo.reset()
 
 
 # Training: two captions, and codes that follow from them

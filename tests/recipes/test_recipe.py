@@ -62,6 +62,14 @@ def test_planted_mistakes_stop_at_load(override, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_network_that_reads_no_captions_is_refused():
+    encoder = "text.encoder={kind: byte_transformer, tokens: 8, width: 32}"
+    with pytest.raises(
+        ValueError, match="^generator.condition is text, and a next_scale_transformer reads no captions"
+    ):
+        check_recipe(load("digits_var", [encoder, "generator.condition=text"]))
+
+
 def test_includes_that_are_missing_or_go_in_circles(tmp_path):
     (tmp_path / "a.yaml").write_text("include: b\nname: a\n")
     (tmp_path / "b.yaml").write_text("include: [a]\n")
