@@ -102,3 +102,4 @@ class Condition(Batched):
     text: Tensor | None = None  # [B, T, layers * dim]  a frozen text encoder's features, see TextSpec
     text_mask: Tensor | None = None  # [B, T] bool, True where a place holds a token of the caption
     pooled: Tensor | None = None  # [B, P]  of the whole caption, where the encoder has such a vector
+    score: Tensor | None = None  # [B]  how good the image looks, about 0 to 10, for networks that are told that

@@ -67,6 +67,7 @@ SMALL: dict[str, Any] = {
     "split_after": [1],
     "sides": [1, 2],
     "buffer": 2,
+    "score_width": 6,
 }
 # The same, and of arguments that no recipe of a part states.
 TINY: dict[str, Any] = SMALL | {
@@ -189,6 +190,20 @@ VARIANTS: dict[str, dict[str, Node]] = {
         "bit_diffusion": {"kind": "bit_diffusion_transformer", "vocab": 2, "codebooks": 5, "residual_dropout": 0.2},
         "bit_diffusion_of_ids": {"kind": "bit_diffusion_transformer", "vocab": 16, "grid": [6]},
         "bit_diffusion_unconditional": {"kind": "bit_diffusion_transformer", "vocab": 2, "num_classes": 0},
+        "joint_masked_text": {"kind": "joint_masked_transformer", "num_classes": 0, **POOLED, "score_width": 6},
+        "joint_masked_layer": {"kind": "joint_masked_transformer", **TEXT, "text_layer": 1, "text_null": "learned"},
+        "joint_masked_codebooks": {"kind": "joint_masked_transformer", "codebooks": 3, "grid": [3, 4]},
+        "joint_masked_unconditional": {"kind": "joint_masked_transformer", "num_classes": 0},
+        "joint_latents_text": {"kind": "joint_masked_latent_transformer", **POOLED, "score_width": 5, "outputs": 2},
+        "joint_latents_layer": {
+            "kind": "joint_masked_latent_transformer",
+            "num_classes": 0,
+            **TEXT,
+            "text_layer": 0,
+            "patch_size": 2,
+            **OF_DATA,
+        },
+        "joint_latents_classes": {"kind": "joint_masked_latent_transformer", "grid": [6], "score_width": 4},
         "masked_latent_patches": {"kind": "masked_latent_transformer", "patch_size": 2, "outputs": 2},
         "masked_latent_narrow": {"kind": "masked_latent_transformer", "decoder_width": 24, "decoder_depth": 1},
         "masked_latent_one_axis": {"kind": "masked_latent_transformer", "grid": [6], **OF_DATA},

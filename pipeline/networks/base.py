@@ -14,7 +14,7 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.cast_warning import WithoutCastWarning
 from pipeline.nn.class_token import count_token_rows
-from pipeline.nn.conditions import NO_TEXT, fields_read, null_of, refuse_text, select, text_spec
+from pipeline.nn.conditions import NO_TEXT, fields_read, null_of, pick_layer, refuse_text, select, text_spec
 from pipeline.nn.embeddings import resample_positions
 from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.lora import Adapted
@@ -190,14 +190,21 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
         Raises ValueError for captions of another shape than its own, and where there are any and it reads none.
         """
         if self.text is not None:
-            return self.text(condition, batch, device)
+            return self.text(pick_layer(condition, self.config), batch, device)
         refuse_text(condition)
         return None
+
+    def labels_and_scores(self, condition: Condition | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`labels`, and the score of every image, [B]: the network's own where none is given."""
+        labels = self.labels(condition, batch, device)
+        if condition is not None and condition.score is not None:
+            return labels, condition.score
+        return labels, torch.full((batch,), self.config.score, device=device)
 
     def set_empty_text(self, empty: Condition) -> None:
         """Take the features of the empty caption, those of one image, where they are the null of this network."""
         if "text" in self.reads and self.config.get("text_null") == "empty":
-            self.text.null.set_empty(empty)
+            self.text.null.set_empty(pick_layer(empty, self.config))
 
     def labels(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
         """The label of every image, [B] int64: the null one where no condition is given.

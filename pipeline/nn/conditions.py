@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from pipeline.code import Condition, TextSpec
+from pipeline.validation import SettingError
 
-SIZES = {"labels": "num_classes", "text": "text_tokens", "pooled": "pooled_dim"}  # arguments, 0 where it is not read
+# Arguments of a model's constructor, 0 where it does not read the field.
+SIZES = {"labels": "num_classes", "text": "text_tokens", "pooled": "pooled_dim", "score": "score_width"}
 NO_TEXT = {"text_tokens": 0, "text_dim": 0, "text_layers": 1, "pooled_dim": 0}  # arguments of a model without captions
 
 
@@ -40,6 +42,32 @@ def select(condition: Condition | None, names: Collection[str]) -> Condition | N
     return Condition(**kept) if kept else None
 
 
+def spec_read(arguments: Mapping[str, Any]) -> TextSpec | None:
+    """The geometry of what a model reads of captions: the layer `text_layer` alone, where its arguments state one."""
+    spec = text_spec(arguments)
+    return spec if spec is None or arguments.get("text_layer") is None else replace(spec, layers=1)
+
+
+def pick_layer(condition: Condition | None, arguments: Mapping[str, Any]) -> Condition | None:
+    """The condition with the features of the layer `text_layer` alone, where these arguments of a model state one.
+
+    Features of another width than the text encoder's stay as they are.
+    """
+    number, spec = arguments.get("text_layer"), text_spec(arguments)
+    if number is None or spec is None or condition is None or condition.text is None:
+        return condition
+    if condition.text.shape[-1] != spec.layers * spec.dim:
+        return condition
+    return replace(condition, text=condition.text[..., number * spec.dim : (number + 1) * spec.dim])
+
+
+def check_layer(arguments: Mapping[str, Any]) -> None:
+    """ValueError where `text_layer` is none of the text encoder's stated layers."""
+    number, spec = arguments.get("text_layer"), text_spec(arguments)
+    if number is not None and spec is not None and number >= spec.layers:
+        raise SettingError("text_layer", f" is {number}, and the text encoder states {spec.layers} layers, from 0 on")
+
+
 def refuse_text(condition: Condition | None) -> None:
     """ValueError where a model that reads no captions is given any."""
     if condition is not None and condition.text is not None:
@@ -49,7 +77,8 @@ def refuse_text(condition: Condition | None) -> None:
 def null_of(condition: Condition, null_label: int) -> Condition:
     """The null condition of the same batch: the null label, and no place of the caption that holds a token.
 
-    A model puts its own null in place of a caption without tokens, so `text` and `pooled` stay as they are.
+    A model puts its own null in place of a caption without tokens, so `text` and `pooled` stay as they are, and with
+    them the score.
     """
     labels, mask = condition.labels, condition.text_mask
     labels = None if labels is None else torch.full_like(labels, null_label)
@@ -71,4 +100,4 @@ def filled(negative: Condition, null: Condition) -> Condition:
     """A condition to lead away from, with the fields of `null` where it states none; a caption is stated as a whole."""
     labels = null.labels if negative.labels is None else negative.labels
     caption = null if negative.text is None else negative
-    return Condition(labels, caption.text, caption.text_mask, caption.pooled)
+    return Condition(labels, caption.text, caption.text_mask, caption.pooled, null.score)

@@ -38,6 +38,17 @@ class IdConditioning(nn.Module):
         return h + self.down(F.gelu(self.up(self.norm(h + self.table(ids)))))
 
 
+class SharedTable(nn.Module):
+    """Ids [...] to rows of a table [..., width], and states [..., width] to the logits of ids; the last is a mask's."""
+
+    def __init__(self, vocab: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab + 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight[:-1]) if x.is_floating_point() else F.embedding(x, self.weight)
+
+
 class TokenHead(nn.Module):
     """States [B, N, width] to the logits of a token's ids, one codebook after another.
 
@@ -65,6 +76,18 @@ class TokenHead(nn.Module):
             h = condition(h, chosen[k])
             chosen.append(choose(self.outputs[k + 1](h), k + 1))
         return torch.stack(chosen, dim=-1)
+
+
+class TiedTokenHead(TokenHead):
+    """A `TokenHead` that also embeds ids, by the tables that its logits are products with."""
+
+    def __init__(self, vocab: int, codebooks: int, width: int):
+        super().__init__(vocab, codebooks, width)
+        self.outputs = nn.ModuleList(SharedTable(vocab, width) for _ in range(codebooks))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids [B, N, codebooks], those of a mask among them, to [B, N, width]."""
+        return sum(table(ids[..., k]) for k, table in enumerate(self.outputs))
 
 
 def take_places(tokens: Tensor, places: Tensor) -> Tensor:

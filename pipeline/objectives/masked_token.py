@@ -21,7 +21,7 @@ from pipeline.samplers.unmasking import Unmasking, lowest, mask_rate, masked_ane
 class Numbers(NamedTuple):
     """The uniform numbers of one sampling."""
 
-    ids: Tensor  # [B, steps, N, codebooks]
+    ids: Tensor | None  # [B, steps, N, codebooks]; None where every step draws its own, one for each logit
     order: Tensor  # [B, steps, N]
 
 
@@ -92,8 +92,8 @@ class MaskedToken(Objective):
     @torch.no_grad()
     def sample(self, request: SamplingRequest, settings: Unmasking = Unmasking()) -> Code:
         """A code from masks alone: every step chooses all masked ids and masks the tokens again that can wait."""
-        numbers = self._numbers(request.draws, request.steps, request.spec)
-        ids = torch.zeros_like(numbers.ids[:, 0], dtype=torch.int64)
+        numbers = self._numbers(request.draws, request.steps, request.spec, settings)
+        ids = torch.zeros_like(numbers.order[:, 0], dtype=torch.int64)[..., None].repeat(1, 1, request.spec.codebooks)
         masked = torch.ones_like(ids[..., 0], dtype=torch.bool)
         return self._fill(request, ids, masked, numbers, settings)
 
@@ -109,7 +109,7 @@ class MaskedToken(Objective):
         if original.stays_whole or preserved == spec.tokens:
             return original.copy()
         masked = masked_anew(ids, preserved, original.kept, draws)
-        numbers = self._numbers(draws, min(request.steps, spec.tokens - preserved), spec)
+        numbers = self._numbers(draws, min(request.steps, spec.tokens - preserved), spec, settings)
         return self._fill(request, ids.masked_fill(masked[..., None], 0), masked, numbers, settings)
 
     def check_sampler(self, steps: int, spec: LatentSpec, settings: Unmasking) -> None:
@@ -121,30 +121,36 @@ class MaskedToken(Objective):
     ) -> Code:
         """The code that starts from ids [B, N, codebooks] with masked tokens [B, N], each image at its own rate."""
         network, condition, guidance = request.network, request.condition, request.guidance
-        both, steps = request.both_halves(), numbers.ids.shape[1]
+        both, steps, spec = request.both_halves(), numbers.order.shape[1], request.spec
         schedule = settings.schedule or self.config.schedule
         counts = [masked_counts(schedule, count, steps) for count in masked.sum(dim=1).tolist()]
         for step, left in enumerate(torch.tensor(counts, device=ids.device).unbind(dim=1)):
-            scale, rest = guidance.at(1 - step / steps), 1 - (step + 1) / steps
+            rest = 1 - (step + 1) / steps
+            scale = guidance.at(rest if settings.guided_after else 1 - step / steps)
+            if numbers.ids is None:
+                uniform = request.draws.uniform(f"gumbel_{step}", (spec.tokens, spec.codebooks, spec.vocab))
+            else:
+                uniform = numbers.ids[:, step]
             if (masked.sum(dim=1) > left).any():
-                choose = settings.chooser(rest, scale, numbers.ids[:, step])
+                choose = settings.chooser(rest, scale, uniform)
                 if scale == 1:
                     chosen = network(ids, masked, condition, choose=choose)
                 else:
                     asked = torch.cat([ids, ids]), torch.cat([masked, masked])
                     chosen = network(*asked, both, choose=choose)[: len(ids)]
                 ids = torch.where(masked[..., None], chosen, ids)
-                lateness = settings.lateness(choose.sureness, numbers.order[:, step], rest, request.spec.grid)
+                lateness = settings.lateness(choose.sureness, numbers.order[:, step], rest, spec.grid)
                 masked = masked & lowest(lateness.masked_fill(~masked, torch.inf), left)
-            ids, masked = reported(request.on_step, step, rest, MaskedIds(ids, masked, request.spec.vocab))
+            ids, masked = reported(request.on_step, step, rest, MaskedIds(ids, masked, spec.vocab))
         return Code(ids=plain_ids(ids))
 
     def _count(self, uniform: Tensor, tokens: int) -> Tensor:
         """How many of an image's tokens are masked in training, float32 of the shape of `uniform`."""
         return (mask_rate(self.config.schedule, uniform) * tokens).round().clamp(min=1)
 
-    def _numbers(self, draws: Draws, steps: int, spec: LatentSpec) -> Numbers:
-        ids = draws.uniform("ids", (steps, spec.tokens, spec.codebooks))
+    def _numbers(self, draws: Draws, steps: int, spec: LatentSpec, settings: Unmasking) -> Numbers:
+        inverse = settings.draw == "inverse"
+        ids = draws.uniform("ids", (steps, spec.tokens, spec.codebooks)) if inverse else None
         return Numbers(ids, draws.uniform("order", (steps, spec.tokens)))
 
 

@@ -18,6 +18,8 @@ OPTIONS = {
     "decoder_heads": "attention heads of the decoder; needed where its width is not a published one",
     "condition_drop": "class dropout of its training; with 0 the label table has no row for the dropped label",
     "tokens": "tokens per image",
+    "vocab": "ids of the codebook",
+    "score": "how good an image is said to look where nobody says it, about 0 to 10",
     "patch_size": "tokens of a side of a patch",
     "unit_norm": "whether codes and codebook rows have length one (true or false)",
     "stats": "file of the published mean and std (or variance) of the latents",

@@ -27,8 +27,9 @@ class Guidance(RangedFields, ShortForm):
 
     Ho and Salimans, arXiv:2207.12598. `interval` bounds the noise levels u at which guidance acts (Kynkäänniemi et
     al., arXiv:2404.07724); `channels` guides the first few channels only, as the published numbers of DiT, SiT and
-    LightningDiT did; `schedule` scales (scale - 1) by x = (1 - u)^power, or by (1 - cos(pi x)) / 2; `rescale` matches
-    the guided prediction's std to the conditional one's (Lin et al., arXiv:2305.08891, section 3.4).
+    LightningDiT did; `schedule` scales (scale - start) by x = (1 - u)^power, by (1 - cos(pi x)) / 2, or by
+    cos(pi x) / 2; `rescale` matches the guided prediction's std to the conditional one's (Lin et al.,
+    arXiv:2305.08891, section 3.4).
 
     For ids, u is the share of the sampling steps still to come: an interval of (0, 0.82) is a schedule that steps up
     after 18 % of the tokens, and `cosine` with a power is RAR's and MaskGIT's power-cosine.
@@ -38,32 +39,37 @@ class Guidance(RangedFields, ShortForm):
     scale: Number = 1.0  # 1 is the unguided path; a bare number in place of the section is its scale
     interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # noise levels at which guidance acts
     channels: Count | None = None  # guide the first few channels only, as DiT's published numbers did
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "flipped_cosine"] = "constant"
     power: NotNegative = 1.0  # of the schedule
     rescale: Fraction = 0.0  # how far the guided prediction's std is brought to the conditional one's
     class_token: Number | None = None  # scale of a class token that is denoised too; 1: not guided; null: as the code
+    start: Number = 1.0  # the scale where the schedule begins, at x = 0; MaskGen's begin at 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.interval
         if low > high:
             raise SettingError("interval", f" is [{low:g}, {high:g}]; give the lower noise level first")
+        if self.scale == 1 and self.start != 1:
+            raise SettingError("start", f" is {self.start:g}, and the scale is 1, which guides nowhere; leave it out")
 
     def at(self, time: float) -> float:
         """The scale at noise level `time`."""
-        return 1 + (self.scale - 1) * self.share(time)
+        return self._follow(self.scale, time)
 
     def of_class_token(self, time: float) -> float:
         """The scale of a class token at noise level `time`."""
-        return self.at(time) if self.class_token is None else 1 + (self.class_token - 1) * self.share(time)
+        return self.at(time) if self.class_token is None else self._follow(self.class_token, time)
 
-    def share(self, time: float) -> float:
-        """The fraction of (scale - 1) at noise level `time`."""
+    def _follow(self, scale: float, time: float) -> float:
+        """What the schedule makes of a scale at noise level `time`: 1 outside of the interval."""
         low, high = self.interval
         if not low - 1e-6 <= time <= high + 1e-6:  # a level on the edge may have been rounded over it
-            return 0.0
+            return 1.0
         x = max(0.0, 1 - time) ** self.power
-        return {"constant": 1.0, "linear": x, "cosine": (1 - math.cos(math.pi * x)) / 2}[self.schedule]
+        cosine = math.cos(math.pi * x)
+        share = {"constant": 1.0, "linear": x, "cosine": (1 - cosine) / 2, "flipped_cosine": cosine / 2}[self.schedule]
+        return self.start + (scale - self.start) * share
 
 
 Predict = Callable[[Tensor, float], Tensor]

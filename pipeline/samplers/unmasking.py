@@ -18,6 +18,7 @@ from pipeline.samplers.guidance import guided_logits
 Schedule = Literal["arccos", "cosine", "linear"]
 Order = Literal["confidence", "halton", "random"]
 Confidence = Literal["probability", "logit"]
+Draw = Literal["inverse", "gumbel"]
 
 BASES = (2, 3, 5)  # of the Halton sequence, an axis each
 
@@ -113,6 +114,8 @@ class Unmasking(RangedFields):
     soften: bool = False  # logits are divided by a number that falls linearly from 1.3 to 0.5 at the last step
     confidence: Confidence = "probability"  # how sure a token is: the log-probability of its ids, or their logit
     noise: NotNegative = 4.5  # temperature of the Gumbel noise on the confidence, which falls linearly to 0
+    draw: Draw = "inverse"  # an id by one uniform number, or by Gumbel noise on every logit, which costs one for each
+    guided_after: bool = False  # guidance goes by the share of steps to come after a step, in place of before it
 
     def validate(self, steps: int, spec: LatentSpec) -> None:
         """ValueError with one line where these settings, or this number of steps, do not fit the codes."""
@@ -122,12 +125,16 @@ class Unmasking(RangedFields):
                 f" 1 to {spec.tokens}"
             )
         Choice(self.temperature, self.top_k, self.top_p).validate(spec.vocab)
+        if self.draw == "gumbel" and (self.top_k or self.top_p != 1):
+            raise ValueError("draw=gumbel leaves all ids in; leave top_k and top_p out, or take draw=inverse")
         if self.order == "halton" and len(spec.grid) > len(BASES):
             raise ValueError(f"order=halton is for grids of up to {len(BASES)} axes; take order=confidence or random")
 
     def chooser(self, rest: float, scale: float, uniform: Tensor) -> "Chooser":
         """The choice of a step after which the share `rest` of the steps is to come, guided by `scale`."""
-        choice = Choice(self.temperature * (rest if self.anneal else 1), self.top_k, self.top_p)
+        temperature = self.temperature * (rest if self.anneal else 1)
+        inverse = Choice(temperature, self.top_k, self.top_p)
+        choice = GumbelChoice(temperature) if self.draw == "gumbel" else inverse
         return Chooser(choice, 0.5 + 0.8 * rest if self.soften else 1.0, self.confidence, scale, uniform)
 
     def lateness(self, sureness: Tensor, uniform: Tensor, rest: float, grid: tuple[int, ...]) -> Tensor:
@@ -136,8 +143,22 @@ class Unmasking(RangedFields):
             return uniform
         if self.order == "halton":
             return -halton_order(grid).argsort().to(uniform).expand_as(uniform)
-        gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-20)))
-        return sureness + self.noise * rest * gumbel
+        return sureness + self.noise * rest * gumbel(uniform)
+
+
+@dataclass(frozen=True)
+class GumbelChoice:
+    """Takes the largest of logits [..., vocab] and Gumbel noise of uniform numbers of their shape: [...]."""
+
+    temperature: float  # of the noise
+
+    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        return (logits + self.temperature * gumbel(uniform)).argmax(dim=-1)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise of uniform numbers in [0, 1)."""
+    return -torch.log((-torch.log(uniform.clamp(min=1e-20))).clamp(min=1e-20))
 
 
 class Chooser:
@@ -147,17 +168,19 @@ class Chooser:
     the sum over the codebooks of the chosen ids' log-probabilities or logits.
     """
 
-    def __init__(self, choice: Choice, divisor: float, confidence: Confidence, scale: float, uniform: Tensor):
+    def __init__(
+        self, choice: Choice | GumbelChoice, divisor: float, confidence: Confidence, scale: float, uniform: Tensor
+    ):
         self.choice, self.divisor, self.confidence, self.scale = choice, divisor, confidence, scale
-        self.uniform = uniform  # [B, N, codebooks]
-        self.sureness = torch.zeros_like(uniform[..., 0])
+        self.uniform = uniform  # [B, N, codebooks], or [B, N, codebooks, vocab]
+        self.sureness = torch.zeros(uniform.shape[:2], device=uniform.device)
 
     def __call__(self, logits: Tensor, number: int) -> Tensor:
         logits = logits.float()
         logits = logits if self.scale == 1 else guided_logits(logits, self.scale)
         check_finite(logits.amax(dim=-1), LOGITS)  # an id may have no chance, at minus infinity
         logits = logits / self.divisor
-        ids = self.choice(logits, self.uniform[..., number])
+        ids = self.choice(logits, self.uniform[:, :, number])
         scores = logits if self.confidence == "logit" else logits.log_softmax(dim=-1)
         self.sureness += scores.gather(-1, ids[..., None])[..., 0]
         return ids if self.scale == 1 else torch.cat([ids, ids])

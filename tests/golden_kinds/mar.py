@@ -5,6 +5,7 @@ import re
 
 import generating
 import torch
+from support.token_noise import head_draws, ranks_of, token_noise
 from torch import Tensor
 
 from golden_kinds import Case, grid, sequence
@@ -13,7 +14,6 @@ from pipeline.draws import GivenDraws
 from pipeline.nn.embeddings import unpatchify
 from pipeline.objectives.masked_latent import MaskedLatent, MaskedLatentRandomness
 from pipeline.samplers.guidance import Guidance
-from pipeline.samplers.unmasking import masked_counts
 
 MATCHES = "models.mar.MAR"
 GRADIENTS = {  # of ours by the stored name
@@ -33,22 +33,6 @@ def outputs(case: Case) -> dict[str, Tensor]:
     return training(case, network, objective) | sampling(case, network, objective)
 
 
-def ranks_of(orders: Tensor) -> Tensor:
-    """The uniform numbers [B, M] that are sorted into these orders."""
-    return orders.argsort(dim=-1) / orders.shape[1]
-
-
-def head_draws(case: Case, order: Tensor, count: int, copies: int, names: tuple[str, str]) -> dict[str, Tensor]:
-    """Timesteps and noise of masked places, [B, copies * count, ...], of rows (copy, image, place)."""
-    batch, places = order.shape
-    chosen = order[None, :, :count].expand(copies, -1, -1)
-    time, noise = (case.inputs[name].unflatten(0, (copies, batch, places)) for name in names)
-    time = (time.gather(2, chosen).float() + 0.5) / 1000
-    noise = noise.gather(2, chosen[..., None].expand(-1, -1, -1, noise.shape[-1]))
-    by_image = lambda value: value.transpose(0, 1).flatten(1, 2)  # noqa: E731
-    return {"head.time": by_image(time), "head.noise": by_image(noise)[:, :, None]}
-
-
 def training(case: Case, network, objective: MaskedLatent) -> dict[str, Tensor]:
     inputs, config = case.inputs, network.config
     order, places = inputs["orders"], inputs["orders"].shape[1]
@@ -56,7 +40,7 @@ def training(case: Case, network, objective: MaskedLatent) -> dict[str, Tensor]:
     count = -int(-places * rate // 1)
     dropped = inputs["drop_u"] < case.meta["constructor"]["label_drop_prob"]
     condition = Condition(labels=torch.where(dropped, config.num_classes, inputs["labels"]))
-    given = head_draws(case, order, count, objective.config.copies, ("loss_t", "loss_noise"))
+    given = head_draws(order, count, inputs["loss_t"], inputs["loss_noise"])
     given["head.noise"] = channels_last(given["head.noise"], config.patch_size)
     draws = GivenDraws({"order": ranks_of(order), **given})
     terms = objective.loss(network, Code(z=sequence(inputs["imgs"])), condition, MaskedLatentRandomness(rate, draws))
@@ -93,7 +77,7 @@ def sampling(case: Case, network, objective: MaskedLatent) -> dict[str, Tensor]:
     calls = {name: json.loads(arguments) for name, arguments in stated}
     for name, arguments in calls.items():
         guidance = Guidance(arguments["cfg"], schedule=arguments.get("cfg_schedule", "linear"))
-        given = token_noise(case, network, f"sample_{name}", steps, head_steps)
+        given = noise_of_codes(case, network, f"sample_{name}", steps)
         draws = GivenDraws({"order": ranks_of(case.inputs["sample_orders"]), **given})
         spec = LatentSpec(tuple(network.config.grid), network.config.dim)
         condition = Condition(labels=case.inputs["sample_labels"])
@@ -103,18 +87,11 @@ def sampling(case: Case, network, objective: MaskedLatent) -> dict[str, Tensor]:
     return found
 
 
-def token_noise(case: Case, network, prefix: str, steps: int, head_steps: int) -> dict[str, Tensor]:
+def noise_of_codes(case: Case, network, prefix: str, iterations: int) -> dict[str, Tensor]:
     """The given noise by name, [B, N, C], each token's in its place."""
-    config, order = network.config, case.inputs["sample_orders"]
-    ranks, counts = order.argsort(dim=-1), [order.shape[1], *masked_counts("cosine", order.shape[1], steps)]
-    channels = config.patch_size**2 * config.dim
-    names = ["start", *(f"step_{i}" for i in range(head_steps))]
-    noise = {name: torch.zeros(*order.shape, channels) for name in names}
-    for step in range(steps):
-        places = (ranks >= counts[step + 1]) & (ranks < counts[step])
-        rows = int(places.sum())
-        noise["start"][places] = case.inputs[f"{prefix}_init_{step}"]
-        for i, value in enumerate(case.inputs[f"{prefix}_steps_{step}"]):
-            noise[f"step_{i}"][places] = value[:rows]
+    config, inputs = network.config, case.inputs
+    starts = [inputs[f"{prefix}_init_{i}"] for i in range(iterations)]
+    steps = [list(inputs[f"{prefix}_steps_{i}"]) for i in range(iterations)]
+    noise = token_noise(inputs["sample_orders"], starts, steps)
     last = lambda value: channels_last(value, config.patch_size)  # noqa: E731
     return {name: unpatchify(last(value), config.grid, config.patch_size) for name, value in noise.items()}

@@ -11,6 +11,7 @@ CAPTIONS = Condition(
     text=torch.randn(3, 4, 5),
     text_mask=torch.tensor([[True, True, False, False], [True, True, True, True], [False, False, False, False]]),
     pooled=torch.randn(3, 6),
+    score=torch.tensor([4.0, 5.0, 6.0]),
 )
 
 

@@ -17,7 +17,7 @@ from pipeline.objectives.masked_token import MaskedToken, MaskRandomness
 from pipeline.samplers.guidance import Guidance
 from pipeline.samplers.original import Original
 from pipeline.samplers.request import SamplingRequest
-from pipeline.samplers.unmasking import Unmasking, halton_order, mask_rate, masked_counts
+from pipeline.samplers.unmasking import GumbelChoice, Unmasking, halton_order, mask_rate, masked_counts
 from pipeline.sampling.many_images import counted
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 
@@ -482,3 +482,18 @@ def test_a_step_that_settles_nothing_asks_nothing():
     MaskedToken().regenerate(request, Original(code, 0.0, kept))
     assert len(watched.asked) == 2 and [step for step, *_ in seen] == list(range(8))
     assert not (seen[-1][2] == SPEC.vocab).any()
+
+
+def test_gumbel_noise_and_inversion_choose_by_the_same_law():
+    """The largest of logits and Gumbel noise of temperature t is a choice at temperature t."""
+    generator = torch.Generator().manual_seed(0)
+    logits, temperature = torch.tensor([1.0, 0.0, -1.0, 2.0]), 0.7
+    chosen = GumbelChoice(temperature)(logits.expand(20_000, -1), torch.rand(20_000, 4, generator=generator))
+    shares = torch.bincount(chosen, minlength=4) / 20_000
+    torch.testing.assert_close(shares, (logits / temperature).softmax(dim=-1), atol=0.015, rtol=0)
+    assert torch.equal(GumbelChoice(0.0)(logits, torch.rand(4)), torch.tensor(3))
+
+
+def test_drawing_by_gumbel_noise_takes_all_ids():
+    with pytest.raises(ValueError, match="draw=gumbel leaves all ids in"):
+        Unmasking(draw="gumbel", top_k=2).validate(2, LatentSpec((4,), 1, vocab=8))

@@ -139,3 +139,14 @@ def test_labels_are_dropped_where_the_draw_falls_under_the_chance():
     wrapped.module = network
     assert drop(wrapped, LABELS, torch.tensor([0.29, 0.31])).labels.tolist() == [10, 4]
     assert drop(network, None, torch.tensor([0.0])) is None
+
+
+def test_a_schedule_begins_at_its_start():
+    for schedule in ("linear", "cosine"):
+        law = Guidance(5.0, schedule=schedule, start=2.0)
+        assert law.at(1.0) == pytest.approx(2.0) and law.at(0.0) == pytest.approx(5.0)
+    assert Guidance(5.0, schedule="linear", start=2.0).at(0.5) == pytest.approx(3.5)
+    assert Guidance(5.0, schedule="flipped_cosine", start=2.0).at(1.0) == pytest.approx(3.5)
+    assert Guidance(5.0, interval=(0.0, 0.5), start=2.0).at(0.9) == 1.0
+    with pytest.raises(ValueError, match="start is 2, and the scale is 1"):
+        Guidance(1.0, start=2.0)
