@@ -83,7 +83,7 @@ def parts(recipe: Recipe, checked: CheckedRecipe, line: CheckedLine) -> Rows:
     if recipe.text is not None:
         yield "text", describe_text(recipe)
     tokenizer, network, spec = line.tokenizer, line.network, checked.spec
-    grid = "x".join(map(str, spec.grid))
+    grid = " + ".join(map(str, spec.levels)) or "x".join(map(str, spec.grid))
     yield "tokenizer", f"{checked.tokenizer.__name__}, {'weights given' if tokenizer is None else sizes(tokenizer)}"
     yield "latents", f"{spec.tokens} tokens ({grid}) of {spec.dim} channels" + codebook(spec)
     if checked.generator is None:

@@ -14,9 +14,11 @@ from pipeline.code import Code
 from pipeline.editing.edit import feather
 from pipeline.networks.bidirectional_transformer import BidirectionalTransformer
 from pipeline.networks.causal_transformer import CausalTransformer
+from pipeline.networks.next_scale_transformer import NextScaleTransformer
 from pipeline.objectives.flow_matching import FlowMatching
 from pipeline.objectives.gaussian_diffusion import GaussianDiffusion
 from pipeline.objectives.masked_token import MaskedToken
+from pipeline.objectives.next_scale import NextScale
 from pipeline.objectives.next_token import NextToken
 from pipeline.objectives.random_order import RandomOrder
 from pipeline.samplers.arc import arc
@@ -35,6 +37,7 @@ FAMILIES = {
     "masked_halton": {"order": "halton"},
     "next_token": {},
     "random_order": {"order": "random"},
+    "levels": {},
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
 LABELS, SEEDS = [1, 2, 0], (5, 6, 7)
@@ -49,7 +52,13 @@ def pipeline_of(family: str) -> LatentPipeline:
     if name == "diffusion":
         objective, network = GaussianDiffusion(variance="fixed_small"), make_network(time_scale=1000)
         return make_pipeline(objective=objective, network=network, sampling=settings | {"steps": 5})
-    tokenizer = randomised(ConvAutoencoder(16, FSQ, width=8, multipliers=[1, 2, 2], blocks=1, groups=4), 1)
+    bottleneck = {"kind": "multi_scale", "sides": [1, 2, 4], "bottleneck": FSQ} if name == "levels" else FSQ
+    tokenizer = randomised(ConvAutoencoder(16, bottleneck, width=8, multipliers=[1, 2, 2], blocks=1, groups=4), 1)
+    if name == "levels":
+        network = NextScaleTransformer([21], [1, 4, 16], 2, 12, 4, **SIZES)
+        network.take_bottleneck(tokenizer.neck)
+        network = randomised(network, 2)
+        return make_pipeline(tokenizer=tokenizer, network=network, objective=NextScale(), sampling=settings)
     make, objective = {
         "masked": (BidirectionalTransformer, MaskedToken()),
         "next": (CausalTransformer, NextToken()),
@@ -113,7 +122,8 @@ def test_outside_of_the_mask_the_pixels_are_the_given_ones(family):
     )
     known = pipeline_of(family).encode(images)
     known = known.z if code.is_floating_point() else known.ids
-    assert torch.equal(code[:, :8], known[:, :8]) and not torch.equal(code[:, 8:], known[:, 8:])
+    anew = pipeline_of(family).tokenizer.tokens_within(mask[None, None])[0]
+    assert torch.equal(code[:, ~anew], known[:, ~anew]) and not torch.equal(code[:, anew], known[:, anew])
 
 
 @every_family
