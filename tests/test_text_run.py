@@ -12,17 +12,19 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from PIL import Image
 from support.captioned_pipeline import make_captioned_tokenizer
-from support.tiny_pipeline import make_network, make_recipe, make_run
+from support.tiny_pipeline import make_network, make_recipe, make_run, randomised
+from support.tiny_text_models import save_model
 
 from pipeline import LatentPipeline
 from pipeline.captions.table import Captions
 from pipeline.checks.publication import check_publication
 from pipeline.checks.sampling import check_prompts
 from pipeline.commands.export import export
-from pipeline.components import find
+from pipeline.components import build, find
 from pipeline.features import caption_judge, judge
 from pipeline.features.passes import evenly_spaced
 from pipeline.measuring import samples as measuring
+from pipeline.nn.conditions import text_arguments
 from pipeline.recipes.schema import Recipe
 from pipeline.runs.workspace import NOTE, Workspace
 from pipeline.sampling.many_images import read_prompts
@@ -141,3 +143,32 @@ def test_settings_of_words_without_words_are_refused(tmp_path):
         check_publication(recipe_of(publish={"text_encoder": False}), None, None)
     with pytest.raises(ValueError, match="this line reads no text"):
         check_publication(make_recipe(publish={"text_encoder": "owner/name"}), None, None)
+
+
+def test_an_encoder_that_others_have_is_left_out_and_named(tmp_path, monkeypatch):
+    save_model(tmp_path / "model", "bert", "right", True)
+    node = {"kind": "pretrained", "path": str(tmp_path / "model"), "tokens": 12, "pooling": "mean"}
+    recipe = recipe_of(text={"encoder": node}, publish={"text_encoder": "model"})
+    root = tmp_path / "runs" / "tiny"
+    make_run(root)
+    arguments = {k: v for k, v in text_arguments(recipe.text.spec).items() if k != "pooled_dim"}
+    for folder in ("decoder", "tokenizer"):
+        randomised(build("tokenizers", MODEL, image_size=16, **arguments), 4).save_pretrained(root / folder)
+    make_network(grid=[4]).save_pretrained(root / "generator" / "network")
+    (root / "generator" / "class_names.json").write_text('["circle", "square", "triangle", "cross"]')
+    made = Workspace(root, Accelerator(cpu=True))
+    (root / "text").mkdir()
+    encode_text.run(recipe, made, root / "text")
+    for name in ("text", "tokenizer"):
+        (root / name / NOTE).write_text((root / "decoder" / NOTE).read_text())
+    with made.publish("pipeline", "1") as out:
+        publish.run(recipe, made, out)
+    published = root / "pipeline"
+    assert not (published / "text_encoder").exists()
+    assert json.loads((published / "model_index.json").read_text())["text"]["path"] == "model"
+    (usage,) = re.findall(r"```python\n(.*?)```", (published / "README.md").read_text(), flags=re.DOTALL)
+    assert "load_text_encoder(pipe)" in usage
+    monkeypatch.chdir(tmp_path)
+    path = re.search(r'from_pretrained\("([^"]*)"', usage)[1]
+    exec(compile(usage.replace(path, str(published)), "card", "exec"), {})
+    assert Image.open(tmp_path / "sample.png").size == (16, 16)
