@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pipeline.captions.table import FOLDER, Captions
 from pipeline.components import structure
 from pipeline.features.passes import evenly_spaced
 from pipeline.files.paths import given_path
@@ -21,6 +22,7 @@ from pipeline.metrics.base import TokenizerMetric, check_metrics, metric_kinds
 from pipeline.nn.devices import device_name
 from pipeline.nn.image_size import size_setting, size_text
 from pipeline.program import command_line
+from pipeline.recipes.data import Data
 from pipeline.recipes.files import merge, parse_settings
 from pipeline.recipes.schema import load
 from pipeline.reporting.card_page import card_markdown, draw_card, write_card_page
@@ -83,6 +85,19 @@ def images_of_card(target: CardTarget, settings: CardSettings, accelerator: Acce
     return images.of(SPLITS)
 
 
+def captions_of(target: CardTarget, tokenizer: Tokenizer, data: Data, split: str) -> Captions | None:
+    """The first captions of a split, for a tokenizer that reads them; ValueError where the target has none of these."""
+    if not tokenizer.can.captions:
+        return None
+    folder, of_run = target.folder / FOLDER, target.settings.get("data", {}).get("source")
+    if not folder.is_dir() or of_run != data.source:
+        raise ValueError(
+            f"the tokenizer of {target.name} reads captions, and their features are stored for a run's own images"
+            " alone; give the run that trained it, and leave data.source out"
+        )
+    return Captions(folder, split, drawn=False)
+
+
 def find_target(target: str) -> CardTarget:
     """The tokenizer of a run, or the one in a folder; ValueError where `target` is neither."""
     if (run := run_folder(target)) is not None:
@@ -103,11 +118,11 @@ def find_target(target: str) -> CardTarget:
 
 def make_card(target: CardTarget, settings: CardSettings, accelerator: Accelerator, out: Path) -> None:
     """Measure, and write `card.json`, `card.md`, `index.html` and what they show into the folder `out`."""
-    train, held_out = Images(settings.data, "train"), Images(settings.data, "held_out")
-    if not len(held_out):
-        raise ValueError("a card measures held-out images, and there are none; set data.source.held_out=0.1")
     data = settings.data
     tokenizer = load_tokenizer_or_stock(target.tokenizer, data.image_size, data.image_shape[0]).to(accelerator.device)
+    train, held_out = (Images(data, split, captions_of(target, tokenizer, data, split)) for split in SPLITS)
+    if not len(held_out):
+        raise ValueError("a card measures held-out images, and there are none; set data.source.held_out=0.1")
     channels, *sides = tokenizer.image_shape
     if tuple(sides) != data.sides:
         size, given = size_text(sides), size_text(data.size)

@@ -122,6 +122,12 @@ def load_tokenizer_of(source: str, size: int | list[int] | None) -> nn.Module:
         raise ValueError(
             f"the tokenizer is for images of {size_text(tokenizer.image_shape[1:])} pixels; leave size out"
         )
+    if tokenizer.can.captions:
+        raise ValueError(
+            f"the tokenizer of {source} reads captions, and files of pictures come without; encode and decode by its"
+            " pipeline (pipe.encode and pipe.decode with the condition of pipe.encode_prompt), or measure it on the"
+            " run's own images: card"
+        )
     return tokenizer
 
 

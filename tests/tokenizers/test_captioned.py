@@ -5,9 +5,12 @@ import torch
 from torch import Tensor
 
 from pipeline.code import Condition
+from pipeline.commands.card import captions_of, find_target
+from pipeline.commands.reconstruct import load_tokenizer_of
 from pipeline.components import build
 from pipeline.draws import StepDraws
 from pipeline.nn.caption_tokens import CaptionShape, caption_features
+from pipeline.recipes.data import Data
 
 SIZES = {
     "bottleneck": {"kind": "gaussian", "dim": 2},
@@ -80,3 +83,16 @@ def test_what_the_caption_says_need_not_be_in_the_code(kind):
             (tokenizer.decode(code, each) - images).square().mean() for each in (given, given[list(range(64))[::-1]])
         )
     assert right < 0.05 < 0.2 < wrong
+
+
+def test_commands_that_have_no_captions_refuse_such_a_tokenizer_in_a_line(tmp_path):
+    captioned("textok").save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="reads captions, and files of pictures come without") as refusal:
+        load_tokenizer_of(str(tmp_path / "tokenizer"), None)
+    assert "\n" not in str(refusal.value)
+    target, data = find_target(str(tmp_path / "tokenizer")), Data({"kind": "shapes"}, 8)
+    with pytest.raises(ValueError, match="give the run that trained it") as refusal:
+        captions_of(target, captioned("textok"), data, "held_out")
+    assert "\n" not in str(refusal.value)
+    plain = build("tokenizers", {"kind": "titok"} | SIZES, image_size=8)
+    assert captions_of(target, plain, data, "held_out") is None
