@@ -16,6 +16,7 @@ from pipeline.draws import Draws
 from pipeline.networks.base import MaskedLatentNetwork, check_axes, check_widths
 from pipeline.nn.bidirectional import BlockShape, NormFirstBlock
 from pipeline.nn.blocks import EPSILON
+from pipeline.nn.conditions import refuse_text
 from pipeline.nn.embeddings import LabelEmbedding
 from pipeline.nn.modulated import check_patches
 from pipeline.nn.token_denoiser import TokenDenoiser
@@ -118,6 +119,7 @@ class MaskedLatentTransformer(MaskedLatentNetwork, AttentionMixin, PeftAdapterMi
 
     def _encode(self, tokens: Tensor, known: Tensor, condition: Condition | None, dropout: Draws | None) -> Tensor:
         """What the decoder reads of the buffer and of the known tokens, [B, buffer + K, decoder width]."""
+        refuse_text(condition)
         buffer, labels = self.config.buffer, self.labels(condition, len(tokens), tokens.device)
         first = self.label_embedding(labels)[:, None] + self.encoder_positions[:buffer]
         rest = self.token_embedding(tokens) + self.encoder_positions[buffer:]
