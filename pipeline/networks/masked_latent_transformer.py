@@ -110,6 +110,7 @@ class MaskedLatentTransformer(MaskedLatentNetwork, AttentionMixin, PeftAdapterMi
         self, tokens: Tensor, known: Tensor, condition: Condition | None = None, dropout: Draws | None = None
     ) -> Tensor:
         self.check_tokens(tokens)
+        refuse_text(condition)
         buffer = self.config.buffer
         seen = self._encode(tokens, known, condition, dropout)
         h = self.mask_token.expand(*tokens.shape[:2], -1).to(seen.dtype)
