@@ -359,7 +359,7 @@ def kind_of_every_example_is_covered(slot: str) -> None:
 # Kinds that a node alone does not build, and where they are tested.
 SPECIAL = {
     "critics/frozen_features": "tests/critics/test_critics.py: it judges by a network that it is given",
-    "text_encoders/pretrained": "tests/text_encoders/test_pretrained.py: it needs the folder of a published model",
+    "text_encoders/pretrained_text": "tests/text_encoders/test_pretrained_text.py: it needs a published model",
     "text_encoders/minilm": "tests/text_encoders/test_minilm.py: its weights are in a package that may be missing",
 }
 

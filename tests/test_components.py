@@ -19,6 +19,11 @@ def test_the_file_name_finds_the_class(slot, kind):
     assert find(slot, kind).__module__ == f"pipeline.{slot}.{kind}"
 
 
+def test_a_saved_folder_tells_by_the_name_of_its_class_which_slot_it_is_of():
+    names = [find(slot, kind).__name__ for slot in ("tokenizers", "networks", "text_encoders") for kind in kinds(slot)]
+    assert len(names) == len(set(names))
+
+
 @pytest.mark.parametrize("slot, kind", EVERY)
 def test_every_argument_is_annotated_and_documented(slot, kind):
     cls = find(slot, kind)

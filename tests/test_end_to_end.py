@@ -14,11 +14,12 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 import run
+import stages
 from pipeline import LatentPipeline
 from pipeline.files.writing import states_in
 from pipeline.planning.line_progress import read_progress
+from pipeline.recipes.schema import load
 from pipeline.training.overfitting import read_previews
-from stages import ORDER
 
 ROOT = Path(__file__).parents[1]
 SHORT = [
@@ -94,13 +95,13 @@ def test_the_same_command_does_nothing_and_a_changed_value_what_follows(finished
     monkeypatch.chdir(tmp_path)
     before = states_in(tmp_path)
     assert run.main(["all", "digits", *SHORT]) == 0
-    assert sum("is up to date" in line for line in lines(capsys)) == len(ORDER)
+    assert sum("is up to date" in line for line in lines(capsys)) == len(stages.line(load("digits")))
     after = states_in(tmp_path)
     assert {path: (state.st_ino, state.st_mtime_ns) for path, state in before.items()} == {
         path: (state.st_ino, state.st_mtime_ns) for path, state in after.items()
     }, "nothing is written, so that the disk need not be writable"
     assert run.main(["all", "digits", *SHORT, "sample.batch=3"]) == 0, "only the speed"
-    assert sum("is up to date" in line for line in lines(capsys)) == len(ORDER)
+    assert sum("is up to date" in line for line in lines(capsys)) == len(stages.line(load("digits")))
     assert run.main(["all", "digits", *SHORT, "sample.guidance=1.5"]) == 0
     made = [line.split(":")[0] for line in lines(capsys) if ": done in" in line]
     assert made == ["sample", "evaluate", "publish"]

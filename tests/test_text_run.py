@@ -147,7 +147,7 @@ def test_settings_of_words_without_words_are_refused(tmp_path):
 
 def test_an_encoder_that_others_have_is_left_out_and_named(tmp_path, monkeypatch):
     save_model(tmp_path / "model", "bert", "right", True)
-    node = {"kind": "pretrained", "path": str(tmp_path / "model"), "tokens": 12, "pooling": "mean"}
+    node = {"kind": "pretrained_text", "path": str(tmp_path / "model"), "tokens": 12, "pooling": "mean"}
     recipe = recipe_of(text={"encoder": node}, publish={"text_encoder": "model"})
     root = tmp_path / "runs" / "tiny"
     make_run(root)

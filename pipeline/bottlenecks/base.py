@@ -93,6 +93,7 @@ class Quantizer(Bottleneck):
     that quantisers can be combined.
     """
 
+    entry_points = ("begin", "latents", "quantize")  # which quantisers that combine others call
     calls: int = 1  # calls of this module in one pass through the whole
 
     def begin(self, latents: Tensor, draws: Draws | None) -> None:

@@ -7,7 +7,7 @@ from pipeline.bottlenecks.base import Bottleneck, draw_ranks
 from pipeline.code import Code, plain_ids, stack_ids
 from pipeline.components import Arguments
 from pipeline.draws import Draws
-from pipeline.nn.full_precision import full_precision
+from pipeline.nn.full_precision import FullPrecisionLinear, full_precision
 from pipeline.nn.straight_through import straight_through
 from pipeline.ranges import Count, Positive
 
@@ -28,7 +28,7 @@ class Bernoulli(Bottleneck):
         super().__init__()
         self.dim = self.inputs = dim
         self.codebooks, self.temperature = bits, temperature
-        self.logits = nn.Linear(dim, bits)
+        self.logits = FullPrecisionLinear(dim, bits)
         self.rows = nn.Parameter(torch.randn(bits, dim) * bits**-0.5)
 
     @classmethod
@@ -48,7 +48,7 @@ class Bernoulli(Bottleneck):
 
     def latents(self, h: Tensor) -> Tensor:
         """The logits of the bits, [B, N, bits] float32."""
-        return nn.functional.linear(h.float(), self.logits.weight.float(), self.logits.bias.float())
+        return self.logits(h)
 
     def lookup(self, ids: Tensor) -> Tensor:
         return stack_ids(ids).to(self.rows.dtype) @ self.rows

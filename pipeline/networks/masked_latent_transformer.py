@@ -120,7 +120,6 @@ class MaskedLatentTransformer(MaskedLatentNetwork, AttentionMixin, PeftAdapterMi
 
     def _encode(self, tokens: Tensor, known: Tensor, condition: Condition | None, dropout: Draws | None) -> Tensor:
         """What the decoder reads of the buffer and of the known tokens, [B, buffer + K, decoder width]."""
-        refuse_text(condition)
         buffer, labels = self.config.buffer, self.labels(condition, len(tokens), tokens.device)
         first = self.label_embedding(labels)[:, None] + self.encoder_positions[:buffer]
         rest = self.token_embedding(tokens) + self.encoder_positions[buffer:]

@@ -1,7 +1,8 @@
 """Blocks that compute in the type of their inputs, whatever autocast is on around them."""
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def full_precision(like: Tensor) -> torch.autocast:
@@ -12,3 +13,11 @@ def full_precision(like: Tensor) -> torch.autocast:
 def autocast_kind(device: torch.device) -> str:
     """The kind of device whose autocast is switched; tensors without content take that of the CPU."""
     return "cpu" if device.type == "meta" else device.type
+
+
+class FullPrecisionLinear(nn.Linear):
+    """A linear layer that computes in float32, whatever its weights are kept in and its input is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())

@@ -59,7 +59,7 @@ class ScaledLinear(nn.Linear):
         return F.linear(x, (self.gain * self.weight).to(x), (self.rate * self.bias).to(x))
 
 
-class ModulatedConv(nn.Conv2d):
+class ModulatedConv(nn.Module):
     """A 1x1 convolution whose weights each image scales by its style, with a bias.
 
     w'_ji = s_i w_ji, and with `demodulate` w'_ji / sqrt(sum_i w'_ji^2), else w'_ji / sqrt(inputs): Karras et al.,
@@ -68,16 +68,16 @@ class ModulatedConv(nn.Conv2d):
     """
 
     def __init__(self, inputs: int, outputs: int, style: int, demodulate: bool = True):
-        super().__init__(inputs, outputs, 1)
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(outputs))
         self.scales, self.demodulate = ScaledLinear(style, 3 * inputs, bias=1.0), demodulate
-        nn.init.normal_(self.weight)
-        nn.init.zeros_(self.bias)
 
     def scales_of(self, style: Tensor) -> Tensor:
         """[B, inputs], from the style [B, C]."""
         m1, m2, m3 = self.scales(style).chunk(3, dim=1)
         scales = m1 * m2 + m3
-        return scales if self.demodulate else scales * self.in_channels**-0.5
+        return scales if self.demodulate else scales * self.weight.shape[1] ** -0.5
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
         scales = self.scales_of(style)

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline.components import NESTED, find, kinds
+from pipeline.components import NESTED, find, kinds, takes_mapping
 from pipeline.program import command_line
 from pipeline.ranges import stated_ranges, type_hints
 from pipeline.recipes.derived import DERIVED
@@ -158,7 +158,8 @@ def arguments_of(function: Callable, shown: Callable[[inspect.Parameter], bool])
     hints, comments, lines = type_hints(source), comments_of(source), []
     for name, parameter in inspect.signature(source).parameters.items():
         if name in types and shown(parameter):
-            of = f"one of {NESTED[name]}" if name in NESTED else values_of(hints[name], types[name])
+            nested = name in NESTED and takes_mapping(hints[name])
+            of = f"one of {NESTED[name]}" if nested else values_of(hints[name], types[name])
             lines.append(setting(name, of, parameter.default, parameter.empty, comments))
     return lines
 

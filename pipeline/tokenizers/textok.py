@@ -8,7 +8,7 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.latent_transformers import LatentTransformers
 from pipeline.nn.patch_heads import LinearHead
 from pipeline.nn.vision_transformer import initialise
-from pipeline.ranges import Count, ImageSize, Whole
+from pipeline.ranges import Count, ImageSize, Integer, Whole
 from pipeline.tokenizers.base import Tokenizer
 
 
@@ -53,7 +53,7 @@ class TexTok(LatentTransformers, Tokenizer):
         decoder_depth: Count | None = None,
         decoder_heads: Count | None = None,
         decoder_patch_size: Count | None = None,
-        text_layer: int | None = None,
+        text_layer: Integer | None = None,
         image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)

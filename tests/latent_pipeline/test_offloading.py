@@ -5,6 +5,7 @@ import math
 import pytest
 import test_matrix as matrix
 import torch
+from contracts import captions_for, derived_of
 from support.offloading import WAYS
 from support.tiny_pipeline import generators, randomised
 from torch import Tensor
@@ -34,9 +35,9 @@ TORCHS_OWN = "torch's MultiheadAttention, in SigLIP's head, reads the weights of
 
 @pytest.fixture(params=sorted(TOKENIZERS))
 def tokenizer(request, stock):
-    """One of every kind with every bottleneck it is published with, its weights drawn."""
+    """One of every kind with every bottleneck it is published with, its weights drawn; and the size of its images."""
     node, size, _ = matrix.tried(request.param, stock)
-    return build("tokenizers", node, image_size=size).eval(), size
+    return build("tokenizers", node, **derived_of(node, size)).eval(), size
 
 
 @torch.no_grad()
@@ -47,17 +48,18 @@ def test_tokenizers_compute_the_same_offloaded(tokenizer, way, tmp_path):
         pytest.skip(TORCHS_OWN)
     shape = (2, 3, size, size)
     images = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
-    code, rebuilt = model.encode(images), model(images).images
-    made = model.decode(code)
+    captions = captions_for(model, 2)
+    code, rebuilt = model.encode(images, captions), model(images, captions).images
+    made = model.decode(code, captions)
     WAYS[way](model, tmp_path)
     for _ in range(2):
-        again = model.encode(images)
+        again = model.encode(images, captions)
         torch.testing.assert_close(again.z, code.z, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model.decode(code), made, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.decode(code, captions), made, atol=1e-5, rtol=1e-5)
         if code.ids is not None:
             assert torch.equal(again.ids, code.ids)
-            torch.testing.assert_close(model.decode(Code(ids=code.ids)), made, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(model(images).images, rebuilt, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(model.decode(Code(ids=code.ids), captions), made, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(images, captions).images, rebuilt, atol=1e-5, rtol=1e-5)
 
 
 def pipeline_of(network: str, objective: str, folder: str) -> LatentPipeline | None:
@@ -68,7 +70,8 @@ def pipeline_of(network: str, objective: str, folder: str) -> LatentPipeline | N
         if matrix.fits(recipe, spec):
             law = build("objectives", recipe.generator.objective)
             generator = randomised(build_network(recipe, spec, 3, law), 0)
-            model = randomised(build("tokenizers", node, image_size=size), 1)
+            model = randomised(build("tokenizers", node, **derived_of(node, size)), 1)
+            generator.take_bottleneck(model.neck)
             pipe = LatentPipeline(model, generator, law, sampling={"steps": recipe.sample.steps})
             pipe.set_progress_bar_config(disable=True)
             return pipe
@@ -109,7 +112,8 @@ def test_layers_kept_in_a_smaller_type_are_cast_for_their_computation(pipe):
 def test_tokenizers_run_with_layers_kept_in_eight_bits(tokenizer):
     model, size = tokenizer
     images = torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size)
-    expected = model.decode(model.encode(images))
+    captions = captions_for(model, 1)
+    expected = model.decode(model.encode(images, captions), captions)
     model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
-    made = model.decode(model.encode(images))
+    made = model.decode(model.encode(images, captions), captions)
     assert made.isfinite().all() and made.shape == expected.shape

@@ -245,7 +245,7 @@ def test_a_pipeline_that_does_not_come_back_is_not_published(tmp_path):
     randomised(other.network, 9)
     other.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="does not make the images"):
-        stage.load_again(pipe, tmp_path, torch.device("cpu"))
+        stage.load_again(pipe, tmp_path, torch.device("cpu"), None, None)
 
 
 CLASHING = {

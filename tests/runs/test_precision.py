@@ -25,6 +25,7 @@ from pipeline.runs.workspace import fingerprint
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.reconstruction import Reconstruction
 
+CAPTIONS = "text={encoder: {kind: byte_transformer}}"
 STAGES = [field.name for field in fields(StagePrecision)]
 
 
@@ -37,7 +38,7 @@ def test_a_word_alone_is_that_of_all_stages_but_those_that_have_their_own(words,
     recipe = tmp_path / "half.yaml"
     recipe.write_text("include: [digits]\nname: half\nprecision: bf16\n")
     assert load(str(recipe), ["precision.latents=tf32"]).precision == StagePrecision(
-        *["bf16"] * 2, "tf32", *["bf16"] * 4
+        *["bf16"] * 2, "tf32", *["bf16"] * 5
     )
 
 
@@ -48,7 +49,7 @@ def test_every_word_is_of_one_stage_and_its_result_alone_depends_on_it():
     assert posttrained is not None
 
     def uses(*settings: str) -> dict[str, str]:
-        recipe = replace(load("digits_repae", settings), posttrain=posttrained)
+        recipe = replace(load("digits_repae", [CAPTIONS, *settings]), posttrain=posttrained)
         return {stage.name: fingerprint(stages.load(stage.name).uses(recipe)) for stage in stages.table()}
 
     before = uses()

@@ -1,6 +1,5 @@
 """A small pipeline whose parts read captions: those of a byte transformer, whose weights are drawn."""
 
-from functools import cache
 from typing import Any
 
 from pipeline import LatentPipeline
@@ -19,7 +18,6 @@ TOKENIZERS = {
 WIDTHS = {"width": 16, "depth": 1, "heads": 2, "patch_size": 8}
 
 
-@cache
 def make_text_encoder() -> ByteTransformer:
     encoder = build("text_encoders", ENCODER)
     return randomised(encoder, 5).requires_grad_(False)

@@ -28,7 +28,7 @@ from pipeline.vision.named_model import NamedModel
 Pooling = Literal["none", "model", "mean", "first", "last"]
 
 
-class Pretrained(WithWords, TextEncoder):
+class PretrainedText(WithWords, TextEncoder):
     """Hidden states of a text model: CLIP's and SigLIP's text half, T5's encoder, Gemma, Llama, BERT, ...
 
     `path` is a folder or a hub id whose weights are safetensors. A caption has `tokens` places: longer ones are cut,

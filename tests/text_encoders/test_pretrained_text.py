@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
 
 
 def node(folder, **more):
-    return {"kind": "pretrained", "path": str(folder), "tokens": 10} | more
+    return {"kind": "pretrained_text", "path": str(folder), "tokens": 10} | more
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +123,7 @@ def test_it_is_the_same_in_a_fresh_process(folders, tmp_path):
 
 
 def test_sizes_of_a_model_that_is_not_here_are_stated():
-    away = {"kind": "pretrained", "path": "nobody/a_model_that_is_not_here", "tokens": 7, "layers": [-2, -1]}
+    away = {"kind": "pretrained_text", "path": "nobody/a_model_that_is_not_here", "tokens": 7, "layers": [-2, -1]}
     cls, arguments = check("text_encoders", away)
     with pytest.raises(ValueError, match="dim is not known, since nobody/.* state dim and depth beside it"):
         cls.geometry(arguments)
@@ -173,6 +173,6 @@ def test_folders_that_lack_something_are_named(folders, tmp_path):
 
 def test_a_model_that_is_missing_is_told_by_the_check(tmp_path):
     recipe = load(
-        "digits", [f"text={{encoder: {{kind: pretrained, path: {tmp_path}/gone, tokens: 8, dim: 4, depth: 2}}}}"]
+        "digits", [f"text={{encoder: {{kind: pretrained_text, path: {tmp_path}/gone, tokens: 8, dim: 4, depth: 2}}}}"]
     )
     assert any(line.startswith("text.encoder.path: ") and "gone" in line for line in all_missing(recipe))
