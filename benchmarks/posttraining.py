@@ -7,9 +7,9 @@
 masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with codes of four times as many tokens (8x8)
 and generators that are smaller or trained for fewer steps: with the recipes' own, samples are nearly as close to the
 training images as held-out digits are, which leaves nothing to improve. The recipes of emoji32 are trained for fewer
-steps. `settings`: the fraction preserved, the number of pairs, the steps, the fraction rehearsed and the route, each
-changed alone, for next-token and flow. `tokenizers`: how PSNR, the distance of reconstructions and pFID correlate, over
-different tokenizers, with the distance of samples.
+steps, and keep the decoder after the last step. `settings`: the fraction preserved, the number of pairs, the steps, the
+fraction rehearsed and the route, each changed alone, for next-token and flow. `tokenizers`: how PSNR, the distance of
+reconstructions and pFID correlate, over different tokenizers, with the distance of samples.
 
 The same codes are decoded before and after post-training, so differences are paired: means and spread (standard
 deviation) over seeds. Distances are Fréchet distances in the features of a classifier of the real training images.
@@ -46,6 +46,7 @@ BOTTLENECK = "tokenizer.model.bottleneck"
 TOKENIZER_STEPS = "tokenizer.phases.main.loop.steps"
 FINER = ("tokenizer.model.multipliers=[1]", f"{TOKENIZER_STEPS}=500")
 IDS = (*FINER, f"{BOTTLENECK}.vocab=64", f"{BOTTLENECK}.dim=4")
+SHORT = (f"{TOKENIZER_STEPS}=600", "posttrain.keep=last")
 SMALL = ("generator.network.depth=3", "generator.network.width=96", "generator.network.heads=3")
 
 
@@ -73,10 +74,11 @@ CHANGES = {
     ),
     "emoji32": Changes(
         {
-            "next-token": (f"{TOKENIZER_STEPS}=1200", "generator.loop.steps=600"),
-            "masked": (f"{TOKENIZER_STEPS}=1200", "generator.loop.steps=900"),
-            "flow": (f"{TOKENIZER_STEPS}=1200", "generator.loop.steps=2000"),
+            "next-token": (*SHORT, "generator.loop.steps=300"),
+            "masked": (*SHORT, "generator.loop.steps=400"),
+            "flow": (*SHORT, "generator.loop.steps=1000"),
         },
+        (f"{PERTURBATION}.anneal={{start: 150, end: 450, to: 0.5}}",),
     ),
 }
 OFF, ON = ("posttrain=null",), ()
