@@ -286,6 +286,16 @@ def check_widths(arguments: Arguments, prefix: str = "") -> None:
         )
 
 
+def check_ids(ids: Tensor, grid: Sequence[int], codebooks: int) -> None:
+    """ValueError where ids [B, N, codebooks] are not those of a whole code of this grid."""
+    tokens = math.prod(grid)
+    if ids.shape[1:] != (tokens, codebooks):
+        raise ValueError(
+            f"ids {list(ids.shape)} do not fit the network's grid {list(grid)} of {codebooks} codebooks; they are"
+            f" [B, {tokens}, {codebooks}]"
+        )
+
+
 def check_taps(taps: Sequence[int], depth: int) -> None:
     """ValueError where `taps` name a block that is not there."""
     for tap in taps:

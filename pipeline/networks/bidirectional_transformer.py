@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.code import Condition, stack_ids
 from pipeline.components import Arguments
 from pipeline.draws import Draws
-from pipeline.networks.base import Network, check_widths
+from pipeline.networks.base import Network, check_ids, check_widths
 from pipeline.nn.bidirectional import BlockShape, LongSkipBlock, PostNormBlock
 from pipeline.nn.blocks import Attended, silence_captions
 from pipeline.nn.dropout import apply_dropout
@@ -148,12 +148,7 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
     def _embed(self, ids: Tensor, condition: Condition | None, caption: Caption | None) -> Tensor:
         """The class token, with the caption's vector, then the code's, with their positions: [B, 1 + N, width]."""
-        tokens = math.prod(self.config.grid)
-        if ids.shape[1:] != (tokens, self.config.codebooks):
-            raise ValueError(
-                f"ids {list(ids.shape)} do not fit the network's grid {list(self.config.grid)} of"
-                f" {self.config.codebooks} codebooks; they are [B, {tokens}, {self.config.codebooks}]"
-            )
+        check_ids(ids, self.config.grid, self.config.codebooks)
         labels = self.labels(condition, len(ids), ids.device)
         vector = self.label_embedding(labels)
         vector = vector if caption is None or caption.vector is None else vector + caption.vector

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.code import Condition, stack_ids
 from pipeline.components import Arguments
 from pipeline.draws import Draws
-from pipeline.networks.base import Network, check_widths
+from pipeline.networks.base import Network, check_ids, check_widths
 from pipeline.nn.conditions import check_layer, spec_read
 from pipeline.nn.joint_blocks import ImageVector, JointTrunk, begin_joint
 from pipeline.nn.text import PARTS as TEXT
@@ -100,12 +100,7 @@ class JointMaskedTransformer(Network, AttentionMixin, PeftAdapterMixin):
         not built with, and when N is not the grid's.
         """
         ids = stack_ids(ids)
-        tokens = math.prod(self.config.grid)
-        if ids.shape[1:] != (tokens, self.config.codebooks):
-            raise ValueError(
-                f"ids {list(ids.shape)} do not fit the network's grid {list(self.config.grid)} of"
-                f" {self.config.codebooks} codebooks; they are [B, {tokens}, {self.config.codebooks}]"
-            )
+        check_ids(ids, self.config.grid, self.config.codebooks)
         caption = self.caption(condition, len(ids), ids.device)
         vector = self.vector(*self.labels_and_scores(condition, len(ids), ids.device), caption)
         h = self.tokens.embed(ids.masked_fill(masked[..., None], self.config.vocab)) + self.positions
