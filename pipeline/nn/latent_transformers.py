@@ -79,8 +79,7 @@ class LatentTransformers(ProjectsClassFeatures):
 
         Fewer are the first ones, for a tokenizer that has been trained with the perturbation `prefix_drop`.
         """
-        if not 1 <= z.shape[1] <= self.config.tokens:
-            raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.config.tokens}")
+        self.check_prefix(z)
         return self.decoder(z, self.captions_for("decoder", condition))
 
     def paint(self, h: Tensor) -> Tensor:

@@ -120,6 +120,11 @@ class Tokenizer(
         """Channels, height and width of the images that it is made for."""
         return (self.config.get("image_channels", 3), *sides_of(self.config.image_size))
 
+    def check_prefix(self, z: Tensor) -> None:
+        """ValueError unless z [B, n, C] has a token at least, and no more than the code."""
+        if not 1 <= z.shape[1] <= self.spec.tokens:
+            raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.spec.tokens}")
+
     def check_images(self, images: Tensor) -> None:
         """ValueError where the sides of images [B, C, H, W] are not those of `image_shape`."""
         if tuple(images.shape[2:]) != self.image_shape[1:]:

@@ -131,8 +131,7 @@ class LatentViT(ProjectsClassFeatures, Tokenizer):
 
     def render(self, z: Tensor, condition: Condition | None = None, draws: Draws | None = None) -> Tensor:
         """As in the base; with draws, branches of the transformer are left out."""
-        if not 1 <= z.shape[1] <= self.spec.tokens:
-            raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.spec.tokens}")
+        self.check_prefix(z)
         return self.decoder(z, None if draws is None else PartDraws(draws, "decoder"))
 
     def reconstruct(self, images: Tensor, given: TrainingInputs) -> TokenizerOutput:

@@ -98,8 +98,7 @@ class MergingViT(ProjectsClassFeatures, Tokenizer):
 
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
         """As in the base; of fewer tokens, for a tokenizer that was trained with `prefix_drop`, the first ones."""
-        if not 1 <= z.shape[1] <= self.config.tokens:
-            raise ValueError(f"a code of {z.shape[1]} tokens is not this tokenizer's, which has {self.config.tokens}")
+        self.check_prefix(z)
         return self.output(self.decoder(z, self.grid), self.grid)
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
