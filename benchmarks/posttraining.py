@@ -1,15 +1,16 @@
 """Measures the effect of perturbed tokenizers and post-trained decoders, for every family of generators.
 
     python benchmarks/posttraining.py [--data digits] [--seeds 5] [--workers 2] [--folder ...] [--parts remedies ...]
-    python benchmarks/posttraining.py --data emoji32 --parts remedies
+    python benchmarks/posttraining.py --data emoji32 --parts remedies control
 
 `remedies`: tokenizer plain, perturbed, perturbed and annealed x decoder post-trained or not x generator next-token,
 masked, flow. They are the recipes digits_robust_ar, _maskgit and _flow with codes of four times as many tokens (8x8)
 and generators that are smaller or trained for fewer steps: with the recipes' own, samples are nearly as close to the
 training images as held-out digits are, which leaves nothing to improve. The recipes of emoji32 are trained for fewer
 steps, and keep the decoder after the last step. `settings`: the fraction preserved, the number of pairs, the steps, the
-fraction rehearsed and the route, each changed alone, for next-token and flow. `tokenizers`: how PSNR, the distance of
-reconstructions and pFID correlate, over different tokenizers, with the distance of samples.
+fraction rehearsed and the route, each changed alone, for next-token and flow. `control`: the decoder trained as long by
+reconstruction alone, without pairs, which tells what of the gain is further training. `tokenizers`: how PSNR, the
+distance of reconstructions and pFID correlate, over different tokenizers, with the distance of samples.
 
 The same codes are decoded before and after post-training, so differences are paired: means and spread (standard
 deviation) over seeds. Distances are Fréchet distances in the features of a classifier of the real training images.
@@ -90,6 +91,8 @@ SETTINGS = {  # one value changed at a time, those that reuse the same pairs fir
     "route": {"reencode": ("posttrain.route=reencode",)},
     "pairs": {str(count): (f"posttrain.pairs={count}",) for count in (500, 4000)},
 }
+CONTROL = "without pairs"
+NO_PAIRS = ("posttrain.rehearsal=0.999999",)  # one pair in a million images
 OTHER_TOKENIZERS = {  # beside those of `remedies`
     "32 codes": (f"{BOTTLENECK}.vocab=32",),
     "256 codes": (f"{BOTTLENECK}.vocab=256",),
@@ -108,8 +111,10 @@ def experiments(
         for generator, tokenizer in itertools.product(generators, tokenizers):
             swept = "settings" in parts and tokenizer == "annealed" and generator != "masked"
             ranked = "tokenizers" in parts and generator == "next-token"
-            variants = {"off": OFF} if "remedies" in parts or swept or ranked else {}
-            variants |= {"on": ON} if "remedies" in parts or swept else {}
+            compared = "remedies" in parts or "control" in parts or swept
+            variants = {"off": OFF} if compared or ranked else {}
+            variants |= {"on": ON} if compared else {}
+            variants |= {CONTROL: NO_PAIRS} if "control" in parts else {}
             if swept:
                 variants |= {f"{key}={name}": new for key, values in SETTINGS.items() for name, new in values.items()}
             if variants:
@@ -164,6 +169,17 @@ def perturbed_table(results: Results) -> Iterator[str]:
         pairs = [before_and_after(results, key, tags) for key in ("pfd_classifier", "rfd_classifier")]
         cells = [mean_and_spread(by_seed.values()) for pair in pairs for by_seed in pair]
         yield f"| {name} | {' | '.join(cells)} |"
+
+
+def control_table(results: Results) -> Iterator[str]:
+    """Changes by post-training and by as many steps without pairs, of the seeds that have both."""
+    yield "| generator, tokenizer | distance: with pairs | without | PSNR, dB: with pairs | without |"
+    yield "|---|---|---|---|---|"
+    for name, tags in remedies(results):
+        variants = ("on", CONTROL)
+        pairs = [before_and_after(results, key, tags, variant=v) for key in ("fd_classifier", "psnr") for v in variants]
+        if pairs[1][1]:
+            yield f"| {name} | {' | '.join(mean_difference(*pair) for pair in pairs)} |"
 
 
 def remedies(results: Results) -> Iterator[tuple[str, dict[str, str]]]:
@@ -232,6 +248,7 @@ def within_seeds(results: Results, key: str) -> str:
 def main() -> None:
     tables: Tables = {
         "remedies": [remedies_table, perturbed_table],
+        "control": [control_table],
         "settings": [settings_table],
         "tokenizers": [tokenizers_table],
     }
@@ -241,7 +258,7 @@ def main() -> None:
     parser.add_argument("--tokenizers", nargs="+", choices=TOKENIZERS, default=list(TOKENIZERS))
     arguments = parse_arguments(parser)
     if arguments.data != "digits" and "tokenizers" in arguments.parts:
-        parser.error("the part tokenizers changes those of the digits; state --parts remedies settings")
+        parser.error("the part tokenizers changes those of the digits; state --parts remedies control settings")
     arguments.folder /= arguments.data
     several = arguments.parts, arguments.generators, arguments.tokenizers
     chosen = experiments(arguments.data, *several, arguments.seeds)
