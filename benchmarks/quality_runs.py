@@ -97,7 +97,7 @@ class Experiment:
             numbers = json.loads((run_folder / "card" / "card.json").read_text())["numbers"]
             return {key: number["value"] for key, number in numbers.items()} | {"details": details_of(numbers)}
         if ORDER.index(self.last_stage) < ORDER.index("evaluate"):
-            return {"seconds_of_stages": seconds_of_stages(run_folder)}
+            return {"seconds_of_stages": seconds_of_stages(run_folder), "rates": rates_of_trainings(run_folder)}
         numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
         record = run_folder / "decoder" / "posttraining.json"
         seconds = seconds_of_stages(run_folder)
@@ -145,6 +145,16 @@ def seconds_of_stages(run_folder: Path) -> dict[str, float]:
 
     notes = {stage.writes: run_folder / stage.writes / "made_from.json" for stage in stages.table()}
     return {name: json.loads(note.read_text())["seconds"] for name, note in notes.items() if note.exists()}
+
+
+def rates_of_trainings(run_folder: Path) -> dict[str, float]:
+    """Median steps a second of the generator's training and of each phase of the tokenizer's, by the phase's name."""
+    phases = {folder.name: folder for folder in run_folder.glob("tokenizer/phases/*")}
+    rates = {}
+    for name, folder in (phases | {"generator": run_folder / "generator"}).items():
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        rates[name] = statistics.median(line["rate"] for line in lines if "rate" in line)
+    return rates
 
 
 def prepare_worker() -> None:

@@ -8,6 +8,7 @@ import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -79,12 +80,20 @@ EXPERIMENTS = {  # all parts of a benchmark at one seed
     "alignment": lambda benchmark, folder: (["steps", "dimensions", "budget", "bands", "flow"], 1, folder),
     "posttraining": lambda benchmark, folder: (
         "digits",
-        ["remedies", "settings", "tokenizers"],
+        ["remedies", "control", "settings", "tokenizers"],
         benchmark.GENERATORS,
         benchmark.TOKENIZERS,
         1,
     ),
+    "discrete_tokenizers": lambda benchmark, folder: discrete_tokenizers(benchmark, "digits"),
 }
+
+
+def discrete_tokenizers(benchmark: ModuleType, data: str) -> tuple:
+    """With a step a second of every training."""
+    found = benchmark.systems(data, [])
+    assert len(found) > 4 and all(system.bits >= system.tokens for system in found)
+    return found, {each.recipe: dict.fromkeys((*each.phases, *each.variants), 1.0) for each in found}, 1, 60
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
