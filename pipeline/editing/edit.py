@@ -11,7 +11,6 @@ from pipeline.code import Code, Condition
 from pipeline.components import conform
 from pipeline.editing.pictures import read_masks, read_pictures
 from pipeline.images.stored_pixels import Depth
-from pipeline.nn.conditions import text_spec
 from pipeline.nn.image_size import ImageShape
 from pipeline.objectives.base import Objective
 from pipeline.ranges import FractionAboveZero, Whole
@@ -67,7 +66,7 @@ class EditedImages(NewImages):
         each, device = count // len(self.images), pipe._execution_device
         repeat = lambda rows: rows.repeat_interleave(each, dim=0).to(device)  # noqa: E731
         images = repeat(self.images)
-        captioned = text_spec(pipe.tokenizer.config) is not None
+        captioned = "encoder" in pipe.tokenizer.can.captions
         code = pipe.encode(images, condition) if captioned else pipe.encode(self.images).map(repeat)
         code = Code(ids=code.ids) if pipe.objective.discrete else Code(z=code.z)
         if self.repainted is None:

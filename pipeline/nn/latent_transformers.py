@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from pipeline.code import Condition, LatentSpec
 from pipeline.components import Arguments, build
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.caption_tokens import CaptionShape, caption_features, check_captions
+from pipeline.nn.caption_tokens import caption_features, check_captions
 from pipeline.nn.class_projection import ProjectsClassFeatures
+from pipeline.nn.conditions import spec_read
 from pipeline.nn.image_size import Sides, divide
 from pipeline.nn.transformer_sizes import both_sizes, check_heads
 from pipeline.nn.vision_transformer import LatentDecoder, LatentEncoder, image_tokens
@@ -34,7 +35,7 @@ class LatentTransformers(ProjectsClassFeatures):
             check_heads(cls.__name__.lower(), width, heads)
         patch_grids(cls.__name__.lower(), arguments)
         if cls.reads_captions:
-            check_captions(cls.__name__.lower(), caption_shape(arguments))
+            check_captions(cls.__name__.lower(), arguments)
         neck = build("bottlenecks", arguments.bottleneck)
         return neck.spec((arguments.tokens,))
 
@@ -51,7 +52,7 @@ class LatentTransformers(ProjectsClassFeatures):
         """Build the halves on both sides of the bottleneck `neck`; `options` are the encoder's."""
         encoder, (width, depth, heads) = both_sizes(arguments)
         patches, made = (math.prod(grid) for grid in patch_grids(type(self).__name__.lower(), arguments))
-        captions = {half: caption_shape(arguments) for half in self.reads_captions}
+        captions = {half: spec_read(arguments) for half in self.reads_captions}
         self.encoder = LatentEncoder(
             *(patches, arguments.patch_size, arguments.tokens, *encoder, neck.inputs),
             channels=arguments.image_channels,
@@ -91,8 +92,7 @@ class LatentTransformers(ProjectsClassFeatures):
         """The features of captions [B, T, C] where the half reads them; ValueError where it does and none are given."""
         if half not in self.reads_captions:
             return None
-        shape = caption_shape(Arguments.from_config(self))
-        return caption_features(condition, shape, f"the {half} of this {type(self).__name__}")
+        return caption_features(condition, Arguments.from_config(self), f"the {half} of this {type(self).__name__}")
 
     def position_tokens(self, name: str, output: Tensor) -> Tensor:
         half = name.partition(".")[0]
@@ -106,10 +106,6 @@ class LatentTransformers(ProjectsClassFeatures):
 
     def parts(self) -> dict[str, list[nn.Module]]:
         return {"encoder": [self.encoder, self.neck], "decoder": [self.decoder, self.output]}
-
-
-def caption_shape(arguments: Arguments) -> CaptionShape:
-    return CaptionShape(arguments.text_tokens, arguments.text_dim, arguments.text_layers, arguments.text_layer)
 
 
 def patch_grids(kind: str, arguments: Arguments) -> tuple[Sides, Sides]:

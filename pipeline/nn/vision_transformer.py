@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.code import TextSpec
 from pipeline.nn.blocks import SelfAttention
-from pipeline.nn.caption_tokens import CaptionShape, CaptionTokens
+from pipeline.nn.caption_tokens import CaptionTokens
 from pipeline.nn.convolution import Tower
 from pipeline.nn.embeddings import learned_vectors
 
@@ -43,7 +44,7 @@ class Trunk(Tower):
         width: int,
         depth: int,
         heads: int,
-        captions: CaptionShape | None = None,
+        captions: TextSpec | None = None,
         class_token: bool = True,
     ):
         super().__init__()
@@ -95,7 +96,7 @@ class LatentEncoder(Trunk):
         outputs: int,
         interleaved: bool = False,
         channels: int = 3,
-        captions: CaptionShape | None = None,
+        captions: TextSpec | None = None,
         class_token: bool = True,
     ):
         super().__init__(patches, tokens, width, depth, heads, captions, class_token)
@@ -128,7 +129,7 @@ class LatentDecoder(Trunk):
         width: int,
         depth: int,
         heads: int,
-        captions: CaptionShape | None = None,
+        captions: TextSpec | None = None,
         class_token: bool = True,
     ):
         super().__init__(patches, tokens, width, depth, heads, captions, class_token)

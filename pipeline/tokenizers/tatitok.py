@@ -8,7 +8,7 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.latent_transformers import LatentTransformers
 from pipeline.nn.patch_heads import ConvHead
 from pipeline.nn.vision_transformer import initialise
-from pipeline.ranges import Count, ImageSize, Integer, Whole
+from pipeline.ranges import Count, ImageSize, Whole
 from pipeline.tokenizers.base import Tokenizer
 
 
@@ -19,7 +19,7 @@ class TATiTok(LatentTransformers, Tokenizer):
     is a class token and a mask token per patch, the code, and the features of the caption, all of whose `text_tokens`
     places are attended to, padded or not. Both are vision transformers of `width`, `depth` and `heads`, the decoder's
     the same unless given; so are its patches. Pixels are made by a linear layer per patch and a 3x3 convolution. Of the
-    layers that the text encoder gives all are read, joined, or `text_layer` alone, by its number among them.
+    layers that the text encoder gives all are read, joined, or `text_layer` alone, by its number among them, from 0 on.
 
     Inside, pixels are [0, 1], as the released weights expect; outside they are [-1, 1], and nothing is clamped.
     """
@@ -48,7 +48,7 @@ class TATiTok(LatentTransformers, Tokenizer):
         decoder_depth: Count | None = None,
         decoder_heads: Count | None = None,
         decoder_patch_size: Count | None = None,
-        text_layer: Integer | None = None,
+        text_layer: Whole | None = None,
         image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)

@@ -8,7 +8,7 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.latent_transformers import LatentTransformers
 from pipeline.nn.patch_heads import LinearHead
 from pipeline.nn.vision_transformer import initialise
-from pipeline.ranges import Count, ImageSize, Integer, Whole
+from pipeline.ranges import Count, ImageSize, Whole
 from pipeline.tokenizers.base import Tokenizer
 
 
@@ -20,7 +20,7 @@ class TexTok(LatentTransformers, Tokenizer):
     A code is therefore of an image with its caption: decoded with another caption it is another image. Both are vision
     transformers of `width`, `depth` and `heads`, the decoder's the same unless given; so are its patches. Pixels are
     made by a linear layer per patch. Of the layers that the text encoder gives all are read, joined, or `text_layer`
-    alone, by its number among them.
+    alone, by its number among them, from 0 on.
 
     No code of the authors is public. Inferred: learned positions of all members of a sequence, a norm before the first
     block as in TiTok, the decoder's patches as one learned token that differs by its position, that padded places of
@@ -53,7 +53,7 @@ class TexTok(LatentTransformers, Tokenizer):
         decoder_depth: Count | None = None,
         decoder_heads: Count | None = None,
         decoder_patch_size: Count | None = None,
-        text_layer: Integer | None = None,
+        text_layer: Whole | None = None,
         image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)

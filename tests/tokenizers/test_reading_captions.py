@@ -9,7 +9,7 @@ from pipeline.commands.card import captions_of, find_target
 from pipeline.commands.reconstruct import load_tokenizer_of
 from pipeline.components import build
 from pipeline.draws import StepDraws
-from pipeline.nn.caption_tokens import CaptionShape, caption_features
+from pipeline.nn.caption_tokens import caption_features
 from pipeline.recipes.data import Data
 
 SIZES = {
@@ -33,7 +33,7 @@ def condition(batch: int = 2) -> Condition:
 
 @pytest.mark.parametrize("kind", ["tatitok", "textok"])
 def test_one_layer_is_read_alone(kind):
-    tokenizer, given = captioned(kind, text_layer=-1).eval(), condition()
+    tokenizer, given = captioned(kind, text_layer=1).eval(), condition()
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     other_layer, other_text = given.text.clone(), given.text.clone()
     other_layer[..., :4] += 1
@@ -45,17 +45,17 @@ def test_one_layer_is_read_alone(kind):
     assert torch.equal(pictures[1], pictures[0]) and not torch.allclose(pictures[2], pictures[0])
 
 
-def test_layers_are_numbered_from_either_end():
-    text = torch.arange(6.0).view(1, 1, 6)
-    read = {
-        layer: caption_features(Condition(text=text), CaptionShape(1, 2, 3, layer), "it") for layer in (0, -1, None)
-    }
-    assert [read[layer].flatten().tolist() for layer in (0, -1, None)] == [[0, 1], [4, 5], [0, 1, 2, 3, 4, 5]]
+def test_layers_are_numbered_from_0():
+    text, arguments = torch.arange(6.0).view(1, 1, 6), {"text_tokens": 1, "text_dim": 2, "text_layers": 3}
+    read = {n: caption_features(Condition(text=text), arguments | {"text_layer": n}, "it") for n in (0, 2, None)}
+    assert [read[n].flatten().tolist() for n in (0, 2, None)] == [[0, 1], [4, 5], [0, 1, 2, 3, 4, 5]]
 
 
-@pytest.mark.parametrize("layer", [2, -3])
-def test_a_layer_that_is_not_there_is_refused(layer):
-    with pytest.raises(ValueError, match=f"text_layer is {layer}, and the encoder of captions gives 2 layers"):
+@pytest.mark.parametrize(
+    "layer, reason", [(2, ", and the text encoder states 2 layers, from 0 on"), (-1, "; give 0 or more")]
+)
+def test_a_layer_that_is_not_there_is_refused(layer, reason):
+    with pytest.raises(ValueError, match=f"text_layer is {layer}{reason}"):
         captioned("textok", text_layer=layer)
 
 
