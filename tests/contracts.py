@@ -29,6 +29,7 @@ from pipeline.training.players import checkpoint_blocks
 # Tiny values of sizes that recipes state, by the argument's name, for all slots.
 SMALL: dict[str, Any] = {
     "width": 32,
+    "conv_width": 8,
     "depth": 3,
     "heads": 2,
     "head_width": 32,

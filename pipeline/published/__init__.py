@@ -46,6 +46,8 @@ OPTIONS = {
     "phi_share": "share of the convolution in phi, which smooths the maps of the scales",
     "tokenizer": "folder of its imported tokenizer",
     "norm_epsilon": "what its norms add to the variance",
+    "gradient": "of quantisation while it is trained further: straight_through or rotation",
+    "pooling": "what queries begin as: means over parts of the map (levels), or of the whole (mean)",
     "by_angle": "whether the nearest code is that of the least angle (true or false)",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }
