@@ -69,6 +69,8 @@ SMALL: dict[str, Any] = {
     "sides": [1, 2],
     "buffer": 2,
     "score_width": 6,
+    "window": 2,
+    "temporal_depth": 1,
 }
 # The same, and of arguments that no recipe of a part states.
 TINY: dict[str, Any] = SMALL | {

@@ -49,6 +49,8 @@ OPTIONS = {
     "gradient": "of quantisation while it is trained further: straight_through or rotation",
     "pooling": "what queries begin as: means over parts of the map (levels), or of the whole (mean)",
     "by_angle": "whether the nearest code is that of the least angle (true or false)",
+    "unit_latents": "whether what is compared with the codebook's rows has length one (true or false)",
+    "clips": "whether to keep the layers that only clips have (true or false)",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }
 
