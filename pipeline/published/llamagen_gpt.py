@@ -38,20 +38,18 @@ def convert(
     label. Rotary tables and masks stay behind. Raises ValueError for keys or shapes that are not LlamaGen's.
     """
     table = need(state, "cls_embedding.embedding_table.weight", WHOSE)
-    arguments = trunk_arguments(state, heads, tokens) | {"condition_drop": condition_drop}
+    arguments = trunk_arguments(state, heads, square(tokens)) | {"condition_drop": condition_drop}
     network = build_component("networks", arguments, num_classes=len(table) - (condition_drop > 0))
     weights = trunk_weights(state, {r"cls_embedding\.embedding_table\.weight": r"class_embedding.weight"})
     weights["class_embedding.weight"] = with_null_row(table, condition_drop)
     return {"network": fill(network, weights), "objective": build_component("objectives", {"kind": "next_token"})}
 
 
-def trunk_arguments(state: Mapping[str, Tensor], heads: int | None, tokens: int) -> dict[str, object]:
+def trunk_arguments(state: Mapping[str, Tensor], heads: int | None, grid: list[int]) -> dict[str, object]:
     """The node of a causal_transformer that the tensors imply, what it is asked for left out."""
     vocab, width = need(state, "tok_embeddings.weight", WHOSE).shape
     if len(need(state, "layers.0.attention.wqkv.weight", WHOSE)) != 3 * width:
         raise ValueError("this LlamaGen generator shares keys and values between heads; none that was published does")
-    if math.isqrt(tokens) ** 2 != tokens:
-        raise ValueError(f"{tokens} tokens are not a square of them; LlamaGen's codes have 256, 576 or 1024")
     return {
         "kind": "causal_transformer",
         "position": "rotary",
@@ -59,11 +57,18 @@ def trunk_arguments(state: Mapping[str, Tensor], heads: int | None, tokens: int)
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
         "width": width,
         "heads": heads or heads_of(width, HEADS),
-        "grid": [math.isqrt(tokens)] * 2,
+        "grid": grid,
         "vocab": vocab,
         **feed_forward(len(need(state, "layers.0.feed_forward.w1.weight", WHOSE)), width),
         **DROPOUT,
     }
+
+
+def square(tokens: int) -> list[int]:
+    """The sides of a square map of so many tokens; ValueError where it is none."""
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"{tokens} tokens are not a square of them; LlamaGen's codes have 256, 576 or 1024")
+    return [math.isqrt(tokens)] * 2
 
 
 def trunk_weights(state: Mapping[str, Tensor], others: Mapping[str, str]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.components import build as build_component
 from pipeline.published.checkpoint import fill, need
-from pipeline.published.llamagen_gpt import TOKENS, WHOSE, trunk_arguments, trunk_weights
+from pipeline.published.llamagen_gpt import TOKENS, WHOSE, square, trunk_arguments, trunk_weights
 
 WHAT = "LlamaGen generators by text (FoundationVision/LlamaGen: t2i_XL_stage1_256.pt; stage2_512 with tokens=1024)"
 CAPTIONS = {
@@ -26,7 +26,7 @@ def convert(state: Mapping[str, Tensor], heads: int | None = None, tokens: int =
     """
     null = need(state, "cls_embedding.uncond_embedding", WHOSE)
     asked = {"text_tokens": len(null), "text_dim": null.shape[1], "text_projection": "mlp"}
-    arguments = trunk_arguments(state, heads, tokens) | {"num_classes": 0, **asked}
+    arguments = trunk_arguments(state, heads, square(tokens)) | {"num_classes": 0, **asked}
     network = build_component("networks", arguments)
     weights = trunk_weights(state, CAPTIONS)
     zeros = torch.zeros(network.config.width, dtype=null.dtype)  # the release has no biases here

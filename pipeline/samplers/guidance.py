@@ -32,7 +32,8 @@ class Guidance(RangedFields, ShortForm):
     arXiv:2305.08891, section 3.4).
 
     For ids, u is the share of the sampling steps still to come: an interval of (0, 0.82) is a schedule that steps up
-    after 18 % of the tokens, and `cosine` with a power is RAR's and MaskGIT's power-cosine.
+    after 18 % of the tokens, and `cosine` with a power is RAR's and MaskGIT's power-cosine. `first_full` guides the
+    first of them by the whole scale all the same, as released GigaTok does.
     """
 
     short: ClassVar[str] = "scale"
@@ -44,6 +45,7 @@ class Guidance(RangedFields, ShortForm):
     rescale: Fraction = 0.0  # how far the guided prediction's std is brought to the conditional one's
     class_token: Number | None = None  # scale of a class token that is denoised too; 1: not guided; null: as the code
     start: Number = 1.0  # the scale where the schedule begins, at x = 0; MaskGen's begin at 2
+    first_full: bool = False  # the whole scale at u = 1, whatever interval and schedule say of it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +66,8 @@ class Guidance(RangedFields, ShortForm):
     def _follow(self, scale: float, time: float) -> float:
         """What the schedule makes of a scale at noise level `time`: 1 outside of the interval."""
         low, high = self.interval
+        if self.first_full and time >= 1:
+            return scale
         if not low - 1e-6 <= time <= high + 1e-6:  # a level on the edge may have been rounded over it
             return 1.0
         x = max(0.0, 1 - time) ** self.power

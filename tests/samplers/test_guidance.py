@@ -150,3 +150,10 @@ def test_a_schedule_begins_at_its_start():
     assert Guidance(5.0, interval=(0.0, 0.5), start=2.0).at(0.9) == 1.0
     with pytest.raises(ValueError, match="start is 2, and the scale is 1"):
         Guidance(1.0, start=2.0)
+
+
+def test_a_first_token_at_the_full_scale_whatever_the_interval_says():
+    released = Guidance(3.0, interval=(0.0, 0.82), first_full=True)
+    assert [released.at(time) for time in (1.0, 0.99, 0.83, 0.82, 0.0)] == [3.0, 1.0, 1.0, 3.0, 3.0]
+    assert Guidance(3.0, schedule="linear", first_full=True).at(1.0) == 3.0
+    assert Guidance(3.0, interval=(0.0, 0.82)).at(1.0) == 1.0
