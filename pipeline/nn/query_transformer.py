@@ -134,14 +134,14 @@ def part_grids(tokens: int) -> list[tuple[int, int]]:
     return grids
 
 
-def initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module, std: float = 0.02) -> None:
     """As published: truncated normal matrices and kernels, biases at zero; queries, keys and values by Xavier's law.
 
     It is that of one matrix for the three.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.trunc_normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
     for layer in module.modules():
         if isinstance(layer, PositionedAttention):

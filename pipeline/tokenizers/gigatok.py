@@ -17,7 +17,7 @@ from pipeline.nn.convolution import Encoder
 from pipeline.nn.image_size import Sides, divide
 from pipeline.nn.query_transformer import Pooling, QueryDecoder, QueryEncoder, initialise, part_grids
 from pipeline.nn.transformer_sizes import both_sizes, check_heads
-from pipeline.ranges import Count, Counts, ImageSize, Whole
+from pipeline.ranges import Count, Counts, ImageSize, Positive, Whole
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
 from pipeline.validation import SettingError, at
 
@@ -36,6 +36,9 @@ class GigaTok(Tokenizer):
 
     With `direct`, terms of a shorter way that the released models began with: `direct_pixel`, the squared error of the
     pixels made from the encoder's own map, and `direct_map`, that of the decoder's map from it.
+
+    Weights begin with a standard deviation of `weight_std`. The published one is for widths of 512 and more; of narrow
+    networks, codes then begin so near to each other that none tells images apart.
 
     A phase with train=pixel_decoder trains the last convolutions alone. The semantic term is the loss `feature_cosine`
     with `at: decoder.blocks.2`.
@@ -70,6 +73,7 @@ class GigaTok(Tokenizer):
         upsampling: Literal["depth_to_space", "nearest"] = "depth_to_space",
         redundant: Whole = 0,
         direct: bool = False,
+        weight_std: Positive = 0.02,
         image_channels: Count = 3,
     ):
         neck = components.build("bottlenecks", bottleneck)
@@ -85,7 +89,7 @@ class GigaTok(Tokenizer):
             *(z_channels, widths[1], blocks, groups, image_channels, adaptive, upsampling == "depth_to_space")
         )
         for part in (self.map_encoder, self.encoder, self.decoder, self.pixel_decoder):
-            initialise(part)
+            initialise(part, weight_std)
         self.quant_conv = nn.Linear(z_channels, neck.inputs)
         self.neck = neck
         self.post_quant_conv = nn.Linear(neck.dim, z_channels)
