@@ -1,8 +1,9 @@
 """What travels along the line: an image's code, its geometry, and what a generator is asked for."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ class LatentSpec:
 
     A code with levels is a row of tokens, those of the coarsest level first: its grid has one axis, of as many tokens
     as the levels have together. What a level is of (a map of the image at some scale, some of the tokens of a 1-D
-    tokenizer) is the tokenizer's to say. ValueError where the levels do not add up to the tokens.
+    tokenizer) is the tokenizer's to say. A code of segments is a row too, of parts whose ids are of codebooks of their
+    own, all of `vocab` codes, so that every id below `vocab` has a meaning at every token. ValueError where the levels,
+    or the segments, do not add up to the tokens.
     """
 
     grid: tuple[int, ...]  # (16, 16) a feature map; (32,) a 1-D tokenizer; (680,) the levels of VAR in a row
@@ -22,10 +25,28 @@ class LatentSpec:
     vocab: int = 0  # codebook size; 0 when continuous
     codebooks: int = 1  # ids a token: product, factorised or residual quantisers
     levels: tuple[int, ...] = ()  # tokens a level, coarse to fine, when the order is hierarchical
+    segments: tuple[tuple[int, ...], ...] = ()  # the grid of each, in a row, where segments have their own codebooks
 
     def __post_init__(self) -> None:
         if self.levels and (len(self.grid) != 1 or sum(self.levels) != self.tokens):
             raise ValueError(f"levels of {list(self.levels)} tokens are no code on a grid of {list(self.grid)}")
+        if self.segments and (len(self.grid) != 1 or sum(self.segment_tokens) != self.tokens):
+            grids = [list(grid) for grid in self.segments]
+            raise ValueError(f"segments on grids {grids} are no code on a grid of {list(self.grid)}")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "LatentSpec":
+        """The spec of its fields as JSON holds them, with lists for tuples."""
+        return cls(**{name: as_tuple(value) for name, value in values.items()})
+
+    @property
+    def segment_tokens(self) -> tuple[int, ...]:
+        """Tokens of each segment, in the order of the row; nothing for a code without segments."""
+        return tuple(math.prod(grid) for grid in self.segments)
+
+    def by_codebook(self, ids: Tensor) -> list[Tensor]:
+        """Ids [..., N, codebooks] in parts whose tokens share codebooks: those of each segment, or all of them."""
+        return list(ids.split(self.segment_tokens, dim=-2)) if self.segments else [ids]
 
     @property
     def tokens(self) -> int:
@@ -35,6 +56,11 @@ class LatentSpec:
     def shape(self) -> tuple[int, int]:
         """[N, C] of one continuous code."""
         return self.tokens, self.dim
+
+
+def as_tuple(value: Any) -> Any:
+    """A value with tuples for its lists, however deep these lie."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

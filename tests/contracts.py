@@ -69,6 +69,8 @@ SMALL: dict[str, Any] = {
     "sides": [1, 2],
     "buffer": 2,
     "score_width": 6,
+    "first_tokens": 2,
+    "shift": 2,
     "window": 2,
     "temporal_depth": 1,
 }
@@ -84,11 +86,14 @@ TINY: dict[str, Any] = SMALL | {
     "layers": 1,
     "scales": 2,
     "bottleneck": {"kind": "vector_quantize", "dim": 4, "vocab": 16},
+    "first": {"kind": "vector_quantize", "dim": 4, "vocab": 16},
+    "second": {"kind": "vector_quantize", "dim": 3, "vocab": 16},
 }
 # What an earlier stage determines for a network; a variant may state others.
 DERIVED = {
     "grid": [4, 4],
     "levels": [4] * 4,  # maps of 2x2
+    "segments": [[4], [3, 4]],
     "dim": 3,
     "vocab": 16,
     "num_classes": 5,
@@ -133,6 +138,22 @@ VARIANTS: dict[str, dict[str, Node]] = {
             "kind": "next_scale_transformer",
             "grid": [14],
             "levels": [1, 4, 9],
+            "num_classes": 0,
+        },
+        "segments": {"kind": "segment_transformer", "grid": [16], "prefix_rotary": "zero", "residual_dropout": 0.2},
+        "segments_row": {"kind": "segment_transformer", "grid": [8], "segments": [[2], [6]], "token_dropout": 0.2},
+        "segments_three": {
+            "kind": "segment_transformer",
+            "grid": [9],
+            "segments": [[1], [2], [2, 3]],
+            "codebooks": 2,
+            "border": "next",
+            "feed_forward_dropout": 0.2,
+        },
+        "segments_unconditional": {
+            "kind": "segment_transformer",
+            "grid": [8],
+            "segments": [[2], [2, 3]],
             "num_classes": 0,
         },
         "bidirectional_deep": {"kind": "bidirectional_transformer", "body": "uvit", "depth": 5, "grid": [3, 4]},
@@ -286,6 +307,11 @@ VARIANTS: dict[str, dict[str, Node]] = {
             "sides": [2, 3],
             "bottleneck": {"kind": "product", "codebooks": 2, "bottleneck": {"kind": "binary", "bits": 2}},
         },
+        "two_segments_codebooks": {
+            "kind": "two_segments",
+            "first": {"kind": "product", "codebooks": 2, "bottleneck": {"kind": "binary", "bits": 3}},
+            "second": {"kind": "residual", "codebooks": 2, "bottleneck": {"kind": "binary", "bits": 3}},
+        },
         "binary_spherical": {"kind": "binary", "bits": 4, "spherical": True},
     },
 }
@@ -301,6 +327,8 @@ SIZES = (8, 16, 32)  # pixels
 def small(node: Node) -> Node:
     """A recipe's node with every size that it states made tiny; its switches stay."""
     sizes = {name: SMALL[name] for name in node if name in SMALL and not isinstance(node[name], dict)}
+    if max(SIZES) % node.get("image_patch", 1):
+        sizes["image_patch"] = min(SIZES)
     nested = {name: small(value) for name, value in node.items() if isinstance(value, dict)}
     return node | sizes | nested
 
@@ -577,6 +605,9 @@ def check_network_parts(network: nn.Module) -> None:
     if "levels" in config:  # square maps in a row
         levels = [*config.levels, 36]
         changes["positions"] = {"grid": [sum(levels)], "levels": levels}
+    if "segments" in config:  # a row of them
+        segments = [[2 * size for size in segment] for segment in config.segments]
+        changes["positions"] = {"grid": [sum(map(math.prod, segments))], "segments": segments}
     changes |= {"codes": {name: 2 * config[name] for name in ("dim", "vocab") if name in config}}
     if "text" in network.reads:
         changes["text"] = {name: config[name] + 1 for name in TEXT if config.get(name)}

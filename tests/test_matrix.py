@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from pipeline import LatentPipeline
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code, Condition, LatentSpec
-from pipeline.components import build, find, kinds, structure
+from pipeline.components import build, constructor_parameters, find, kinds, structure
 from pipeline.draws import ImageDraws, StepDraws
 from pipeline.recipes.building import build_network
 from pipeline.recipes.files import CONFIGS, merge
@@ -102,6 +102,8 @@ def fits(recipe: Recipe, spec: LatentSpec) -> bool:
     lacks = objective.__name__ == "RandomOrder" and not told
     lacks |= "Bit" in network.__name__ and spec.vocab.bit_count() != 1  # its ids are no bits
     lacks |= network.role == "levels" and not spec.levels
+    knows_segments = "segments" in constructor_parameters(network)
+    lacks |= knows_segments and not spec.segments or objective.__name__ == "NextTokenBySegment" and not knows_segments
     return bool(spec.vocab) == objective.discrete and network.role == objective.role and not lacks
 
 
@@ -136,7 +138,7 @@ def test_every_objective_keeps_what_lies_outside_of_a_mask(objective, stock):
     """By the first network and the first tokenizer with a map that belong to it."""
     for network, tokenizer in product(NETWORKS, TOKENIZERS):
         recipe, spec = recipe_of(tokenizer, network, objective, stock), tried(tokenizer, stock)[2]
-        if fits(recipe, spec) and (len(spec.grid) == 2 or spec.levels) and spec.tokens > 1:
+        if fits(recipe, spec) and (len(spec.grid) == 2 or spec.levels or spec.segments) and spec.tokens > 1:
             break
     law, code = build("objectives", recipe.generator.objective), encoded(tokenizer, stock)[1]
     given = Code(ids=torch.randint_like(code.ids, spec.vocab)) if law.discrete else Code(z=code.z)

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,14 @@ from pipeline.ranges import Count, RangedArguments
 ENUMERABLE = 2**20  # codes at most among which the nearest are looked for one by one
 
 
+class Segment(NamedTuple):
+    """Tokens in a row that have codebooks of their own."""
+
+    tokens: int | None  # None: all that are left
+    inputs: int  # channels that are read of a feature, the first ones
+    dim: int  # channels of z that are not zero, the first ones
+
+
 class Bottleneck(RangedArguments, EntryPoints, ABC):
     """Compresses features [B, N, inputs] into a code of `dim` channels per token."""
 
@@ -33,6 +42,7 @@ class Bottleneck(RangedArguments, EntryPoints, ABC):
     vocab: int = 0  # codebook size; 0 when continuous
     codebooks: int = 1
     tokens: int | None = None  # features of an image that it reads all together; None: any number, each by itself
+    segments: tuple[Segment, ...] = ()  # of a row whose tokens have different codebooks, in order
 
     @classmethod
     def terms(cls, arguments: Arguments) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
     cls, _ = check("objectives", generator.objective, DERIVED["objectives"], "generator.objective")
     network, values = check("networks", generator.network, DERIVED["networks"], "generator.network")
     objective = build("objectives", generator.objective)
-    values = values | network_shape(spec, 0, objective, check_captions(recipe, network))  # classes are counted later
+    derived = network_shape(spec, 0, objective, check_captions(recipe, network))  # classes are counted later
+    values = values | {name: value for name, value in derived.items() if name in constructor_parameters(network)}
     with at("generator"):
         check_pair(recipe, spec, network, cls)
         with at("network"):

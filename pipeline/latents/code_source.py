@@ -55,8 +55,7 @@ class CodeSource(ABC):
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest
-        spec = {name: tuple(v) if isinstance(v, list) else v for name, v in manifest["spec"].items()}
-        self.spec = LatentSpec(**spec)
+        self.spec = LatentSpec.read(manifest["spec"])
         self.class_names: list[str] = manifest["class_names"]
         self.views: int = manifest["views"]  # of an image, that `batch` chooses from
 

@@ -1,6 +1,6 @@
 """Codebook usage: how many of the codes occur, and how evenly."""
 
-from pipeline.code import LatentSpec, stack_ids
+from pipeline.code import LatentSpec
 from pipeline.metrics.base import Measurements, Quantity, TokenizerInputs, TokenizerMetric
 from pipeline.nn.code_usage import LARGEST, measure_usage
 
@@ -35,7 +35,8 @@ class CodeUsage(TokenizerMetric):
         return f"use of codes: {spec.vocab} codes are too many to count one by one" if spec.vocab > LARGEST else None
 
     def measure(self, inputs: TokenizerInputs) -> Measurements:
-        ids, vocab = inputs.train.rows["ids"], inputs.spec.vocab
-        protocol = {"images": f"{len(ids)} of the training split, as they are", "codes": vocab} | inputs.train.protocol
-        for quantity, value in zip(self.quantities, measure_usage(stack_ids(ids), vocab)):
+        ids, spec = inputs.train.rows["ids"], inputs.spec
+        images = f"{len(ids)} of the training split, as they are"
+        protocol = {"images": images, "codes": spec.vocab} | inputs.train.protocol
+        for quantity, value in zip(self.quantities, measure_usage(ids, spec)):
             yield quantity.measurement(value, protocol)

@@ -33,7 +33,7 @@ Part = Literal["labels", "text", "positions", "codes"]  # see Network.parts
 ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the sizes of a part follow from
     "labels": ("num_classes",),
     "text": (*NO_TEXT, "text_reading", "text_projection", "text_null"),
-    "positions": ("grid", "levels", "position_grid"),
+    "positions": ("grid", "levels", "segments", "position_grid"),
     "codes": ("dim", "vocab", "codebooks", "outputs", "patch_size", "class_token"),
 }
 

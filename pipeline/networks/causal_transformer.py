@@ -23,6 +23,7 @@ from pipeline.nn.causal import (
     FeedForward,
     ModulatedCausalBlock,
     ModulatedNorm,
+    hidden_width,
     learned_norm,
 )
 from pipeline.nn.causal_sequence import Asked, Memory, SequencePositions, align_right
@@ -335,10 +336,3 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         for layer in [*modulations, *(self.head.outputs if self.config.zero_head else ())]:
             nn.init.zeros_(layer.weight)
         silence_captions(self)
-
-
-def hidden_width(width: int, feed_forward: FeedForward, ratio: float, multiple: int) -> int:
-    """Channels inside the feed-forward layer; SwiGLU takes two thirds of `ratio`, since it has three matrices."""
-    hidden = int(ratio * width)
-    hidden = int(2 * hidden / 3) if feed_forward == "swiglu" else hidden
-    return multiple * math.ceil(hidden / multiple)

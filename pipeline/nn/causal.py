@@ -1,5 +1,6 @@
 """Causal transformer blocks: each position attends to those before it, in one pass, or one by one with a cache."""
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -76,6 +77,13 @@ def learned_norm(kind: Norm, width: int, epsilon: float) -> nn.Module:
     return RMSNorm(width, epsilon) if kind == "rms" else nn.LayerNorm(width, eps=epsilon)
 
 
+def hidden_width(width: int, feed_forward: FeedForward, ratio: float, multiple: int) -> int:
+    """Channels inside the feed-forward layer; SwiGLU takes two thirds of `ratio`, since it has three matrices."""
+    hidden = int(ratio * width)
+    hidden = int(2 * hidden / 3) if feed_forward == "swiglu" else hidden
+    return multiple * math.ceil(hidden / multiple)
+
+
 class CausalAttention(nn.Module, AttentionModuleMixin):
     """Multi-head self-attention on [B, N, width] in which a position attends to itself and those before it."""
 
@@ -111,7 +119,7 @@ class CausalAttention(nn.Module, AttentionModuleMixin):
         if self.normed:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
-            q, k = rotate(torch.stack([q, k]) if self.normed else qkv[:2], *rotary)  # both at once
+            q, k = self.turn(torch.stack([q, k]) if self.normed else qkv[:2], rotary)  # both at once
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm's output is float32
         if cache is not None:
             k, v = cache.append(k, v)
@@ -120,6 +128,10 @@ class CausalAttention(nn.Module, AttentionModuleMixin):
         else:
             mixed = dropped_attention(q, k, v, kept, self.dropout, causal=mask is None, mask=mask)
         return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def turn(self, pairs: Tensor, rotary: Rotary) -> Tensor:
+        """Queries and keys [2, B, heads, N, D] at their positions."""
+        return rotate(pairs, *rotary)
 
 
 class CausalFeedForward(nn.Module):

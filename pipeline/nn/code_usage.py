@@ -30,7 +30,7 @@ class CodeUsage:
 
     def add(self, ids: Tensor) -> None:
         """Count the ids [B, N] or [B, N, codebooks] of a batch; at the epoch's end, over all processes."""
-        counts = count_ids(stack_ids(ids), self.spec.vocab)
+        counts = count_by_codebook(ids, self.spec)
         self.counts = counts if self.counts is None else self.counts + counts
         self.seen += len(ids)
         if self.seen >= self.images:
@@ -59,10 +59,18 @@ def make_code_usage(spec: LatentSpec, images: int, least: float) -> CodeUsage | 
     return CodeUsage(spec, images, least) if 0 < spec.vocab <= LARGEST else None
 
 
-def measure_usage(ids: Tensor, vocab: int) -> tuple[float, float]:
-    """Usage and perplexity of ids [..., codebooks], as in `CodeUsage`."""
-    usage, perplexity = usage_and_perplexity(count_ids(ids, vocab))
+def measure_usage(ids: Tensor, spec: LatentSpec) -> tuple[float, float]:
+    """Usage and perplexity of ids [B, N] or [B, N, codebooks], as in `CodeUsage`."""
+    usage, perplexity = usage_and_perplexity(count_by_codebook(ids, spec))
     return float(usage), float(perplexity)
+
+
+def count_by_codebook(ids: Tensor, spec: LatentSpec) -> Tensor:
+    """How often each code is taken: ids [B, N] or [B, N, codebooks] to [all codebooks, vocab] int64.
+
+    Segments have codebooks of their own, which come one segment after another.
+    """
+    return torch.cat([count_ids(part, spec.vocab) for part in spec.by_codebook(stack_ids(ids))])
 
 
 def count_ids(ids: Tensor, vocab: int) -> Tensor:

@@ -83,7 +83,8 @@ def parts(recipe: Recipe, checked: CheckedRecipe, line: CheckedLine) -> Rows:
     if recipe.text is not None:
         yield "text", describe_text(recipe)
     tokenizer, network, spec = line.tokenizer, line.network, checked.spec
-    grid = " + ".join(map(str, spec.levels)) or "x".join(map(str, spec.grid))
+    parts_of_row = spec.segments or [(tokens,) for tokens in spec.levels] or [spec.grid]
+    grid = " + ".join("x".join(map(str, part)) for part in parts_of_row)
     yield "tokenizer", f"{checked.tokenizer.__name__}, {'weights given' if tokenizer is None else sizes(tokenizer)}"
     yield "latents", f"{spec.tokens} tokens ({grid}) of {spec.dim} channels" + codebook(spec)
     if checked.generator is None:

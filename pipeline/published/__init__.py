@@ -26,6 +26,8 @@ OPTIONS = {
     "scale": "what codes are multiplied by for a generator, 0.18215 for Stable Diffusion's",
     "start": "folder or hub id of the frozen encoder",
     "encoder_heads": "attention heads of the frozen encoder; needed where its width is not a published one",
+    "encoder_grid": "patches of a side that the frozen encoder reads of an image",
+    "shift": "places by which the causal decoder is read early",
     "encoder_input_size": "pixels of a side at which the frozen encoder reads an image",
     "colours": "mean and std of colours in [0, 1], [[three numbers],[three numbers]]; ImageNet's by default",
     "head_depth": "how many of the last blocks belong to the wide head",

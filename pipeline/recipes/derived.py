@@ -9,6 +9,7 @@ DERIVED = {  # what a recipe may not state, by slot
     "networks": (
         "grid",
         "levels",
+        "segments",
         "dim",
         "vocab",
         "codebooks",

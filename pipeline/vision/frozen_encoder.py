@@ -52,6 +52,18 @@ class FrozenEncoder(RangedArguments, nn.Module, ABC):
     def train(self, mode: bool = True) -> "FrozenEncoder":
         return super().train(False)
 
+    def last_tokens(self, images: Tensor) -> Tensor:
+        """The last tapped map as the model gives it, as tokens [B, M, C], after a class token where it has one."""
+        return self.maps(images)[-1].flatten(2).mT
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """The last tapped map as tokens [B, M, C], row by row, after a class token where the model has one."""
+        tokens = self.last_tokens(images)
+        if self.norm == "plain":
+            tokens = F.layer_norm(tokens.float(), tokens.shape[2:], eps=EPSILON)
+        return tokens.to(images.dtype)
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = self.maps(images)
@@ -145,10 +157,25 @@ class VisionTransformer(Backbone, FrozenEncoder):
         return [(config["hidden_size"], grid)] * len(arguments.taps)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        patch, last = self.model.config.patch_size, self.model.config.num_hidden_layers
-        pixels = self.normalise(images, [side // self.image_patch * patch for side in images.shape[2:]])
-        layers = self.layers_of(pixels, self.taps, last if self.norm == "own" else None)
+        pixels = self.pixels(images)
+        layers = self.layers_of(pixels, self.taps, self.normed_layer)
         return [self.as_map(self.patch_tokens(tokens, pixels), pixels) for tokens in layers]
+
+    def last_tokens(self, images: Tensor) -> Tensor:
+        pixels = self.pixels(images)
+        (tokens,) = self.layers_of(pixels, self.taps[-1:], self.normed_layer)
+        patches = self.patch_tokens(tokens, pixels)
+        return patches if tokens.shape[1] == patches.shape[1] else torch.cat([tokens[:, :1], patches], dim=1)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images as the model reads them."""
+        patch = self.model.config.patch_size
+        return self.normalise(images, [side // self.image_patch * patch for side in images.shape[2:]])
+
+    @property
+    def normed_layer(self) -> int | None:
+        """The layer that passes through the model's last norm."""
+        return self.model.config.num_hidden_layers if self.norm == "own" else None
 
     @property
     def saved_arguments(self) -> dict[str, Any]:

@@ -20,12 +20,19 @@ SPEC = LatentSpec((4,), 2, vocab=8)
 
 
 def test_usage_and_perplexity_are_means_over_codebooks():
-    assert measure_usage(torch.arange(8)[:, None].repeat(3, 1), 8) == pytest.approx((1.0, 8.0))
-    assert measure_usage(torch.full((5, 7, 1), 3), 8) == pytest.approx((1 / 8, 1.0))
-    both = torch.stack([torch.arange(8), torch.arange(8) % 2], dim=-1)
-    assert measure_usage(both, 8) == pytest.approx(((1 + 2 / 8) / 2, (8 + 2) / 2))
-    uneven = torch.tensor([0, 0, 0, 1])[:, None]
-    assert measure_usage(uneven, 8)[1] == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert measure_usage(torch.arange(8).view(2, 4).repeat(3, 1), SPEC) == pytest.approx((1.0, 8.0))
+    assert measure_usage(torch.full((5, 4, 1), 3), SPEC) == pytest.approx((1 / 8, 1.0))
+    both = torch.stack([torch.arange(8), torch.arange(8) % 2], dim=-1).view(2, 4, 2)
+    assert measure_usage(both, SPEC) == pytest.approx(((1 + 2 / 8) / 2, (8 + 2) / 2))
+    uneven = torch.tensor([[0, 0, 0, 1]])
+    assert measure_usage(uneven, SPEC)[1] == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+
+
+def test_segments_are_counted_each_by_itself():
+    ids = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
+    spec = LatentSpec((4,), 2, vocab=8, segments=((1,), (3,)))
+    assert measure_usage(ids, spec) == pytest.approx(((2 + 6) / 16, (2 + 6) / 2))
+    assert measure_usage(ids, SPEC) == pytest.approx((1.0, 8.0))
 
 
 def test_an_epoch_is_counted_as_a_whole_and_the_next_one_anew():
