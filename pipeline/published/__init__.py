@@ -47,6 +47,7 @@ OPTIONS = {
     "sides": "sides of the maps that an image becomes, coarse to fine",
     "phi_share": "share of the convolution in phi, which smooths the maps of the scales",
     "tokenizer": "folder of its imported tokenizer",
+    "proxy_start": "folder of the imported maskgit_vqgan whose codes a first stage predicts and whose decoder it takes",
     "norm_epsilon": "what its norms add to the variance",
     "gradient": "of quantisation while it is trained further: straight_through or rotation",
     "pooling": "what queries begin as: means over parts of the map (levels), or of the whole (mean)",

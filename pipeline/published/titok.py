@@ -9,6 +9,7 @@ from pipeline.components import build as build_component
 from pipeline.published.checkpoint import fill, heads_of, need, rename
 from pipeline.published.maskgit_vqgan import decoder_names
 from pipeline.published.maskgit_vqgan import shapes as pixel_shapes
+from pipeline.saved_folders import load_tokenizer
 
 WHAT = "TiTok, with codes or continuous tokens (yucornetto/tokenizer_titok_*_imagenet: model.safetensors)"
 HEADS = {512: 8, 768: 12, 1024: 16}  # by width: small, base, large
@@ -38,6 +39,7 @@ OF_PROXY = {
     r"decoder\.ffn\.([02])\.(weight|bias)": r"output.logits.\1.\2",
     r"pixel_quantize\.embedding\.weight": "output.codebook",
 }
+PIXEL_CODEBOOK = "pixel_quantize.embedding.weight"
 MATRICES = ("encoder.projection.weight", "output.patches.weight", "output.logits.0.weight", "output.logits.2.weight")
 
 
@@ -46,22 +48,26 @@ def convert(
     heads: int | None = None,
     decoder_heads: int | None = None,
     unit_norm: bool | None = None,
+    proxy_start: str | None = None,
 ) -> dict[str, object]:
     """{"tokenizer"} of a TiTok state; which of its three forms it is, the keys tell.
 
     Two-stage forms have interleaved latents and codes of length one, single-stage forms neither, as released;
     `unit_norm` says it where a codebook is otherwise (`use_l2_norm` there). `heads` and `decoder_heads` follow from the
-    widths for the published sizes. Raises ValueError for keys or shapes that are not TiTok's, and for a first stage
-    alone, which has no pixel decoder yet.
+    widths for the published sizes. A first stage alone has no pixel decoder yet: it takes that of the `maskgit_vqgan`
+    whose folder is `proxy_start`. Raises ValueError for keys or shapes that are not TiTok's, and where `proxy_start` is
+    missing, or there is a pixel decoder already.
     """
     two_stage = "decoder.ffn.2.weight" in state
     arguments = shapes(state, heads, decoder_heads, two_stage)
     state_unit_norm(arguments["bottleneck"], unit_norm)
     names = NAMES | (OF_PROXY if two_stage else OF_PIXELS)
-    if two_stage:
-        need(state, "pixel_quantize.embedding.weight", "two-stage TiTok")
+    if proxy_start is not None:
+        arguments |= borrowed_pixels(state, proxy_start, two_stage)
+    elif two_stage:
         proxy = pixel_shapes(state, "pixel_decoder")
         arguments |= {f"proxy_{name}": value for name, value in proxy.items()}
+        arguments |= dict(zip(("proxy_vocab", "proxy_dim"), codebook_shape(state)))
         names |= decoder_names("pixel_decoder", "output.decoder", len(proxy["multipliers"]), proxy["blocks"])
     return {"tokenizer": assemble("titok", rename(state, names), arguments)}
 
@@ -81,6 +87,9 @@ def assemble(kind: str, renamed: dict[str, Tensor], arguments: dict[str, object]
     tokenizer = build_component("tokenizers", {"kind": kind, **arguments}, image_size=image_size, **captions)
     renamed = {name: value[:, :, 0, 0] if name in MATRICES else value for name, value in renamed.items()}
     renamed["decoder.mask_token"] = renamed["decoder.mask_token"][0]
+    if arguments.get("proxy_start") is not None:  # what the tokenizer took from there
+        pixels = ("output.codebook", "output.decoder.")
+        renamed |= {name: value for name, value in tokenizer.state_dict().items() if name.startswith(pixels)}
     return fill(tokenizer, renamed | {"mean": tokenizer.mean, "std": tokenizer.std})
 
 
@@ -105,10 +114,24 @@ def shapes(
         "head": "proxy" if two_stage else "pixels",
         "interleaved": two_stage,
     }
-    if two_stage:
-        vocab, channels = need(state, "pixel_quantize.embedding.weight", "two-stage TiTok").shape
-        arguments |= {"proxy_vocab": vocab, "proxy_dim": channels}
     return arguments
+
+
+def codebook_shape(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Rows and channels of the pixel codebook."""
+    return tuple(need(state, PIXEL_CODEBOOK, "two-stage TiTok").shape)
+
+
+def borrowed_pixels(state: Mapping[str, Tensor], folder: str, two_stage: bool) -> dict[str, object]:
+    """The arguments of a first stage whose pixel decoder is that of the `maskgit_vqgan` in `folder`."""
+    if PIXEL_CODEBOOK in state or not two_stage:
+        held = "has a pixel decoder of its own" if two_stage else "makes pixels directly"
+        raise ValueError(f"proxy_start is for a first stage alone, and this checkpoint {held}; leave it out")
+    config = load_tokenizer(folder, "proxy_start").config
+    decoder = {f"proxy_{name}": config.get(name) for name in ("width", "multipliers", "blocks")}
+    sizes = {f"proxy_{name}": config.get("bottleneck", {}).get(name) for name in ("vocab", "dim")}
+    stated = {name: value for name, value in (decoder | sizes).items() if value is not None}
+    return stated | {"proxy_start": folder}  # the tokenizer says where the folder's kind does not fit
 
 
 def bottleneck(state: Mapping[str, Tensor], dim: int, two_stage: bool) -> dict[str, object]:
