@@ -30,6 +30,7 @@ from pipeline.training.players import checkpoint_blocks
 SMALL: dict[str, Any] = {
     "width": 32,
     "conv_width": 8,
+    "redundant": 3,
     "depth": 3,
     "heads": 2,
     "head_width": 32,

@@ -19,6 +19,7 @@ from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 GRID, DIM, IMAGES, VOCAB = [4, 4], 4, 6, 16
 ARGUMENTS: dict[str, dict[str, Any]] = {  # what a kind cannot be built without
     "feature_cosine": {"head": {"layers": 1}},
+    "prefix_cosine": {"at": "decoder.blocks.0", "least": 4, "full": 32, "head": {"layers": 1}},
 }
 
 
@@ -69,7 +70,9 @@ def outputs_of(loss: Loss) -> TokenizerOutput:
     features = {"kept": torch.rand(IMAGES, 16, generator=generator) < 0.5, "proxy_logits": random(16, VOCAB)}
     features["scales"] = [random(3, 4, 4), random(3, 8, 8)]
     rebuilt = TokenizerOutput(made, Code(z=z), {}, features=features)
-    heads = {} if loss.head is None else {loss.terms[0]: loss.head(z, None, features, None)}
+    of_module = loss.attachment is not None and loss.attachment.module is not None
+    read = (z,) if of_module else (z, None, features, None)
+    heads = {} if loss.head is None else {loss.terms[0]: loss.head(*read)}
     return replace(rebuilt, class_features=random(DIM), head_outputs=heads)
 
 
