@@ -17,6 +17,9 @@ class Capabilities:
     prefixes: bool = False  # `render` makes images of the first few tokens, too
     transforms: bool = False  # `forward` takes the `transform` of a map
     projection_width: int | None = None  # see pipeline.nn.class_projection: channels that `projection` reads
+    embedding_width: int | None = (
+        None  # channels of the image's embedding that it predicts, the feature image_embedding
+    )
     captions: tuple[str, ...] = ()  # "encoder" and "decoder": the halves that read an image's caption, and need one
     needs_stand_in: bool = False  # see pipeline.vision.frozen_encoder: its frozen network has no weights yet
 

@@ -18,6 +18,7 @@ from pipeline.vision.weights import OF_A_FOLDER
 CONFIG = OF_A_FOLDER[0]
 PICKLE = "pytorch_model.bin"
 HALF = "_vision_model"  # how `model_type` of an image half ends
+HALVES = {f"blip_2{HALF}": "Blip2VisionModel"}  # image halves that transformers' AutoModel does not make
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of colours in [0, 1]
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -184,12 +185,16 @@ def image_half(whole: nn.Module) -> nn.Module:
 
 def new_model(config: Mapping[str, Any]) -> nn.Module:
     """The image half of this config with new weights."""
-    from transformers import AutoConfig, AutoModel  # takes seconds, which the check of a recipe need not
+    import transformers  # takes seconds, which the check of a recipe need not
+    from transformers import AutoConfig, AutoModel
 
     rest = {name: value for name, value in config.items() if name != "model_type"}
     if config["model_type"] == "vit_mae":
         rest["mask_ratio"] = 0.0
-    return image_half(AutoModel.from_config(AutoConfig.for_model(config["model_type"], **rest)))
+    settings = AutoConfig.for_model(config["model_type"], **rest)
+    if config["model_type"] in HALVES:
+        return getattr(transformers, HALVES[config["model_type"]])(settings)
+    return image_half(AutoModel.from_config(settings))
 
 
 def load_model(folder: Path, family: Family = GENERAL) -> nn.Module:

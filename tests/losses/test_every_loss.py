@@ -31,6 +31,7 @@ def classifier() -> Classifier:
 EXTRACTORS = {  # of each file of pipeline/frozen/ that a loss declares
     "class_features": classifier,
     "feature_maps": lambda: Tap(classifier(), 1),
+    "image_embedding": classifier,
     "image_logits": classifier,
     "perceptual_backbone": classifier,
     None: lambda: None,
@@ -69,6 +70,7 @@ def outputs_of(loss: Loss) -> TokenizerOutput:
     made = (images() + 0.2 * random(3, 16, 16)).detach().requires_grad_()
     features = {"kept": torch.rand(IMAGES, 16, generator=generator) < 0.5, "proxy_logits": random(16, VOCAB)}
     features["scales"] = [random(3, 4, 4), random(3, 8, 8)]
+    features["image_embedding"] = random(DIM)
     rebuilt = TokenizerOutput(made, Code(z=z), {}, features=features)
     of_module = loss.attachment is not None and loss.attachment.module is not None
     read = (z,) if of_module else (z, None, features, None)
@@ -100,7 +102,7 @@ def test_a_loss_gives_its_terms_with_gradients(kind, proxy):
     assert all(value.ndim == 0 and value.isfinite() and value.requires_grad for value in terms.values())
     sum(terms.values()).backward()
     leaves = {"images": rebuilt.images, "code": rebuilt.code.z, "proxy_logits": rebuilt.features["proxy_logits"]}
-    leaves["scales"] = rebuilt.features["scales"][0]
+    leaves |= {"scales": rebuilt.features["scales"][0], "image_embedding": rebuilt.features["image_embedding"]}
     reached = [name for name, leaf in leaves.items() if leaf.grad is not None and leaf.grad.abs().sum() > 0]
     assert reached == (["images"] if loss.of_pixels else list(loss.reads) or ["code"])
     extractor = getattr(loss, "extractor", None) or getattr(loss, "tap", None)
