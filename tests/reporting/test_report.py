@@ -212,6 +212,37 @@ def test_the_use_of_a_codebook_is_counted():
     assert not measured(CodeUsage(), continuous), "continuous codes have no codebook"
 
 
+@pytest.mark.parametrize(
+    "spec, ids, usage, perplexity",
+    [
+        (LatentSpec((2,), 3, 4), [[0, 1], [2, 3]], {}, {}),
+        (  # the first codebook is used evenly, of the second one code: the means are 0.625 and 2.5
+            LatentSpec((2,), 3, 4, codebooks=2),
+            [[[0, 3], [1, 3]], [[2, 3], [3, 3]]],
+            {"codebook_1": 1, "codebook_2": 0.25},
+            {"codebook_1": 4, "codebook_2": 1},
+        ),
+        (
+            LatentSpec((2,), 3, 4, segments=((1,), (1,))),
+            [[0, 1], [0, 2]],
+            {"codebook_1": 0.25, "codebook_2": 0.5},
+            {"codebook_1": 1, "codebook_2": 2},
+        ),
+        (
+            LatentSpec((3,), 3, 4, levels=(1, 2)),
+            [[0, 1, 2], [0, 3, 3]],
+            {"level_1": 0.25, "level_2": 0.75},
+            {"level_1": 1, "level_2": 2**1.5},
+        ),
+    ],
+    ids=["one", "codebooks", "segments", "levels"],
+)
+def test_the_use_of_every_stream_of_ids_is_counted(spec, ids, usage, perplexity):
+    found = measured(CodeUsage(), tokenizer_inputs(Geometry(spec), {"ids": torch.tensor(ids)}, {}))
+    assert found["code_usage"].details == pytest.approx(usage)
+    assert found["code_perplexity"].details == pytest.approx(perplexity)
+
+
 def test_even_choices_keep_the_shares_of_classes():
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)[torch.randperm(100)]
     chosen = evenly_spaced(labels, 100, 20)
