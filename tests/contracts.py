@@ -50,6 +50,7 @@ SMALL: dict[str, Any] = {
     "proxy_dim": 8,
     "proxy_width": 8,
     "proxy_start": None,
+    "pixel_start": None,
     "encoder_start": None,
     "decoder_start": None,
     "start": "random",
@@ -251,6 +252,13 @@ VARIANTS: dict[str, dict[str, Node]] = {
         },
         "diffusion_text_pooled": {"kind": "diffusion_transformer", **POOLED, "text_reading": "pooled"},
         "diffusion_text_mean": {"kind": "diffusion_transformer", "num_classes": 0, **TEXT, "text_reading": "pooled"},
+        "causal_post_norm": {
+            "kind": "causal_transformer",
+            "norm": "layer",
+            "post_norm": True,
+            "bias": True,
+            **DROPOUTS,
+        },
         "causal_text": {"kind": "causal_transformer", "grid": [2, 3], "num_classes": 0, **TEXT, **DROPOUTS},
         "causal_text_zero": {
             "kind": "causal_transformer",
@@ -395,6 +403,8 @@ SPECIAL = {
     "text_encoders/minilm": "tests/text_encoders/test_minilm.py: its weights are in a package that may be missing",
 }
 
+
+CHOOSING = {"clustered_features"}  # whose decoders choose ids, of which rounding makes others where two are as likely
 
 IDLE = {"decoder.mask_token", "texture.token"}  # read in training where tokens, or images, are drawn that they replace
 
@@ -842,6 +852,8 @@ def check_tokenizer_half_precision(node: Node) -> None:
     tokenizer.bfloat16()
     rough = tokenizer.decode(Code(z=None if code.z is None else code.z.bfloat16(), ids=code.ids), captions)
     assert rough.isfinite().all() and tokenizer(images.bfloat16(), captions).images.isfinite().all()
+    if node["kind"] in CHOOSING:
+        return
     assert (rough.float() - exact).square().mean() < 1e-2 * exact.square().mean() + 1e-6
 
 

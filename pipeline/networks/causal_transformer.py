@@ -23,6 +23,7 @@ from pipeline.nn.causal import (
     FeedForward,
     ModulatedCausalBlock,
     ModulatedNorm,
+    PostNormCausalBlock,
     hidden_width,
     learned_norm,
 )
@@ -61,6 +62,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         token_dropout: of the embedded sequence. residual_dropout: of what each branch adds. feed_forward_dropout: of
             the activations inside the feed-forward layer. attention_dropout: of the attention weights, as in RAR.
         zero_head: begin with the head at zero, so that every id is as likely, as LlamaGen does; else as all layers.
+        post_norm: norms after the residual sums and none at the end, as in DiGIT (Zhu et al., arXiv:2410.12490).
+        special_ids: rows of the head beyond the codebook's, as DiGIT's released weights have; never chosen.
 
     Raises ValueError, as `validate` does, when sizes do not fit together.
     """
@@ -74,8 +77,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
     }
     entry_points = ("states",)
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["CausalBlock", "ModulatedCausalBlock"]
-    _repeated_blocks = ["CausalBlock", "ModulatedCausalBlock"]
+    _no_split_modules = ["CausalBlock", "PostNormCausalBlock", "ModulatedCausalBlock"]
+    _repeated_blocks = ["CausalBlock", "PostNormCausalBlock", "ModulatedCausalBlock"]
     _skip_layerwise_casting_patterns = ["embedding", "norm", "modulation", "positions", "targets", "steps", "start"]
 
     @register_to_config
@@ -106,6 +109,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         feed_forward_dropout: FractionBelowOne = 0.0,
         attention_dropout: FractionBelowOne = 0.0,
         zero_head: bool = True,
+        post_norm: bool = False,
+        special_ids: Whole = 0,
         position_grid: Counts | None = None,
         text_tokens: Whole = 0,
         text_dim: Whole = 0,
@@ -139,10 +144,11 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         sizes = (width, c.heads, c.norm, c.norm_epsilon, c.feed_forward, hidden, c.bias, c.query_key_norm)
         dropouts = c.residual_dropout, c.feed_forward_dropout, c.attention_dropout
         shape = BlockShape(*sizes, *dropouts, self.reads_across)
-        make = ModulatedCausalBlock if c.modulated else CausalBlock
+        make = PostNormCausalBlock if c.post_norm else ModulatedCausalBlock if c.modulated else CausalBlock
         self.blocks = nn.ModuleList(make(shape) for _ in range(c.depth))
-        self.last_norm = (ModulatedNorm if c.modulated else learned_norm)(c.norm, width, c.norm_epsilon)
-        self.head = TokenHead(c.vocab, c.codebooks, width, bias=c.bias)
+        last = nn.Identity if c.post_norm else ModulatedNorm if c.modulated else learned_norm
+        self.last_norm = last(c.norm, width, c.norm_epsilon)
+        self.head = TokenHead(c.vocab, c.codebooks, width, c.bias and not c.special_ids, c.special_ids)
 
     @classmethod
     def validate(cls, arguments: Arguments) -> None:
@@ -150,6 +156,8 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         grid, position, width, heads = (arguments[name] for name in ("grid", "position", "width", "heads"))
         check_widths(arguments)
         check_axes("causal_transformer", grid)
+        if arguments.post_norm and arguments.modulated:
+            raise ValueError("post_norm: modulated blocks have their norms before the branches; set one to false")
         multiple = 2 * len(grid) if position == "rotary" else 2
         if "rotary" in position and width // heads % multiple:
             raise ValueError(f"position={position} needs width / heads divisible by {multiple}, not {width // heads}")

@@ -199,6 +199,27 @@ class CausalBlock(nn.Module):
         return h + self.text_attention(h, attended, None if cache is None else cache.text)
 
 
+class PostNormCausalBlock(CausalBlock):
+    """The block with its norms after the residual sums: norm(h + attention(h)), then norm(h + feed_forward(h)).
+
+    As the first transformers had them (Vaswani et al., arXiv:1706.03762).
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary | None = None,
+        masks: Masks = EVERYTHING,
+        cache: Cache | None = None,
+        attended: Attended = NOTHING,
+    ) -> Tensor:
+        h, rate = hidden_states, self.shape.residual_dropout
+        branch = self.attention(h, rotary, cache, masks.weights, attended.keys)
+        h = self.norm1(h + apply_dropout(branch, masks.attention, rate))
+        h = self.attend_caption(h, attended, cache)
+        return self.norm2(h + apply_dropout(self.feed_forward(h, masks.hidden), masks.feed_forward, rate))
+
+
 class ModulatedCausalBlock(CausalBlock):
     """The block with its norms and branches shifted, scaled and gated by a condition (adaLN-Zero) per position.
 

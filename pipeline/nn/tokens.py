@@ -54,11 +54,13 @@ class TokenHead(nn.Module):
 
     The first is predicted by a linear layer from the state alone; each later one from a state conditioned on the id
     before it, so that the ids of a token need not be independent. With a single codebook it is that linear layer.
+    Logits of `special` ids beyond the codebook's come last, and none of these is chosen.
     """
 
-    def __init__(self, vocab: int, codebooks: int, width: int, bias: bool = False):
+    def __init__(self, vocab: int, codebooks: int, width: int, bias: bool = False, special: int = 0):
         super().__init__()
-        self.outputs = nn.ModuleList(nn.Linear(width, vocab, bias=bias) for _ in range(codebooks))
+        self.special = special
+        self.outputs = nn.ModuleList(nn.Linear(width, vocab + special, bias=bias) for _ in range(codebooks))
         self.told = nn.ModuleList(IdConditioning(vocab, width) for _ in range(codebooks - 1))
 
     def forward(self, h: Tensor, ids: Tensor) -> Tensor:
@@ -71,11 +73,15 @@ class TokenHead(nn.Module):
 
     def choose(self, h: Tensor, choose: Choose) -> Tensor:
         """Ids [B, N, codebooks], codebook by codebook as `choose(logits, number)` says."""
-        chosen = [choose(self.outputs[0](h), 0)]
+        chosen = [choose(self.of_codes(self.outputs[0](h)), 0)]
         for k, condition in enumerate(self.told):
             h = condition(h, chosen[k])
-            chosen.append(choose(self.outputs[k + 1](h), k + 1))
+            chosen.append(choose(self.of_codes(self.outputs[k + 1](h)), k + 1))
         return torch.stack(chosen, dim=-1)
+
+    def of_codes(self, logits: Tensor) -> Tensor:
+        """Logits [..., vocab + special] without those of special ids."""
+        return logits[..., : -self.special] if self.special else logits
 
 
 class TiedTokenHead(TokenHead):

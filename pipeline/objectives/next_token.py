@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
 from pipeline.objectives.base import Objective
+from pipeline.ranges import FractionBelowOne
 from pipeline.samplers.autoregression import TokenSampler
 from pipeline.samplers.choice import Choice
 from pipeline.samplers.original import Original
@@ -23,14 +24,17 @@ class NextTokenRandomness(NamedTuple):
 
 
 class NextToken(Objective):
-    """Term `next_token`: cross-entropy in nats an id, as in LlamaGen (Sun et al., arXiv:2406.06525)."""
+    """Term `next_token`: cross-entropy in nats an id, as in LlamaGen (Sun et al., arXiv:2406.06525).
+
+    A share `smoothing` of the target is spread evenly over all ids, as in DiGIT (arXiv:2410.12490), where it is 0.1.
+    """
 
     role = "causal"
     discrete = True
     settings = Choice
 
     @register_to_config
-    def __init__(self):
+    def __init__(self, smoothing: FractionBelowOne = 0.0):
         pass
 
     @property
@@ -55,7 +59,9 @@ class NextToken(Objective):
         randomness: NextTokenRandomness = NextTokenRandomness(),
     ) -> dict[str, Tensor]:
         logits = network(code.ids, condition, dropout=randomness.dropout)  # [B, N, codebooks, vocab]
-        return {"next_token": F.cross_entropy(logits.flatten(0, 2).float(), code.ids.flatten())}
+        smoothing = self.config.smoothing
+        loss = F.cross_entropy(logits.flatten(0, 2).float(), code.ids.flatten(), label_smoothing=smoothing)
+        return {"next_token": loss}
 
     def sample(self, request: SamplingRequest, settings: Choice = Choice()) -> Code:
         """A code in spec.tokens evaluations, chosen by one uniform number per id, `draws.uniform("choice", [N, K])`.
