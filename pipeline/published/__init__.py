@@ -14,6 +14,7 @@ from pipeline.validation import suggestion
 
 # What an importer can be given by KEY=VALUE, where the weights cannot tell it.
 OPTIONS = {
+    "single": "tokens that are made one by one, before the levels that double",
     "heads": "attention heads; needed where the width is not a published one",
     "decoder_heads": "attention heads of the decoder; needed where its width is not a published one",
     "condition_drop": "class dropout of its training; with 0 the label table has no row for the dropped label",
