@@ -54,7 +54,7 @@ def check_phase(
     if phase.equivariance is not None:
         check_equivariance(phase, tokenizer)
     with at("loop"):
-        check_loop(phase.loop, players)
+        check_loop(phase.loop, players, bool(tokenizer.can.own_rate) and not from_codes)
 
 
 def check_task(
@@ -194,8 +194,8 @@ def check_loop(loop: Loop, players: Iterable[str], new: bool = False) -> None:
     if NEW in loop.lr and not new:
         raise SettingError(
             f"lr.{NEW}",
-            " is a rate, and nothing is new in a network that was trained before; add generator.start.reinitialise or"
-            " generator.adapter, or leave it out",
+            " is a rate, and nothing is new in a network that was trained before, or has a rate of its own; add"
+            " generator.start.reinitialise or generator.adapter, or leave it out",
         )
     if "kind" not in loop.optimizer:
         with at("optimizer"):

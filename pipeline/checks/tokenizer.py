@@ -20,6 +20,10 @@ def check_tokenizer(recipe: Recipe) -> TokenizerPlan:
             " is empty, so that nothing trains this tokenizer; add a phase, or name the folder of a trained one:"
             " tokenizer.start=FOLDER",
         )
+    if tokenizer.can.frames > 1:
+        raise SettingError(
+            "tokenizer.model.frames", f" is {tokenizer.can.frames}, and the line reads images; set it to 1"
+        )
     for name, phase in training.phases.items():
         with at(f"tokenizer.phases.{name}"):
             check_phase(recipe, phase, tokenizer)

@@ -39,13 +39,21 @@ class Shapes(Source):
         return self.count
 
     def read(self, index: int) -> Record:
+        _, label, colour, (left, top, large, dark) = self._drawn(index)
+        image = self.clip(index, 1)[0]
+        attributes = (*(colour == name for name in ("red", "green", "blue")), left, top, large, dark)
+        return Record(image, label, name=f"shape {index} of {self.split}", attributes=attributes)
+
+    def clip(self, index: int, frames: int) -> list[Image.Image]:
+        """So many frames of the shape of `read`, which is the first, moving to the other side of the middle."""
         draws, label, colour, (left, top, large, dark) = self._drawn(index)
         place = [0.5 + (-1 if first else 1) * draws.uniform(0.06, 0.2) for first in (left, top)]
         radius = draws.uniform(0.19, 0.26) if large else draws.uniform(0.1, 0.15)
         ground = tuple(int(level) for level in draws.integers(20, 70, 3) + (0 if dark else 160))
-        image = drawn(FORMS[self.class_names[label]], COLOURS[colour], place, radius, ground, self.size)
-        attributes = (*(colour == name for name in ("red", "green", "blue")), left, top, large, dark)
-        return Record(image, label, name=f"shape {index} of {self.split}", attributes=attributes)
+        passed = [number / max(frames - 1, 1) for number in range(frames)]
+        places = [[at + share * (1 - 2 * at) for at in place] for share in passed]
+        form = FORMS[self.class_names[label]]
+        return [drawn(form, COLOURS[colour], at, radius, ground, self.size) for at in places]
 
     @property
     def has_captions(self) -> bool:

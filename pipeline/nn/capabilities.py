@@ -21,6 +21,8 @@ class Capabilities:
         None  # channels of the image's embedding that it predicts, the feature image_embedding
     )
     captions: tuple[str, ...] = ()  # "encoder" and "decoder": the halves that read an image's caption, and need one
+    frames: int = 1  # of what it reads: 1 for images, which is what the line has, else clips
+    own_rate: tuple[str, ...] = ()  # modules that learn at the rate `new` of a loop that states it
     needs_stand_in: bool = False  # see pipeline.vision.frozen_encoder: its frozen network has no weights yet
 
     def compared_shape(self, part: str, images: ImageShape) -> ImageShape:

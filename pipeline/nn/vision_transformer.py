@@ -14,13 +14,16 @@ from pipeline.nn.embeddings import learned_vectors
 class PreNormBlock(nn.Module):
     """x + attention(norm(x)), then the same with linear, exact GELU, linear: [B, N, width].
 
-    Between the two there are `hidden` channels, four times the width by default.
+    Between the two there are `hidden` channels, four times the width by default. Without `qkv_bias` the projection to
+    queries, keys and values has no bias.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int | None = None, epsilon: float = 1e-5):
+    def __init__(self, width: int, heads: int, hidden: int | None = None, epsilon: float = 1e-5, qkv_bias: bool = True):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=epsilon)
         self.attention = SelfAttention(width, heads)
+        if not qkv_bias:
+            self.attention.qkv = nn.Linear(width, 3 * width, bias=False)
         self.norm2 = nn.LayerNorm(width, eps=epsilon)
         self.up = nn.Linear(width, hidden or 4 * width)
         self.down = nn.Linear(hidden or 4 * width, width)

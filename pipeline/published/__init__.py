@@ -55,6 +55,9 @@ OPTIONS = {
     "by_angle": "whether the nearest code is that of the least angle (true or false)",
     "unit_latents": "whether what is compared with the codebook's rows has length one (true or false)",
     "clips": "whether to keep the layers that only clips have (true or false)",
+    "frames": "frames of a clip, 1 for images",
+    "prior_heads": "attention heads of the prior",
+    "temperature": "of the quantiser's softmax of cosines while it is trained further",
     "time": "at which end its time is 1: noise (RAE) or data (RecTok)",
 }
 

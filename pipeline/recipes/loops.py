@@ -8,7 +8,7 @@ from pipeline.ranges import Count, Fraction, FractionBelowOne, NotNegative, Rang
 from pipeline.recipes.field_metadata import ONLY_SPEED, slot
 from pipeline.validation import SettingError
 
-NEW = "new"  # the rate of what is new in a player that was trained before
+NEW = "new"  # the rate of what is new in a player that was trained before, or has a rate of its own
 Schedule = Literal["constant", "cosine", "linear"]
 
 

@@ -13,6 +13,7 @@ from pipeline.code import Code, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws
 from pipeline.nn.capabilities import Capabilities
+from pipeline.nn.clip_patches import put_patches, take_patches
 from pipeline.nn.image_size import divide
 from pipeline.nn.spacetime import FrameTransformer, Reach, TimeTransformer, check_windows
 from pipeline.nn.transformer_sizes import check_heads
@@ -172,17 +173,3 @@ class OmniTokenizer(MapTokenizer):
             "encoder": [module for module in encoder if module is not None],
             "decoder": [module for module in decoder if module is not None],
         }
-
-
-def take_patches(frames: Tensor, patch: int, depth: int = 1) -> Tensor:
-    """Frames [B, C, T, H, W] as patches [B, T', h, w, values], whose values are channel, frame, row, column."""
-    _, _, time, height, width = frames.shape
-    split = frames.unflatten(4, (width // patch, patch)).unflatten(3, (height // patch, patch))
-    split = split.unflatten(2, (time // depth, depth))  # [B, C, T', depth, h, p, w, p]
-    return split.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
-
-
-def put_patches(patches: Tensor, patch: int, depth: int = 1) -> Tensor:
-    """The inverse of `take_patches`."""
-    split = patches.unflatten(4, (-1, depth, patch, patch)).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return split.flatten(6).flatten(4, 5).flatten(2, 3)

@@ -68,7 +68,7 @@ class Reconstruction:
             self.players["critic"] = self.game.player
         self.last_layer = last_layer_of(tokenizer, phase.train)
         self.balanced = {term: tokenizer.get_parameter(name) for term, name in phase.balance.items()}
-        self.new = {}
+        self.new = {"tokenizer": names_with_own_rate(self.players["tokenizer"], tokenizer)}
         self.compared = (self.last_layer, *self.balanced.values())
         pixels = critic is not None or any(loss.of_pixels for loss in losses.values())
         self.arguments = {} if pixels else {"pixels": False}
@@ -226,6 +226,13 @@ class Reconstruction:
         balance = ratio(nll, of_critic, adversary.largest, adversary.epsilon)
         self.metrics["adaptive_weight"] = self.weights["adversarial"] * balance
         return balance
+
+
+def names_with_own_rate(player: nn.Module, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Names in the player of the parameters of the tokenizer's modules that learn at a rate of their own."""
+    modules = [tokenizer.get_submodule(name) for name in tokenizer.can.own_rate]
+    own = {id(parameter) for module in modules for parameter in module.parameters()}
+    return tuple(name for name, parameter in player.named_parameters() if id(parameter) in own)
 
 
 @dataclass(frozen=True)

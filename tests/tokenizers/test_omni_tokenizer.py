@@ -6,8 +6,9 @@ from support.tiny_pipeline import randomised
 from torch import Tensor
 
 from pipeline.draws import StepDraws
+from pipeline.nn.clip_patches import put_patches, take_patches
 from pipeline.nn.spacetime import WindowAttention, alternating_rotary_tables, window_offsets
-from pipeline.tokenizers.omni_tokenizer import OmniTokenizer, put_patches, take_patches
+from pipeline.tokenizers.omni_tokenizer import OmniTokenizer
 
 SIZES = {"width": 24, "heads": 3, "patch_size": 4, "window": 2, "temporal_depth": 1}
 REACHES = {"reach": ["frame", "window"], "decoder_reach": ["frame"]}
