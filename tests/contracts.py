@@ -196,6 +196,15 @@ VARIANTS: dict[str, dict[str, Node]] = {
         "causal_modulated": {"kind": "causal_transformer", "modulated": True, "target_positions": True},
         "causal_one_axis": {"kind": "causal_transformer", "grid": [6]},
         "causal_codebooks": {"kind": "causal_transformer", "grid": [2, 3], "codebooks": 3},
+        "causal_sub_tokens": {
+            "kind": "causal_transformer",
+            "grid": [2, 3],
+            "codebooks": 3,
+            "head_depth": 2,
+            "prefix_rotary": "zero",
+            **DROPOUTS,
+        },
+        "causal_sub_tokens_rar": {"kind": "causal_transformer", "grid": [2, 3], **RAR, "codebooks": 2, "head_depth": 1},
         "causal_unconditional": {"kind": "causal_transformer", "grid": [2, 3], "num_classes": 0},
         "causal_unconditional_rar": {
             "kind": "causal_transformer",

@@ -240,6 +240,38 @@ class Composite(Quantizer):
         return [plain_ids(ids_of_part) for ids_of_part in stack_ids(ids).chunk(len(self.parts_in_order()), dim=-1)]
 
 
+class SideBySide(Composite):
+    """Quantisers that each read and write channels of their own."""
+
+    def __init__(self, bottleneck: Node, codebooks: Count):
+        super().__init__(bottleneck, codebooks)
+        self.inputs = sum(part.inputs for part in self.parts)
+        self.dim = sum(part.dim for part in self.parts)
+
+    def latents(self, h: Tensor) -> Tensor:
+        return torch.cat(
+            [part.latents(inputs) for part, inputs in zip(self.parts, h.chunk(len(self.parts), -1))], dim=-1
+        )
+
+    def quantize(self, latents: Tensor, draws: Draws | None = None) -> tuple[Code, dict[str, Tensor]]:
+        groups = latents.chunk(len(self.parts), dim=-1)
+        outputs = [
+            part.quantize(inputs, self.draws_of(k, draws)) for k, (part, inputs) in enumerate(zip(self.parts, groups))
+        ]
+        ids, terms = self.join_codes(outputs)
+        return Code(z=torch.cat([code.z for code, _ in outputs], dim=-1), ids=ids), terms
+
+    def latents_of_parts(self, latents: Tensor, ids: list[Tensor]) -> list[Tensor]:
+        return list(latents.chunk(len(self.parts), dim=-1))
+
+    def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
+        pairs = zip(value.chunk(len(self.parts), -1), latents.chunk(len(self.parts), -1))
+        return torch.cat([part.pass_gradient(*pair) for part, pair in zip(self.parts, pairs)], dim=-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return torch.cat([part.lookup(ids) for part, ids in zip(self.parts, self.split_ids(ids))], dim=-1)
+
+
 def draw_ranks(ids: Tensor, rate: float | Tensor, count: int, draws: Draws) -> Tensor:
     """Which of its `count` nearest codes each of ids [B, N] becomes, from 0 for itself, [B, N] int64."""
     anew = draws.uniform("redrawn", tuple(ids.shape[1:])).to(ids.device) < rate

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.code import LatentSpec
 from pipeline.components import Arguments
-from pipeline.ranges import RangedArguments
+from pipeline.nn.adapter_branch import BranchPredictor, ClassPredictor, PredictorShape
+from pipeline.nn.full_precision import full_precision
+from pipeline.ranges import Count, Counts, Positive, RangedArguments, Whole
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
+from pipeline.validation import SettingError
 from pipeline.vision.named_model import NamedModel
 
 
@@ -199,3 +203,71 @@ class ClassFeatureLoss(ExtractorLoss):
     @torch.no_grad()
     def forward_arguments(self, images: Tensor) -> dict[str, Tensor]:
         return {"class_features": self.extractor.features(images)}
+
+
+class CodebookContrast(ExtractorLoss):
+    """InfoNCE between a head on one quantiser's codes and a teacher's class token.
+
+    As the public implementation of FQGAN has it (showlab/FQGAN, dc34256): of image i, s_i is the head's class token and
+    t_i the teacher's, both of length one; the term is the mean of -log softmax_j(s_i . t_j / `temperature`)_i over the
+    images i of a process, with a temperature of 1. The head, `depth` blocks as wide as the teacher, reads the channels
+    of codebook number `branch` (from 0) of `branches`, and is trained with the tokenizer.
+
+    The `teacher` reads images of `teacher_size` pixels a side; its class token is that of its last hidden state: after
+    the last norm in DINOv2, before it in CLIP. A classifier has its features in the place of that.
+
+    The metric `<term>_match_<teacher>` is the fraction of codes that are nearest to their own image.
+    """
+
+    extractor_kind = "class_targets"
+    of_pixels = False
+    of_code = True
+
+    def __init__(
+        self,
+        extractor: nn.Module,
+        dim: Count,
+        grid: Counts,
+        branch: Whole = 1,
+        branches: Count = 2,
+        teacher: str = "auto",
+        teacher_size: Count = 224,
+        depth: Count = 3,
+        heads: Count = 8,
+        temperature: Positive = 1.0,
+    ):
+        super().__init__(extractor)
+        self.temperature, self.attachment = temperature, Attachment()
+        if extractor.width % heads:
+            raise SettingError("heads", f" is {heads}, which does not divide the teacher's width of {extractor.width}")
+        shape = PredictorShape(depth, heads)
+        predictor = ClassPredictor(dim // branches, math.prod(grid), extractor.width, shape)
+        self.head = BranchPredictor(predictor, branch, branches)
+
+    @classmethod
+    def attachment_of(cls, arguments: Arguments) -> Attachment:
+        return Attachment()
+
+    @classmethod
+    def of_one_grid(cls, arguments: Arguments) -> bool:
+        return True  # of its head's positions
+
+    @classmethod
+    def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
+        return (f"the images that {cls.terms[0]} tells apart",)
+
+    @classmethod
+    def validate(cls, spec: LatentSpec, arguments: Arguments) -> None:
+        branch, branches = arguments.branch, arguments.branches
+        if branch >= branches or spec.dim % branches:
+            raise SettingError("branch", f" is {branch} of {branches} in codes of {spec.dim} channels; there is none")
+
+    def forward(self, images: Tensor, rebuilt: TokenizerOutput) -> dict[str, Tensor]:
+        (term,) = self.terms
+        codes = F.normalize(rebuilt.head_outputs[term].float(), dim=-1)  # [B, width]
+        aims = F.normalize(self.extractor(images).float(), dim=-1)
+        with full_precision(codes):
+            logits = codes @ aims.T / self.temperature
+        same = torch.arange(len(logits), device=logits.device)
+        self.metrics = {f"{term}_match_{self.name}": (logits.argmax(1) == same).float().mean()}
+        return {term: F.cross_entropy(logits, same)}

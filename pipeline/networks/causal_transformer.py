@@ -1,4 +1,4 @@
-"""The transformer that predicts ids one after another, as LlamaGen and RAR do, by its switches."""
+"""The transformer that predicts ids one after another, as LlamaGen, RAR and FAR do, by its switches."""
 
 import math
 from typing import Literal
@@ -25,20 +25,20 @@ from pipeline.nn.causal import (
     ModulatedNorm,
     PostNormCausalBlock,
     hidden_width,
-    learned_norm,
 )
 from pipeline.nn.causal_sequence import Asked, Memory, SequencePositions, align_right
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding, register_table, rotary_tables
+from pipeline.nn.sub_tokens import PredictsIds, check_head
 from pipeline.nn.text import PARTS as TEXT
 from pipeline.nn.text import TextNull, TextProjection, TextReading
-from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
+from pipeline.nn.tokens import Choose
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 Position = Literal["rotary", "rotary_sequence", "learned"]
 
 
-class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
+class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
     """Ids of a code, each predicted from the class and the ids before it.
 
     LlamaGen (Sun et al., arXiv:2406.06525): the defaults. RAR (Yu et al., arXiv:2411.00776): learned positions, a start
@@ -61,6 +61,9 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         feed_forward_multiple: the hidden width is rounded up to a multiple of it.
         token_dropout: of the embedded sequence. residual_dropout: of what each branch adds. feed_forward_dropout: of
             the activations inside the feed-forward layer. attention_dropout: of the attention weights, as in RAR.
+        head_depth: blocks of a transformer over the ids of one token, which emits them one after another, as FAR does
+            (arXiv:2411.16681); it reads the states before the last norm, and tokens are then embedded as their ids'
+            rows side by side. With 0 an id is told to the next one by a small net, and rows are added up.
         zero_head: begin with the head at zero, so that every id is as likely, as LlamaGen does; else as all layers.
         post_norm: norms after the residual sums and none at the end, as in DiGIT (Zhu et al., arXiv:2410.12490).
         special_ids: rows of the head beyond the codebook's, as DiGIT's released weights have; never chosen.
@@ -108,6 +111,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         residual_dropout: FractionBelowOne = 0.0,
         feed_forward_dropout: FractionBelowOne = 0.0,
         attention_dropout: FractionBelowOne = 0.0,
+        head_depth: Whole = 0,
         zero_head: bool = True,
         post_norm: bool = False,
         special_ids: Whole = 0,
@@ -135,7 +139,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         has_class = bool(c.num_classes or c.pooled_dim or not self.context)
         self.tokens, self.prefix = math.prod(c.grid), c.start_token + has_class
         self.class_embedding = LabelEmbedding(c.num_classes, width) if has_class else None
-        self.token_embedding = TokenEmbedding(c.vocab, c.codebooks, width)
+        self.token_embedding = self.make_token_embedding()
         self._register_positions(c.position_grid)
         self.start = nn.Parameter(torch.zeros(width)) if c.start_token else None
         self.targets = nn.Parameter(torch.zeros(self.tokens, width)) if c.target_positions else None
@@ -146,9 +150,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         shape = BlockShape(*sizes, *dropouts, self.reads_across)
         make = PostNormCausalBlock if c.post_norm else ModulatedCausalBlock if c.modulated else CausalBlock
         self.blocks = nn.ModuleList(make(shape) for _ in range(c.depth))
-        last = nn.Identity if c.post_norm else ModulatedNorm if c.modulated else learned_norm
-        self.last_norm = last(c.norm, width, c.norm_epsilon)
-        self.head = TokenHead(c.vocab, c.codebooks, width, c.bias and not c.special_ids, c.special_ids)
+        self.last_norm, self.head = self.make_last_norm(), self.make_head(shape)
 
     @classmethod
     def validate(cls, arguments: Arguments) -> None:
@@ -156,6 +158,7 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         grid, position, width, heads = (arguments[name] for name in ("grid", "position", "width", "heads"))
         check_widths(arguments)
         check_axes("causal_transformer", grid)
+        check_head(arguments)
         if arguments.post_norm and arguments.modulated:
             raise ValueError("post_norm: modulated blocks have their norms before the branches; set one to false")
         multiple = 2 * len(grid) if position == "rotary" else 2
@@ -181,13 +184,13 @@ class CausalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         Raises ValueError when an unconditional network is given labels, and when N is not the grid's.
         """
         if memory is not None:
-            return self.head.choose(self._next(ids, memory), choose)[:, 0]
+            return self.choose_ids(self._next(ids, memory), choose)[:, 0]
         ids = ids[..., None] if ids.ndim == 2 else ids
         if ids.shape[1] != self.tokens:
             raise ValueError(
                 f"a code of {ids.shape[1]} tokens does not fit the network's grid {list(self.config.grid)}"
             )
-        return self.head(self.states(ids[:, :-1], condition, order, dropout), ids)
+        return self.predict_ids(self.states(ids[:, :-1], condition, order, dropout), ids, dropout)
 
     def states(
         self,

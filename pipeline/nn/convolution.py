@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,8 +144,8 @@ class Tower(nn.Module):
         return block(hidden_states, *others)
 
 
-class Encoder(Tower):
-    """Images [B, channels, H, W] to features [B, outputs, H / s, W / s] with s = patch * 2 ** (levels - 1).
+class EncoderTrunk(Tower):
+    """Images [B, channels, H, W] to a map [B, widths[-1], H / s, W / s] with s = patch * 2 ** (levels - 1).
 
     A patch above 1 folds patch x patch pixels into channels before the first convolution. Rombach et al.,
     arXiv:2112.10752; parameters are named as in diffusers' AutoencoderKL.
@@ -152,7 +153,6 @@ class Encoder(Tower):
 
     def __init__(
         self,
-        outputs: int,
         widths: Sequence[int],
         blocks: int,
         attention_levels: Sequence[int],
@@ -170,15 +170,25 @@ class Encoder(Tower):
             for i, (low, width) in enumerate(pairwise([widths[0], *widths]))
         )
         self.mid_block = Middle(widths[-1], middle_attention, groups)
-        self.conv_norm_out = group_norm(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         h = self.conv_in(F.pixel_unshuffle(images, self.patch) if self.patch > 1 else images)
         for block in self.down_blocks:
             h = self.run(block, h)
-        h = self.run(self.mid_block, h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.run(self.mid_block, h)
+
+
+class Encoder(EncoderTrunk):
+    """As its trunk, then a norm, SiLU and a convolution to features [B, outputs, H / s, W / s]."""
+
+    def __init__(self, outputs: int, widths: Sequence[int], *trunk: Any, **options: Any):
+        super().__init__(widths, *trunk, **options)
+        groups = self.mid_block.resnets[0].norm1.num_groups
+        self.conv_norm_out = group_norm(widths[-1], groups)
+        self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv_out(F.silu(self.conv_norm_out(super().forward(images))))
 
 
 class Decoder(Tower):

@@ -20,8 +20,11 @@ class Weights(RangedFields):
     convnext_small: str | None = None  # file, for the loss logit_distance
     inception: str | None = None  # file, for FID
     inception_torch_fidelity: str | None = None  # file, of the same bytes
-    dinov2_base: str | None = None  # folder, as all that follow
+    dinov2_small: str | None = None  # folder, as all that follow
+    dinov2_base: str | None = None
     dinov2_large: str | None = None
+    clip_base: str | None = None
+    clip_large: str | None = None
     clip_large_336: str | None = None
     dinov3_small: str | None = None
     dinov3_base: str | None = None

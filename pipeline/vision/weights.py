@@ -97,8 +97,11 @@ KNOWN = {
         "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         "Apache-2.0 (torch-fidelity)",
     ),
+    "dinov2_small": Folder("dinov2-small", "facebook/dinov2-small", "Apache-2.0 (DINOv2)"),
     "dinov2_base": Folder("dinov2-base", "facebook/dinov2-base", "Apache-2.0 (DINOv2)"),
     "dinov2_large": Folder("dinov2-large", "facebook/dinov2-large", "Apache-2.0 (DINOv2)"),
+    "clip_base": Folder("clip-vit-base-patch16", "openai/clip-vit-base-patch16", "MIT (CLIP)", "pytorch_model.bin"),
+    "clip_large": Folder("clip-vit-large-patch14", "openai/clip-vit-large-patch14", "MIT (CLIP)"),
     "clip_large_336": Folder(
         "clip-vit-large-patch14-336", "openai/clip-vit-large-patch14-336", "MIT (CLIP)", "pytorch_model.bin"
     ),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Code
 from pipeline.components import Arguments, build, find, kinds
+from pipeline.frozen.class_targets import ClassTarget
 from pipeline.losses.base import Loss
 from pipeline.teachers.base import Tap
 from pipeline.teachers.classifier import Classifier
@@ -20,6 +21,8 @@ GRID, DIM, IMAGES, VOCAB = [4, 4], 4, 6, 16
 ARGUMENTS: dict[str, dict[str, Any]] = {  # what a kind cannot be built without
     "feature_cosine": {"head": {"layers": 1}},
     "prefix_cosine": {"at": "decoder.blocks.0", "least": 4, "full": 32, "head": {"layers": 1}},
+    "branch_contrast": {"heads": 2},
+    "middle_branch_contrast": {"heads": 2},
 }
 
 
@@ -30,6 +33,7 @@ def classifier() -> Classifier:
 
 EXTRACTORS = {  # of each file of pipeline/frozen/ that a loss declares
     "class_features": classifier,
+    "class_targets": lambda: ClassTarget(classifier()),
     "feature_maps": lambda: Tap(classifier(), 1),
     "image_embedding": classifier,
     "image_logits": classifier,
