@@ -148,6 +148,7 @@ class CodebookQuantizer(Quantizer):
     With `unit_norm`, latents and rows have length one before they are compared and z is the row at length one.
     """
 
+    entry_points = ("nearest",)
     codebook: Tensor  # [vocab, dim], a parameter or a buffer
     unit_norm: bool
 

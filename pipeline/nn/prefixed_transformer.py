@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from pipeline.draws import Draws
 from pipeline.nn.causal import BlockShape, Cache, CausalBlock, PostNormCausalBlock
+from pipeline.nn.entry_points import EntryPoints
 
 Choose = Callable[[Tensor, int], Tensor]
 
 
-class PrefixedTransformer(nn.Module):
+class PrefixedTransformer(EntryPoints):
     """The second generator of DiGIT (Zhu et al., arXiv:2410.12490): ids [B, M] of a prefix, then a start, then ids.
 
     Both rows have tables of vectors and of positions of their own. Every place sees those before it, those of the
@@ -25,6 +26,8 @@ class PrefixedTransformer(nn.Module):
             else before the branches and at the end.
         special_ids: rows of the head beyond `vocab`, of ids that no code has, as released weights have; never chosen.
     """
+
+    entry_points = ("sample",)
 
     def __init__(
         self,

@@ -65,9 +65,9 @@ def convert(
     if proxy_start is not None:
         arguments |= borrowed_pixels(state, proxy_start, two_stage)
     elif two_stage:
+        arguments |= dict(zip(("proxy_vocab", "proxy_dim"), codebook_shape(state)))
         proxy = pixel_shapes(state, "pixel_decoder")
         arguments |= {f"proxy_{name}": value for name, value in proxy.items()}
-        arguments |= dict(zip(("proxy_vocab", "proxy_dim"), codebook_shape(state)))
         names |= decoder_names("pixel_decoder", "output.decoder", len(proxy["multipliers"]), proxy["blocks"])
     return {"tokenizer": assemble("titok", rename(state, names), arguments)}
 

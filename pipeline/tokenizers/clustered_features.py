@@ -143,7 +143,7 @@ class ClusteredFeatures(OnFrozenEncoder, Tokenizer):
         uniform = uniforms_of(ids, self.pixels.spec.tokens)
 
         def choose(logits: Tensor, place: int) -> Tensor:
-            check_finite(logits.amax(dim=-1), LOGITS)
+            check_finite(logits.amax(dim=-1, keepdim=True), LOGITS)
             return self.choice(logits, uniform[:, place])
 
         return self.translator.sample(ids, choose)

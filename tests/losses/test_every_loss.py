@@ -75,6 +75,7 @@ def outputs_of(loss: Loss) -> TokenizerOutput:
     features = {"kept": torch.rand(IMAGES, 16, generator=generator) < 0.5, "proxy_logits": random(16, VOCAB)}
     features["scales"] = [random(3, 4, 4), random(3, 8, 8)]
     features["image_embedding"] = random(DIM)
+    features |= {"rebuilt_foundation": random(16, DIM), "foundation": random(16, DIM).detach()}
     rebuilt = TokenizerOutput(made, Code(z=z), {}, features=features)
     of_module = loss.attachment is not None and loss.attachment.module is not None
     read = (z,) if of_module else (z, None, features, None)
@@ -106,9 +107,11 @@ def test_a_loss_gives_its_terms_with_gradients(kind, proxy):
     assert all(value.ndim == 0 and value.isfinite() and value.requires_grad for value in terms.values())
     sum(terms.values()).backward()
     leaves = {"images": rebuilt.images, "code": rebuilt.code.z, "proxy_logits": rebuilt.features["proxy_logits"]}
-    leaves |= {"scales": rebuilt.features["scales"][0], "image_embedding": rebuilt.features["image_embedding"]}
+    leaves |= {"scales": rebuilt.features["scales"][0]}
+    leaves |= {name: rebuilt.features[name] for name in ("image_embedding", "foundation", "rebuilt_foundation")}
     reached = [name for name, leaf in leaves.items() if leaf.grad is not None and leaf.grad.abs().sum() > 0]
-    assert reached == (["images"] if loss.of_pixels else list(loss.reads) or ["code"])
+    read = [name for name in loss.reads if leaves[name].requires_grad]  # a target has no gradient
+    assert reached == (["images"] if loss.of_pixels else read or ["code"])
     extractor = getattr(loss, "extractor", None) or getattr(loss, "tap", None)
     frozen = extractor.parameters() if isinstance(extractor, nn.Module) else ()
     assert all(parameter.grad is None for parameter in frozen)

@@ -366,7 +366,8 @@ def test_an_objective_survives_its_folder(tmp_path):
     for objective in (NextToken(), ANNEALED):
         objective.save_pretrained(tmp_path)
         again = type(objective).from_pretrained(tmp_path)
-        assert dict(again.config) == dict(objective.config)
+        given = objective.config.keys() - {"_use_default_values"}  # a note of diffusers, which a folder has not
+        assert {name: again.config[name] for name in given} == {name: objective.config[name] for name in given}
 
 
 @torch.no_grad()

@@ -123,7 +123,10 @@ def test_a_loss_names_its_teacher_by_weights_folder_or_hub(folders, tmp_path, mo
     with caplog.at_level(logging.WARNING):
         assert built(layer=1).width == 32 and "dinov2_base are not on this machine, so a classifier" in caplog.text
     for node, words in (
-        ({"teacher": "dinov2"}, r"^teacher: 'dinov2' is no folder here, .* none of dinov2_base, dinov2_large"),
+        (
+            {"teacher": "dinov2"},
+            r"^teacher: 'dinov2' is no folder here, .* none of dinov2_small, dinov2_base, dinov2_large",
+        ),
         ({"teacher": str(folders / "clip"), "layer": 7}, "^there is no layer 7 in a clip of 2"),
         ({"teacher": str(tmp_path)}, "holds no config.json"),
         ({"teacher": "classifier", "layer": 3}, "^layer 3 is asked for; the classifier's are 0 to 2, or -1"),
