@@ -363,4 +363,6 @@ def test_two_processes_train_the_same_codebooks_as_one(tmp_path):
     one = fit(tmp_path / "one", NECKS | IN_ONE_BATCH).state_dict()
     for name, value in one.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
-        torch.testing.assert_close(ranks[0][name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ranks[0][name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
