@@ -17,6 +17,7 @@ from pipeline.networks.base import Network, check_widths
 from pipeline.nn.bits import BitHead, check_bits, ids_to_bits
 from pipeline.nn.blocks import RMSNorm
 from pipeline.nn.causal import Cache
+from pipeline.nn.causal_sequence import check_no_order
 from pipeline.nn.embeddings import LabelEmbedding
 from pipeline.nn.text import TextNull
 from pipeline.nn.text_keys import EPSILON, KeyShape, TextKeyBlock, TextKeys, make_layered_text, visible
@@ -213,8 +214,3 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
         for block in self.blocks:
             nn.init.normal_(block.positions, std=0.02)
         nn.init.zeros_(self.head.linear.weight)
-
-
-def check_no_order(order: Tensor | None) -> None:
-    if order is not None:
-        raise ValueError("this network predicts tokens row by row; take another objective, or a causal_transformer")

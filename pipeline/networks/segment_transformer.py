@@ -16,6 +16,7 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_widths
 from pipeline.nn.causal import BlockShape, Cache, hidden_width, learned_norm
+from pipeline.nn.causal_sequence import check_no_order
 from pipeline.nn.conditions import refuse_text
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding, register_table, resample_positions, rotary_tables
@@ -144,8 +145,7 @@ class SegmentTransformer(Network, AttentionMixin, PeftAdapterMixin):
         if memory is not None:
             state = self._next(ids, memory)
             return self.outputs[self.segment_of(memory.length - 1)].choose(state, choose)[:, 0]
-        if order is not None:
-            raise ValueError("this network predicts tokens row by row; take another objective, or a causal_transformer")
+        check_no_order(order)
         ids = stack_ids(ids)
         if ids.shape[1] != self.tokens:
             raise ValueError(f"a code of {ids.shape[1]} tokens does not fit the network's {self.tokens}")
@@ -171,8 +171,7 @@ class SegmentTransformer(Network, AttentionMixin, PeftAdapterMixin):
         device: torch.device | None = None,
     ) -> Memory:
         """The memory of a new sampling of `batch` images, for `advance`; `device` is where the network runs."""
-        if order is not None:
-            raise ValueError("this network predicts tokens row by row; take another objective, or a causal_transformer")
+        check_no_order(order)
         device = device or self.class_embedding.weight.device
         return Memory(batch, condition, [Cache(self.tokens) for _ in self.blocks], device)
 

@@ -84,3 +84,9 @@ def align_right(caption: Caption | None) -> Caption | None:
     order = caption.mask.int().argsort(dim=1, stable=True)  # [B, T]
     places = caption.places.gather(1, order[..., None].expand_as(caption.places))
     return caption._replace(places=places, mask=caption.mask.gather(1, order))
+
+
+def check_no_order(order: Tensor | None) -> None:
+    """ValueError where a network that predicts tokens row by row is given another order."""
+    if order is not None:
+        raise ValueError("this network predicts tokens row by row; take another objective, or a causal_transformer")
