@@ -326,6 +326,17 @@ VARIANTS: dict[str, dict[str, Node]] = {
             "text_reading": "pooled",
         },
     },
+    "tokenizers": {
+        "restok": {"kind": "restok", "token_levels": 4, "image_levels": 2, "multipliers": [1, 1], "single": 2},
+        "restok_published": {
+            "kind": "restok",
+            "token_levels": 4,
+            "image_levels": 3,
+            "multipliers": [1, 1],
+            "interleaved": True,
+            "feature_pass": True,
+        },
+    },
     "bottlenecks": {
         "vector_quantize_euclid": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "unit_norm": False},
         "vector_quantize_ema": {"kind": "vector_quantize", "dim": 4, "vocab": 16, "learn": "ema", "restart": 0.1},
@@ -435,7 +446,12 @@ SPECIAL = {
 
 CHOOSING = {"clustered_features"}  # whose decoders choose ids, of which rounding makes others where two are as likely
 
-IDLE = {"decoder.mask_token", "texture.token"}  # read in training where tokens, or images, are drawn that they replace
+IDLE = {
+    "decoder.mask_token",
+    "decoder.dropped_token",
+    "decoder.feature_token",
+    "texture.token",
+}  # read in training where tokens, or images, are drawn that they replace
 
 
 def draws(batch: int = 3, rows: slice | None = None) -> StepDraws:

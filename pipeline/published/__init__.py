@@ -54,6 +54,7 @@ OPTIONS = {
     "pooling": "what queries begin as: means over parts of the map (levels), or of the whole (mean)",
     "by_angle": "whether the nearest code is that of the least angle (true or false)",
     "unit_latents": "whether what is compared with the codebook's rows has length one (true or false)",
+    "interleaved": "whether the encoder's last layers read a part of the channels of all tokens (true or false)",
     "clips": "whether to keep the layers that only clips have (true or false)",
     "frames": "frames of a clip, 1 for images",
     "prior_heads": "attention heads of the prior",

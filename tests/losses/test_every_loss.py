@@ -21,6 +21,8 @@ GRID, DIM, IMAGES, VOCAB = [4, 4], 4, 6, 16
 ARGUMENTS: dict[str, dict[str, Any]] = {  # what a kind cannot be built without
     "feature_cosine": {"head": {"layers": 1}},
     "prefix_cosine": {"at": "decoder.blocks.0", "least": 4, "full": 32, "head": {"layers": 1}},
+    "feature_margin": {"at": "decoder.feature_map"},
+    "class_margin": {"at": "encoder.summary"},
     "branch_contrast": {"heads": 2},
     "middle_branch_contrast": {"heads": 2},
 }
