@@ -1,40 +1,27 @@
 """Causal queries that read features of an image: BERT's post-norm layers, some of which attend to the features too."""
 
 import torch.nn.functional as F
-from diffusers.models.attention import AttentionModuleMixin
 from torch import Tensor, nn
 
-from pipeline.nn.blocks import AttentionProcessor
 from pipeline.nn.convolution import Tower
+from pipeline.nn.cross_attention import CrossAttention
 from pipeline.nn.embeddings import learned_vectors
 
 EPSILON = 1e-12  # of the norms, as BERT's
 EVERY = 2  # layers 0, 2, 4, ... attend to the features, as BLIP-2's
 
 
-class PostNormAttention(nn.Module, AttentionModuleMixin):
+class PostNormAttention(CrossAttention):
     """norm(x + attention) of x to itself, if `causal` to places before alone, or to a memory of `inputs` channels."""
 
-    _default_processor_cls = AttentionProcessor
-    _available_processors = [AttentionProcessor]
-    _supports_qkv_fusion = False  # keys and values may be of other channels than queries
-
     def __init__(self, width: int, heads: int, inputs: int | None = None, causal: bool = False):
-        super().__init__()
-        self.heads, self.causal = heads, causal
-        self.query = nn.Linear(width, width)
-        self.key, self.value = (nn.Linear(inputs or width, width) for _ in range(2))
-        self.proj = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=EPSILON)
-        self.set_processor(AttentionProcessor())
+        super().__init__(width, heads, inputs)
+        self.causal, self.norm = causal, nn.LayerNorm(width, eps=EPSILON)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x [B, N, width] and a memory [B, M, inputs], None for x itself, to [B, N, width]."""
         read = x if memory is None else memory
-        projected = self.query(x), self.key(read), self.value(read)
-        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in projected)
-        mixed = self.processor(q, k, v, causal=self.causal and x.shape[1] > 1)
-        return self.norm(x + self.proj(mixed.transpose(1, 2).flatten(2)))
+        return self.norm(x + super().forward(x, read, read, causal=self.causal and x.shape[1] > 1))
 
 
 class QueryFormerBlock(nn.Module):

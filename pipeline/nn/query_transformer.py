@@ -6,55 +6,35 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention import AttentionModuleMixin
 from torch import Tensor, nn
 
-from pipeline.nn.blocks import AttentionProcessor
 from pipeline.nn.convolution import Tower, match_memory_format
+from pipeline.nn.cross_attention import CrossAttention
 from pipeline.nn.embeddings import learned_vectors
 
 Pooling = Literal["levels", "mean"]
 
 
-class PositionedAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head attention from tokens to a memory, whose positions are in queries and keys and not in values.
-
-    As in DETR (Carion et al., arXiv:2005.12872).
-    """
-
-    _default_processor_cls = AttentionProcessor
-    _available_processors = [AttentionProcessor]
-    _supports_qkv_fusion = False  # the three read different sums
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
-        self.set_processor(AttentionProcessor())
-
-    def forward(self, x: Tensor, memory: Tensor, positions: Tensor, memory_positions: Tensor) -> Tensor:
-        """x [B, N, width] and memory [B, M, width], positions [N, width] and [M, width]: [B, N, width]."""
-        projected = self.query(x + positions), self.key(memory + memory_positions), self.value(memory)
-        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in projected)
-        return self.proj(self.processor(q, k, v).transpose(1, 2).flatten(2))
-
-
 class QueryBlock(nn.Module):
-    """h + self-attention, then + attention to a memory, then + linear, exact GELU, linear, each after a layer norm."""
+    """h + self-attention, then + attention to a memory, then + linear, exact GELU, linear, each after a layer norm.
+
+    Positions are added to queries and keys and not to values, as in DETR (Carion et al., arXiv:2005.12872).
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        self.attention = PositionedAttention(width, heads)
-        self.reading = PositionedAttention(width, heads)
+        self.attention = CrossAttention(width, heads)
+        self.reading = CrossAttention(width, heads)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, hidden_states: Tensor, memory: Tensor, positions: Tensor, memory_positions: Tensor) -> Tensor:
         """hidden_states [B, N, width] to the same; the memory [B, M, width] is read as it is, without a norm."""
         h = self.norm1(hidden_states)
-        h = hidden_states + self.attention(h, h, positions, positions)
-        h = h + self.reading(self.norm2(h), memory, positions, memory_positions)
+        placed = h + positions
+        h = hidden_states + self.attention(placed, placed, h)
+        h = h + self.reading(self.norm2(h) + positions, memory + memory_positions, memory)
         return h + self.down(F.gelu(self.up(self.norm3(h))))
 
 
@@ -144,6 +124,6 @@ def initialise(module: nn.Module, std: float = 0.02) -> None:
             nn.init.trunc_normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
     for layer in module.modules():
-        if isinstance(layer, PositionedAttention):
+        if isinstance(layer, CrossAttention):
             for each in (layer.query, layer.key, layer.value):
                 nn.init.xavier_uniform_(each.weight, gain=2**-0.5)

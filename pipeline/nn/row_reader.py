@@ -1,32 +1,12 @@
 """Learned queries that read a row of tokens, of which there may be any number up to a largest."""
 
 import torch.nn.functional as F
-from diffusers.models.attention import AttentionModuleMixin
 from torch import Tensor, nn
 
-from pipeline.nn.blocks import AttentionProcessor, SelfAttention
+from pipeline.nn.blocks import SelfAttention
 from pipeline.nn.convolution import Tower
+from pipeline.nn.cross_attention import CrossAttention
 from pipeline.nn.embeddings import learned_vectors
-
-
-class CrossAttention(nn.Module, AttentionModuleMixin):
-    """Attention of x [B, N, width] to the places of a memory [B, M, width] that `keys` [B, M] bool has."""
-
-    _default_processor_cls = AttentionProcessor
-    _available_processors = [AttentionProcessor]
-    _supports_qkv_fusion = False  # queries are of another sequence than keys and values
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
-        self.set_processor(AttentionProcessor())
-
-    def forward(self, x: Tensor, memory: Tensor, keys: Tensor) -> Tensor:
-        projected = self.query(x), self.key(memory), self.value(memory)
-        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in projected)
-        mixed = self.processor(q, k, v, mask=keys[:, None, None])
-        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class ReaderBlock(nn.Module):
@@ -44,7 +24,7 @@ class ReaderBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, memory: Tensor, keys: Tensor) -> Tensor:
         h = hidden_states + self.attention(self.norm1(hidden_states))
-        h = h + self.reading(self.norm2(h), memory, keys)
+        h = h + self.reading(self.norm2(h), memory, memory, keys[:, None, None])
         return h + self.down(F.gelu(self.up(self.norm3(h))))
 
 

@@ -11,7 +11,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.holistic_queries import ClipPatches, HolisticDecoder, HolisticEncoder
+from pipeline.nn.clip_queries import ClipDecoder, ClipEncoder, ClipPatches
 from pipeline.nn.image_size import divide
 from pipeline.nn.latent_prior import LatentPrior
 from pipeline.nn.transformer_sizes import both_sizes, check_heads
@@ -74,9 +74,9 @@ class Larp(Tokenizer):
         grid = (frames // frame_patch, *patch_grid(arguments))
         patches = ClipPatches(grid, (frame_patch, patch_size), image_channels)
         encoder, decoder = both_sizes(arguments)
-        self.encoder = HolisticEncoder(patches, tokens, encoder, neck.inputs)
+        self.encoder = ClipEncoder(patches, tokens, encoder, neck.inputs)
         self.neck = neck
-        self.decoder = HolisticDecoder(patches, tokens, decoder, neck.dim, query_type)
+        self.decoder = ClipDecoder(patches, tokens, decoder, neck.dim, query_type)
         prior = (prior_width, prior_depth, prior_heads)
         self.prior = LatentPrior(neck.dim, tokens, prior, prior_dropout, Choice()) if prior_depth else None
 

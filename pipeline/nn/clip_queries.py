@@ -35,7 +35,7 @@ class ClipPatches:
         return (frame[:, None] + within).flatten(0, 1)
 
 
-class HolisticEncoder(Tower):
+class ClipEncoder(Tower):
     """Clips [B, C, T, H, W] to the states of `tokens` learned queries beside the patches, [B, tokens, outputs].
 
     There is no norm after the last block.
@@ -59,7 +59,7 @@ class HolisticEncoder(Tower):
         return self.projection(h[:, places.shape[1] :])
 
 
-class HolisticDecoder(Tower):
+class ClipDecoder(Tower):
     """Tokens [B, tokens, inputs] to clips [B, C, T, H, W], read by one fixed query a patch.
 
     With `typed` the queries have a learned vector in common that sets them apart from the tokens.
