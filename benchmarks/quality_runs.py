@@ -97,7 +97,8 @@ class Experiment:
             numbers = json.loads((run_folder / "card" / "card.json").read_text())["numbers"]
             return {key: number["value"] for key, number in numbers.items()} | {"details": details_of(numbers)}
         if ORDER.index(self.last_stage) < ORDER.index("evaluate"):
-            return {"seconds_of_stages": seconds_of_stages(run_folder), "rates": rates_of_trainings(run_folder)}
+            measured = {"seconds_of_stages": seconds_of_stages(run_folder), "rates": rates_of_trainings(run_folder)}
+            return measured | {"losses": losses_of_generator(run_folder)}
         numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
         record = run_folder / "decoder" / "posttraining.json"
         seconds = seconds_of_stages(run_folder)
@@ -155,6 +156,16 @@ def rates_of_trainings(run_folder: Path) -> dict[str, float]:
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         rates[name] = statistics.median(line["rate"] for line in lines if "rate" in line)
     return rates
+
+
+def losses_of_generator(run_folder: Path) -> dict[str, float]:
+    """The held-out losses of the generator's training by step, as its previews have them; 0: before a transplant's."""
+    folder = run_folder / "generator"
+    losses = {}
+    if (start := folder / "transplant.json").exists():
+        losses["0"] = json.loads(start.read_text())["held_out"]
+    rows = json.loads((folder / "held_out.json").read_text()) if (folder / "held_out.json").exists() else []
+    return losses | {str(row["step"]): row["held_out"] for row in rows}
 
 
 def prepare_worker() -> None:

@@ -26,17 +26,17 @@ SLOTS = (
     "bottlenecks",
     "networks",
     "objectives",
+    *("similarities", "transplants"),
     "solvers",
     "losses",
     "critics",
     "adversarial",
     "optimizers",
-    "perturbations",
-    "teachers",
+    *("perturbations", "teachers"),
     "metrics",
 )
 NESTED = {slot.removesuffix("s"): slot for slot in SLOTS}  # an argument named like a slot
-NESTED |= {"loss": "losses", "head": "objectives"}
+NESTED |= {"loss": "losses", "head": "objectives", "similarity": "similarities"}
 
 
 def kinds(slot: str) -> list[str]:

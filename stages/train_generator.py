@@ -21,7 +21,7 @@ from pipeline.networks.base import Network
 from pipeline.recipes.building import build_network, count_condition_classes, seed_initial_weights
 from pipeline.recipes.generator_training import GeneratorTraining
 from pipeline.recipes.schema import Recipe
-from pipeline.recipes.started import find_network
+from pipeline.recipes.started import find_network, find_old_tokenizer
 from pipeline.runs.workspace import Workspace, plain
 from pipeline.saved_folders import load_tokenizer
 from pipeline.training import starting_weights
@@ -32,6 +32,7 @@ from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.milestones import Milestones
 from pipeline.training.phase_parts import build_generator_losses, generator_taps
 from pipeline.training.preview_sources import sources_of_generator
+from pipeline.training.transplanting import Transplanting, record_start
 from pipeline.training.tuning import save_tuned, tune
 
 READS = ("latents", "joint")
@@ -55,7 +56,8 @@ def uses(recipe: Recipe) -> Any:
 def folders_of(part: GeneratorTraining) -> list[Any]:
     """All of a generator's settings that may name folders of weights; of a run only the network is looked at."""
     network = None if part.start is None else find_network(part.start)
-    return [{name: value for name, value in plain(part).items() if name != "start"}, str(network)]
+    tokenizer = find_old_tokenizer(part.start) if part.transplanted else None
+    return [{name: value for name, value in plain(part).items() if name != "start"}, str(network), str(tokenizer)]
 
 
 def run(recipe: Recipe, work: Workspace, out: Path) -> None:
@@ -67,7 +69,9 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
     network = build_network(recipe, codes.spec, classes, objective)
     if part.start is not None:
         joint = str(work.artefact("joint") / "generator")
-        starting_weights.start_network(network, replace(part.start, folder=joint) if part.starts_joint else part.start)
+        start = replace(part.start, folder=joint) if part.starts_joint else part.start
+        tables = Transplanting(recipe, codes, captions, work.accelerator).tables if part.transplanted else None
+        starting_weights.start_network(network, start, tables)
     if captions is not None:
         network.set_empty_text(captions.table.empty)
     if network.taken:
@@ -79,6 +83,8 @@ def run(recipe: Recipe, work: Workspace, out: Path) -> None:
         if part.starts_joint:
             carry_heads(losses.values(), [work.artefact("joint") / "generator"])
     task = Generation(network, objective, part.weights, losses, new, codes.encoder)
+    if part.transplanted:
+        record_start(recipe, work, codes, task, out)
     milestones = Milestones(part.milestones, out, work.accelerator)
     workers = recipe.data.workers if data.reads_images else min(1, recipe.data.workers)  # one reads codes fast enough
     where = out, recipe.seed, work.accelerator, workers

@@ -28,6 +28,8 @@ ROOMS = (
         "tokenizers",
         "networks",
         "objectives",
+        "similarities",
+        "transplants",
     ),
     *("perturbations", "losses", "call_arguments", "prompts", "recipes", "captions", "images", "features", "metrics"),
     *("runs", "frozen", "latents"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from pipeline.checks.phase import check_loop
+from pipeline.checks.transplant import check_transplant
 from pipeline.code import LatentSpec, TextSpec
 from pipeline.components import Arguments, build, check, constructor_parameters, find, kinds
 from pipeline.frozen.class_token import PLACE as CLASS_TOKEN
@@ -35,6 +36,7 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
         with at("objective"):
             objective.check_codes(spec)
         check_milestones(recipe)
+        check_transplant(generator.start, spec, network)
         if generator.starts_joint and recipe.joint is None:
             raise SettingError("start", " is joint, but no network is trained jointly; add joint, or name a folder")
     check_class_token(recipe, network, objective)

@@ -12,7 +12,9 @@ from pipeline.checks.nodes import named_models
 from pipeline.checks.publication import check_publication
 from pipeline.checks.recipe import CheckedRecipe
 from pipeline.checks.starting_weights import check_folder, check_network_start, check_start
+from pipeline.checks.transplant import check_codes_before
 from pipeline.checks.weights import describe_weights
+from pipeline.code import LatentSpec
 from pipeline.components import find
 from pipeline.images.facts import SplitFacts
 from pipeline.networks.base import Network
@@ -50,7 +52,7 @@ def check_line(recipe: Recipe, checked: CheckedRecipe, facts: Mapping[str, Split
             network = build_network(recipe, checked.spec, classes, checked.generator.objective)
     tokenizer = build_trained_tokenizer(recipe, checked)
     if facts:
-        check_starts(recipe, tokenizer, network)
+        check_starts(recipe, checked.spec, tokenizer, network)
     refusals = check_publication(recipe, tokenizer, network)
     left_out = [f"publish.stock leaves out one part: {refusal}" for refusal in refusals]
     if facts:
@@ -75,7 +77,7 @@ def count_classes(recipe: Recipe, facts: Mapping[str, SplitFacts]) -> int:
     return len(facts["train"].class_names) if facts else CLASSES
 
 
-def check_starts(recipe: Recipe, tokenizer: Tokenizer | None, network: Network | None) -> None:
+def check_starts(recipe: Recipe, spec: LatentSpec, tokenizer: Tokenizer | None, network: Network | None) -> None:
     """ValueError where a folder that a stage begins with, or is guided by, does not fit.
 
     Those that are not there are told by `pipeline.checks.weights`.
@@ -86,6 +88,7 @@ def check_starts(recipe: Recipe, tokenizer: Tokenizer | None, network: Network |
         check_start(tokenizer, here["tokenizer.start"], "tokenizer.start")
     if "generator.start" in here:
         check_network_start(network, recipe.generator.start)
+        check_codes_before(recipe, spec)
     if "joint.critic" in here and joint.phase.adversary is not None:
         critic = find("critics", joint.phase.adversary.critic["kind"])
         check_folder(critic.__name__, Path(here["joint.critic"]), "joint.critic")

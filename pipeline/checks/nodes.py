@@ -40,6 +40,8 @@ def named_models(recipe: Recipe) -> Iterator[tuple[str, NamedModel]]:
     generator = recipe.generator
     if generator is not None and generator.start is not None and not generator.starts_joint:
         yield "generator.start", NamedModel(generator.start.folder)
+        if generator.start.tokenizer is not None:
+            yield "generator.start.tokenizer", NamedModel(generator.start.tokenizer)
     for slot, place, node in nodes_of(recipe):
         if slot == "losses":
             loss, arguments = check(slot, node, DERIVED[slot], place)

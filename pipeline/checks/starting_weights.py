@@ -1,7 +1,7 @@
 """Whether a folder of weights that a training starts from fits the model of the recipe, known from its headers."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ REMEDIES: dict[Part, str] = {  # what lets a network start from one that has ano
     "positions": "add resample: [positions]",
     "codes": "keep its tokenizer and its objective, or add reinitialise: [codes]",
 }
+OTHER_CODES = "keep its tokenizer, or add transplant: weighted, or reinitialise: [codes]"  # of another number
 
 
 def check_start(model: ModelMixin, folder: str, where: str) -> None:
@@ -54,20 +55,31 @@ def check_network_start(network: Network, start: Start) -> None:
     for name in sorted(set(given) & set(stored), key=lambda name: (name not in parts, name)):
         if name.startswith("_") or name in network.run_arguments or parts.get(name) in apart:
             continue
+        if name == "vocab" and start.transplant is not None:
+            continue
         if differ(given[name], stored[name]):
             remedy = REMEDIES[parts[name]] if name in parts else f"set generator.network.{name}={stored[name]}"
+            remedy = OTHER_CODES if name == "vocab" and network.code_tables else remedy
             what = name.replace("num_", "").replace("_", " ")
             raise ValueError(
                 f"{place}: the network in {folder} has {what} {stored[name]}, the recipe {given[name]}; {remedy}"
             )
-    check_shapes(network, folder, place, apart)
+    transplanted = start.transplant is not None
+    check_shapes(
+        network,
+        folder,
+        place,
+        lambda name: network.is_of(name, apart) or transplanted and network.table_of(name) is not None,
+    )
 
 
-def check_shapes(model: ModelMixin, folder: Path, where: str, apart: Collection[Part] = ()) -> None:
-    """ValueError where a weight in `folder` has another shape than in `model`, but for the parts `apart`."""
+def check_shapes(
+    model: ModelMixin, folder: Path, where: str, apart: Callable[[str], bool] = lambda name: False
+) -> None:
+    """ValueError where a weight in `folder` has another shape than in `model`, but for those `apart` by their names."""
     stored = {name: list(shape) for name, shape in read_stored(folder).shapes.items()}
     for name, weight in model.state_dict().items():
-        if name in stored and stored[name] != list(weight.shape) and not (apart and model.is_of(name, apart)):
+        if name in stored and stored[name] != list(weight.shape) and not apart(name):
             raise ValueError(
                 f"{where}: {name} is {stored[name]} in {folder} and {list(weight.shape)} under this recipe"
             )

@@ -52,13 +52,15 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
     `parts` names the modules and parameters that depend on the data: the table of classes (`labels`), what reads
     captions (`text`), learned positions (`positions`), and the layers that read and predict codes (`codes`); * stands
     for any number. All else is blocks, each of which has an `attention` and a `feed_forward`, the embedding of time,
-    and norms.
+    and norms. `code_tables` names the parameters whose first axis is codes, one row for each: the last * is the number
+    of the codebook, one before it that of the segment. Rows behind those of the codes belong to none of them.
 
     It reads the labels of a condition where it has classes, and the caption where it has `text_tokens`. What is not
     given, the null label and a caption of which `text_mask` holds no place ask for nothing, each by itself.
     """
 
     parts: Mapping[Part, tuple[str, ...]]
+    code_tables: tuple[str, ...] = ()
     entry_points = ("tap_blocks",)
     role: Role = "denoiser"
     taken: tuple[str, ...] = ()  # buffers that it takes of a tokenizer's bottleneck, see `take_bottleneck`
@@ -110,6 +112,17 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
         roots = [root.split(".") for part in parts for root in cls.parts.get(part, ())]
         return any(all(map(fits_word, words, root)) for root in roots if len(root) <= len(words))
 
+    @classmethod
+    def table_of(cls, name: str) -> tuple[int, int] | None:
+        """The segment and the codebook of whose codes the parameter of this name has a row each; None: of no codes."""
+        words = name.split(".")
+        for root in (root.split(".") for root in cls.code_tables):
+            if len(root) == len(words) and all(map(fits_word, words, root)):
+                numbers = [int(word) for word, one in zip(words, root) if one == "*"]
+                segment, codebook = (0, 0, *numbers)[-2:]
+                return segment, codebook
+        return None
+
     def adapted_layers(self, layers: Adapted) -> list[str]:
         """The names of the linear layers, in all blocks, that an adapter of `layers` changes."""
         modules = dict(self.named_modules())
@@ -118,14 +131,22 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
         return [name for name, module in modules.items() if isinstance(module, nn.Linear) and name.startswith(parts)]
 
     @torch.no_grad()
-    def begin_from(self, other: "Network", new: Collection[Part] = (), resampled: Collection[Part] = ()) -> None:
+    def begin_from(
+        self,
+        other: "Network",
+        new: Collection[Part] = (),
+        resampled: Collection[Part] = (),
+        tables: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Take the weights of `other`, of the same class; parts that are `new` keep those of this network.
 
-        Learned positions that are `resampled` are those of its grid at the places of this one's. RuntimeError where a
-        weight of another part is missing, or of another shape.
+        Learned positions that are `resampled` are those of its grid at the places of this one's. `tables` are weights
+        by name that are taken in place of its own. RuntimeError where a weight of another part is missing, or of
+        another shape.
         """
         own = self.state_dict()
         weights = {name: weight for name, weight in other.state_dict().items() if not self.is_of(name, new)}
+        weights |= tables or {}
         for name in [name for name in weights if self.is_of(name, resampled)]:
             weights[name] = self.resample(name, weights[name], other)
         taken = [name for name in self.taken if name in weights and weights[name].shape != own[name].shape]

@@ -20,7 +20,7 @@ from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding
 from pipeline.nn.text import PARTS as TEXT
 from pipeline.nn.text import Caption, TextNull, TextProjection, TextReading, join_caption
-from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
+from pipeline.nn.tokens import HEAD_TABLES, Choose, TokenEmbedding, TokenHead
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 
@@ -47,6 +47,7 @@ class BidirectionalTransformer(Network, AttentionMixin, PeftAdapterMixin):
         "positions": ("positions",),
         "codes": ("token_embedding", "head"),
     }
+    code_tables = ("token_embedding.tables.*.weight", *HEAD_TABLES)
     _supports_gradient_checkpointing = True
     _no_split_modules = ["PostNormBlock", "LongSkipBlock"]
     _repeated_blocks = ["PostNormBlock", "LongSkipBlock"]

@@ -32,7 +32,7 @@ from pipeline.nn.embeddings import LabelEmbedding, register_table, rotary_tables
 from pipeline.nn.sub_tokens import PredictsIds, check_head
 from pipeline.nn.text import PARTS as TEXT
 from pipeline.nn.text import TextNull, TextProjection, TextReading
-from pipeline.nn.tokens import Choose
+from pipeline.nn.tokens import HEAD_TABLES, Choose
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 Position = Literal["rotary", "rotary_sequence", "learned"]
@@ -78,6 +78,7 @@ class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
         "positions": ("positions", "targets", "steps"),
         "codes": ("token_embedding", "head"),
     }
+    code_tables = ("token_embedding.tables.*.weight", *HEAD_TABLES)
     entry_points = ("states",)
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CausalBlock", "PostNormCausalBlock", "ModulatedCausalBlock"]

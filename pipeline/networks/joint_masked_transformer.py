@@ -42,6 +42,7 @@ class JointMaskedTransformer(Network, AttentionMixin, PeftAdapterMixin):
         "positions": ("positions",),
         "codes": ("tokens",),
     }
+    code_tables = ("tokens.outputs.*.weight", "tokens.told.*.table.weight")
     _supports_gradient_checkpointing = True
     _no_split_modules = ["JointBlock", "ModulatedBlock"]
     _repeated_blocks = ["JointBlock", "ModulatedBlock"]

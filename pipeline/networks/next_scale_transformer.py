@@ -22,7 +22,7 @@ from pipeline.nn.embeddings import LabelEmbedding, register_table, resample_posi
 from pipeline.nn.full_precision import full_precision
 from pipeline.nn.level_blocks import LevelBlock, LevelBlockShape
 from pipeline.nn.scales import LevelTables
-from pipeline.nn.tokens import Choose, TokenHead
+from pipeline.nn.tokens import HEAD_TABLES, Choose, TokenHead
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, NotNegative, Positive, Whole
 
 HEAD = 0.02  # what the head's first weights are multiplied by, in VAR's code
@@ -67,6 +67,7 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
         "positions": ("positions", "start", "level_embedding"),
         "codes": ("word_embedding", "head", "codebook", "kernels", "offsets"),
     }
+    code_tables = HEAD_TABLES  # ids are read as the tokenizer's vectors of them
     entry_points = ("code_vectors",)
     taken = ("codebook", "kernels", "offsets")
     _supports_gradient_checkpointing = True

@@ -18,7 +18,7 @@ from pipeline.nn.causal import BlockShape, Cache, CausalBlock, hidden_width, lea
 from pipeline.nn.conditions import refuse_text
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding, register_table, resample_positions, rotary_tables
-from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
+from pipeline.nn.tokens import HEAD_TABLES, Choose, TokenEmbedding, TokenHead
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 
@@ -59,6 +59,7 @@ class ParallelLevelTransformer(Network, AttentionMixin, PeftAdapterMixin):
         "positions": ("specials",),
         "codes": ("token_embedding", "head"),
     }
+    code_tables = ("token_embedding.tables.*.weight", *HEAD_TABLES)
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CausalBlock"]
     _repeated_blocks = ["CausalBlock"]

@@ -63,6 +63,10 @@ class SegmentTransformer(Network, AttentionMixin, PeftAdapterMixin):
 
     role = "causal"
     parts = {"labels": ("class_embedding",), "positions": ("positions",), "codes": ("embeddings", "outputs")}
+    code_tables = (
+        *("embeddings.*.tables.*.weight", "outputs.*.outputs.*.weight"),
+        *("outputs.*.outputs.*.bias", "outputs.*.told.*.table.weight"),
+    )
     _supports_gradient_checkpointing = True
     _no_split_modules = ["OffsetBlock"]
     _repeated_blocks = ["OffsetBlock"]

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 Choose = Callable[[Tensor, int | slice], Tensor]
 
 
+HEAD_TABLES = (  # parameters of a `TokenHead` that is named head, with a row for each code of codebook *
+    *("head.outputs.*.weight", "head.outputs.*.bias", "head.told.*.table.weight"),
+)
+
+
 class TokenEmbedding(nn.Module):
     """Ids [B, N, codebooks] to [B, N, width]: the sum of one row per codebook.
 

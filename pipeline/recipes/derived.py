@@ -20,6 +20,8 @@ DERIVED = {  # what a recipe may not state, by slot
         *TEXT,
     ),
     "objectives": (),
+    "similarities": (),
+    "transplants": (),
     "solvers": (),
     "losses": ("extractor", "dim", "grid"),
     "critics": ("widths", "source", "channels"),

@@ -30,6 +30,8 @@ PLACES = {  # where a recipe names the kinds of a slot
     "perturbations": "tokenizer.phases.NAME.perturbation",
     "networks": "generator.network",
     "objectives": "generator.objective",
+    "transplants": "generator.start.transplant",
+    "similarities": "generator.start.transplant.similarity",
     "solvers": "sample.sampler.solver",
     "metrics": "evaluate.metrics, or metrics of a card",
 }

@@ -21,11 +21,28 @@ class Start(RangedFields):
     folder: str  # of a run, its generator/, a published pipeline, or an imported network; joint: that of joint training
     reinitialise: tuple[Part, ...] = ()  # drawn anew: labels (other classes), codes (another tokenizer), positions
     resample: tuple[Literal["positions"], ...] = ()  # positions: stretched to the recipe's grid, for another resolution
+    transplant: str | Node | None = field(
+        default=None, metadata=slot("transplants")
+    )  # a kind, or a node: rows of codes
+    tokenizer: str | None = None  # whose codes it was trained on, for a transplant; null: the one beside the network
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.transplant, str):
+            self.transplant = {"kind": self.transplant}
+        if self.transplant is not None and "codes" in self.reinitialise:
+            raise SettingError("transplant", " makes the rows of codes, and reinitialise names codes; leave one out")
+        if self.transplant is not None and self.folder == JOINT:
+            raise SettingError("transplant", " is for another codebook, and folder is joint; leave it out")
+        if self.tokenizer is not None and self.transplant is None:
+            raise SettingError("tokenizer", " is for a transplant; leave it out, or set transplant=weighted")
         if both := set(self.resample) & set(self.reinitialise):
             raise SettingError("resample", f" and reinitialise both name {both.pop()}; leave one of them out")
+
+    @property
+    def new_parts(self) -> tuple[Part, ...]:
+        """The parts that are not those of the network in the folder, and are trained as new ones."""
+        return self.reinitialise if self.transplant is None else (*self.reinitialise, "codes")
 
 
 @dataclass
@@ -74,6 +91,11 @@ class GeneratorTraining(RangedFields):
         return self.start is not None and self.start.folder == JOINT
 
     @property
+    def transplanted(self) -> bool:
+        """Whether the network that training starts from was trained on another codebook."""
+        return self.start is not None and self.start.transplant is not None
+
+    @property
     def has_new_parts(self) -> bool:
         """Whether a network that was trained before gets parts that were not: drawn anew, or an adapter."""
-        return self.adapter is not None or self.start is not None and bool(self.start.reinitialise)
+        return self.adapter is not None or self.start is not None and bool(self.start.new_parts)

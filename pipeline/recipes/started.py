@@ -37,6 +37,15 @@ def find_tokenizer_of(network: Path) -> Path | None:
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
+def find_old_tokenizer(start: Start) -> Path | None:
+    """The folder of the tokenizer whose codes the network of `start` was trained on; None where there is none."""
+    if start.tokenizer is None:
+        network = find_network(start)
+        return None if network is None else find_tokenizer_of(network)
+    folder = given_path(find_tokenizer(start.tokenizer))
+    return folder if (folder / "config.json").is_file() else None
+
+
 def find_position_grid(start: Start | None, spec: LatentSpec) -> list[int] | None:
     """The grid that positions are counted on by a network which starts from another; None: on that of its codes.
 

@@ -1,9 +1,11 @@
 """Weights that a training starts from: the folder of an imported, or of an earlier trained, component."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusers import ModelMixin
+from torch import Tensor
 
 from pipeline.checks.starting_weights import check_network_start, check_start
 from pipeline.networks.base import Network
@@ -12,6 +14,7 @@ from pipeline.recipes.started import find_network
 from pipeline.saved_folders import INDEX, fingerprint_files, load_component
 
 Model = TypeVar("Model", bound=ModelMixin)
+MakeTables = Callable[[Network, Network], dict[str, Tensor]]  # the network, and the stored one -> weights by name
 
 
 def load_start(model: Model, folder: str | None, where: str) -> Model:
@@ -26,14 +29,16 @@ def load_start(model: Model, folder: str | None, where: str) -> Model:
     return model
 
 
-def start_network(network: Network, start: Start) -> None:
+def start_network(network: Network, start: Start, make_tables: MakeTables | None = None) -> None:
     """Give `network` the weights that it starts from; parts that are drawn anew keep those that they have.
 
-    Raises ValueError with one line that says what does not fit, and what to add to the recipe.
+    `make_tables` gives the tables of codes that are not those of the stored network. Raises ValueError with one line
+    that says what does not fit, and what to add to the recipe.
     """
     check_network_start(network, start)
     stored = load_component(type(network), find_network(start))
-    network.begin_from(stored, start.reinitialise, start.resample)
+    tables = None if make_tables is None else make_tables(network, stored)
+    network.begin_from(stored, start.reinitialise, start.resample, tables)
 
 
 def fingerprints(part: Any) -> dict[str, str]:

@@ -19,10 +19,10 @@ def tune(network: Network, part: GeneratorTraining) -> list[str]:
     """
     if (adapter := part.adapter) is not None:
         lora.adapt(network, network.adapted_layers(adapter.layers), adapter.rank, adapter.alpha)
-    drawn_anew = () if part.start is None else part.start.reinitialise
+    new_parts = () if part.start is None else part.start.new_parts
     matrices = {id(matrix) for matrix in lora.adapters(network)}
     parameters = dict(network.named_parameters())
-    new = [name for name, one in parameters.items() if id(one) in matrices or network.is_of(name, drawn_anew)]
+    new = [name for name, one in parameters.items() if id(one) in matrices or network.is_of(name, new_parts)]
     if adapter is not None or NEW in part.loop.lr and part.loop.rate_of("network").peak == 0:
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in new)
@@ -39,18 +39,18 @@ def save_tuned(network: Network, part: GeneratorTraining, class_names: list[str]
 def save_adapter(network: Network, start: Start, class_names: list[str], folder: Path) -> None:
     """Write the adapter on a network, and what else is not as in the network that it started from."""
     save_low_rank(network, folder)
-    if not (start.reinitialise or start.resample):
+    if not (start.new_parts or start.resample):
         return
-    changed = [name for part in (*start.reinitialise, *start.resample) for name in ARGUMENTS[part]]
+    changed = [name for part in (*start.new_parts, *start.resample) for name in ARGUMENTS[part]]
     described = {
-        "reinitialise": start.reinitialise,
+        "reinitialise": start.new_parts,
         "resample": start.resample,
         "arguments": {name: network.config[name] for name in changed if name in network.config},
         "class_names": class_names if "labels" in start.reinitialise else None,
     }
     weights = network.state_dict()
-    drawn_anew = {name: weights[name].contiguous() for name in weights if network.is_of(name, start.reinitialise)}
-    write_tensors(folder / NEW_PARTS, drawn_anew, {"format": "pt", "start": json.dumps(described)})
+    new = {name: weights[name].contiguous() for name in weights if network.is_of(name, start.new_parts)}
+    write_tensors(folder / NEW_PARTS, new, {"format": "pt", "start": json.dumps(described)})
 
 
 def merged(network: Network) -> Network:
