@@ -26,6 +26,7 @@ SMALLEST = {  # arguments of what runs in a second or two
     "dropout": "--images 2 --tokens 4 --width 8 --repeats 1",
     "reading": "--images 8 --size 32 --workers 0 1 --steps 2 --batch 4",
     "sampling": "--threads 1 --rounds 1 --steps 2 --images 1 --depth 1",
+    "level_sampling": "--rounds 1 --levels 1 1 2 4 --images 1 --depth 1 --width 64 --heads 2 --vocab 16",
     "token_sampling": "--threads 1 --rounds 1 --tokens 4 --images 1 --depth 1 --width 64 --heads 2 --lengths 8 9",
 }
 

@@ -48,7 +48,7 @@ class NextScale(Objective):
         if not spec.levels:
             raise ValueError(
                 ": next_scale predicts level after level, and this code has none; take"
-                " tokenizer.model.bottleneck.kind=multi_scale"
+                " tokenizer.model.bottleneck.kind=multi_scale, or tokenizer.model.kind=restok"
             )
 
     def check_sampler(self, steps: int, spec: LatentSpec, settings: LevelChoice) -> None:
