@@ -16,8 +16,9 @@ class LatentSpec:
     A code with levels is a row of tokens, those of the coarsest level first: its grid has one axis, of as many tokens
     as the levels have together. What a level is of (a map of the image at some scale, some of the tokens of a 1-D
     tokenizer) is the tokenizer's to say. A code of segments is a row too, of parts whose ids are of codebooks of their
-    own, all of `vocab` codes, so that every id below `vocab` has a meaning at every token. ValueError where the levels,
-    or the segments, do not add up to the tokens.
+    own, all of `vocab` codes, so that every id below `vocab` has a meaning at every token. A row that `ends` holds the
+    tokens of its image, one or more, and then the end, the last id below `vocab`, up to the last place. ValueError
+    where the levels, or the segments, do not add up to the tokens, and where no row could end.
     """
 
     grid: tuple[int, ...]  # (16, 16) a feature map; (32,) a 1-D tokenizer; (680,) the levels of VAR in a row
@@ -26,6 +27,7 @@ class LatentSpec:
     codebooks: int = 1  # ids a token: product, factorised or residual quantisers
     levels: tuple[int, ...] = ()  # tokens a level, coarse to fine, when the order is hierarchical
     segments: tuple[tuple[int, ...], ...] = ()  # the grid of each, in a row, where segments have their own codebooks
+    ends: bool = False  # whether images have different numbers of tokens, and the last id is the end of a row
 
     def __post_init__(self) -> None:
         if self.levels and (len(self.grid) != 1 or sum(self.levels) != self.tokens):
@@ -33,6 +35,8 @@ class LatentSpec:
         if self.segments and (len(self.grid) != 1 or sum(self.segment_tokens) != self.tokens):
             grids = [list(grid) for grid in self.segments]
             raise ValueError(f"segments on grids {grids} are no code on a grid of {list(self.grid)}")
+        if self.ends and (len(self.grid) != 1 or self.codebooks != 1 or self.vocab < 2 or self.levels or self.segments):
+            raise ValueError("only a row of tokens with one id each can end early")
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "LatentSpec":
@@ -47,6 +51,11 @@ class LatentSpec:
     def by_codebook(self, ids: Tensor) -> list[Tensor]:
         """Ids [..., N, codebooks] in parts whose tokens share codebooks: those of each segment, or all of them."""
         return list(ids.split(self.segment_tokens, dim=-2)) if self.segments else [ids]
+
+    @property
+    def codes(self) -> int:
+        """Ids that a token can have: `vocab`, or all of these but the end."""
+        return self.vocab - self.ends
 
     @property
     def tokens(self) -> int:

@@ -120,6 +120,7 @@ def fits(recipe: Recipe, spec: LatentSpec) -> bool:
     lacks |= network.role == "levels" and not spec.levels
     knows_segments = "segments" in constructor_parameters(network)
     lacks |= knows_segments and not spec.segments or objective.__name__ == "NextTokenBySegment" and not knows_segments
+    lacks |= spec.ends and (objective.__name__ != "NextToken" or "ends" not in constructor_parameters(network))
     return bool(spec.vocab) == objective.discrete and network.role == objective.role and not lacks
 
 

@@ -61,6 +61,7 @@ def check_pair(recipe: Recipe, spec: LatentSpec, network: type[Network], objecti
             f": {kind} models {models}, but the tokenizer gives {given}; take another bottleneck, or an objective of"
             f" {', '.join(others)}",
         )
+    check_ends(recipe, spec, network, objective)
     if network.role != objective.role:
         fitting = [name for name in kinds("networks") if find("networks", name).role == objective.role]
         raise SettingError(
@@ -68,6 +69,25 @@ def check_pair(recipe: Recipe, spec: LatentSpec, network: type[Network], objecti
             f": {recipe.generator.network['kind']} is a {network.role} network, but {kind} trains a {objective.role}"
             f" one; set generator.network.kind={' or '.join(fitting)}",
         )
+
+
+def check_ends(recipe: Recipe, spec: LatentSpec, network: type[Network], objective: type[Objective]) -> None:
+    """ValueError where rows of the codes end early, and objective or network makes rows of full length alone."""
+    if not spec.ends:
+        return
+    fitting = [name for name in kinds("objectives") if find("objectives", name).ends]
+    reading = [name for name in kinds("networks") if "ends" in constructor_parameters(find("networks", name))]
+    for node, fits, names in (
+        ("objective", objective.ends, fitting),
+        ("network", "ends" in constructor_parameters(network), reading),
+    ):
+        if not fits:
+            kind = getattr(recipe.generator, node)["kind"]
+            raise SettingError(
+                node,
+                f": {kind} makes rows of full length, and those of this tokenizer end where an image needs no more"
+                f" tokens; set generator.{node}.kind={' or '.join(names)}",
+            )
 
 
 def check_captions(recipe: Recipe, network: type[Network]) -> TextSpec | None:

@@ -34,6 +34,7 @@ NEEDS = {  # what a metric can need; it is measured where all that it needs is t
     "logits": "features that give class logits (inception)",
     "ids": "codes with ids",
     "continuous": "codes without ids",
+    "ends": "rows of ids that end early",
     "attributes": "attributes of the images",
     "posterior": "a bottleneck with a divergence term",
     "prior": "a small generator trained on the codes",
@@ -267,9 +268,8 @@ class TokenizerInputs:
     @property
     def available(self) -> set[str]:
         """The names in NEEDS that these inputs have."""
-        train, held_out = self.train.rows, self.held_out.rows
-        there = {"ids": "ids" in train, "continuous": not self.spec.vocab, "labels": "labels" in train}
-        there |= {"attributes": "attributes" in train, "posterior": "kl" in held_out, "prior": self.prior is not None}
+        there = {name: name in self.train.rows for name in ("ids", "labels", "attributes")} | {"ends": self.spec.ends}
+        there |= {"continuous": not self.spec.vocab, "posterior": "kl" in self.held_out.rows, "prior": bool(self.prior)}
         return {name for name, has in there.items() if has}
 
     @property

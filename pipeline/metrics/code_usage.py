@@ -43,7 +43,7 @@ class CodeUsage(TokenizerMetric):
     def measure(self, inputs: TokenizerInputs) -> Measurements:
         ids, spec = inputs.train.rows["ids"], inputs.spec
         images = f"{len(ids)} of the training split, as they are"
-        protocol = {"images": images, "codes": spec.vocab} | inputs.train.protocol
+        protocol = {"images": images, "codes": spec.codes} | inputs.train.protocol
         streams = {name: usage_and_perplexity(counts) for name, counts in count_streams(ids, spec).items()}
         for place, (quantity, value) in enumerate(zip(self.quantities, measure_usage(ids, spec))):
             details = {name: values[place].item() for name, values in streams.items()}
@@ -51,7 +51,7 @@ class CodeUsage(TokenizerMetric):
 
 
 def count_streams(ids: Tensor, spec: LatentSpec) -> dict[str, Tensor]:
-    """How often each code is taken in each codebook [1, vocab] and each level [codebooks, vocab], by name.
+    """How often each code is taken in each codebook [1, codes] and each level [codebooks, vocab], by name.
 
     Nothing of codebooks where there is one, and nothing of levels where there are none.
     """

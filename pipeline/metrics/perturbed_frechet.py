@@ -105,7 +105,7 @@ def grid(spec: LatentSpec) -> list[Exchange | Noise]:
     """
     if not spec.vocab:
         return [Noise(u) for u in NOISES]
-    pools = sorted({max(2, round(share * spec.vocab)) for share in STRENGTHS})
+    pools = sorted({max(2, round(share * spec.codes)) for share in STRENGTHS})
     return [Exchange(rate, pool) for rate in RATES for pool in pools]
 
 
@@ -115,6 +115,8 @@ def as_perturbed(neck: Bottleneck, code: Code, way: Exchange | Noise, places: li
     device = next((t.device for t in [*neck.parameters(), *neck.buffers()]), torch.device("cpu"))
     draws = ImageDraws.from_seeds([mix(seed, str(way), place) for place in places], device)
     if isinstance(way, Exchange):
-        return Code(ids=neck.redraw_ids(code.ids.to(device), way.rate, way.strength, draws))
+        ids, last = code.ids.to(device), neck.vocab - 1
+        redrawn = neck.redraw_ids(ids.clamp(max=last), way.rate, way.strength, draws)
+        return Code(ids=torch.where(ids > last, ids, redrawn))  # the end of a row is no code
     z = code.z.to(device)
     return Code(z=(1 - way.u) * z + way.u * draws.normal("noise", tuple(z.shape[1:])))

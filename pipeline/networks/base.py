@@ -34,7 +34,7 @@ ARGUMENTS: dict[Part, tuple[str, ...]] = {  # of the constructor, which the size
     "labels": ("num_classes",),
     "text": (*NO_TEXT, "text_reading", "text_projection", "text_null"),
     "positions": ("grid", "levels", "segments", "position_grid"),
-    "codes": ("dim", "vocab", "codebooks", "outputs", "patch_size", "class_token"),
+    "codes": ("dim", "vocab", "codebooks", "outputs", "patch_size", "class_token", "ends"),
 }
 
 

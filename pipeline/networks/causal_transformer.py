@@ -45,7 +45,7 @@ class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
     token before the class, blocks modulated by class and position, and target positions: to each input the position of
     the token that it predicts is added, so that tokens may come in any order. `grid`, `vocab`, `codebooks` and
     `num_classes` (0: unconditional) are derived; class `num_classes` is the null one, and all there is without classes.
-    Rotary positions are counted on `position_grid` (derived) where that is another than `grid`.
+    Derived too: `position_grid`, on which rotary positions are counted, and `ends`: the last id is the end of a row.
 
     Captions (`text_tokens`, ..., derived) are read as a prefix without positions, before all else (`context`), across
     by every block, or as a vector that joins the class (see `pipeline.nn.text`), as a pooled one does always. With a
@@ -53,8 +53,7 @@ class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
     LlamaGen. The prefix begins with the padded places, wherever the features have them, and they are not seen.
 
     Args:
-        position: `rotary` along the axes of the grid, `rotary_sequence` along the row of tokens, or a learned
-            vector per position, the prefix counted.
+        position: `rotary` along the axes of the grid, `rotary_sequence` along the row, or a learned vector per place.
         prefix_rotary: what rotary positions do to the prefix: leave it as it is, or set its queries and keys to zero,
             as LlamaGen's table does and its released weights need.
         feed_forward_ratio: the hidden width over the width; SwiGLU takes two thirds of it, since it has three matrices.
@@ -116,6 +115,7 @@ class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
         zero_head: bool = True,
         post_norm: bool = False,
         special_ids: Whole = 0,
+        ends: bool = False,
         position_grid: Counts | None = None,
         text_tokens: Whole = 0,
         text_dim: Whole = 0,

@@ -47,7 +47,7 @@ class CodeUsage:
             "an epoch used %.1f %% of the %d codes (perplexity %.0f); try start: kmeans, restart: 0.03, an entropy term"
             " (entropy_temperature) or more weight for it, a smaller vocab, or fewer channels (dim)",
             100 * usage,
-            self.spec.vocab,
+            self.spec.codes,
             perplexity,
         )
 
@@ -66,11 +66,11 @@ def measure_usage(ids: Tensor, spec: LatentSpec) -> tuple[float, float]:
 
 
 def count_by_codebook(ids: Tensor, spec: LatentSpec) -> Tensor:
-    """How often each code is taken: ids [B, N] or [B, N, codebooks] to [all codebooks, vocab] int64.
+    """How often each code is taken: ids [B, N] or [B, N, codebooks] to [all codebooks, codes] int64.
 
-    Segments have codebooks of their own, which come one segment after another.
+    Segments have codebooks of their own, which come one segment after another. The end of a row is no code.
     """
-    return torch.cat([count_ids(part, spec.vocab) for part in spec.by_codebook(stack_ids(ids))])
+    return torch.cat([count_ids(part, spec.vocab) for part in spec.by_codebook(stack_ids(ids))])[:, : spec.codes]
 
 
 def count_ids(ids: Tensor, vocab: int) -> Tensor:

@@ -9,6 +9,11 @@ def before_end(ids: Tensor, end: int) -> Tensor:
     return (ids != end).cumprod(dim=1).bool()
 
 
+def through_end(ids: Tensor, end: int) -> Tensor:
+    """Which places of ids [B, N] are not known from those before them, bool: the first that is `end` is the last."""
+    return torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), before_end(ids, end)[:, :-1]], dim=1)
+
+
 def before_zeros(z: Tensor) -> Tensor:
     """Which places of vectors [B, N, C] hold tokens, bool: those before the first that is zero."""
     return (z != 0).any(dim=2).cumprod(dim=1).bool()

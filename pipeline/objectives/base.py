@@ -39,6 +39,7 @@ class Objective(RangedArguments, SchedulerMixin, ConfigMixin):
     order: int = 1  # diffusers asks schedulers for it
     role: str = "denoiser"  # of the networks it trains, see Network.role
     discrete: bool = False  # whether it models ids, and not z
+    ends: bool = False  # whether it models rows of ids that end early, see LatentSpec
     autoguided: bool = False  # whether a weaker network may guide it, see `pipeline.samplers.guidance`
     settings: type = NoSettings  # of its sampler
     solves: str | None = None  # the problem of the solvers that `settings.solver` is chosen from, where there is one

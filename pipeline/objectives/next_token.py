@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.code import Code, Condition, LatentSpec
 from pipeline.draws import Draws
+from pipeline.nn.row_ends import through_end
 from pipeline.objectives.base import Objective
 from pipeline.ranges import FractionBelowOne
 from pipeline.samplers.autoregression import TokenSampler
@@ -26,11 +27,13 @@ class NextTokenRandomness(NamedTuple):
 class NextToken(Objective):
     """Term `next_token`: cross-entropy in nats an id, as in LlamaGen (Sun et al., arXiv:2406.06525).
 
-    A share `smoothing` of the target is spread evenly over all ids, as in DiGIT (arXiv:2410.12490), where it is 0.1.
+    A share `smoothing` of the target is spread evenly over all ids, as in DiGIT (arXiv:2410.12490), where it is 0.1. In
+    rows that end, what follows the end is known, and counts as predicted: with N places a loss is 1 / N of a row's.
     """
 
     role = "causal"
     discrete = True
+    ends = True
     settings = Choice
 
     @register_to_config
@@ -59,9 +62,12 @@ class NextToken(Objective):
         randomness: NextTokenRandomness = NextTokenRandomness(),
     ) -> dict[str, Tensor]:
         logits = network(code.ids, condition, dropout=randomness.dropout)  # [B, N, codebooks, vocab]
-        smoothing = self.config.smoothing
-        loss = F.cross_entropy(logits.flatten(0, 2).float(), code.ids.flatten(), label_smoothing=smoothing)
-        return {"next_token": loss}
+        logits, ids, smoothing = logits.flatten(0, 2).float(), code.ids.flatten(), self.config.smoothing
+        config = getattr(network, "module", network).config
+        if not config.get("ends"):
+            return {"next_token": F.cross_entropy(logits, ids, label_smoothing=smoothing)}
+        losses = F.cross_entropy(logits, ids, label_smoothing=smoothing, reduction="none")
+        return {"next_token": losses.where(through_end(code.ids, config.vocab - 1).flatten(), 0.0).mean()}
 
     def sample(self, request: SamplingRequest, settings: Choice = Choice()) -> Code:
         """A code in spec.tokens evaluations, chosen by one uniform number per id, `draws.uniform("choice", [N, K])`.

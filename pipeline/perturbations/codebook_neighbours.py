@@ -48,8 +48,8 @@ class CodebookNeighbours(Perturbation):
             raise ValueError(
                 "codebook_neighbours exchanges ids, this tokenizer has none; take gaussian or interpolated"
             )
-        if self.strength > spec.vocab:
-            raise ValueError(f"strength {self.strength} is more than the {spec.vocab} codes there are; 2.4 % is usual")
+        if self.strength > spec.codes:
+            raise ValueError(f"strength {self.strength} is more than the {spec.codes} codes there are; 2.4 % is usual")
 
     def at(self, step: int) -> tuple[float, int]:
         """Rate and strength at a step."""

@@ -86,7 +86,8 @@ def parts(recipe: Recipe, checked: CheckedRecipe, line: CheckedLine) -> Rows:
     parts_of_row = spec.segments or [(tokens,) for tokens in spec.levels] or [spec.grid]
     grid = " + ".join("x".join(map(str, part)) for part in parts_of_row)
     yield "tokenizer", f"{checked.tokenizer.__name__}, {'weights given' if tokenizer is None else sizes(tokenizer)}"
-    yield "latents", f"{spec.tokens} tokens ({grid}) of {spec.dim} channels" + codebook(spec)
+    most = "at most " if spec.ends else ""
+    yield "latents", f"{most}{spec.tokens} tokens ({grid}) of {spec.dim} channels" + codebook(spec)
     if checked.generator is None:
         yield "generator", "none: the line ends with the tokenizer"
         return
@@ -190,7 +191,7 @@ def times(recipe: Recipe, checked: CheckedRecipe, classes: int, needs: list[Trai
 
 
 def codebook(spec: LatentSpec) -> str:
-    return f", {spec.codebooks} x {spec.vocab:,} codes" if spec.vocab else ""
+    return f", {spec.codebooks} x {spec.codes:,} codes" if spec.vocab else ""
 
 
 def million(count: int) -> str:

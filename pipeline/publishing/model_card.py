@@ -125,8 +125,9 @@ def summary(recipe: Recipe, pipe: LatentPipeline) -> str:
 
 def tokens_text(spec: LatentSpec) -> str:
     """What an image becomes, in words."""
-    entries = f"{spec.codebooks} x ids of {spec.vocab}" if spec.codebooks > 1 else f"ids of {spec.vocab}"
-    return f"{'x'.join(map(str, spec.grid))} tokens, {entries if spec.vocab else f'{spec.dim} channels each'}"
+    entries = f"{spec.codebooks} x ids of {spec.codes}" if spec.codebooks > 1 else f"ids of {spec.codes}"
+    most = "at most " if spec.ends else ""
+    return f"{most}{'x'.join(map(str, spec.grid))} tokens, {entries if spec.vocab else f'{spec.dim} channels each'}"
 
 
 def usage(pipe: LatentPipeline, facts: Facts, self_contained: bool) -> str:

@@ -124,7 +124,7 @@ def network_shape(
     """The arguments of a network that follow from the codes, the classes, the objective and the captions."""
     derived = {"grid": list(spec.grid), "levels": list(spec.levels), "dim": spec.dim}
     derived |= {"segments": [list(grid) for grid in spec.segments]}
-    derived |= {"vocab": spec.vocab, "codebooks": spec.codebooks}
+    derived |= {"vocab": spec.vocab, "codebooks": spec.codebooks, "ends": spec.ends}
     derived |= {"num_classes": num_classes, "outputs": objective.outputs, "class_token": objective.class_token}
     return derived | text_arguments(text)
 

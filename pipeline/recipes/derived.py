@@ -13,6 +13,7 @@ DERIVED = {  # what a recipe may not state, by slot
         "dim",
         "vocab",
         "codebooks",
+        "ends",
         "num_classes",
         "outputs",
         "class_token",

@@ -57,6 +57,8 @@ class TokenSampler:
 
     def check(self, steps: int, spec: LatentSpec) -> None:
         """ValueError where the number of steps is not that of the tokens, or the choice does not fit the codebook."""
+        if spec.ends and self.order is not row_by_row:
+            raise ValueError("rows that end early are made from their first token on; take the objective next_token")
         if steps != spec.tokens:
             raise ValueError(
                 f"a causal network is called once per token: codes of {spec.tokens} tokens take {spec.tokens} steps,"
@@ -85,6 +87,7 @@ class TokenSampler:
     def _generate(self, request: SamplingRequest, original: Original | None = None) -> Tensor:
         """Ids [B, N, codebooks] in the order of the grid, each by its uniform number, or that of the original.
 
+        Rows that end do not begin with the end, and nothing else follows it, be it of the original.
         Guided and unguided rows are asked in one batch; once no guidance is to come, the unguided ones are left out.
         """
         network, tokens = request.network, request.spec.tokens
@@ -108,10 +111,13 @@ class TokenSampler:
                 halves, last = 1, last[:batch]
                 memory.narrow(batch)
             position = i if order is None else order[:, i]
-            choose = self._chooser(uniform[:, i], scale, halves)
+            never = request.spec.codes if request.spec.ends and i == 0 else None
+            choose = self._chooser(uniform[:, i], scale, halves, never)
             chosen = network.advance(memory, last, choose)[:batch]  # [B, codebooks]
             if original is not None:
                 chosen = torch.where(stays[rows, position][:, None], given[rows, position], chosen)
+            if request.spec.ends and i:
+                chosen = torch.where(ids[:, i - 1] == request.spec.codes, request.spec.codes, chosen)
             ids[rows, position] = chosen
             if request.on_step is not None:
                 ids = reported(request.on_step, i, ids, position)
@@ -119,15 +125,18 @@ class TokenSampler:
             last = chosen.repeat(halves, 1)
         return ids
 
-    def _chooser(self, uniform: Tensor, scale: float, halves: int) -> Choose:
+    def _chooser(self, uniform: Tensor, scale: float, halves: int, never: int | None = None) -> Choose:
         """Choose(logits [halves * B, 1, vocab], codebook) with `uniform` [B, codebooks]; both halves get the ids.
 
-        For all codebooks at once: logits [halves * B, 1, codebooks, vocab] and a slice of them.
+        For all codebooks at once: logits [halves * B, 1, codebooks, vocab] and a slice of them. The id `never` is not
+        chosen.
         """
 
         def choose(logits: Tensor, codebook: int | slice) -> Tensor:
             logits = logits.float()
             logits = guided_logits(logits, scale) if halves == 2 else logits
+            if never is not None:
+                logits = logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)
             check_finite(logits.amax(dim=-1), LOGITS)  # an id may have no chance, at minus infinity
             return torch.cat([self.choice(logits, uniform[:, None, codebook])] * halves)
 

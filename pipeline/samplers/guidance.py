@@ -139,6 +139,7 @@ def check_same_codes(tokenizer: nn.Module, network: nn.Module) -> None:
     """ValueError unless a network generates the codes that a tokenizer decodes."""
     spec = tokenizer.spec
     shape = {"grid": list(spec.grid), "levels": list(spec.levels), "dim": spec.dim, "vocab": spec.vocab}
+    shape["ends"] = spec.ends
     shape["segments"] = [list(grid) for grid in spec.segments]
     for name, decoded in shape.items():
         made = network.config.get(name, decoded)

@@ -116,7 +116,7 @@ class Lavit(OnFrozenEncoder, Tokenizer):
         if not isinstance(neck, CodebookQuantizer):
             kind = arguments.bottleneck["kind"]
             raise ValueError(f"lavit: {kind} has no one codebook of rows; take the bottleneck vector_quantize")
-        return LatentSpec((math.prod(grid),), neck.dim, neck.vocab + 1)
+        return LatentSpec((math.prod(grid),), neck.dim, neck.vocab + 1, ends=True)
 
     @classmethod
     def terms(cls, arguments: Arguments) -> tuple[str, ...]:
@@ -134,11 +134,6 @@ class Lavit(OnFrozenEncoder, Tokenizer):
             features=("foundation", "rebuilt_foundation"),
             needs_stand_in=needs_stand_in(arguments.frozen_encoder),
         )
-
-    @property
-    def end(self) -> int:
-        """The id that ends a row."""
-        return self.spec.vocab - 1
 
     def foundation(self, images: Tensor) -> Tensor:
         """The frozen network's features of images, [B, N, width], row by row, as it gives them."""
@@ -179,13 +174,13 @@ class Lavit(OnFrozenEncoder, Tokenizer):
 
     def with_end(self, code: Code, filled: Tensor) -> Code:
         """A code whose places that are not `filled` [B, N] are the end."""
-        return Code(z=code.z * filled[..., None], ids=code.ids.masked_fill(~filled, self.end))
+        return Code(z=code.z * filled[..., None], ids=code.ids.masked_fill(~filled, self.spec.codes))
 
     def decoder_input(self, code: Code) -> Tensor:
         if code.z is not None:
             return super().decoder_input(code)
-        filled = before_end(code.ids, self.end)
-        return self.neck.lookup(code.ids.clamp(max=self.end - 1)) * filled[..., None]
+        filled = before_end(code.ids, self.spec.codes)
+        return self.neck.lookup(code.ids.clamp(max=self.spec.codes - 1)) * filled[..., None]
 
     def rebuild(self, z: Tensor) -> Tensor:
         """z [B, N, dim] to the frozen network's features again, [B, N, width]; a row without tokens is read as one."""

@@ -104,7 +104,7 @@ def tokenized(case: Case) -> dict[str, Tensor]:
             "to_quantiser": tokenizer.to_code(merged)[kept],
             "quantised": tokenizer.decoder_input(Code(ids=code.ids))[filled],
             "token_numbers": filled.sum(dim=1),
-            "llm_ids": torch.cat([image_ids(row[row != tokenizer.end]) for row in code.ids]),
+            "llm_ids": torch.cat([image_ids(row[row < tokenizer.spec.codes]) for row in code.ids]),
             "llm_features": language[kept],
         }
 
