@@ -75,6 +75,13 @@ SMALL: dict[str, Any] = {
     "shift": 2,
     "window": 2,
     "temporal_depth": 1,
+    "semantic_dim": 4,
+    "pixel_dim": 3,
+    "semantic_outputs": 8,
+    "semantic_width": 32,
+    "semantic_depth": 2,
+    "semantic_heads": 2,
+    "pixel_size": 32,
 }
 # The same, and of arguments that no recipe of a part states.
 TINY: dict[str, Any] = SMALL | {
@@ -90,7 +97,9 @@ TINY: dict[str, Any] = SMALL | {
     "bottleneck": {"kind": "vector_quantize", "dim": 4, "vocab": 16},
     "first": {"kind": "vector_quantize", "dim": 4, "vocab": 16},
     "second": {"kind": "vector_quantize", "dim": 3, "vocab": 16},
+    "semantic_encoder": {"kind": "stand_in", "norm": "own"},
 }
+SHARED = {"kind": "shared_index", "semantic_dim": 4, "pixel_dim": 3, "vocab": 16}
 # What an earlier stage determines for a network; a variant may state others.
 DERIVED = {
     "grid": [4, 4],
@@ -327,6 +336,19 @@ VARIANTS: dict[str, dict[str, Node]] = {
         },
     },
     "tokenizers": {
+        "tokenflow": {
+            "kind": "tokenflow",
+            "bottleneck": {"kind": "scale_by_scale", "sides": [1, 2, 4], "bottleneck": SHARED, "drop": 0.5},
+            "multipliers": [1, 1],
+            "attention": [1],
+        },
+        "tokenflow_map": {
+            "kind": "tokenflow",
+            "bottleneck": SHARED,
+            "multipliers": [1, 1],
+            "attention": [],
+            "decoder_blocks": 2,
+        },
         "restok": {"kind": "restok", "token_levels": 4, "image_levels": 2, "multipliers": [1, 1], "single": 2},
         "restok_published": {
             "kind": "restok",
@@ -362,6 +384,9 @@ VARIANTS: dict[str, dict[str, Node]] = {
             "second": {"kind": "residual", "codebooks": 2, "bottleneck": {"kind": "binary", "bits": 3}},
         },
         "binary_spherical": {"kind": "binary", "bits": 4, "spherical": True},
+        "shared_index_euclid": SHARED | {"unit_norm": False, "semantic_weight": 0.5, "entropy_temperature": 0.1},
+        "shared_index_ema": SHARED | {"learn": "ema", "start": "kmeans", "restart": 0.1, "pixel_weight": 3.0},
+        "scale_by_scale_shared": {"kind": "scale_by_scale", "sides": [1, 3], "bottleneck": SHARED, "drop": 0.5},
     },
 }
 FRAGMENTS = {  # where recipes of parts name the kinds of a slot: folder of configs/, and the path inside a file
@@ -376,8 +401,12 @@ SIZES = (8, 16, 32)  # pixels
 def small(node: Node) -> Node:
     """A recipe's node with every size that it states made tiny; its switches stay."""
     sizes = {name: SMALL[name] for name in node if name in SMALL and not isinstance(node[name], dict)}
+    if node.get("sides", [max(SIZES)])[-1] <= 4:
+        sizes.pop("sides")  # a stand-in's map is no smaller
     if max(SIZES) % node.get("image_patch", 1):
         sizes["image_patch"] = min(SIZES)
+    if node.get("model_type") == "clip_vision_model":
+        sizes["image_size"] = max(SIZES)  # positions of another size are read past the hooks of their layer
     nested = {name: small(value) for name, value in node.items() if isinstance(value, dict)}
     return node | sizes | nested
 

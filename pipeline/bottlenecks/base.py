@@ -43,6 +43,7 @@ class Bottleneck(RangedArguments, EntryPoints, ABC):
     codebooks: int = 1
     tokens: int | None = None  # features of an image that it reads all together; None: any number, each by itself
     segments: tuple[Segment, ...] = ()  # of a row whose tokens have different codebooks, in order
+    split: tuple[int, ...] = ()  # channels of each part of h and z, where different decoders may read them
 
     @classmethod
     def terms(cls, arguments: Arguments) -> tuple[str, ...]:
@@ -133,9 +134,14 @@ class Quantizer(Bottleneck):
         moved, redrawn = rank > 0, ids.clone()
         points = (self.lookup(ids) if latents is None else latents).float()[moved]
         rows = self.lookup(torch.arange(self.vocab, device=ids.device)).float()
+        points, rows = self.compared(points), self.compared(rows)
         columns = (column.split(tokens_at_once(self.vocab)) for column in (points, ids[moved], rank[moved]))
         redrawn[moved] = torch.cat([nearest_of_rank(*part, rows, count) for part in zip(*columns)])
         return redrawn
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        """Vectors [..., dim] in the space where the nearest of the code vectors is that of the least distance."""
+        return vectors
 
     def pass_gradient(self, value: Tensor, latents: Tensor) -> Tensor:
         """`value` with the gradient that this quantiser gives to `latents`."""
@@ -153,12 +159,15 @@ class CodebookQuantizer(Quantizer):
     unit_norm: bool
 
     def latents(self, h: Tensor) -> Tensor:
-        return F.normalize(h, dim=-1) if self.unit_norm else h
+        return self.scaled(h)
+
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """Latents or rows [..., dim] at length one, where that is asked for."""
+        return F.normalize(vectors, dim=-1) if self.unit_norm else vectors
 
     def rows(self) -> Tensor:
         """The code vectors [vocab, dim] in float32; a copy, for the codebook may change before a backward pass."""
-        rows = self.codebook.float().clone()
-        return F.normalize(rows, dim=-1) if self.unit_norm else rows
+        return self.scaled(self.codebook.float().clone())
 
     def assign(self, latents: Tensor, rows: Tensor, draws: Draws | None = None) -> Tensor:
         """Ids [B, N] of the nearest of `rows` to latents [B, N, dim]."""
@@ -171,8 +180,7 @@ class CodebookQuantizer(Quantizer):
             return self.assign(self.latents(h.float()), self.rows())
 
     def lookup(self, ids: Tensor) -> Tensor:
-        rows = F.embedding(ids, self.codebook).float()
-        return (F.normalize(rows, dim=-1) if self.unit_norm else rows).to(self.codebook.dtype)
+        return self.scaled(F.embedding(ids, self.codebook).float()).to(self.codebook.dtype)
 
     def global_batch(self, latents: Tensor, draws: Draws) -> int:
         """Images of a global batch, each counted as often as it comes here."""
@@ -248,6 +256,7 @@ class SideBySide(Composite):
         super().__init__(bottleneck, codebooks)
         self.inputs = sum(part.inputs for part in self.parts)
         self.dim = sum(part.dim for part in self.parts)
+        self.split = tuple(part.dim for part in self.parts)
 
     def latents(self, h: Tensor) -> Tensor:
         return torch.cat(
@@ -271,6 +280,14 @@ class SideBySide(Composite):
 
     def lookup(self, ids: Tensor) -> Tensor:
         return torch.cat([part.lookup(ids) for part, ids in zip(self.parts, self.split_ids(ids))], dim=-1)
+
+
+def build_token_quantizer(node: Node, what: str) -> Quantizer:
+    """The quantiser of a node; ValueError, in which `what` is of its ids, unless it gives each token ids of its own."""
+    quantizer = components.build("bottlenecks", node)
+    if not isinstance(quantizer, Quantizer) or quantizer.tokens is not None:
+        raise ValueError(f"{what} are of tokens with ids of their own, which {node['kind']} does not make")
+    return quantizer
 
 
 def draw_ranks(ids: Tensor, rate: float | Tensor, count: int, draws: Draws) -> Tensor:

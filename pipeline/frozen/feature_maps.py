@@ -10,7 +10,7 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.nn.convolution_stages import WIDTH, stage_channels, stem_and_stages
 from pipeline.teachers.base import Tap
 from pipeline.validation import SettingError
-from pipeline.vision.backbone import check_layer, read_config, read_depth, read_kind
+from pipeline.vision.backbone import check_layer, read_config, read_depth, read_features, read_kind
 
 
 class FeatureMaps(FrozenInput):
@@ -28,7 +28,19 @@ class FeatureMaps(FrozenInput):
         """Whether the class token is among what is compared, which a transformer alone has."""
         return bool(self.arguments.get("class_token"))
 
+    @property
+    def projected(self) -> bool:
+        """Whether patches are projected as the feature of a whole image is, which CLIP alone can."""
+        return bool(self.arguments.get("projected"))
+
+    @property
+    def is_other_than_clip(self) -> bool:
+        """Whether the weights are on this machine, and another model's."""
+        return self.folder is not None and read_kind(self.folder) != "clip"
+
     def check(self) -> None:
+        if self.projected and (self.layers != [-1] or self.teacher == STAND_IN or self.is_other_than_clip):
+            raise SettingError("projected", " is of the last layer of a CLIP alone; leave it out")
         if self.teacher == STAND_IN:
             if self.class_token:
                 raise SettingError("class_token", " is of a transformer, and a classifier has none; leave it out")
@@ -44,13 +56,17 @@ class FeatureMaps(FrozenInput):
     def width(self) -> int | None:
         if self.teacher == STAND_IN:
             return stage_channels(WIDTH, stem_and_stages(self.recipe.data.size)["stages"])[self.layers[0]]
-        return None if self.folder is None else read_config(self.folder).get("hidden_size")
+        if self.folder is None:
+            return None
+        return read_features(self.folder)[1] if self.projected else read_config(self.folder).get("hidden_size")
 
     def load(self, networks: FrozenNetworks) -> Tap:
         if self.teacher == STAND_IN:
             return Tap(self.load_stand_in(networks), *self.layers)
         size, resize = self.arguments.get("teacher_size", "grid"), self.arguments.get("teacher_resize", "antialiased")
         options = {"size": size, "layers": self.layers, "resize": resize}
+        if self.projected:
+            options["readout"] = "projected"
         model = networks.vision_model(self.teacher, f"{self.name}.teacher", **options)
         if self.arguments.get("teacher_colours") == "unchanged":
             model.leave_colours()

@@ -20,6 +20,9 @@ class Capabilities:
     embedding_width: int | None = (
         None  # channels of the image's embedding that it predicts, the feature image_embedding
     )
+    semantic_width: int | None = (
+        None  # channels of the teacher's features that it rebuilds, the feature rebuilt_semantic
+    )
     captions: tuple[str, ...] = ()  # "encoder" and "decoder": the halves that read an image's caption, and need one
     frames: int = 1  # of what it reads: 1 for images, which is what the line has, else clips
     own_rate: tuple[str, ...] = ()  # modules that learn at the rate `new` of a loop that states it

@@ -23,7 +23,7 @@ from pipeline.vision.backbone import (
 )
 
 Size = int | Literal["grid"] | None
-Readout = Literal["normed", "patches", "class_token"]
+Readout = Literal["normed", "patches", "class_token", "projected"]
 PATCH = 16  # pixels of an image that become a patch where the size is "grid"
 
 
@@ -42,7 +42,8 @@ class VisionModel(Backbone):
     `layers` are those that `maps` are of, counted in blocks: 0 is what the first one reads, k the output of block k,
     and the last, its number or -1, is after the model's last norm. ValueError where there is no such layer. With a
     `readout` other than `normed` maps have no last norm; with `class_token` that token is added to every patch's, where
-    there is one, as the projected critic reads them (Sauer et al., arXiv:2301.09515).
+    there is one, as the projected critic reads them (Sauer et al., arXiv:2301.09515). With `projected`, of CLIP alone,
+    the last layer's go through the last norm and the projection that make its embedding of the class token.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class VisionModel(Backbone):
         self.size, self.readout = trained if size is None else size, readout
         self.depth = getattr(model.config, "num_hidden_layers", None)
         self.layers = [check_layer(layer, self.depth, kind) for layer in layers]
+        if readout == "projected" and (kind != "clip" or self.layers != [self.depth]):
+            raise ValueError(f"tokens are projected after the last layer of a CLIP alone, not those of a {kind}")
 
     @classmethod
     def load(
@@ -117,7 +120,7 @@ class VisionModel(Backbone):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each of `maps`."""
-        return (self.width,) * len(self.layers)
+        return (self.dim if self.readout == "projected" else self.width,) * len(self.layers)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """[B, width, h, w], the patches' tokens at their positions, for each of `layers`; without any other token."""
@@ -180,6 +183,8 @@ class VisionModel(Backbone):
     def _read(self, tokens: Tensor, pixels: Tensor) -> Tensor:
         """What `maps` has of tokens [B, N, width]: [B, P, width]."""
         patches = self.patch_tokens(tokens, pixels)
+        if self.readout == "projected":
+            return self.model.visual_projection(self.model.vision_model.post_layernorm(patches))
         added = self.readout == "class_token" and tokens.shape[1] > patches.shape[1]
         return patches + tokens[:, :1] if added else patches
 

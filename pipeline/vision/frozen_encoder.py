@@ -1,7 +1,8 @@
 """Frozen networks as the first part of a tokenizer: built from plain values, filled once, and saved with the rest."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +12,22 @@ from torch import Tensor, nn
 
 from pipeline.components import Arguments
 from pipeline.nn.convolution_stages import WIDTH, ConvolutionStages, MapSizes, stage_channels, stem_and_stages
+from pipeline.nn.entry_points import EntryPoints
 from pipeline.nn.image_size import divide, sides_of
 from pipeline.ranges import Colours, ColourScales, Count, ImageSize, Layers, RangedArguments
-from pipeline.vision.backbone import IMAGENET, Backbone, difference, load_model, new_model, read_config
+from pipeline.vision.backbone import (
+    FAMILIES,
+    GENERAL,
+    IMAGENET,
+    PICKLE,
+    Backbone,
+    difference,
+    image_half,
+    load_model,
+    new_model,
+    read_config,
+    read_kind,
+)
 from pipeline.vision.named_model import NamedModel
 from pipeline.vision.weights import OF_A_FOLDER, locate_model, require_model
 
@@ -22,9 +36,12 @@ Norm = Literal["plain", "own"]
 EPSILON = 1e-6
 SIZES = ("model_type", "hidden_size", "num_hidden_layers", "patch_size")  # what a recipe is checked by
 RANDOM, SAVED = "random", "saved"  # starts that read no weights
+BLOCK = re.compile(r"(?:^|\.)layers?\.(\d+)\.")  # in a parameter's name
+LAST_NORMS = ("layernorm.", "norm.", "post_layernorm.")  # of DINOv2; DINOv3; CLIP and SigLIP
+OF_IMAGES = ("head.", "pooler.", "embeddings.mask_token")  # what makes a feature of a whole image, or hides patches
 
 
-class FrozenEncoder(RangedArguments, nn.Module, ABC):
+class FrozenEncoder(RangedArguments, EntryPoints, ABC):
     """Images [B, C, H, W] in [-1, 1], as `as_rgb` takes them, to the maps `taps` of a network that nothing trains.
 
     It stays in evaluation mode and has no gradients. `norm` says how each map is normalised: "plain" gives every
@@ -32,6 +49,7 @@ class FrozenEncoder(RangedArguments, nn.Module, ABC):
     without its scale and shift (RAE, arXiv:2510.11690); "own" leaves them as the model gives them.
     """
 
+    entry_points = ("maps", "normed_maps", "tokens", "last_tokens")
     taps: list[int]
     norm: Norm
 
@@ -66,10 +84,18 @@ class FrozenEncoder(RangedArguments, nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
+        return self.normed_maps(images)
+
+    def normed_maps(self, images: Tensor) -> list[Tensor]:
+        """As `forward`, with gradients, where a tokenizer trains what the network begins as."""
         maps = self.maps(images)
         if self.norm == "plain":
             maps = [F.layer_norm(m.float().movedim(1, -1), m.shape[1:2], eps=EPSILON).movedim(-1, 1) for m in maps]
         return [m.to(images.dtype) for m in maps]
+
+    @abstractmethod
+    def unread_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters on which the tapped maps do not depend."""
 
 
 class StandIn(FrozenEncoder):
@@ -98,6 +124,10 @@ class StandIn(FrozenEncoder):
         maps = self.trunk.maps(images.to(self.trunk.stem[0].weight.dtype))
         return [maps[tap] for tap in self.taps]
 
+    def unread_parameters(self) -> Iterator[nn.Parameter]:
+        count = len(self.trunk.blocks) + 1
+        return self.trunk.blocks[max(tap % count for tap in self.taps) :].parameters()
+
     def fill(self, classifier: nn.Module) -> None:
         """Take the weights of a trained classifier of the same sizes."""
         trained = classifier.state_dict()
@@ -119,8 +149,9 @@ class VisionTransformer(Backbone, FrozenEncoder):
     through the model's last norm too.
 
     `image_patch` pixels of an image, a side, become one patch: images are resampled to that by `resize`, without
-    antialiasing (RAE's is bicubic, VFM-VAE's bilinear), and normalised by the colours' `mean` and `std`. `source` is
-    what a saved folder keeps of where its weights came from; a recipe leaves it out.
+    antialiasing (RAE's is bicubic, VFM-VAE's bilinear), and normalised by the colours' `mean` and `std`. Pixels below
+    and to the right of the last whole patch are `refused`, or `cut` off. `source` is what a saved folder keeps of where
+    its weights came from; a recipe leaves it out.
     """
 
     def __init__(
@@ -135,6 +166,7 @@ class VisionTransformer(Backbone, FrozenEncoder):
         mean: Colours = list(IMAGENET[0]),  # noqa: B006
         std: ColourScales = list(IMAGENET[1]),  # noqa: B006
         source: str | None = None,
+        rest: Literal["refused", "cut"] = "refused",
     ):
         config = known_config(start, model)
         on_meta = torch.empty(0).device.type == "meta"
@@ -152,7 +184,10 @@ class VisionTransformer(Backbone, FrozenEncoder):
         for name in SIZES:
             if name not in config:
                 raise ValueError(f"state {name} of {start} under model, so that it is known without its weights")
-        grid = divide(image_size, image_patch, f"image_patch, {image_patch}; change one")
+        whole = image_size
+        if arguments.rest == "cut":
+            whole = [side // image_patch * image_patch for side in sides_of(image_size)]
+        grid = divide(whole, image_patch, f"image_patch, {image_patch}; change one")
         check_taps(arguments.taps, config["num_hidden_layers"] + 1)
         return [(config["hidden_size"], grid)] * len(arguments.taps)
 
@@ -169,8 +204,28 @@ class VisionTransformer(Backbone, FrozenEncoder):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Images as the model reads them."""
-        patch = self.model.config.patch_size
-        return self.normalise(images, [side // self.image_patch * patch for side in images.shape[2:]])
+        rows, columns = (side // self.image_patch for side in images.shape[2:])
+        patch, whole = (
+            self.model.config.patch_size,
+            images[:, :, : rows * self.image_patch, : columns * self.image_patch],
+        )
+        return self.normalise(whole, [rows * patch, columns * patch])
+
+    def layers_of(self, pixels: Tensor, layers: Sequence[int], normed: int | None) -> list[Tensor]:
+        """As in the base; CLIP's last norm, which it gives the class token alone, is given all tokens."""
+        tokens = super().layers_of(pixels, layers, normed)
+        if self.model.config.model_type != "clip_vision_model":
+            return tokens
+        norm = self.model.post_layernorm
+        return [norm(h.to(norm.weight.dtype)).float() if k == normed else h for k, h in zip(layers, tokens)]
+
+    def unread_parameters(self) -> Iterator[nn.Parameter]:
+        deepest, last = max(self.taps), self.model.config.num_hidden_layers
+        for name, parameter in self.model.named_parameters():
+            block = BLOCK.search(name)
+            above = name.startswith(LAST_NORMS) and (deepest < last or self.norm != "own")
+            if above or name.startswith(OF_IMAGES) or block and int(block[1]) >= deepest:
+                yield parameter
 
     @property
     def normed_layer(self) -> int | None:
@@ -193,15 +248,19 @@ ENCODERS = {"vision_transformer": VisionTransformer, "stand_in": StandIn}
 
 
 class OnFrozenEncoder:
-    """A tokenizer with a `FrozenEncoder`, chosen by `frozen_encoder` of its config; no phase trains that."""
+    """A tokenizer with a `FrozenEncoder`, chosen by `frozen_encoder` of its config; no phase trains that.
+
+    One that calls it otherwise names the argument by `encoder_argument`.
+    """
 
     encoder: FrozenEncoder
+    encoder_argument: str = "frozen_encoder"
 
     @classmethod
     def named_models(cls, arguments: Arguments) -> dict[str, NamedModel]:
         """As that of every tokenizer."""
-        start = arguments.frozen_encoder.get("start", RANDOM)
-        return {} if start in (RANDOM, SAVED) else {"frozen_encoder.start": NamedModel(start, hub=True)}
+        start = arguments[cls.encoder_argument].get("start", RANDOM)
+        return {} if start in (RANDOM, SAVED) else {f"{cls.encoder_argument}.start": NamedModel(start, hub=True)}
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         return self.encoder.parameters()
@@ -213,7 +272,8 @@ class OnFrozenEncoder:
 
     def keep_source(self) -> None:
         """The config says where the frozen weights are from, and with which arguments it is built without that."""
-        self.register_to_config(frozen_encoder=dict(self.config.frozen_encoder) | self.encoder.saved_arguments)
+        node = dict(self.config[self.encoder_argument]) | self.encoder.saved_arguments
+        self.register_to_config(**{self.encoder_argument: node})
 
 
 def check_taps(taps: list[int], count: int) -> list[int]:
@@ -238,16 +298,22 @@ def merge_configs(config: dict[str, Any], arguments: Mapping[str, Any], start: s
 
 def config_of_whole(folder: Path) -> dict[str, Any]:
     """The config of a model whose weights are there, too; ValueError where they are not."""
-    if not (folder / OF_A_FOLDER[1]).is_file():
+    if not (folder / OF_A_FOLDER[1]).is_file() and not has_pickled_clip(folder):
         raise ValueError(f"{folder} holds no {OF_A_FOLDER[1]}; name one of transformers' vision models")
     return read_config(folder)
+
+
+def has_pickled_clip(folder: Path) -> bool:
+    """Whether the weights are a pickle of CLIP's, of which the hub has some sizes as nothing else."""
+    return (folder / PICKLE).is_file() and not (folder / OF_A_FOLDER[1]).is_file() and read_kind(folder) == "clip"
 
 
 def load_start(start: str, config: Mapping[str, Any]) -> nn.Module:
     """The image half with the weights of `start`; ValueError where they cannot be had or are not all there."""
     folder = require_model(start, {}, "start")
     model = new_model(merge_configs(config_of_whole(folder), config, start))
-    model.load_state_dict(load_model(folder).state_dict())
+    family = FAMILIES["clip"] if has_pickled_clip(folder) else GENERAL
+    model.load_state_dict(image_half(load_model(folder, family)).state_dict())
     return model
 
 

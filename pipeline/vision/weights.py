@@ -207,7 +207,8 @@ def require_model(given: str, weights: Mapping[str, str], where: str) -> Path:
     """As `locate_model`, with what is to be fetched."""
     if isinstance(KNOWN.get(given), Folder):
         return require(given, weights)
-    return locate_model(given, weights, where) or fetch(given, where, Folder(given, given, ""))
+    known = (one for one in KNOWN.values() if isinstance(one, Folder) and one.hub_id == given)
+    return locate_model(given, weights, where) or fetch(given, where, next(known, Folder(given, given, "")))
 
 
 def verify(name: str, path: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.teachers.classifier import Classifier
 from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
 
+FEATURES = ("image_embedding", "foundation", "rebuilt_foundation", "rebuilt_semantic")
 GRID, DIM, IMAGES, VOCAB = [4, 4], 4, 6, 16
 ARGUMENTS: dict[str, dict[str, Any]] = {  # what a kind cannot be built without
     "feature_cosine": {"head": {"layers": 1}},
@@ -77,6 +78,7 @@ def outputs_of(loss: Loss) -> TokenizerOutput:
     features = {"kept": torch.rand(IMAGES, 16, generator=generator) < 0.5, "proxy_logits": random(16, VOCAB)}
     features["scales"] = [random(3, 4, 4), random(3, 8, 8)]
     features["image_embedding"] = random(DIM)
+    features["rebuilt_semantic"] = random(8, 4, 4)
     features |= {"rebuilt_foundation": random(16, DIM), "foundation": random(16, DIM).detach()}
     rebuilt = TokenizerOutput(made, Code(z=z), {}, features=features)
     of_module = loss.attachment is not None and loss.attachment.module is not None
@@ -110,7 +112,7 @@ def test_a_loss_gives_its_terms_with_gradients(kind, proxy):
     sum(terms.values()).backward()
     leaves = {"images": rebuilt.images, "code": rebuilt.code.z, "proxy_logits": rebuilt.features["proxy_logits"]}
     leaves |= {"scales": rebuilt.features["scales"][0]}
-    leaves |= {name: rebuilt.features[name] for name in ("image_embedding", "foundation", "rebuilt_foundation")}
+    leaves |= {name: rebuilt.features[name] for name in FEATURES}
     reached = [name for name, leaf in leaves.items() if leaf.grad is not None and leaf.grad.abs().sum() > 0]
     read = [name for name in loss.reads if leaves[name].requires_grad]  # a target has no gradient
     assert reached == (["images"] if loss.of_pixels else read or ["code"])

@@ -42,7 +42,7 @@ def images_of(shape: tuple[int, int, int]) -> Tensor:
 def test_tokenizers_take_images_of_any_shape(node, shape, stock, tmp_path):
     size = contracts.size_for(node)
     shape = (shape[0], shape[1] * size, shape[2] * size)
-    if node.get("bottleneck", {}).get("kind") == "multi_scale":
+    if node.get("bottleneck", {}).get("kind") in ("multi_scale", "scale_by_scale"):
         with pytest.raises(ValueError, match="give sides of square maps"):
             built(node, list(shape[1:]), shape[0], stock)
         return
