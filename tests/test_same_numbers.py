@@ -1,8 +1,6 @@
 """One process or two, small batches or large: the same samples and the same numbers of them, by the real stages."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from support.processes import start_two
 from support.vision_folders import save_models
 from torch import Generator, Tensor
 
@@ -30,13 +29,12 @@ SMALL = ["tokenizer.model.width=8", "tokenizer.model.groups=4", "tokenizer.model
 SMALL += ["generator.network.depth=1", "generator.network.width=32", "sample.images=66", "sample.steps=2"]
 SMALL += ["evaluate.images=66", "evaluate.features=[classifier,pixels,clip]"]
 TWO = """
-import os, sys
-sys.path[:0] = [sys.argv[1] + "/tests", sys.argv[1]]
+import sys
 import torch
 from pathlib import Path
 torch.set_num_threads(1)
 from test_same_numbers import go_through
-go_through(Path(sys.argv[2]), Path(sys.argv[3]))
+go_through(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -110,11 +108,8 @@ def one_and_two(tmp_path_factory):
     go_through(place, place / "one")
     judge.fit = fit
     (place / "two.py").write_text(TWO)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, str(place / "two.py"), str(ROOT), str(place), str(place / "two")]
-    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    for process in start_two(place / "two.py", place, place / "two", log=place / "log", cwd=place):
+        process.finish()
     return place / "one", place / "two"
 
 

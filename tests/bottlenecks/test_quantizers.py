@@ -1,14 +1,12 @@
 """Quantisers: codes and ids that agree, terms that push the right way, codebooks that learn alike everywhere."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.codebook_task import IN_ONE_BATCH, NECKS, fit
+from support.processes import start_two
 from support.small_quantizers import BITS, EUCLID, GRID, NODES, UNIT, build, draws, features
 from torch import Tensor
 
@@ -327,12 +325,6 @@ def test_a_batch_that_is_not_finite_leaves_the_codebook_as_it_is():
     assert all(torch.equal(before[key], value) for key, value in quantizer.state_dict().items())
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 def state(averages: torch.nn.Module) -> Tensor:
     return torch.cat([value.flatten().double() for value in averages.state_dict().values()])
 
@@ -350,15 +342,8 @@ def test_accumulation_and_resuming_train_the_same_codebooks(tmp_path):
 
 def test_two_processes_train_the_same_codebooks_as_one(tmp_path):
     script = Path(__file__).parents[1].joinpath("support", "codebook_task.py")
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    running = []
-    for rank in ("0", "1"):
-        env = shared | {"RANK": rank, "LOCAL_RANK": rank, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(script.parents[2])}
-        command = [sys.executable, str(script), str(tmp_path)]
-        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    for process in running:
-        output, _ = process.communicate(timeout=180)
-        assert process.returncode == 0, output[-2000:]
+    for process in start_two(script, tmp_path, log=tmp_path / "log"):
+        process.finish()
     ranks = [torch.load(tmp_path / f"average_{rank}.pt", weights_only=True) for rank in (0, 1)]
     one = fit(tmp_path / "one", NECKS | IN_ONE_BATCH).state_dict()
     for name, value in one.items():

@@ -1,9 +1,6 @@
 """The store gives back what the tokenizer made, whoever wrote it, and refuses to mix two makings."""
 
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it where the class is)
 from diffusers.configuration_utils import register_to_config
+from support.processes import start_two
 from torch import Tensor, nn
 
 from pipeline.bottlenecks.base import Bottleneck
@@ -411,9 +409,8 @@ def test_the_stage_brings_codes_to_unit_scale_and_two_processes_do_what_one_does
     Patches().save_pretrained(tmp_path / "joint")
     script = tmp_path / "two.py"
     script.write_text(TWO.format(tests=str(Path(__file__).parent), root=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True, timeout=300)
+    for process in start_two(script, log=tmp_path / "log"):
+        process.finish()
     one, two = LatentStore(run_stage(tmp_path, Process())), LatentStore(tmp_path / "latents_2")
     z = torch.cat([everything(one).code.z, everything(one, flip=True).code.z]).flatten(0, 1)
     torch.testing.assert_close(z.mean(0), torch.zeros(48), atol=1e-3, rtol=0)

@@ -1,16 +1,12 @@
 """Two processes of a command, of which one is killed: the other ends with a line, and the same command continues."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.processes import Started, start_script, start_two
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -31,24 +27,16 @@ generator:
 """
 
 
-def start(folder: Path, rank: int | None = None, port: int = 0) -> subprocess.Popen:
-    """The command in `folder`: alone, or one of two that meet at `port`, with no launcher that would end the other."""
+def start_both(folder: Path) -> list[Started]:
+    """The command in `folder` by two processes, with no launcher that would end the other."""
+    return start_two(ROOT / "run.py", *command(folder), log=folder / "log", cwd=folder, TQDM_DISABLE="1")
+
+
+def command(folder: Path) -> list[str]:
+    """Of a short training; its recipe is written into the folder."""
     folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(RECIPE)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    if rank is not None:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        environment |= meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    command = [sys.executable, str(ROOT / "run.py"), "train-tokenizer", "tiny.yaml"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
-
-
-def start_two(folder: Path) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [start(folder, rank, port) for rank in (0, 1)]
+    return ["train-tokenizer", "tiny.yaml"]
 
 
 def weights(folder: Path) -> torch.Tensor:
@@ -56,30 +44,28 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([tensors[name].flatten().float() for name in sorted(tensors)])
 
 
-def kill_one(both: list[subprocess.Popen], folder: Path) -> str:
+def kill_one(both: list[Started], folder: Path) -> str:
     """Kill the second of two after a checkpoint; what the first writes before it ends."""
     while not list(folder.glob("runs/tiny/.tokenizer-*/phases/main/checkpoints/step_*")):
-        assert all(process.poll() is None for process in both), both[0].communicate()
+        assert all(each.process.is_alive() for each in both), both[0].printed()
         time.sleep(0.02)
-    both[1].send_signal(signal.SIGKILL)
-    _, errors = both[0].communicate(timeout=60)
-    both[1].communicate()
-    return errors
+    both[1].process.kill()
+    assert both[0].wait(60) == 1
+    return both[0].printed()
 
 
 def test_where_one_of_two_is_killed_the_other_ends_with_a_line(tmp_path):
-    both = start_two(tmp_path)
+    both = start_both(tmp_path)
     errors = kill_one(both, tmp_path)
     lines = [line for line in errors.splitlines() if "tessera: " in line]
-    assert both[0].returncode == 1 and "Traceback" not in errors, errors
+    assert "Traceback" not in errors, errors
     assert len(lines) == 1 and "another process of this command has ended; the same command continues" in lines[0]
 
 
 @pytest.mark.slow
 def test_two_that_were_killed_continue_to_where_one_alone_ends(tmp_path):
-    alone = start(tmp_path / "alone")
-    kill_one(start_two(tmp_path / "two"), tmp_path / "two")
-    again = start_two(tmp_path / "two")
-    printed = [process.communicate(timeout=120) for process in (*again, alone)]
-    assert [process.returncode for process in (*again, alone)] == [0, 0, 0], printed
+    alone = start_script(ROOT / "run.py", *command(tmp_path / "alone"), log=tmp_path / "log", cwd=tmp_path / "alone")
+    kill_one(start_both(tmp_path / "two"), tmp_path / "two")
+    for process in (*start_both(tmp_path / "two"), alone):
+        process.finish()
     torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "alone"), atol=1e-4, rtol=0)

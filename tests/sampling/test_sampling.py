@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from support.processes import start_script, start_two
 from support.tiny_pipeline import generators, make_pipeline, make_recipe, make_run
 
 from pipeline import LatentPipeline
@@ -166,10 +166,9 @@ def test_a_folder_of_something_else_is_refused(saved, made, accelerator, tmp_pat
 
 def test_two_processes_make_the_same_images(saved, made, tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
-    here = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     out = tmp_path / "images"
-    subprocess.run([sys.executable, *command, tmp_path / "two.py", saved, out], check=True, env=here, cwd=tmp_path)
+    for process in start_two(tmp_path / "two.py", saved, out, log=tmp_path / "log", cwd=tmp_path):
+        process.finish()
     assert np.array_equal(read(out), read(made)), "in the same batches, to the bit"
     assert json.loads((out / "samples.json").read_text())["processes"] == 2
 
@@ -177,12 +176,11 @@ def test_two_processes_make_the_same_images(saved, made, tmp_path):
 def test_a_killed_sampling_goes_on_to_the_same_bits(saved, accelerator, tmp_path):
     (tmp_path / "many.py").write_text(MANY)
     out, whole = tmp_path / "images", tmp_path / "whole"
-    here = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen([sys.executable, tmp_path / "many.py", saved, out], env=here, cwd=tmp_path)
+    killed = start_script(tmp_path / "many.py", saved, out, log=tmp_path / "log", cwd=tmp_path)
     while len(there := list(out.glob("0*.png"))) < 8:
-        assert killed.poll() is None, "it ended before it could be killed"
+        assert killed.process.is_alive(), f"it ended before it could be killed: {killed.printed()}"
         time.sleep(0.02)
-    killed.kill()
+    killed.process.kill()
     killed.wait()
     there = sorted(out.glob("0*.png"))
     (out / ".000007.png").write_bytes(b"half an image")

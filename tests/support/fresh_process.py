@@ -1,5 +1,6 @@
 """Code in a Python process of its own, for tests of what comes back from disk."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -7,18 +8,9 @@ from typing import Any
 
 import torch
 
+from support.processes import start
+
 ROOT = Path(__file__).parents[2]
-ANSWER = """
-import importlib, sys, torch
-sys.path.insert(0, sys.argv[1])
-torch.set_num_threads(int(sys.argv[2]))
-answers = {}
-for name, (module, kind, method, inputs) in torch.load("calls.pt", weights_only=False).items():
-    model = getattr(importlib.import_module(module), kind).from_pretrained(name)
-    with torch.no_grad():
-        answers[name] = getattr(model, method)(*inputs)
-torch.save(answers, "answers.pt")
-"""
 
 
 def run_fresh(code: str, *arguments: object, cwd: Path = ROOT, **options: Any) -> str:
@@ -40,5 +32,16 @@ def answers_of_saved(folder: Path, calls: dict[str, tuple]) -> dict[str, Any]:
         model.save_pretrained(folder / name)
         stated[name] = (type(model).__module__, type(model).__name__, method.__name__, inputs)
     torch.save(stated, folder / "calls.pt")
-    run_fresh(ANSWER, ROOT, torch.get_num_threads(), cwd=folder)
+    start(answer, torch.get_num_threads(), log=folder / "log", cwd=folder).finish()
     return torch.load(folder / "answers.pt", weights_only=False)
+
+
+@torch.no_grad()
+def answer(threads: int) -> None:
+    """Call what `calls.pt` of this folder states and store what comes back."""
+    torch.set_num_threads(threads)
+    answers = {}
+    for name, (module, kind, method, inputs) in torch.load("calls.pt", weights_only=False).items():
+        model = getattr(importlib.import_module(module), kind).from_pretrained(name)
+        answers[name] = getattr(model, method)(*inputs)
+    torch.save(answers, "answers.pt")

@@ -1,6 +1,6 @@
 """A function run by two processes that average gradients (gloo), for tests that two train as one."""
 
-import subprocess
+import importlib
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,18 +9,9 @@ from typing import TypeVar
 
 import torch
 
+from support.processes import start
+
 Made = TypeVar("Made")
-TESTS = Path(__file__).parents[1]
-START = """
-import importlib, sys
-sys.path[:0] = sys.argv[1:4]
-import torch
-from support import two_processes
-train = getattr(importlib.import_module(sys.argv[5]), sys.argv[6])
-two_processes.join(sys.argv[4], 1)
-train(1)
-torch.distributed.barrier()
-"""
 
 
 def as_two(train: Callable[[int], Made], folder: Path) -> Made:
@@ -28,27 +19,35 @@ def as_two(train: Callable[[int], Made], folder: Path) -> Made:
 
     Where the other fails, so does the test, with its errors.
     """
-    meeting = str(folder / "meeting")
-    paths = [str(TESTS.parent), str(TESTS), str(Path(train.__code__.co_filename).parent)]
-    command = [sys.executable, "-c", START, *paths, meeting, train.__module__, train.__name__]
-    other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    meeting = folder / "meeting"
+    place = train.__module__, train.__name__, str(Path(train.__code__.co_filename).parent)
+    other = start(take_part, *place, meeting, log=folder / "other")
     try:
         join(meeting, 0)
         made = train(0)
         torch.distributed.barrier()
-        _, errors = other.communicate(timeout=60)
+        other.finish()
     except RuntimeError as error:  # the other has not come, or has gone
-        other.kill()
-        raise AssertionError(other.communicate()[1]) from error
+        other.wait(5)
+        raise AssertionError(other.printed()) from error
     finally:  # not before the other has gone: it may still be reading what was sent to it
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        other.kill()
-    assert other.returncode == 0, errors
+        other.process.kill()
     return made
 
 
-def join(meeting: str, rank: int) -> None:
+def take_part(module: str, name: str, folder: str, meeting: Path) -> None:
+    """Run the function of a test's module in `folder` as process 1."""
+    torch.set_num_threads(1)
+    sys.path.insert(0, folder)
+    train = getattr(importlib.import_module(module), name)
+    join(meeting, 1)
+    train(1)
+    torch.distributed.barrier()
+
+
+def join(meeting: Path, rank: int) -> None:
     """Be process `rank` of the two that meet at the file `meeting`."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timedelta(minutes=2)

@@ -1,10 +1,7 @@
 """Joint training of tokenizer and generator: which term moves what, shared draws, the scale of codes, its place."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from support.processes import start_two
 from support.tiny_pipeline import randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -303,15 +301,10 @@ def test_every_player_and_the_running_scale_have_their_average(tmp_path):
 
 
 def test_two_processes_train_all_players_as_one(tmp_path):
-    script = "import sys; sys.path[:0] = sys.argv[1:4]; import test_joint_training as t; t.fit_and_save(sys.argv[4])"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import test_joint_training as t; t.fit_and_save(sys.argv[2])"
     (tmp_path / "start.py").write_text(script)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "start.py")]
-    arguments = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, *launcher, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    for process in start_two(tmp_path / "start.py", Path(__file__).parent, tmp_path, log=tmp_path / "log"):
+        process.finish()
     two, one = torch.load(tmp_path / "states.pt", weights_only=True), fit(tmp_path / "one", 3)
     for name, players in ((name, {name: player}) for name, player in one.items()):
         start, alone = (together(states(which)) for which in ({name: task_of().players[name]}, players))

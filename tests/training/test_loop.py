@@ -2,9 +2,6 @@
 
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support.loop_task import Denoise, Numbers, fit, weights
+from support.processes import Started, start_script, start_two
 
 from pipeline.components import build
 from pipeline.recipes.adversary import Adversary
@@ -28,21 +26,9 @@ from pipeline.training.reconstruction import Reconstruction
 SCRIPT = Path(__file__).parents[1].joinpath("support", "loop_task.py")
 
 
-def start(*arguments: object, processes: int = 1) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
-        cwd=SCRIPT.parents[2],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> None:
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output[-2000:]
+def start(folder: Path, *arguments: object) -> Started:
+    """The training of the script in `folder`."""
+    return start_script(SCRIPT, folder, *arguments, log=folder.with_suffix(".log"))
 
 
 def test_accumulation_is_exact(tmp_path):
@@ -57,15 +43,15 @@ def test_resume_is_exact_to_the_bit(tmp_path):
 
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path):
-    finish(start(tmp_path / "whole", 40, 4))
+    start(tmp_path / "whole", 40, 4).finish()
     process = start(tmp_path / "killed", 40, 4, 0.05)
     while not checkpoints.finished(tmp_path / "killed"):
         time.sleep(0.02)
     time.sleep(random.random())
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.process.kill()
+    process.wait()
     assert not (tmp_path / "killed" / "weights_0.pt").exists()
-    finish(start(tmp_path / "killed", 40, 4))
+    start(tmp_path / "killed", 40, 4).finish()
     saved = [torch.load(tmp_path / name / "weights_0.pt", weights_only=True) for name in ("whole", "killed")]
     assert torch.equal(*saved)
     lines = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
@@ -73,23 +59,24 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
 
 
 def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
-    finish(start(tmp_path / "whole", 90, 0))
+    start(tmp_path / "whole", 90, 0).finish()
     process = start(tmp_path / "stopped", 90, 0, 0.1)
-    while not (tmp_path / "stopped").exists() and process.poll() is None:
+    while not (tmp_path / "stopped").exists() and process.process.is_alive():
         time.sleep(0.02)
     time.sleep(1.0)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert "the same command resumes" in output, output
+    process.process.terminate()
+    process.wait()
+    assert "the same command resumes" in process.printed(), process.printed()
     assert len(checkpoints.finished(tmp_path / "stopped")) == 1
-    finish(start(tmp_path / "stopped", 90, 0))
+    start(tmp_path / "stopped", 90, 0).finish()
     saved = [torch.load(tmp_path / name / "weights_0.pt", weights_only=True) for name in ("whole", "stopped")]
     assert torch.equal(*saved)
 
 
 def test_two_processes_end_where_one_does(tmp_path):
-    finish(start(tmp_path / "one", 12, 6))
-    finish(start(tmp_path / "two", 12, 6, 0, 4, processes=2))
+    start(tmp_path / "one", 12, 6).finish()
+    for process in start_two(SCRIPT, tmp_path / "two", 12, 6, 0, 4, log=tmp_path / "two.log"):
+        process.finish()
     one = torch.load(tmp_path / "one" / "weights_0.pt", weights_only=True)
     ranks = [torch.load(tmp_path / "two" / f"weights_{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(*ranks)

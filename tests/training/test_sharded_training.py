@@ -1,14 +1,12 @@
 """Trainings whose players are divided among two processes: the same as in one, also when the number changes midway."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.processes import start_two
 from support.sharded_training import fit, task_of
 from torch import Tensor
 
@@ -18,11 +16,9 @@ KINDS = ("adamw", *(pytest.param(kind, marks=SLOW) for kind in ("tokenizer", "mu
 
 
 def fit_in_two(kind: str, folder: Path, steps: int, sharded: str = "sharded") -> dict[str, Tensor]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = [str(TESTS / "support" / "sharded_training.py"), kind, str(folder), str(steps), sharded]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
-    result = subprocess.run([sys.executable, *launcher, *script], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    script = TESTS / "support" / "sharded_training.py"
+    for process in start_two(script, kind, folder, steps, sharded, log=folder.with_suffix(".log")):
+        process.finish()
     return torch.load(folder / "averages.pt", weights_only=True)
 
 
