@@ -41,9 +41,10 @@ class Lavit(OnFrozenEncoder, Tokenizer):
     `feature_reconstruction`. A code is a row of N ids: those of the kept tokens, in order, and then the end, the last
     id of the vocabulary, again and again. In z the end is a row of zeros.
 
-    In training decisions are drawn (straight-through Gumbel-softmax), and the term `rate` is (`keep` - the share of
-    tokens that a batch keeps)^2; its published weight is about 2, with `keep` a third. Without draws the likeliest
-    tokens are kept, as many as are expected to be, which is ours: the release draws there, too. One is kept at least.
+    In training decisions are drawn (straight-through Gumbel-softmax), and the term `kept_share` is (`keep` - the share
+    of tokens that a batch keeps)^2, there with `keep` a third, and a weight of 2 (unverified). Without draws the
+    likeliest tokens are kept, as many as are expected to be, which is ours: the release draws there, too. One is kept
+    at least.
 
     The release makes pictures by a diffusion model that reads `context_width` channels of the rebuilt features. Here
     the decoder of TiTok (`pixel_*`) reads these; train=pixel_decoder trains it alone, and train=ids all the rest.
@@ -120,11 +121,11 @@ class Lavit(OnFrozenEncoder, Tokenizer):
 
     @classmethod
     def terms(cls, arguments: Arguments) -> tuple[str, ...]:
-        return (*super().terms(arguments), "rate")
+        return (*super().terms(arguments), "kept_share")
 
     @classmethod
     def batch_statistics(cls, arguments: Arguments) -> tuple[str, ...]:
-        return (*super().batch_statistics(arguments), "the rate term")
+        return (*super().batch_statistics(arguments), "the kept_share term")
 
     @classmethod
     def capabilities(cls, arguments: Arguments) -> Capabilities:
@@ -201,7 +202,7 @@ class Lavit(OnFrozenEncoder, Tokenizer):
         h, filled = self.latents(tokens, decisions)
         code, z, terms = self.apply_bottleneck(h, given)
         rebuilt = self.rebuild(z * filled[..., None])
-        terms = terms | {"rate": (self.config.keep - global_mean(decisions.mean())).square()}
+        terms = terms | {"kept_share": (self.config.keep - global_mean(decisions.mean())).square()}
         features = {"foundation": foundation, "rebuilt_foundation": rebuilt}
         return TokenizerOutput(self.paint(rebuilt) if pixels else None, self.with_end(code, filled), terms, features)
 

@@ -157,13 +157,13 @@ def test_decisions_are_whole_numbers_with_the_gradient_of_chances():
     assert slope[..., 1].abs().max() == 0
 
 
-def test_the_rate_term_moves_the_share_of_kept_tokens_to_its_goal():
+def test_the_term_moves_the_share_of_kept_tokens_to_its_goal():
     for chance, down in ((3.0, True), (-3.0, False)):
         model = tokenizer(keep=0.5)
         set_chance(model, chance)
         terms = model(images(), pixels=False, draws=StepDraws(0, 0, slice(0, 6), 6)).terms
-        slope = torch.autograd.grad(terms["rate"], model.selector.layers[-1].bias)[0]
-        assert (slope[0] > 0) == down and 0.05 < terms["rate"].item() < 0.25
+        slope = torch.autograd.grad(terms["kept_share"], model.selector.layers[-1].bias)[0]
+        assert (slope[0] > 0) == down and 0.05 < terms["kept_share"].item() < 0.25
 
 
 @torch.no_grad()
@@ -178,7 +178,7 @@ def test_a_row_holds_kept_tokens_in_order_and_the_bottleneck_sees_no_others():
 def test_ids_are_learned_without_pixels():
     model = tokenizer().train()
     rebuilt = model(images(), pixels=False, draws=StepDraws(0, 0, slice(0, 6), 6))
-    assert rebuilt.images is None and set(rebuilt.terms) == {"vq", "commit", "rate"}
+    assert rebuilt.images is None and set(rebuilt.terms) == {"vq", "commit", "kept_share"}
     made, target = rebuilt.features["rebuilt_foundation"], rebuilt.features["foundation"]
     assert made.shape == target.shape == (6, PLACES, 64)
     (sum(rebuilt.terms.values()) + (made - target).square().mean()).backward()
