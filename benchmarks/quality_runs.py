@@ -153,6 +153,8 @@ def rates_of_trainings(run_folder: Path) -> dict[str, float]:
     phases = {folder.name: folder for folder in run_folder.glob("tokenizer/phases/*")}
     rates = {}
     for name, folder in (phases | {"generator": run_folder / "generator"}).items():
+        if not (folder / "metrics.jsonl").exists():
+            continue  # the line was not run so far
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         rates[name] = statistics.median(line["rate"] for line in lines if "rate" in line)
     return rates

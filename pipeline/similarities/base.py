@@ -36,7 +36,10 @@ class Similarity(RangedArguments, ABC):
 
     @abstractmethod
     def measure(self, pair: CodePair) -> list[list[Tensor]]:
-        """[V_new, V_old] float32 of every segment of the code and every codebook of a token; -inf where it is none."""
+        """[V_new, V_old] float32 of every segment of the code and every codebook of a token; -inf where it is none.
+
+        V counts codes; the end of a row is none.
+        """
 
 
 def check_count(old: LatentSpec, new: LatentSpec) -> None:

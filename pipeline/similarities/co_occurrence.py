@@ -20,7 +20,7 @@ class CoOccurrence(Similarity):
         self.pictures = pictures
 
     def check(self, old: LatentSpec, new: LatentSpec) -> None:
-        for name in ("grid", "codebooks", "levels", "segments"):
+        for name in ("grid", "codebooks", "levels", "segments", "ends"):
             before, after = getattr(old, name), getattr(new, name)
             if before != after:
                 raise ValueError(
@@ -31,7 +31,7 @@ class CoOccurrence(Similarity):
 
     @torch.no_grad()
     def measure(self, pair: CodePair) -> list[list[Tensor]]:
-        spec, old_vocab = pair.new.spec, pair.old.spec.vocab
+        spec, old_vocab, old_codes = pair.new.spec, pair.old.spec.vocab, pair.old.spec.codes
         counts = torch.zeros(max(1, len(spec.segments)), spec.codebooks, spec.vocab * old_vocab)
         for ids in pair.ids(self.pictures):
             old, new = (spec.by_codebook(stack_ids(each).cpu().long()) for each in ids)
@@ -40,7 +40,7 @@ class CoOccurrence(Similarity):
                     pairs = (after[..., k] * old_vocab + before[..., k]).flatten()
                     counts[segment, k].index_add_(0, pairs, torch.ones(len(pairs)))
         tables = counts.unflatten(-1, (spec.vocab, old_vocab))
-        return [[log_share(table) for table in segment] for segment in tables]
+        return [[log_share(table[: spec.codes, :old_codes]) for table in segment] for segment in tables]
 
 
 def log_share(counts: Tensor) -> Tensor:

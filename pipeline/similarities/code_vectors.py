@@ -23,10 +23,10 @@ class CodeVectors(Similarity):
                 f"code_vectors compares vectors of one space, and there are {old.dim} channels and {new.dim}; set"
                 " similarity={kind: co_occurrence}"
             )
-        if any(spec.codebooks > 1 or spec.segments or spec.levels for spec in (old, new)):
+        if any(spec.codebooks > 1 or spec.segments or spec.levels or spec.ends for spec in (old, new)):
             raise ValueError(
-                "code_vectors compares the vectors of a single codebook, and these codes have several, segments or"
-                " levels; set similarity={kind: co_occurrence}"
+                "code_vectors compares the vectors of a single codebook, and these codes have several, segments, levels"
+                " or ends; set similarity={kind: co_occurrence}"
             )
         check_count(old, new)
 
@@ -40,5 +40,5 @@ class CodeVectors(Similarity):
 
 def vectors_of(tokenizer: Tokenizer) -> Tensor:
     """The vectors of all codes, [V, C] float32, at the bottleneck's own scale."""
-    ids = torch.arange(tokenizer.spec.vocab, device=tokenizer.device)
+    ids = torch.arange(tokenizer.spec.codes, device=tokenizer.device)
     return tokenizer.neck.lookup(ids[None])[0].float().cpu()

@@ -72,17 +72,20 @@ class Transplanting:
 def transplant_tables(
     network: Network, stored: Network, way: Transplant, near: list[list[Tensor]] | None
 ) -> dict[str, Tensor]:
-    """The tables of codes of `network`, by name, made of those of `stored`; rows of no code are taken as they are.
+    """The tables of codes of `network`, by name, made of those of `stored`.
+
+    Rows of no code, as of a mask or of the end of a row, are taken as they are.
 
     `near` [V_new, V_old] is of every segment and codebook; None where the way compares nothing.
     """
-    drawn, old_vocab, vocab, tables = network.state_dict(), stored.config.vocab, network.config.vocab, {}
+    drawn, tables = network.state_dict(), {}
+    old_codes, codes = (each.config.vocab - each.config.get("ends", False) for each in (stored, network))
     for name, trained in stored.state_dict().items():
         if (place := network.table_of(name)) is None:
             continue
         similarity = None if near is None else near[place[0]][place[1]].to(trained.device)
-        rows = way.rows(trained[:old_vocab], drawn[name][:vocab].to(trained), similarity)
-        tables[name] = torch.cat([rows, trained[old_vocab:]])
+        rows = way.rows(trained[:old_codes], drawn[name][:codes].to(trained), similarity)
+        tables[name] = torch.cat([rows, trained[old_codes:]])
     return tables
 
 

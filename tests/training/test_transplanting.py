@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from support.tiny_pipeline import randomised
 from torch import Tensor, nn
 
+from pipeline.adapters import load_adapter
 from pipeline.checks.line import check_starts
 from pipeline.checks.recipe import check_recipe
 from pipeline.code import LatentSpec
@@ -19,12 +20,15 @@ from pipeline.components import Arguments, build, find, structure
 from pipeline.datasets.digits import Digits
 from pipeline.networks.causal_transformer import CausalTransformer
 from pipeline.recipes.building import build_network, build_tokenizer, plan_tokenizer
-from pipeline.recipes.generator_training import Start
+from pipeline.recipes.generator_training import Adapter, GeneratorTraining, Start
+from pipeline.recipes.loops import Loop
 from pipeline.recipes.schema import Recipe, load
 from pipeline.runs.workspace import NOTE, Workspace, fingerprint
 from pipeline.similarities.base import CodePair
 from pipeline.tokenizers.conv_autoencoder import ConvAutoencoder
+from pipeline.training.starting_weights import start_network
 from pipeline.training.transplanting import transplant_tables
+from pipeline.training.tuning import save_tuned, tune
 from stages import encode_dataset, train_generator, train_jointly
 
 VOCAB, DIM = 16, 4
@@ -92,6 +96,19 @@ def test_what_each_way_makes_of_the_old_rows():
     torch.testing.assert_close(rows("weighted", share.log(), temperature=0.5)[0], sharp[0, :2])
     torch.testing.assert_close(rows("mean", share.log()), torch.full((2, 2), 5 / 3))
     assert (rows("random", share.log()) == 9).all()
+
+
+def test_the_end_of_a_row_is_no_code_and_keeps_its_row():
+    sizes = {"grid": [6], "num_classes": 2, "depth": 1, "width": 8, "heads": 2, "ends": True}
+    old, new = (CausalTransformer(vocab=vocab, **sizes) for vocab in (5, 7))
+    tables = transplant_tables(new, old, build("transplants", {"kind": "mean"}), None)
+    rows, trained = tables["token_embedding.tables.0.weight"], old.token_embedding.tables[0].weight
+    assert torch.equal(rows[6], trained[4]) and len(rows) == 7
+    torch.testing.assert_close(rows[:6], trained[:4].mean(dim=0).expand(6, -1))
+    ids = torch.tensor([[0, 1, 4], [3, 4, 4]]), torch.tensor([[5, 2, 6], [0, 6, 6]])
+    pair = CodePair(Counted(vocab=5, ends=True), Counted(vocab=7, ends=True), lambda count: iter([ids]))
+    ((near,),) = build("similarities", {"kind": "co_occurrence"}).measure(pair)
+    assert near.shape == (6, 4) and near.argmax(dim=1)[[0, 2, 5]].tolist() == [3, 1, 0]
 
 
 class Counted(nn.Module):
@@ -231,6 +248,26 @@ def test_the_old_tokenizer_counts_among_what_the_training_depends_on(runs, tmp_p
         hashed.append(fingerprint(train_generator.uses(recipe)))
     assert hashed[0] != hashed[1]
     assert recipe.generator.has_new_parts, "the rate lr.new is that of the rows"
+
+
+def test_an_adapter_comes_with_the_rows_of_the_new_codes(runs, tmp_path):
+    start = Start(str(runs["old"].root), transplant="mean")
+    part = GeneratorTraining(Loop(1, {"network": 1e-3}), start=start, adapter=Adapter(2))
+    old = network_in(runs["old"].root / "generator")
+    network = CausalTransformer(**Arguments.from_config(old) | {"vocab": 24})
+    way = build("transplants", start.transplant)
+    start_network(network, start, lambda new, stored: transplant_tables(new, stored, way, None))
+    new = tune(network, part)
+    assert {name for name in new if network.table_of(name) is not None} == {
+        name for name in network.state_dict() if network.table_of(name) is not None
+    }
+    with torch.no_grad():
+        for name in new:
+            network.get_parameter(name).normal_(std=0.1)
+    save_tuned(network, part, [], tmp_path)
+    loaded, _ = load_adapter(old, tmp_path / "adapter")
+    ids = torch.randint(24, (2, 16))
+    torch.testing.assert_close(loaded.eval()(ids), network.eval()(ids), atol=1e-5, rtol=1e-4)
 
 
 def fails(runs, words: str, vocab: int = 24, depth: int = 1, **start) -> None:
