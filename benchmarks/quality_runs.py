@@ -98,7 +98,7 @@ class Experiment:
             return {key: number["value"] for key, number in numbers.items()} | {"details": details_of(numbers)}
         if ORDER.index(self.last_stage) < ORDER.index("evaluate"):
             measured = {"seconds_of_stages": seconds_of_stages(run_folder), "rates": rates_of_trainings(run_folder)}
-            return measured | {"losses": losses_of_generator(run_folder)}
+            return measured | {"losses": losses_of_generator(run_folder), "joint": last_of_joint_training(run_folder)}
         numbers = json.loads((run_folder / "report" / "metrics.json").read_text())
         record = run_folder / "decoder" / "posttraining.json"
         seconds = seconds_of_stages(run_folder)
@@ -168,6 +168,15 @@ def losses_of_generator(run_folder: Path) -> dict[str, float]:
         losses["0"] = json.loads(start.read_text())["held_out"]
     rows = json.loads((folder / "held_out.json").read_text()) if (folder / "held_out.json").exists() else []
     return losses | {str(row["step"]): row["held_out"] for row in rows}
+
+
+def last_of_joint_training(run_folder: Path) -> dict[str, float]:
+    """What joint training logs at its last step, with the held-out terms of its last preview as held_out/TERM."""
+    log, previews = (run_folder / "joint" / name for name in ("metrics.jsonl", "held_out.json"))
+    if not (log.exists() and previews.exists()):
+        return {}
+    terms = json.loads(previews.read_text())[-1]["terms"]
+    return json.loads(log.read_text().splitlines()[-1]) | {f"held_out/{name}": value for name, value in terms.items()}
 
 
 def prepare_worker() -> None:

@@ -23,7 +23,7 @@ from pipeline.saved_folders import load_component
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training import starting_weights
 from pipeline.training.generation import Generation
-from pipeline.training.joint import JointTraining
+from pipeline.training.joint_tasks import build_joint_task
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.loss_heads import carry_heads, detach_heads, save_heads
 from pipeline.training.phase_parts import (
@@ -74,9 +74,6 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     part, accelerator = recipe.joint, work.accelerator
     images = Images(recipe.data, "train", open_captions(recipe, work.artefact, "train", WRITES))
     cls = find("tokenizers", recipe.tokenizer.model["kind"])
-    plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.joint)
-    scale = of_channels(*measure(load_component(cls, source), images, plan, accelerator))
-    norm = RunningNorm(*scale, part.epsilon, part.momentum)
     tokenizer: Tokenizer = load_component(cls, source)
     networks = FrozenNetworks(recipe, images, out, accelerator)
     losses = build_losses(networks, part.phase, recipe.seed)
@@ -84,20 +81,25 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
     critic = build_critic(networks, part.phase, recipe.seed)
     critic = start_critic(recipe, critic, source)
     generation = build_generation(networks, tokenizer)
-    task = JointTraining(tokenizer, part.phase, losses, critic, generation, norm, part.alignment)
+
+    def make_norm() -> RunningNorm:
+        plan = EncodingPlan(recipe.latents, recipe.seed, recipe.precision.joint)
+        scale = of_channels(*measure(load_component(cls, source), images, plan, accelerator))
+        return RunningNorm(*scale, part.epsilon, part.momentum)
+
+    task = build_joint_task(tokenizer, part, losses, critic, generation, make_norm, len(images))
     where = out, recipe.seed, accelerator, recipe.data.workers
-    sources = sources_of_joint_training(recipe, work, images, generation.objective)
+    sources = sources_of_joint_training(recipe, work, images, generation.objective, task.trained)
     how = recipe.precision.joint, work.sharding, sources, f"{recipe.name}-joint"
     settings = TrainingRun(part.phase.loop, *where, None, *how)
     averages = train(task, images, settings)
     if not accelerator.is_main_process:
         return
-    kept, heads = detach_heads(averages["tokenizer"])
-    norm = averages["network"].norm
-    kept.mean.copy_(norm.mean), kept.std.copy_(norm.std)
+    of_tokenizer, of_network = task.trained(averages)
+    kept, heads = detach_heads(of_tokenizer)
     kept.save_pretrained(out)
     save_heads(heads, out)
-    network, heads = detach_heads(averages["network"].player)
+    network, heads = detach_heads(of_network)
     network.save_pretrained(out / "generator" / "network")
     save_heads(heads, out / "generator")
     if critic is not None:  # as trained, like the tokenizer's own

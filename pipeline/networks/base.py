@@ -61,6 +61,7 @@ class Network(RangedArguments, EntryPoints, OwnWeightFiles, WithoutCastWarning, 
 
     parts: Mapping[Part, tuple[str, ...]]
     code_tables: tuple[str, ...] = ()
+    reads_mixtures: bool = False  # whether it takes mixtures [B, N, 1, vocab] in place of the ids of one codebook
     entry_points = ("tap_blocks",)
     role: Role = "denoiser"
     taken: tuple[str, ...] = ()  # buffers that it takes of a tokenizer's bottleneck, see `take_bottleneck`

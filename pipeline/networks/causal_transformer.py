@@ -77,6 +77,7 @@ class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
         "positions": ("positions", "targets", "steps"),
         "codes": ("token_embedding", "head"),
     }
+    reads_mixtures = True
     code_tables = ("token_embedding.tables.*.weight", *HEAD_TABLES)
     entry_points = ("states",)
     _supports_gradient_checkpointing = True
@@ -188,9 +189,7 @@ class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
             return self.choose_ids(self._next(ids, memory), choose)[:, 0]
         ids = ids[..., None] if ids.ndim == 2 else ids
         if ids.shape[1] != self.tokens:
-            raise ValueError(
-                f"a code of {ids.shape[1]} tokens does not fit the network's grid {list(self.config.grid)}"
-            )
+            raise ValueError(f"a code of {ids.shape[1]} tokens does not fit the network's grid {[*self.config.grid]}")
         return self.predict_ids(self.states(ids[:, :-1], condition, order, dropout), ids, dropout)
 
     def states(

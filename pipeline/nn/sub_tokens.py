@@ -10,7 +10,7 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.nn.blocks import Rotary
 from pipeline.nn.causal import EVERYTHING, BlockShape, Cache, CausalBlock, ModulatedNorm, learned_norm
-from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
+from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead, rows_of
 
 
 class JoinedEmbedding(TokenEmbedding):
@@ -21,7 +21,7 @@ class JoinedEmbedding(TokenEmbedding):
         self.joined = nn.Linear(codebooks * width, width)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.joined(torch.cat([table(ids[..., k]) for k, table in enumerate(self.tables)], dim=-1))
+        return self.joined(torch.cat([rows_of(table, ids[:, :, k]) for k, table in enumerate(self.tables)], dim=-1))
 
 
 class SubTokenHead(nn.Module):

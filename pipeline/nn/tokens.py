@@ -18,7 +18,8 @@ HEAD_TABLES = (  # parameters of a `TokenHead` that is named head, with a row fo
 class TokenEmbedding(nn.Module):
     """Ids [B, N, codebooks] to [B, N, width]: the sum of one row per codebook.
 
-    With `mask`, row number `vocab` is that of a masked id.
+    With `mask`, row number `vocab` is that of a masked id. A float [B, N, codebooks, vocab] is a mixture of codes (see
+    `pipeline.nn.soft_codes`), and its row the mean of theirs.
     """
 
     def __init__(self, vocab: int, codebooks: int, width: int, mask: bool = False):
@@ -26,7 +27,12 @@ class TokenEmbedding(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(vocab + mask, width) for _ in range(codebooks))
 
     def forward(self, ids: Tensor) -> Tensor:
-        return sum(table(ids[..., k]) for k, table in enumerate(self.tables))
+        return sum(rows_of(table, ids[:, :, k]) for k, table in enumerate(self.tables))
+
+
+def rows_of(table: nn.Embedding, ids: Tensor) -> Tensor:
+    """The rows [B, N, width] of ids [B, N], or the means of rows of mixtures [B, N, vocab]."""
+    return ids @ table.weight[: ids.shape[-1]] if ids.is_floating_point() else table(ids)
 
 
 class IdConditioning(nn.Module):

@@ -24,10 +24,12 @@ from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.training.generation import Generation
 from pipeline.training.joint import JointTraining
+from pipeline.training.joint_tasks import build_joint_task
 from pipeline.training.pairs import PairBatch
 from pipeline.training.phase_parts import build_critic, build_generator_losses, build_losses, generator_taps
 from pipeline.training.posttraining import DecoderTraining
 from pipeline.training.reconstruction import Reconstruction
+from pipeline.training.soft_codes import SoftCodeTraining
 from pipeline.training.tuning import tune
 
 
@@ -83,13 +85,16 @@ class Shadows:
         task.encoder = Encoder(tokenizer, plan, device)
         return task
 
-    def joint(self, device: torch.device) -> JointTraining:
+    def joint(self, device: torch.device) -> JointTraining | SoftCodeTraining:
         joint = self.recipe.joint
         tokenizer, losses, critic = self.parts(joint.phase, device)
-        with META:
-            norm = RunningNorm(torch.zeros(self.spec.dim), torch.ones(self.spec.dim), joint.epsilon, joint.momentum)
-        parts = losses, critic, self.generation(device), placed(norm, device), joint.alignment
-        return JointTraining(tokenizer, joint.phase, *parts)
+
+        def make_norm() -> RunningNorm:
+            with META:
+                norm = RunningNorm(torch.zeros(self.spec.dim), torch.ones(self.spec.dim), joint.epsilon, joint.momentum)
+            return placed(norm, device)
+
+        return build_joint_task(tokenizer, joint, losses, critic, self.generation(device), make_norm, 1)
 
     def parts(self, phase: Phase, device: torch.device) -> tuple[Tokenizer, dict[str, Any], Any]:
         """The tokenizer, the losses and the critic of a phase."""

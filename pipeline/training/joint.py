@@ -16,6 +16,7 @@ from pipeline.recipes.tokenizer_training import Phase
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
 from pipeline.training.adversarial_game import frozen_judge
 from pipeline.training.generation import Generation
+from pipeline.training.loss_heads import detach_heads
 from pipeline.training.reconstruction import Reconstruction
 from pipeline.validation import at
 
@@ -63,6 +64,13 @@ class JointTraining(Reconstruction):
         self.players["network"] = NormalisedGenerator(generation.players["network"], norm)
         generation.players = self.players  # one mapping, in which the loop puts its wrappers
         self.z: Tensor | None = None  # [B, N, C], of the last pass
+
+    def trained(self, averages: Mapping[str, nn.Module]) -> tuple[nn.Module, nn.Module]:
+        """The players' averages of tokenizer and network, the tokenizer's scale that which the network knows."""
+        tokenizer, generator = averages["tokenizer"], averages["network"]
+        inner, _ = detach_heads(tokenizer)
+        inner.mean.copy_(generator.norm.mean), inner.std.copy_(generator.norm.std)
+        return tokenizer, generator.player
 
     def beside(self) -> list[nn.Module]:
         return [*super().beside(), *self.generation.beside()]

@@ -1,6 +1,6 @@
 """What the previews of each training of a recipe are made of; nothing where its loop asks for none."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 
 from torch import nn
@@ -22,6 +22,8 @@ from pipeline.training.loss_heads import detach_heads
 from pipeline.training.pairs import Pairs
 from pipeline.training.preview_pictures import Both, DecodedPairs, ReconstructedImages, Samples
 from pipeline.training.previews import PreviewSources
+
+Trained = Callable[[Mapping[str, nn.Module]], tuple[nn.Module, nn.Module]]  # averages -> players of tokenizer, network
 
 
 def sources_of_phase(recipe: Recipe, work: Workspace, images: Images, phase: str) -> PreviewSources | None:
@@ -52,9 +54,9 @@ def sources_of_generator(recipe: Recipe, work: Workspace, codes: Rows, objective
 
 
 def sources_of_joint_training(
-    recipe: Recipe, work: Workspace, images: Images, objective: Objective
+    recipe: Recipe, work: Workspace, images: Images, objective: Objective, trained: Trained
 ) -> PreviewSources | None:
-    """Of joint training: images, reconstructions, and samples at the average scale of the codes."""
+    """Of joint training: images, reconstructions, and samples by what is `trained`."""
     training = training_folder(recipe, "joint")
     if not asks_for_previews(training.loop):
         return None
@@ -62,10 +64,9 @@ def sources_of_joint_training(
     held_out = Images(recipe.data, "held_out", captions)
 
     def assemble(averages: Mapping[str, nn.Module]) -> LatentPipeline:
-        tokenizer = deepcopy(detach_heads(averages["tokenizer"])[0])
-        norm, player = averages["network"].norm, averages["network"].player
-        tokenizer.mean.copy_(norm.mean), tokenizer.std.copy_(norm.std)
-        return pipeline_of(recipe, tokenizer, detach_heads(player)[0], objective, images.class_names)
+        players = trained({**averages, "tokenizer": deepcopy(averages["tokenizer"])})
+        tokenizer, network = (detach_heads(player)[0] for player in players)
+        return pipeline_of(recipe, tokenizer, network, objective, images.class_names)
 
     reconstructions = ReconstructedImages(held_out, recipe.precision.joint, device)
     samples = Samples(assemble, images, held_out, recipe.seed, recipe.precision.sample, captions)
