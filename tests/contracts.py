@@ -75,6 +75,8 @@ SMALL: dict[str, Any] = {
     "shift": 2,
     "window": 2,
     "temporal_depth": 1,
+    "image_levels": 2,
+    "token_levels": 4,
     "semantic_dim": 4,
     "pixel_dim": 3,
     "semantic_outputs": 8,
