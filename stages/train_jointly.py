@@ -15,6 +15,7 @@ from pipeline.frozen.networks import FrozenNetworks
 from pipeline.images.reading import Images
 from pipeline.latents.encoding import EncodingPlan
 from pipeline.latents.scale import measure, of_channels
+from pipeline.nn.code_usage import make_code_usage
 from pipeline.nn.running_norm import RunningNorm
 from pipeline.recipes.building import build_network, count_condition_classes, seed_initial_weights
 from pipeline.recipes.schema import Recipe
@@ -87,7 +88,9 @@ def train_together(recipe: Recipe, work: Workspace, source: Path, out: Path) -> 
         scale = of_channels(*measure(load_component(cls, source), images, plan, accelerator))
         return RunningNorm(*scale, part.epsilon, part.momentum)
 
-    task = build_joint_task(tokenizer, part, losses, critic, generation, make_norm, len(images))
+    epoch = min(len(images), part.phase.loop.steps * part.phase.loop.batch)
+    usage = make_code_usage(tokenizer.spec, epoch, part.phase.least_usage)
+    task = build_joint_task(tokenizer, part, losses, critic, generation, make_norm, usage)
     where = out, recipe.seed, accelerator, recipe.data.workers
     sources = sources_of_joint_training(recipe, work, images, generation.objective, task.trained)
     how = recipe.precision.joint, work.sharding, sources, f"{recipe.name}-joint"

@@ -94,7 +94,7 @@ class Shadows:
                 norm = RunningNorm(torch.zeros(self.spec.dim), torch.ones(self.spec.dim), joint.epsilon, joint.momentum)
             return placed(norm, device)
 
-        return build_joint_task(tokenizer, joint, losses, critic, self.generation(device), make_norm, 1)
+        return build_joint_task(tokenizer, joint, losses, critic, self.generation(device), make_norm)
 
     def parts(self, phase: Phase, device: torch.device) -> tuple[Tokenizer, dict[str, Any], Any]:
         """The tokenizer, the losses and the critic of a phase."""
