@@ -118,6 +118,7 @@ def fits(recipe: Recipe, spec: LatentSpec) -> bool:
     lacks = objective.__name__ == "RandomOrder" and not told
     lacks |= "Bit" in network.__name__ and spec.vocab.bit_count() != 1  # its ids are no bits
     lacks |= network.role == "levels" and not spec.levels
+    lacks |= bool(network.taken) and list(spec.levels) != sorted(set(spec.levels))  # no maps
     knows_segments = "segments" in constructor_parameters(network)
     lacks |= knows_segments and not spec.segments or objective.__name__ == "NextTokenBySegment" and not knows_segments
     lacks |= spec.ends and (objective.__name__ != "NextToken" or "ends" not in constructor_parameters(network))

@@ -14,7 +14,7 @@ from pipeline.frozen.networks import check_extractor
 from pipeline.losses.base import Loss
 from pipeline.networks.base import Network
 from pipeline.objectives.base import Objective
-from pipeline.recipes.building import build_network, find_text_spec, hidden_layout, network_shape
+from pipeline.recipes.building import build_network, find_text_spec, find_tokenizer, hidden_layout, network_shape
 from pipeline.recipes.derived import DERIVED
 from pipeline.recipes.schema import Recipe
 from pipeline.validation import SettingError, at, check_names
@@ -33,6 +33,7 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
         with at("network"):
             network.validate(values)
             objective.check_network(values)
+            check_taken(recipe, network)
         with at("objective"):
             objective.check_codes(spec)
         check_milestones(recipe)
@@ -47,6 +48,13 @@ def check_generator(recipe: Recipe, spec: LatentSpec) -> Objective:
         with at("loop"):
             check_loop(generator.loop, ["network"], generator.has_new_parts)
     return objective
+
+
+def check_taken(recipe: Recipe, network: type[Network]) -> None:
+    """ValueError where the network takes of the tokenizer's bottleneck what that does not have."""
+    if network.taken:
+        _, arguments = find_tokenizer(recipe)
+        build("bottlenecks", arguments.bottleneck).level_tables()
 
 
 def check_pair(recipe: Recipe, spec: LatentSpec, network: type[Network], objective: type[Objective]) -> None:
