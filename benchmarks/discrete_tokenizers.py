@@ -50,7 +50,7 @@ LOOP = {
     "clip": 1.0,
     "ema": 0.99,
 }
-TIMED = 100  # steps of the trainings that tell how fast one is
+TIMED = 40  # steps of the trainings that tell how fast one is
 LEAST = 20  # steps
 COLUMNS = {  # of a generator's results: the number's name, a scale, digits
     "PSNR, dB": ("psnr", 1, 1),
@@ -122,7 +122,7 @@ def time_trainings(found: list[System], arguments: Namespace) -> Rates:
         loops = ("generator.loop", *map(loop_of, system.phases))
         changes = (
             "posttrain=null",
-            *(f"{loop}.{value}" for loop in loops for value in (f"steps={TIMED}", "log_every=25")),
+            *(f"{loop}.{value}" for loop in loops for value in (f"steps={TIMED}", "log_every=10")),
         )
         tags = {"part": "speed", "system": system.recipe}
         chosen.append(Experiment(system.recipe, tags, 0, changes, system.variants, last_stage="train_generator"))
