@@ -1,15 +1,22 @@
 """From a transformer's states to pixels: heads that decode each state to a patch."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.nn.embeddings import unpatchify
+from pipeline.nn.image_size import divide
 
 Grid = tuple[int, int]  # rows and columns of patches
 Head = Literal["linear", "conv", "pixel_shuffle", "transposed"]
+
+
+def patch_grid(image_size: int | Sequence[int], pixel_patch: int) -> Grid:
+    """Of the patches of images of a size; ValueError where they do not divide its sides."""
+    return divide(image_size, pixel_patch, f"pixel_patch {pixel_patch}; change one")
 
 
 class LinearHead(nn.Module):

@@ -18,7 +18,8 @@ from pipeline.nn.transformer_sizes import check_heads
 from pipeline.ranges import Count, FractionAboveZero, FractionBelowOne, ImageSize, NotNegative, Positive, Whole
 from pipeline.samplers.choice import LOGITS, Choice
 from pipeline.saved_folders import load_tokenizer
-from pipeline.tokenizers.base import DERIVED_ARGUMENTS, Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.vision.encoder_choice import choose_encoder, tapped_map
 from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 from pipeline.vision.named_model import NamedModel
 
@@ -76,8 +77,8 @@ class ClusteredFeatures(OnFrozenEncoder, Tokenizer):
         spec = self.geometry(arguments)
         super().__init__(spec.dim)
         self.spec = spec
-        encoder, encoder_arguments = choose_encoder(arguments)
-        self.encoder = encoder(**encoder_arguments | {"image_size": image_size})
+        encoder, encoder_arguments = choose_encoder(frozen_encoder, image_size)
+        self.encoder = encoder(**encoder_arguments)
         self.neck = components.build("bottlenecks", clusters(arguments, spec.dim))
         self.pixels = components.build("tokenizers", pixel_tokenizer, **pixel_images(arguments))
         written = self.pixels.spec
@@ -100,8 +101,7 @@ class ClusteredFeatures(OnFrozenEncoder, Tokenizer):
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         check_heads("clustered_features", arguments.width, arguments.heads)
-        encoder, encoder_arguments = choose_encoder(arguments)
-        dim, grid = encoder.layout(encoder_arguments | {"image_size": arguments.image_size})[-1]
+        dim, grid = tapped_map(arguments.frozen_encoder, arguments.image_size)
         kind, (pixels, pixel_arguments) = arguments.pixel_tokenizer["kind"], choose_pixels(arguments)
         written = pixels.geometry(pixel_arguments)
         if not written.vocab or written.codebooks != 1 or pixels.capabilities(pixel_arguments).captions:
@@ -177,10 +177,6 @@ class ClusteredFeatures(OnFrozenEncoder, Tokenizer):
             "translator": [self.translator],
             "pixels": [self.pixels],
         }
-
-
-def choose_encoder(arguments: Arguments) -> tuple[type, Arguments]:
-    return components.choose(ENCODERS, arguments.frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
 
 
 def choose_pixels(arguments: Arguments) -> tuple[type[Tokenizer], Arguments]:

@@ -14,13 +14,13 @@ from pipeline.components import Arguments, Node
 from pipeline.draws import Draws, PartDraws
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Decoder, Encoder
-from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.holistic import FoundationShape, HolisticDecoder, HolisticEncoder
 from pipeline.nn.image_size import Sides, divide, sides_of
 from pipeline.nn.token_mixer import MixerShape
 from pipeline.ranges import Count, Counts, FractionBelowOne, ImageSize, Whole
-from pipeline.tokenizers.base import DERIVED_ARGUMENTS, Tokenizer, TokenizerOutput, TrainingInputs
-from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, OnFrozenEncoder, needs_stand_in
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.vision.encoder_choice import choose_encoder, tapped_map
+from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 
 
 class Hita(OnFrozenEncoder, Tokenizer):
@@ -72,8 +72,8 @@ class Hita(OnFrozenEncoder, Tokenizer):
         super().__init__(neck.dim)
         arguments = Arguments.from_config(self)
         self.spec = self.geometry(arguments)
-        cls, encoder_arguments = choose_encoder(arguments)
-        channels, features_grid = foundation_map(arguments)
+        cls, encoder_arguments = choose_encoder(frozen_encoder, image_size)
+        channels, features_grid = tapped_map(frozen_encoder, image_size)
         (tokens, *_), grid = self.spec.segment_tokens, self.spec.segments[1]
         shape = MixerShape(width, depth, heads, hidden, dropout)
         fusion = shape._replace(head_width=fusion_head_width or width // heads)
@@ -94,7 +94,7 @@ class Hita(OnFrozenEncoder, Tokenizer):
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         try:
-            foundation_map(arguments)
+            tapped_map(arguments.frozen_encoder, arguments.image_size)
             grid = patch_grid(arguments)
         except ValueError as error:
             raise ValueError(f"hita: {error}") from None
@@ -171,21 +171,6 @@ class Hita(OnFrozenEncoder, Tokenizer):
     def parts(self) -> dict[str, list[nn.Module]]:
         encoder = [self.encoder, self.convolution, self.holistic, self.exits, self.neck]
         return {"encoder": encoder, "decoder": [self.entries, self.reader, self.decoder]}
-
-
-def choose_encoder(arguments: Arguments) -> tuple[type[FrozenEncoder], Arguments]:
-    node = arguments.frozen_encoder
-    encoder, encoder_arguments = components.choose(ENCODERS, node, DERIVED_ARGUMENTS, "frozen_encoder")
-    return encoder, encoder_arguments | {"image_size": arguments.image_size}
-
-
-def foundation_map(arguments: Arguments) -> tuple[int, Sides]:
-    """Channels and grid of the frozen model's map; ValueError where it gives several."""
-    encoder, encoder_arguments = choose_encoder(arguments)
-    maps: MapSizes = encoder.layout(encoder_arguments)
-    if len(maps) > 1:
-        raise ValueError(f"one layer of the frozen encoder is read, and {len(maps)} taps are given; name one")
-    return maps[0]
 
 
 def patch_grid(arguments: Arguments) -> Sides:

@@ -14,9 +14,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.convolution_stages import MapSizes
-from pipeline.nn.image_size import Sides, divide
-from pipeline.nn.patch_heads import LinearHead
+from pipeline.nn.patch_heads import LinearHead, patch_grid
 from pipeline.nn.place_vectors import PlaceVectors
 from pipeline.nn.processes import global_mean
 from pipeline.nn.row_ends import before_end, before_zeros, pack
@@ -27,8 +25,8 @@ from pipeline.nn.transformer_sizes import check_heads
 from pipeline.nn.vision_transformer import LatentDecoder
 from pipeline.ranges import Count, FractionAboveZero, ImageSize
 from pipeline.samplers.unmasking import gumbel
-from pipeline.tokenizers.base import DERIVED_ARGUMENTS, Tokenizer, TokenizerOutput, TrainingInputs
-from pipeline.validation import at
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.vision.encoder_choice import choose_encoder, tapped_map
 from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 
 
@@ -86,10 +84,10 @@ class Lavit(OnFrozenEncoder, Tokenizer):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         arguments = Arguments.from_config(self)
-        self.spec, (width, _) = self.geometry(arguments), encoded_map(arguments)
+        self.spec, (width, _) = self.geometry(arguments), tapped_map(frozen_encoder, image_size)
         places = self.spec.tokens
-        encoder, values = components.choose(ENCODERS, frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
-        self.encoder = encoder(**values | {"image_size": image_size})
+        encoder, encoder_arguments = choose_encoder(frozen_encoder, image_size)
+        self.encoder = encoder(**encoder_arguments)
         self.place_vectors = PlaceVectors(places, width) if place_positions else nn.Identity()
         self.selector = TokenSelector(width)
         self.merger = TokenMerger(width, depth, heads, hidden)
@@ -98,7 +96,7 @@ class Lavit(OnFrozenEncoder, Tokenizer):
         sizes = (decoder_width, decoder_depth, decoder_heads, decoder_hidden)
         self.feature_decoder = RowReader(places, places, neck.dim, *sizes, width)
         self.context = nn.Linear(width, context_width)
-        patches = math.prod(patch_grid(arguments))
+        patches = math.prod(patch_grid(image_size, pixel_patch))
         self.pixel_decoder = LatentDecoder(context_width, patches, places, pixel_width, pixel_depth, pixel_heads)
         self.output = LinearHead(pixel_width, pixel_patch, image_channels)
         self.keep_source()
@@ -106,11 +104,11 @@ class Lavit(OnFrozenEncoder, Tokenizer):
 
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
-        width, grid = encoded_map(arguments)
+        width, grid = tapped_map(arguments.frozen_encoder, arguments.image_size)
         check_heads("lavit", width, arguments.heads)
         check_heads("lavit", arguments.decoder_width, arguments.decoder_heads)
         check_heads("lavit", arguments.pixel_width, arguments.pixel_heads)
-        patch_grid(arguments)
+        patch_grid(arguments.image_size, arguments.pixel_patch)
         if width % 4:
             raise ValueError(f"lavit: the selector halves the frozen network's {width} channels twice; take another")
         neck = components.build("bottlenecks", arguments.bottleneck)
@@ -193,7 +191,9 @@ class Lavit(OnFrozenEncoder, Tokenizer):
 
     def paint(self, features: Tensor) -> Tensor:
         """Rebuilt features [B, N, width] to images."""
-        return self.output(self.pixel_decoder(self.context(features)), patch_grid(Arguments.from_config(self)))
+        return self.output(
+            self.pixel_decoder(self.context(features)), patch_grid(self.config.image_size, self.config.pixel_patch)
+        )
 
     def reconstruct(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> TokenizerOutput:
         foundation = self.foundation(images)
@@ -219,17 +219,3 @@ class Lavit(OnFrozenEncoder, Tokenizer):
             "ids": [*ids, self.feature_decoder],
             "pixel_decoder": pixels,
         }
-
-
-def encoded_map(arguments: Arguments) -> tuple[int, Sides]:
-    """Channels and grid of the frozen network's last map; ValueError where its arguments do not fit together."""
-    with at("lavit"):
-        encoder, values = components.choose(ENCODERS, arguments.frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
-        maps: MapSizes = encoder.layout(values | {"image_size": arguments.image_size})
-    return maps[-1]
-
-
-def patch_grid(arguments: Arguments) -> Sides:
-    """Rows and columns of the patches of pixels; ValueError where they do not divide the sides of the images."""
-    with at("lavit"):
-        return divide(arguments.image_size, arguments.pixel_patch, f"pixel_patch {arguments.pixel_patch}; change one")

@@ -1,6 +1,5 @@
 """The tokenizer that compresses several layers of a frozen vision model, and decodes images at every scale."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -19,9 +18,10 @@ from pipeline.nn.image_size import Sides, sides_of, size_text
 from pipeline.nn.map_transform import UNCHANGED, MapTransform
 from pipeline.nn.pyramid_decoder import Activation, PyramidDecoder, PyramidShape
 from pipeline.ranges import Count, Counts, ImageSize, Whole
-from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TokenizerOutput, TrainingInputs
+from pipeline.tokenizers.base import MapTokenizer, TokenizerOutput, TrainingInputs
 from pipeline.validation import Length, Range
-from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, OnFrozenEncoder, needs_stand_in
+from pipeline.vision.encoder_choice import choose_encoder
+from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 
 ProjectionLayers = Annotated[list[Count], Length(2, 2)]  # before the bottleneck, and after it
 
@@ -133,11 +133,6 @@ class Pyramid(OnFrozenEncoder, MapTokenizer):
     def parts(self) -> dict[str, list[nn.Module]]:
         encoder = [self.encoder, self.projections, self.joint, self.neck]
         return {"encoder": encoder, "decoder": [self.post, self.decoder]}
-
-
-def choose_encoder(frozen_encoder: Node, image_size: int | Sequence[int]) -> tuple[type[FrozenEncoder], Arguments]:
-    encoder, arguments = components.choose(ENCODERS, frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
-    return encoder, arguments | {"image_size": image_size}
 
 
 def code_grid(arguments: Arguments, maps: MapSizes) -> Sides:

@@ -13,16 +13,14 @@ from pipeline.code import Condition, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Tower
-from pipeline.nn.convolution_stages import MapSizes
 from pipeline.nn.embeddings import learned_vectors
-from pipeline.nn.image_size import Sides, divide
-from pipeline.nn.patch_heads import LinearHead
+from pipeline.nn.patch_heads import LinearHead, patch_grid
 from pipeline.nn.query_former import QueryFormer
 from pipeline.nn.transformer_sizes import check_heads
 from pipeline.nn.vision_transformer import LatentDecoder, PreNormBlock
 from pipeline.ranges import Count, ImageSize
-from pipeline.tokenizers.base import DERIVED_ARGUMENTS, Tokenizer, TokenizerOutput, TrainingInputs
-from pipeline.validation import at
+from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
+from pipeline.vision.encoder_choice import choose_encoder, tapped_map
 from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 
 
@@ -116,9 +114,9 @@ class Seed(OnFrozenEncoder, Tokenizer):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         arguments = Arguments.from_config(self)
-        self.spec, (channels, grid) = self.geometry(arguments), encoded_map(arguments)
-        encoder, values = components.choose(ENCODERS, frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
-        self.encoder = encoder(**values | {"image_size": image_size})
+        self.spec, (channels, grid) = self.geometry(arguments), tapped_map(frozen_encoder, image_size)
+        encoder, encoder_arguments = choose_encoder(frozen_encoder, image_size)
+        self.encoder = encoder(**encoder_arguments)
         self.embedding = ReadTokens(channels, math.prod(grid) if place_positions else None)
         self.query_former = QueryFormer(tokens, channels, width, depth, heads, hidden, causal)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, neck.inputs))
@@ -127,7 +125,7 @@ class Seed(OnFrozenEncoder, Tokenizer):
         sizes = (tokens, width, branch_depth, branch_heads or heads)
         self.semantic_branch = Branch(*sizes)
         self.image_branch = ImageBranch(Branch(*sizes), width, reader_depth, heads, hidden, embedding_width)
-        patches = math.prod(patch_grid(arguments))
+        patches = math.prod(patch_grid(image_size, pixel_patch))
         self.pixel_decoder = LatentDecoder(width, patches, tokens, pixel_width, pixel_depth, pixel_heads)
         self.output = LinearHead(pixel_width, pixel_patch, image_channels)
         self.keep_source()
@@ -138,7 +136,8 @@ class Seed(OnFrozenEncoder, Tokenizer):
         check_heads("seed", arguments.width, arguments.heads)
         check_heads("seed", arguments.width, arguments.branch_heads or arguments.heads)
         check_heads("seed", arguments.pixel_width, arguments.pixel_heads)
-        encoded_map(arguments), patch_grid(arguments)
+        tapped_map(arguments.frozen_encoder, arguments.image_size)
+        patch_grid(arguments.image_size, arguments.pixel_patch)
         return components.build("bottlenecks", arguments.bottleneck).spec((arguments.tokens,))
 
     @classmethod
@@ -184,7 +183,7 @@ class Seed(OnFrozenEncoder, Tokenizer):
 
     def paint(self, states: Tensor) -> Tensor:
         """Rebuilt states [B, n, width] to images."""
-        return self.output(self.pixel_decoder(states), patch_grid(Arguments.from_config(self)))
+        return self.output(self.pixel_decoder(states), patch_grid(self.config.image_size, self.config.pixel_patch))
 
     def reconstruct(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> TokenizerOutput:
         states = self.states(images)
@@ -208,17 +207,3 @@ class Seed(OnFrozenEncoder, Tokenizer):
             "features": [*queries, *ids, *branches],
             "pixel_decoder": pixels,
         }
-
-
-def encoded_map(arguments: Arguments) -> tuple[int, Sides]:
-    """Channels and grid of the frozen network's last map; ValueError where its arguments do not fit together."""
-    with at("seed"):
-        encoder, values = components.choose(ENCODERS, arguments.frozen_encoder, DERIVED_ARGUMENTS, "frozen_encoder")
-        maps: MapSizes = encoder.layout(values | {"image_size": arguments.image_size})
-    return maps[-1]
-
-
-def patch_grid(arguments: Arguments) -> Sides:
-    """Rows and columns of the patches of pixels; ValueError where they do not divide the sides of the images."""
-    with at("seed"):
-        return divide(arguments.image_size, arguments.pixel_patch, f"pixel_patch {arguments.pixel_patch}; change one")

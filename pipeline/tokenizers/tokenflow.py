@@ -14,14 +14,15 @@ from pipeline.code import Condition, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Decoder, Encoder, match_memory_format
-from pipeline.nn.image_size import Sides, divide, sides_of
+from pipeline.nn.image_size import divide, sides_of
 from pipeline.nn.semantic_decoder import SemanticDecoder, tanh_layers
 from pipeline.nn.transformer_sizes import check_heads
 from pipeline.nn.vision_transformer import initialise
 from pipeline.ranges import Count, Counts, ImageSize, Whole
-from pipeline.tokenizers.base import DERIVED_ARGUMENTS, MapTokenizer, TokenizerOutput, TrainingInputs
+from pipeline.tokenizers.base import MapTokenizer, TokenizerOutput, TrainingInputs
 from pipeline.validation import SettingError
-from pipeline.vision.frozen_encoder import ENCODERS, FrozenEncoder, OnFrozenEncoder, needs_stand_in
+from pipeline.vision.encoder_choice import choose_encoder, tapped_map
+from pipeline.vision.frozen_encoder import ENCODERS, OnFrozenEncoder, needs_stand_in
 
 
 class TokenFlow(OnFrozenEncoder, MapTokenizer):
@@ -75,14 +76,15 @@ class TokenFlow(OnFrozenEncoder, MapTokenizer):
         neck = components.build("bottlenecks", bottleneck)
         super().__init__(neck.dim)
         arguments = Arguments.from_config(self)
-        self.spec, (channels, grid) = self.geometry(arguments), semantic_map(arguments)
+        self.spec = self.geometry(arguments)
+        channels, grid = tapped_map(semantic_encoder, image_size, "semantic_encoder")
         semantic_dim, pixel_dim = neck.split
         widths = [width * m for m in multipliers]
         decoder_widths = [(decoder_width or width) * m for m in decoder_multipliers or multipliers]
-        trunk = {"attention_levels": attention, "middle_attention": True, "groups": groups}
-        trunk |= {"patch": patch_size, "channels": image_channels}
-        encoder, values = choose_encoder(arguments)
-        self.encoder = encoder(**values)
+        trunk = {"attention_levels": attention, "middle_attention": True, "groups": groups, "patch": patch_size}
+        trunk |= {"channels": image_channels}
+        encoder, encoder_arguments = choose_encoder(semantic_encoder, image_size, "semantic_encoder")
+        self.encoder = encoder(**encoder_arguments)
         self.to_semantic = tanh_layers(channels, channels, semantic_dim)
         self.convolution = Encoder(z_channels, widths, blocks, **trunk)
         self.quant_conv = nn.Conv2d(z_channels, pixel_dim, 1)
@@ -90,9 +92,8 @@ class TokenFlow(OnFrozenEncoder, MapTokenizer):
         semantic = (semantic_width, semantic_depth, semantic_heads, semantic_outputs)
         self.semantic_decoder = SemanticDecoder(semantic_dim, math.prod(grid), *semantic)
         self.post_quant_conv = nn.Conv2d(pixel_dim, z_channels, 1)
-        self.decoder = Decoder(
-            z_channels, decoder_widths, blocks if decoder_blocks is None else decoder_blocks, **trunk
-        )
+        blocks = blocks if decoder_blocks is None else decoder_blocks
+        self.decoder = Decoder(z_channels, decoder_widths, blocks, **trunk)
         initialise(self.to_semantic)
         self.keep_source()
         self.release_encoder()
@@ -100,7 +101,7 @@ class TokenFlow(OnFrozenEncoder, MapTokenizer):
     @classmethod
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         check_heads("tokenflow", arguments.semantic_width, arguments.semantic_heads)
-        _, grid = semantic_map(arguments)
+        _, grid = tapped_map(arguments.semantic_encoder, arguments.image_size, "semantic_encoder")
         pixels = pixel_grid(arguments)
         if pixels != tuple(grid):
             raise ValueError(
@@ -180,21 +181,6 @@ class TokenFlow(OnFrozenEncoder, MapTokenizer):
             "decoder": [self.semantic_decoder, *pixels],
             "pixel_decoder": pixels,
         }
-
-
-def choose_encoder(arguments: Arguments) -> tuple[type[FrozenEncoder], Arguments]:
-    node = arguments.semantic_encoder
-    encoder, values = components.choose(ENCODERS, node, DERIVED_ARGUMENTS, "semantic_encoder")
-    return encoder, values | {"image_size": arguments.image_size}
-
-
-def semantic_map(arguments: Arguments) -> tuple[int, Sides]:
-    """Channels and grid of the vision model's map; ValueError where it gives several."""
-    encoder, values = choose_encoder(arguments)
-    maps = encoder.layout(values)
-    if len(maps) > 1:
-        raise ValueError(f"one layer of the semantic encoder is read, and {len(maps)} taps are given; name one")
-    return maps[0]
 
 
 def pixel_grid(arguments: Arguments) -> tuple[int, ...]:
