@@ -211,4 +211,4 @@ def test_every_field_of_nodes_says_its_slot():
         hints = get_type_hints(record)
         named = [f for f in fields(record) if Node in (hints[f.name], *get_args(hints[f.name])) and f.name != "sampler"]
         of_nodes |= {f"{record.__name__}.{f.name}": f.metadata.get("slot") for f in named}
-    assert len(of_nodes) == 11 and set(of_nodes.values()) <= set(SLOTS), of_nodes
+    assert len(of_nodes) == 12 and set(of_nodes.values()) <= set(SLOTS), of_nodes
