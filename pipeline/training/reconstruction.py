@@ -22,7 +22,7 @@ from pipeline.nn.processes import sum_over_processes, world_size
 from pipeline.recipes.building import plan_built_tokenizer
 from pipeline.recipes.tokenizer_training import Phase
 from pipeline.runs.precision import without_autocast
-from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
+from pipeline.tokenizers.base import Perturb, Tokenizer, TokenizerOutput
 from pipeline.training.adversarial_game import AdversarialGame, gradient
 from pipeline.training.equivariance import draw_transforms
 from pipeline.training.loss_heads import attach_heads
@@ -130,9 +130,13 @@ class Reconstruction:
     def rebuild(self, batch: Any, draws: StepDraws, step: int, **arguments: Any) -> TokenizerOutput:
         """The tokenizer's pass that the losses read, with the `arguments` that this step needs besides."""
         arguments |= self.forward_arguments(batch.images)
-        if self.perturbation is not None:
-            arguments["perturb"] = partial(self.perturbation, draws=draws, step=step)
+        if (perturb := self.perturb_of(draws, step)) is not None:
+            arguments["perturb"] = perturb
         return self.rebuild_by(self.players["tokenizer"], batch, draws, **arguments)
+
+    def perturb_of(self, draws: StepDraws, step: int) -> Perturb | None:
+        """What gives the decoder's input in place of the code's z in a step; None where the decoder reads that."""
+        return None if self.perturbation is None else partial(self.perturbation, draws=draws, step=step)
 
     def rebuild_by(self, player: nn.Module, batch: Any, draws: StepDraws, **arguments: Any) -> TokenizerOutput:
         """The pass of a tokenizer's player."""

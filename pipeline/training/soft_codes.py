@@ -1,7 +1,6 @@
 """The task of training a tokenizer of ids and a generator together, which reads soft codes until they are ids."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from pipeline.nn.soft_codes import mix_codes
 from pipeline.recipes.joint_training import JointTraining as Section
 from pipeline.recipes.joint_training import SoftCodes
 from pipeline.recipes.tokenizer_training import Phase
-from pipeline.tokenizers.base import Tokenizer, TokenizerOutput
+from pipeline.tokenizers.base import Perturb, Tokenizer, TokenizerOutput
 from pipeline.training.adversarial_game import frozen_judge
 from pipeline.training.generation import Generation
 from pipeline.training.reconstruction import Reconstruction
@@ -86,9 +85,12 @@ class SoftCodeTraining(Reconstruction):
         return CodeBatch(Code(ids=self.ids), condition=condition)
 
     def rebuild(self, batch: Any, draws: StepDraws, step: int, **arguments: Any) -> TokenizerOutput:
-        temperature, perturb = self.soft.temperature(step), None
-        if self.perturbation is not None:
-            perturb = partial(self.perturbation, draws=draws, step=step)
+        rebuilt = super().rebuild(batch, draws, step, **arguments)
+        self.ids = rebuilt.code.ids
+        return rebuilt
+
+    def perturb_of(self, draws: StepDraws, step: int) -> Perturb:
+        temperature, perturb = self.soft.temperature(step), super().perturb_of(draws, step)
         self.mixture = None
 
         def mix(neck: Bottleneck, h: Tensor, code: Code) -> Tensor:
@@ -97,10 +99,7 @@ class SoftCodeTraining(Reconstruction):
                     self.mixture = mix_codes(neck.latents(h.float()), neck.rows(), temperature)[:, :, None]
             return code.z if perturb is None else perturb(neck, h, code)
 
-        arguments |= self.forward_arguments(batch.images) | {"perturb": mix}
-        rebuilt = self.rebuild_by(self.players["tokenizer"], batch, draws, **arguments)
-        self.ids = rebuilt.code.ids
-        return rebuilt
+        return mix
 
     def generator_terms(self, condition: Condition | None, draws: StepDraws) -> dict[str, Tensor]:
         """The weighted terms of the objective, whose gradient goes to the mixture alone; none where ids are read."""
