@@ -106,9 +106,11 @@ OTHER_TOKENIZERS = {  # beside those of `remedies`
 def experiments(
     data: str, parts: Iterable[str], generators: Iterable[str], tokenizers: Iterable[str], seeds: int
 ) -> Iterator[Experiment]:
-    """Seed by seed, so that a benchmark that is stopped early has the first seeds of all experiments."""
+    """Seed by seed, so that a benchmark that is stopped early has the first seeds of all experiments; in a seed the
+    masked generators come last, when the tokenizers that they share are likely to be there.
+    """
     for seed in range(seeds):
-        for generator, tokenizer in itertools.product(generators, tokenizers):
+        for generator, tokenizer in itertools.product(sorted(generators, key="masked".__eq__), tokenizers):
             swept = "settings" in parts and tokenizer == "annealed" and generator != "masked"
             ranked = "tokenizers" in parts and generator == "next-token"
             compared = "remedies" in parts or "control" in parts or swept
