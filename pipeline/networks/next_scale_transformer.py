@@ -12,15 +12,16 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from torch import Tensor, nn
 
-from pipeline.code import Condition, stack_ids
+from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_widths
 from pipeline.nn.causal import Cache, ModulatedNorm
 from pipeline.nn.conditions import refuse_text
-from pipeline.nn.embeddings import LabelEmbedding, register_table, resample_positions
+from pipeline.nn.embeddings import LabelEmbedding, resample_positions
 from pipeline.nn.full_precision import full_precision
 from pipeline.nn.level_blocks import LevelBlock, LevelBlockShape
+from pipeline.nn.level_sampling import LevelMemory, LevelSampling
 from pipeline.nn.scales import LevelTables
 from pipeline.nn.tokens import HEAD_TABLES, Choose, TokenHead
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, NotNegative, Positive, Whole
@@ -30,19 +31,14 @@ MODULATION = 0.5  # the same of scales and shifts
 
 
 @dataclass
-class Memory:
-    """What a network keeps between the levels of one sampling; made by `NextScaleTransformer.begin`."""
+class Memory(LevelMemory):
+    """What the network keeps between the levels of one sampling; made by `NextScaleTransformer.begin`."""
 
-    batch: int
-    condition: Condition | None
-    caches: list[Cache]
-    device: torch.device
-    level: int = 0  # the next one
     classes: Tensor | None = None  # [B, width]  the embedded condition
     total: Tensor | None = None  # [B, C, s, s] the map that the levels so far add up to
 
 
-class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
+class NextScaleTransformer(LevelSampling, Network, AttentionMixin, PeftAdapterMixin):
     """Ids of a code of levels that are square maps, each level given the class and all levels before it.
 
     VAR (Tian et al., arXiv:2404.02905). The first level is predicted from the class; each other one from the map that
@@ -70,6 +66,7 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
     code_tables = HEAD_TABLES  # ids are read as the tokenizer's vectors of them
     entry_points = ("code_vectors",)
     taken = ("codebook", "kernels", "offsets")
+    memory_class = Memory
     _supports_gradient_checkpointing = True
     _no_split_modules = ["LevelBlock"]
     _repeated_blocks = ["LevelBlock"]
@@ -98,7 +95,8 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
         super().__init__()
         self.validate(Arguments.from_config(self))
         self.gradient_checkpointing = False
-        self.tokens, self.sides = sum(levels), tuple(math.isqrt(tokens) for tokens in levels)
+        self.number_levels(levels)
+        self.sides = tuple(math.isqrt(tokens) for tokens in levels)
         self.register_buffer("codebook", torch.randn(codebooks, vocab, dim))
         self.register_buffer("kernels", torch.randn(len(levels) * dim, dim, 3, 3) / (3 * dim**0.5))
         self.register_buffer("offsets", torch.zeros(len(levels), dim))
@@ -107,8 +105,6 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.start = nn.Parameter(torch.zeros(levels[0], width))
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.level_embedding = nn.Embedding(len(levels), width)
-        numbers = torch.arange(len(levels), device="cpu").repeat_interleave(torch.tensor(levels, device="cpu"))
-        register_table(self, "level_numbers", numbers)  # [N]
         shape = LevelBlockShape(width, heads, feed_forward_ratio, norm_epsilon, query_key_norm, shared_modulation)
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(LevelBlock(shape, rate) for rate in rates)
@@ -147,28 +143,12 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
         """
         if memory is not None:
             return self.head.choose(self._next(ids, memory, weights), choose)
-        ids = stack_ids(ids)
-        if ids.shape[1] != self.tokens:
-            raise ValueError(f"a code of {ids.shape[1]} tokens does not fit levels of {list(self.config.levels)}")
+        ids = self.stack_levels(ids)
         with torch.no_grad(), full_precision(self.codebook):
             inputs = self.tables.inputs(self.tables.rows(ids))
         classes = self._classes(condition, len(ids), ids.device)
         h = torch.cat([self._first(classes), self._embed(inputs)], dim=1)
-        seen = self.level_numbers[:, None] >= self.level_numbers  # [N, N]
-        return self.head(self._run(h, slice(0, self.tokens), classes, seen, dropout), ids)
-
-    def begin(self, batch: int, condition: Condition | None = None, device: torch.device | None = None) -> Memory:
-        """The memory of a new sampling of `batch` images, for `advance`; `device` is where the network runs."""
-        device = device or self.class_embedding.weight.device
-        return Memory(batch, condition, [Cache(self.tokens) for _ in self.blocks], device)
-
-    def advance(self, memory: Memory, ids: Tensor | None, choose: Choose, weights: Tensor | None = None) -> Tensor:
-        """The ids [B, n, codebooks] of all tokens of the next level, one network evaluation.
-
-        `ids` [B, m, codebooks] are those of the level before, None before the first; `choose` as for
-        `TokenHead.choose`. With `weights` [B, m, codebooks, vocab] that level is a mixture of code vectors instead.
-        """
-        return self(ids, memory=memory, choose=choose, weights=weights)
+        return self.head(self._run(h, slice(0, self.tokens), classes, self.seen, dropout), ids)
 
     def code_vectors(self, ids: Tensor, weights: Tensor | None = None) -> Tensor:
         """What ids [B, n, codebooks] stand for, [B, n, dim]; with weights [B, n, codebooks, vocab] a mixture of all."""
@@ -208,9 +188,7 @@ class NextScaleTransformer(Network, AttentionMixin, PeftAdapterMixin):
                 rows = self.code_vectors(ids, weights)
                 memory.total = self.tables.add(memory.total, rows, memory.level - 1)
                 h = self._embed(self.tables.reduce(memory.total, memory.level))
-        first = sum(self.config.levels[: memory.level])
-        memory.level += 1
-        return self._run(h, slice(first, first + h.shape[1]), memory.classes, caches=memory.caches)
+        return self._run(h, memory.step(self.config.levels), memory.classes, caches=memory.caches)
 
     def _run(
         self,

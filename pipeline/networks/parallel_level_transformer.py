@@ -1,7 +1,5 @@
 """The transformer of HAR: all ids of a level at once, given those of the level before and special tokens."""
 
-from dataclasses import dataclass
-
 import torch
 from diffusers import ModelMixin  # noqa: F401  diffusers looks for it in the component's own module when loading
 from diffusers.configuration_utils import register_to_config
@@ -9,7 +7,7 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from torch import Tensor, nn
 
-from pipeline.code import Condition, stack_ids
+from pipeline.code import Condition
 from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_widths
@@ -18,22 +16,12 @@ from pipeline.nn.causal import BlockShape, Cache, CausalBlock, hidden_width, lea
 from pipeline.nn.conditions import refuse_text
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding, register_table, resample_positions, rotary_tables
+from pipeline.nn.level_sampling import LevelMemory, LevelSampling
 from pipeline.nn.tokens import HEAD_TABLES, Choose, TokenEmbedding, TokenHead
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 
-@dataclass
-class Memory:
-    """What a network keeps between the levels of one sampling; made by `ParallelLevelTransformer.begin`."""
-
-    batch: int
-    condition: Condition | None
-    caches: list[Cache]
-    device: torch.device
-    level: int = 0  # the next one
-
-
-class ParallelLevelTransformer(Network, AttentionMixin, PeftAdapterMixin):
+class ParallelLevelTransformer(LevelSampling, Network, AttentionMixin, PeftAdapterMixin):
     """Ids of a code with levels, each level given the class and all levels before it.
 
     HAR, the generator of ResTok (arXiv:2601.03955). A level of n tokens is predicted at n places of the sequence: those
@@ -87,14 +75,12 @@ class ParallelLevelTransformer(Network, AttentionMixin, PeftAdapterMixin):
         super().__init__()
         self.validate(Arguments.from_config(self))
         self.gradient_checkpointing = False
-        self.tokens = sum(levels)
+        self.number_levels(levels)
         self.class_embedding = LabelEmbedding(num_classes, width)
         self.token_embedding = TokenEmbedding(vocab, codebooks, width)
         self.specials = nn.Parameter(torch.zeros(levels[-1] - 1, width))
         for name, table in zip(("cosines", "sines"), rotary_tables([self.tokens], width // heads)):
             register_table(self, name, table)  # [N, D]
-        numbers = torch.arange(len(levels), device="cpu").repeat_interleave(torch.tensor(levels, device="cpu"))
-        register_table(self, "level_numbers", numbers)  # [N]
         hidden = hidden_width(width, "swiglu", feed_forward_ratio, feed_forward_multiple)
         dropouts = residual_dropout, feed_forward_dropout, 0.0
         shape = BlockShape(width, heads, "rms", norm_epsilon, "swiglu", hidden, False, False, *dropouts)
@@ -122,42 +108,28 @@ class ParallelLevelTransformer(Network, AttentionMixin, PeftAdapterMixin):
         ids: Tensor | None,
         condition: Condition | None = None,
         dropout: Draws | None = None,
-        memory: Memory | None = None,
+        memory: LevelMemory | None = None,
         choose: Choose | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, N, codebooks, vocab] of ids [B, N] or [B, N, codebooks], each given those of the levels before.
 
         Without a condition a network of classes predicts for its null class. `dropout` is where its masks come from;
-        None leaves everything. `memory` and `choose` are for `advance`.
+        None leaves everything. `memory`, `choose` and `weights` are for `advance`.
 
-        Raises ValueError when an unconditional network is given labels, and when N is not that of the levels.
+        Raises ValueError when an unconditional network is given labels, when N is not that of the levels, and for
+        `weights`, as `code_vectors` does.
         """
+        if weights is not None:
+            self.code_vectors(ids, weights)
         if memory is not None:
             return self.head.choose(self._next(ids, memory), choose)
-        ids = stack_ids(ids)
-        if ids.shape[1] != self.tokens:
-            raise ValueError(f"a code of {ids.shape[1]} tokens does not fit levels of {list(self.config.levels)}")
+        ids = self.stack_levels(ids)
         levels = list(self.config.levels)
         before = [self._class(condition, len(ids), ids.device)]
         before += self.token_embedding(ids[:, : self.tokens - levels[-1]]).split(levels[:-1], dim=1)
         h = torch.cat([self._inputs(rows, level) for level, rows in enumerate(before)], dim=1)
-        seen = self.level_numbers[:, None] >= self.level_numbers  # [N, N]
-        return self.head(self._run(h, slice(0, self.tokens), seen, dropout), ids)
-
-    def begin(self, batch: int, condition: Condition | None = None, device: torch.device | None = None) -> Memory:
-        """The memory of a new sampling of `batch` images, for `advance`; `device` is where the network runs."""
-        device = device or self.specials.device
-        return Memory(batch, condition, [Cache(self.tokens) for _ in self.blocks], device)
-
-    def advance(self, memory: Memory, ids: Tensor | None, choose: Choose, weights: Tensor | None = None) -> Tensor:
-        """The ids [B, n, codebooks] of all tokens of the next level, one network evaluation.
-
-        `ids` [B, m, codebooks] are those of the level before, None before the first; `choose` as for
-        `TokenHead.choose`. Raises ValueError for `weights`, as `code_vectors` does.
-        """
-        if weights is not None:
-            self.code_vectors(ids, weights)
-        return self(ids, memory=memory, choose=choose)
+        return self.head(self._run(h, slice(0, self.tokens), self.seen, dropout), ids)
 
     def code_vectors(self, ids: Tensor, weights: Tensor | None = None) -> Tensor:
         """ValueError: it reads ids, and knows no vectors of theirs that could be mixed."""
@@ -170,14 +142,12 @@ class ParallelLevelTransformer(Network, AttentionMixin, PeftAdapterMixin):
         return resample_positions(weight, [len(weight)], [len(self.specials)])
 
     @torch.no_grad()
-    def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
+    def _next(self, ids: Tensor | None, memory: LevelMemory) -> Tensor:
         """The states [B, n, width] that the ids of the next level are chosen from."""
         began = ids is not None
         rows = self.token_embedding(ids) if began else self._class(memory.condition, memory.batch, memory.device)
-        first = sum(self.config.levels[: memory.level])
         h = self._inputs(rows, memory.level)
-        memory.level += 1
-        span = slice(first, first + h.shape[1])
+        span = memory.step(self.config.levels)
         seen = torch.ones(h.shape[1], span.stop, dtype=torch.bool, device=h.device)
         return self._run(h, span, seen, caches=memory.caches)
 
