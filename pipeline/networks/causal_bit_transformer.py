@@ -17,34 +17,26 @@ from pipeline.networks.base import Network, check_widths
 from pipeline.nn.bits import BitHead, check_bits, ids_to_bits
 from pipeline.nn.blocks import RMSNorm
 from pipeline.nn.causal import Cache
-from pipeline.nn.causal_sequence import check_no_order
 from pipeline.nn.embeddings import LabelEmbedding
 from pipeline.nn.text import TextNull
 from pipeline.nn.text_keys import EPSILON, KeyShape, TextKeyBlock, TextKeys, make_layered_text, visible
+from pipeline.nn.token_sampling import RowSampling, TokenMemory, check_no_order
 from pipeline.nn.tokens import Choose
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Whole
 
 
 @dataclass
-class Memory:
+class Memory(TokenMemory):
     """What the network keeps between the tokens of one sampling; made by `CausalBitTransformer.begin`."""
 
-    batch: int
-    condition: Condition | None
-    caches: list[Cache]
-    device: torch.device
-    length: int = 0  # tokens read so far, the start counted
     text: TextKeys | None = None
 
     def narrow(self, rows: int) -> None:
-        """Continue with the first `rows` of the batch alone."""
-        self.batch = rows
+        super().narrow(rows)
         self.text = None if self.text is None else self.text.narrow(rows)
-        for cache in self.caches:
-            cache.narrow(rows)
 
 
-class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
+class CausalBitTransformer(RowSampling, Network, AttentionMixin, PeftAdapterMixin):
     """The bits of each token from those of the tokens before it, all of them at once: Instella-T2I (arXiv:2506.21022).
 
     Ids of 2^b values are b bits each. A start vector of the class precedes the tokens. In every block the tokens attend
@@ -63,6 +55,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
         "positions": ("blocks.*.positions",),
         "codes": ("bit_embedding", "head"),
     }
+    memory_class = Memory
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TextKeyBlock"]
     _repeated_blocks = ["TextKeyBlock"]
@@ -89,6 +82,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.validate(Arguments.from_config(self))
         self.gradient_checkpointing = False
         self.tokens = math.prod(grid)
+        self.capacity = text_tokens + self.tokens  # with the start, and the last token is never read
         self.class_embedding = LabelEmbedding(num_classes, width)
         self.head = BitHead(vocab, codebooks, width)
         self.bit_embedding = nn.Linear(self.head.linear.out_features, width)
@@ -137,28 +131,6 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
         h = torch.cat([start, self._embed(ids)], dim=1)
         return self._run(h, slice(0, h.shape[1]), self.caption(condition, len(ids), ids.device), dropout)
 
-    def begin(
-        self,
-        batch: int,
-        condition: Condition | None = None,
-        order: None = None,
-        device: torch.device | None = None,
-    ) -> Memory:
-        """The memory of a new sampling of `batch` images, for `advance`; see `forward` on the condition.
-
-        `device` is where the network runs: where its weights are, unless they are offloaded between evaluations.
-        """
-        check_no_order(order)
-        caches = [Cache(self.config.text_tokens + self.tokens) for _ in self.blocks]  # the last token is never read
-        return Memory(batch, condition, caches, device or self.class_embedding.weight.device)
-
-    def advance(self, memory: Memory, ids: Tensor | None, choose: Choose) -> Tensor:
-        """The ids [B, codebooks] of the next token, one network evaluation; `choose` as for `BitHead.choose`.
-
-        `ids` [B, codebooks] are those of the token before, from which the sequence continues; None before the first.
-        """
-        return self(ids, memory=memory, choose=choose)
-
     def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
         """The state [B, 1, width] that the next token is chosen from, after the memory has read the last one."""
         if ids is None:
@@ -166,9 +138,7 @@ class CausalBitTransformer(Network, AttentionMixin, PeftAdapterMixin):
             h = self._start(memory.condition, memory.batch, memory.device)
         else:
             h = self._embed(ids[:, None])
-        span = slice(memory.length, memory.length + 1)
-        memory.length = span.stop
-        return self._run(h, span, memory.text, caches=memory.caches)
+        return self._run(h, memory.step(1), memory.text, caches=memory.caches)
 
     def _run(
         self,

@@ -32,13 +32,14 @@ from pipeline.nn.embeddings import LabelEmbedding, register_table, rotary_tables
 from pipeline.nn.sub_tokens import PredictsIds, check_head
 from pipeline.nn.text import PARTS as TEXT
 from pipeline.nn.text import TextNull, TextProjection, TextReading
+from pipeline.nn.token_sampling import TokenSampling
 from pipeline.nn.tokens import HEAD_TABLES, Choose
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 Position = Literal["rotary", "rotary_sequence", "learned"]
 
 
-class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
+class CausalTransformer(TokenSampling, Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
     """Ids of a code, each predicted from the class and the ids before it.
 
     LlamaGen (Sun et al., arXiv:2406.06525): the defaults. RAR (Yu et al., arXiv:2411.00776): learned positions, a start
@@ -217,14 +218,7 @@ class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
         """
         capacity = self.before + self.tokens - 1  # the last token is never an input
         device = device or self.token_embedding.tables[0].weight.device
-        return Memory(batch, condition, order, [Cache(capacity) for _ in self.blocks], device)
-
-    def advance(self, memory: Memory, ids: Tensor | None, choose: Choose) -> Tensor:
-        """The ids [B, codebooks] of the next token, one network evaluation; `choose` as for `TokenHead.choose`.
-
-        `ids` [B, codebooks] are those of the token before, from which the sequence continues; None before the first.
-        """
-        return self(ids, memory=memory, choose=choose)
+        return Memory(batch, condition, [Cache(capacity) for _ in self.blocks], device, order=order)
 
     def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
         """The state [B, 1, width] that the next token is chosen from, after the memory has read the last one."""
@@ -234,9 +228,7 @@ class CausalTransformer(Network, PredictsIds, AttentionMixin, PeftAdapterMixin):
             h = torch.cat(self._prefix(memory.asked), dim=1)
         else:
             h = self.token_embedding(ids[:, None])
-        span = slice(memory.length, memory.length + h.shape[1])
-        memory.length = span.stop
-        return self._run(h, span, memory.asked, memory.positions, caches=memory.caches)[:, -1:]
+        return self._run(h, memory.step(h.shape[1]), memory.asked, memory.positions, caches=memory.caches)[:, -1:]
 
     def _run(
         self,

@@ -1,6 +1,5 @@
 """The causal transformer of codes in segments, each with tables of its own: Hita's generator."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,33 +15,16 @@ from pipeline.components import Arguments
 from pipeline.draws import Draws
 from pipeline.networks.base import Network, check_widths
 from pipeline.nn.causal import BlockShape, Cache, hidden_width, learned_norm
-from pipeline.nn.causal_sequence import check_no_order
 from pipeline.nn.conditions import refuse_text
 from pipeline.nn.dropout import apply_dropout
 from pipeline.nn.embeddings import LabelEmbedding, register_table, resample_positions, rotary_tables
 from pipeline.nn.offset_attention import OffsetBlock, Offsets
+from pipeline.nn.token_sampling import RowSampling, TokenMemory, check_no_order
 from pipeline.nn.tokens import Choose, TokenEmbedding, TokenHead
 from pipeline.ranges import Count, Counts, Fraction, FractionBelowOne, Positive, Whole
 
 
-@dataclass
-class Memory:
-    """What the network keeps between the tokens of one sampling; made by `SegmentTransformer.begin`."""
-
-    batch: int
-    condition: Condition | None
-    caches: list[Cache]
-    device: torch.device
-    length: int = 0  # places read so far, the class counted
-
-    def narrow(self, rows: int) -> None:
-        """Continue with the first `rows` of the batch alone."""
-        self.batch = rows
-        for cache in self.caches:
-            cache.narrow(rows)
-
-
-class SegmentTransformer(Network, AttentionMixin, PeftAdapterMixin):
+class SegmentTransformer(RowSampling, Network, AttentionMixin, PeftAdapterMixin):
     """Ids of a code of segments, each predicted from the class and the ids before it, row by row.
 
     Hita (Zheng et al., arXiv:2507.02358), in the form of its public implementation: LlamaGen's blocks, an embedding
@@ -99,6 +81,7 @@ class SegmentTransformer(Network, AttentionMixin, PeftAdapterMixin):
         self.gradient_checkpointing = False
         self.counts = [torch.Size(each).numel() for each in segments]
         self.tokens, self.before = sum(self.counts), sum(self.counts[:-1])
+        self.capacity = self.tokens  # the class's place, and the last token is never read
         self.class_embedding = LabelEmbedding(num_classes, width)
         self.embeddings = nn.ModuleList(TokenEmbedding(vocab, codebooks, width) for _ in segments)
         self.positions = nn.Parameter(torch.zeros(self.before, width))  # row 0 is the class's
@@ -136,7 +119,7 @@ class SegmentTransformer(Network, AttentionMixin, PeftAdapterMixin):
         order: None = None,
         dropout: Draws | None = None,
         *,
-        memory: Memory | None = None,
+        memory: TokenMemory | None = None,
         choose: Choose | None = None,
     ) -> Tensor:
         """Logits [B, N, codebooks, vocab] of ids [B, N] or [B, N, codebooks], each given those before it, row by row.
@@ -167,37 +150,17 @@ class SegmentTransformer(Network, AttentionMixin, PeftAdapterMixin):
         """The number of the segment that a token of the row is in."""
         return next(i for i in range(len(self.counts)) if token < sum(self.counts[: i + 1]))
 
-    def begin(
-        self,
-        batch: int,
-        condition: Condition | None = None,
-        order: None = None,
-        device: torch.device | None = None,
-    ) -> Memory:
-        """The memory of a new sampling of `batch` images, for `advance`; `device` is where the network runs."""
-        check_no_order(order)
-        device = device or self.class_embedding.weight.device
-        return Memory(batch, condition, [Cache(self.tokens) for _ in self.blocks], device)
-
-    def advance(self, memory: Memory, ids: Tensor | None, choose: Choose) -> Tensor:
-        """The ids [B, codebooks] of the next token, one network evaluation; `choose` as for `TokenHead.choose`.
-
-        `ids` [B, codebooks] are those of the token before, from which the sequence continues; None before the first.
-        """
-        return self(ids, memory=memory, choose=choose)
-
     def resample(self, name: str, weight: Tensor, other: "SegmentTransformer") -> Tensor:
         return resample_positions(weight, [other.before], [self.before])
 
-    def _next(self, ids: Tensor | None, memory: Memory) -> Tensor:
+    def _next(self, ids: Tensor | None, memory: TokenMemory) -> Tensor:
         """The state [B, 1, width] that the next token is chosen from, after the memory has read the last one."""
         place = memory.length
         if ids is None:
             h = self._start(memory.condition, memory.batch, memory.device)
         else:
             h = self.embeddings[self.segment_of(place - (self.config.border == "own"))](ids[:, None])
-        memory.length = place + 1
-        return self._run(h, slice(place, place + 1), caches=memory.caches)
+        return self._run(h, memory.step(1), caches=memory.caches)
 
     def _start(self, condition: Condition | None, batch: int, device: torch.device) -> Tensor:
         """What precedes the tokens, [B, 1, width]."""

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.code import Condition
 from pipeline.nn.attention import causal_mask
 from pipeline.nn.blocks import NOTHING, Attended, Rotary
-from pipeline.nn.causal import Cache
 from pipeline.nn.text import Caption
+from pipeline.nn.token_sampling import TokenMemory
 
 
 @dataclass
@@ -56,25 +54,18 @@ class Asked:
 
 
 @dataclass
-class Memory:
+class Memory(TokenMemory):
     """What a network keeps between the tokens of one sampling; made by `CausalTransformer.begin`."""
 
-    batch: int
-    condition: Condition | None
-    order: Tensor | None
-    caches: list[Cache]
-    device: torch.device
-    length: int = 0  # positions read so far, the prefix counted
+    order: Tensor | None = None
     asked: Asked | None = None
     positions: SequencePositions | None = None
 
     def narrow(self, rows: int) -> None:
-        """Continue with the first `rows` of the batch alone."""
-        self.batch, self.asked = rows, self.asked.narrow(rows)
+        super().narrow(rows)
+        self.asked = self.asked.narrow(rows)
         if self.order is not None:
             self.positions = self.positions.narrow(rows)
-        for cache in self.caches:
-            cache.narrow(rows)
 
 
 def align_right(caption: Caption | None) -> Caption | None:
@@ -84,9 +75,3 @@ def align_right(caption: Caption | None) -> Caption | None:
     order = caption.mask.int().argsort(dim=1, stable=True)  # [B, T]
     places = caption.places.gather(1, order[..., None].expand_as(caption.places))
     return caption._replace(places=places, mask=caption.mask.gather(1, order))
-
-
-def check_no_order(order: Tensor | None) -> None:
-    """ValueError where a network that predicts tokens row by row is given another order."""
-    if order is not None:
-        raise ValueError("this network predicts tokens row by row; take another objective, or a causal_transformer")
