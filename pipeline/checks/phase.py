@@ -75,9 +75,19 @@ def check_task(
     for term in phase.until:
         with at(f"until.{term}"):
             check_known(term, phase.weights, "loss term")
+    cuts = False
     if phase.perturbation is not None:
         with at("perturbation"):
-            build("perturbations", phase.perturbation).check(tokenizer.spec, tokenizer.can)
+            perturbation = build("perturbations", phase.perturbation)
+            perturbation.check(tokenizer.spec, tokenizer.can)
+            cuts = perturbation.cuts
+    for name, loss in zip(phase.losses, losses_of(phase)):
+        if loss.of_cut_codes and not cuts:
+            raise SettingError(
+                f"losses.{name}",
+                f": {loss.__name__} weighs by how many tokens are left, and nothing cuts codes off; set"
+                " perturbation={kind: prefix_drop} in this phase, or leave the loss out",
+            )
 
 
 def check_loss(recipe: Recipe, phase: Phase, tokenizer: TokenizerPlan, name: str, from_codes: bool = False) -> None:

@@ -41,6 +41,7 @@ class Loss(RangedArguments, nn.Module, ABC):
     of_pixels: bool = True  # it reads rebuilt.images alone, so that its gradient can be taken at the image
     rebuilds: bool = False  # an error of reconstruction besides those of pixels, which balanced terms compare with
     of_code: bool = False  # it reads the encoded images, where the target images are others
+    of_cut_codes: bool = False  # it weighs by how many tokens the phase's perturbation leaves the decoder
     reads: tuple[str, ...] = ()  # names of rebuilt.features that it needs
     extractor_kind: str | None = None  # a file of pipeline/frozen/, whose network the constructor takes
 

@@ -18,15 +18,16 @@ from pipeline.validation import SettingError
 class PrefixCosine(Alignment):
     """`prefix_cosine`: share(k) (1 - cos(h(x)_i, f_i)), a mean over positions i, where the decoder was given k tokens.
 
-    ReToK's hierarchical semantic regularisation (Fu et al., arXiv:2601.01535), for a phase whose perturbation
-    `prefix_drop` cuts codes off: x is the output of the decoder's module `at`, h a trained head, f the teacher's
-    features. The share falls in a line from 1 at `least` tokens to 0 at `full`, and stays 0 beyond. The paper says that
-    the term weakens towards the tail; the line is inferred.
+    ReToK's hierarchical semantic regularisation (Fu et al., arXiv:2601.01535): x is the output of the decoder's module
+    `at`, h a trained head, f the teacher's features. The phase's perturbation `prefix_drop` has to cut codes off. The
+    share falls in a line from 1 at `least` tokens to 0 at `full`, and stays 0 beyond. The paper says that the term
+    weakens towards the tail; the line is inferred.
 
     Raises ValueError, as `validate` does, unless `least` is below `full`.
     """
 
     terms = ("prefix_cosine",)
+    of_cut_codes = True
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class Perturbation(RangedArguments, ABC):
     """
 
     anneal: Annealing | None = None
+    cuts: bool = False  # whether the decoder may be given fewer tokens than the code has
 
     @abstractmethod
     def check(self, spec: LatentSpec, can: Capabilities) -> None:

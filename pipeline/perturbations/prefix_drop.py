@@ -40,7 +40,7 @@ class PrefixDrop(Perturbation):
                 "images of one batch cannot be cut to lengths of their own; set action=mask or scope=batch"
             )
         self.lengths, self.chance, self.least, self.full = lengths, chance, least, full
-        self.scope, self.action = scope, action
+        self.scope, self.action, self.cuts = scope, action, action == "truncate"
 
     def check(self, spec: LatentSpec, can: Capabilities) -> None:
         if len(spec.grid) > 1:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from golden_kinds.rectok import Given
 
+from pipeline.checks.recipe import check_recipe
 from pipeline.code import Code
 from pipeline.losses.prefix_cosine import PrefixCosine
 from pipeline.nn.feature_head import HeadShape
+from pipeline.recipes.schema import load
 from pipeline.teachers.base import Tap
 from pipeline.tokenizers.base import TokenizerOutput
 from pipeline.validation import SettingError
@@ -41,3 +43,16 @@ def test_the_term_falls_in_a_line_from_the_fewest_tokens_to_the_whole_code():
 def test_lengths_in_the_wrong_order_are_refused():
     with pytest.raises(SettingError, match="least is 6, and full is 6; give fewer tokens than that"):
         loss(6, 6)
+
+
+@pytest.mark.parametrize(
+    "change", ["null", "{kind: prefix_drop, action: mask}", "{kind: codebook_neighbours, strength: 4}"]
+)
+def test_a_phase_that_cuts_no_codes_off_is_refused(change):
+    """The share would be 0 at every step."""
+    check_recipe(load("digits_retok"))
+    recipe = load(
+        "digits_retok", ["tokenizer.phases.main.perturbation=null", f"tokenizer.phases.main.perturbation={change}"]
+    )
+    with pytest.raises(ValueError, match=r"^tokenizer\.phases\.main\.losses\.semantic: PrefixCosine weighs by"):
+        check_recipe(recipe)
