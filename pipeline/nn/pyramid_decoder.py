@@ -132,7 +132,7 @@ class ChannelNorm(nn.Module):
         return F.normalize(tokens, dim=-1) * (len(self.scale) ** 0.5 * self.scale)
 
 
-class MapAttention(nn.Module):
+class NullKeyAttention(nn.Module):
     """Attention over positions [B, N, C] and one learned key and value per head besides; nothing has a bias."""
 
     def __init__(self, width: int):
@@ -156,7 +156,7 @@ class MapTransformer(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm1, self.attention = ChannelNorm(width), MapAttention(width)
+        self.norm1, self.attention = ChannelNorm(width), NullKeyAttention(width)
         self.norm2 = ChannelNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)

@@ -20,8 +20,8 @@ from pipeline.losses.pixel import Pixel
 from pipeline.nn.attention_projection import AttentionProjection
 from pipeline.nn.pyramid_decoder import (
     FixedNoise,
-    MapAttention,
     ModulatedConv,
+    NullKeyAttention,
     PyramidDecoder,
     PyramidShape,
     StyleMapping,
@@ -189,7 +189,7 @@ def test_fixed_noise_is_one_map_for_all_images_and_off_at_first():
 
 @torch.no_grad()
 def test_attention_has_one_key_and_value_besides_the_positions():
-    layer = MapAttention(16)
+    layer = NullKeyAttention(16)
     tokens = torch.zeros(1, 5, 16)  # queries and keys of zero: equal weights, of which the learned value has one
     value = layer.null[1].flatten() / 6
     torch.testing.assert_close(layer(tokens), layer.to_out(value).expand(1, 5, -1))
