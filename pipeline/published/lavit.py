@@ -12,7 +12,7 @@ from pipeline.vision.backbone import CLIP
 WHAT = "LaVIT's tokenizer (rain1011/LaVIT-7B-v2: tokenizer_encoder.bin, with decoder=FILE, its tokenizer_decoder.bin)"
 WHOSE = "LaVIT"
 HEADS = {1408: 16}  # by width, of the merger and of the decoder
-OURS = ("encoder.", "pixel_decoder.", "output.", "mean", "std")  # what no state gives
+OURS = ("encoder.", "pixel_decoder.", "mean", "std")  # what no state gives
 DROPPED = (r"vit_proj\..*",)  # of the language model
 NAMES = {
     r"token_predictor\.in_conv\.0\.(.*)": r"selector.norm.\1",

@@ -46,7 +46,7 @@ EYE_NAMES = {  # of LAVIS's EVA, and of transformers' Blip2VisionModel
 }
 WHOSE = "SEED"
 CAUSAL = 32  # queries
-OURS = ("encoder.", "pixel_decoder.", "output.", "mean", "std")  # what a state does not give
+OURS = ("encoder.", "pixel_decoder.", "mean", "std")  # what a state does not give
 
 
 def convert(

@@ -14,7 +14,7 @@ from pipeline.code import Code, Condition, LatentSpec
 from pipeline.components import Arguments, Node
 from pipeline.draws import Draws
 from pipeline.nn.capabilities import Capabilities
-from pipeline.nn.patch_heads import LinearHead, patch_grid
+from pipeline.nn.pixel_decoder import PixelDecoder
 from pipeline.nn.place_vectors import PlaceVectors
 from pipeline.nn.processes import global_mean
 from pipeline.nn.row_ends import before_end, before_zeros, pack
@@ -22,7 +22,6 @@ from pipeline.nn.row_reader import RowReader
 from pipeline.nn.token_merger import TokenMerger
 from pipeline.nn.token_selector import TokenSelector, likeliest_decisions, sample_decisions
 from pipeline.nn.transformer_sizes import check_heads
-from pipeline.nn.vision_transformer import LatentDecoder
 from pipeline.ranges import Count, FractionAboveZero, ImageSize
 from pipeline.samplers.unmasking import gumbel
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
@@ -96,9 +95,7 @@ class Lavit(OnFrozenEncoder, Tokenizer):
         sizes = (decoder_width, decoder_depth, decoder_heads, decoder_hidden)
         self.feature_decoder = RowReader(places, places, neck.dim, *sizes, width)
         self.context = nn.Linear(width, context_width)
-        patches = math.prod(patch_grid(image_size, pixel_patch))
-        self.pixel_decoder = LatentDecoder(context_width, patches, places, pixel_width, pixel_depth, pixel_heads)
-        self.output = LinearHead(pixel_width, pixel_patch, image_channels)
+        self.pixel_decoder = PixelDecoder(context_width, places, arguments)
         self.keep_source()
         self.encoder.requires_grad_(False)
 
@@ -107,8 +104,7 @@ class Lavit(OnFrozenEncoder, Tokenizer):
         width, grid = tapped_map(arguments.frozen_encoder, arguments.image_size)
         check_heads("lavit", width, arguments.heads)
         check_heads("lavit", arguments.decoder_width, arguments.decoder_heads)
-        check_heads("lavit", arguments.pixel_width, arguments.pixel_heads)
-        patch_grid(arguments.image_size, arguments.pixel_patch)
+        PixelDecoder.validate("lavit", arguments)
         if width % 4:
             raise ValueError(f"lavit: the selector halves the frozen network's {width} channels twice; take another")
         neck = components.build("bottlenecks", arguments.bottleneck)
@@ -191,9 +187,7 @@ class Lavit(OnFrozenEncoder, Tokenizer):
 
     def paint(self, features: Tensor) -> Tensor:
         """Rebuilt features [B, N, width] to images."""
-        return self.output(
-            self.pixel_decoder(self.context(features)), patch_grid(self.config.image_size, self.config.pixel_patch)
-        )
+        return self.pixel_decoder(self.context(features))
 
     def reconstruct(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> TokenizerOutput:
         foundation = self.foundation(images)
@@ -208,11 +202,11 @@ class Lavit(OnFrozenEncoder, Tokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        return self.output.last_layer
+        return self.pixel_decoder.last_layer
 
     def parts(self) -> dict[str, list[nn.Module]]:
         ids = [self.place_vectors, self.selector, self.merger, self.to_code, self.neck]
-        pixels = [self.context, self.pixel_decoder, self.output]
+        pixels = [self.context, self.pixel_decoder]
         return {
             "encoder": [self.encoder, *ids],
             "decoder": [self.feature_decoder, *pixels],

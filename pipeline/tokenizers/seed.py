@@ -14,10 +14,10 @@ from pipeline.components import Arguments, Node
 from pipeline.nn.capabilities import Capabilities
 from pipeline.nn.convolution import Tower
 from pipeline.nn.embeddings import learned_vectors
-from pipeline.nn.patch_heads import LinearHead, patch_grid
+from pipeline.nn.pixel_decoder import PixelDecoder
 from pipeline.nn.query_former import QueryFormer
 from pipeline.nn.transformer_sizes import check_heads
-from pipeline.nn.vision_transformer import LatentDecoder, PreNormBlock
+from pipeline.nn.vision_transformer import PreNormBlock
 from pipeline.ranges import Count, ImageSize
 from pipeline.tokenizers.base import Tokenizer, TokenizerOutput, TrainingInputs
 from pipeline.vision.encoder_choice import choose_encoder, tapped_map
@@ -125,9 +125,7 @@ class Seed(OnFrozenEncoder, Tokenizer):
         sizes = (tokens, width, branch_depth, branch_heads or heads)
         self.semantic_branch = Branch(*sizes)
         self.image_branch = ImageBranch(Branch(*sizes), width, reader_depth, heads, hidden, embedding_width)
-        patches = math.prod(patch_grid(image_size, pixel_patch))
-        self.pixel_decoder = LatentDecoder(width, patches, tokens, pixel_width, pixel_depth, pixel_heads)
-        self.output = LinearHead(pixel_width, pixel_patch, image_channels)
+        self.pixel_decoder = PixelDecoder(width, tokens, arguments)
         self.keep_source()
         self.encoder.requires_grad_(False)
 
@@ -135,9 +133,8 @@ class Seed(OnFrozenEncoder, Tokenizer):
     def geometry(cls, arguments: Arguments) -> LatentSpec:
         check_heads("seed", arguments.width, arguments.heads)
         check_heads("seed", arguments.width, arguments.branch_heads or arguments.heads)
-        check_heads("seed", arguments.pixel_width, arguments.pixel_heads)
+        PixelDecoder.validate("seed", arguments)
         tapped_map(arguments.frozen_encoder, arguments.image_size)
-        patch_grid(arguments.image_size, arguments.pixel_patch)
         return components.build("bottlenecks", arguments.bottleneck).spec((arguments.tokens,))
 
     @classmethod
@@ -179,11 +176,7 @@ class Seed(OnFrozenEncoder, Tokenizer):
         return self.image_branch(self.from_code(z))
 
     def render(self, z: Tensor, condition: Condition | None = None) -> Tensor:
-        return self.paint(self.rebuilt_states(z))
-
-    def paint(self, states: Tensor) -> Tensor:
-        """Rebuilt states [B, n, width] to images."""
-        return self.output(self.pixel_decoder(states), patch_grid(self.config.image_size, self.config.pixel_patch))
+        return self.pixel_decoder(self.rebuilt_states(z))
 
     def reconstruct(self, images: Tensor, given: TrainingInputs, pixels: bool = True) -> TokenizerOutput:
         states = self.states(images)
@@ -191,19 +184,20 @@ class Seed(OnFrozenEncoder, Tokenizer):
         rebuilt = self.rebuilt_states(z)
         semantic = 1 - F.cosine_similarity(rebuilt.float(), states[:, : rebuilt.shape[1]].detach().float(), -1).mean()
         features = {"image_embedding": self.image_embedding(z)}
-        return TokenizerOutput(self.paint(rebuilt) if pixels else None, code, terms | {"semantic": semantic}, features)
+        painted = self.pixel_decoder(rebuilt) if pixels else None
+        return TokenizerOutput(painted, code, terms | {"semantic": semantic}, features)
 
     @property
     def last_layer(self) -> nn.Parameter:
-        return self.output.last_layer
+        return self.pixel_decoder.last_layer
 
     def parts(self) -> dict[str, list[nn.Module]]:
         queries, ids = [self.embedding, self.query_former], [self.to_code, self.neck]
-        branches, pixels = [self.from_code, self.semantic_branch, self.image_branch], [self.pixel_decoder, self.output]
+        branches = [self.from_code, self.semantic_branch, self.image_branch]
         return {
             "encoder": [self.encoder, *queries, *ids],
-            "decoder": [*branches, *pixels],
+            "decoder": [*branches, self.pixel_decoder],
             "ids": [*ids, *branches],
             "features": [*queries, *ids, *branches],
-            "pixel_decoder": pixels,
+            "pixel_decoder": [self.pixel_decoder],
         }
