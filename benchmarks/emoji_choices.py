@@ -1,13 +1,14 @@
 """What `emoji32` is made of, each choice beside another one: tokenizer, generator, alignment, mirrors, guidance.
 
-    python benchmarks/emoji_choices.py [--seeds 1] [--workers 2] [--folder runs/emoji_choices] [--parts choices]
+    python benchmarks/emoji_choices.py [--seeds 1] [--share 1.0] [--workers 2] [--folder runs/emoji_choices]
+        [--parts choices]
 
 `choices`: the recipe as it is, and with one thing changed: REPA (arXiv:2410.06940) in the generator, its weight chosen
 for the digits; the decoder post-trained with the generator's pairs; latents aligned by VA-VAE's terms
 (arXiv:2501.01423); mirrored pictures in both trainings; ids in place of continuous codes, with the next-token and the
 masked generator of the recipes emoji32_robust_*, their codes neither perturbed nor post-trained. The teacher of
 alignment is a classifier of the training pictures, of another seed than the report's. `guidance`: the recipe's
-generator sampled at other scales.
+generator sampled at other scales. `--share` takes that share of the steps of tokenizers and generators.
 
 Distances are Fréchet distances in the features of the report's classifier; `pixels` needs none. Means and standard
 deviation over seeds. Every experiment runs in one process on one thread; one that has finished in FOLDER is not run
@@ -48,19 +49,30 @@ COLUMNS = {  # the number's name, a scale, digits
 }
 
 
-def experiments(parts: Iterable[str], seeds: int) -> Iterator[Experiment]:
+def experiments(parts: Iterable[str], seeds: int, share: float) -> Iterator[Experiment]:
     """Seed by seed, so that a benchmark that is stopped early has the first seeds of all experiments."""
+    short = {recipe: shortened(recipe, share) for recipe in ("emoji32", *OTHERS.values())}
     for seed in range(seeds):
         variants: dict[str, tuple[str, ...]] = {AS_IT_IS: ()}
         if "guidance" in parts:
             variants |= {f"guidance {scale}": (f"sample.guidance={scale}",) for scale in GUIDANCE}
         if "choices" in parts:
             variants |= {POST_TRAINED: posttraining(), "generator aligned": REPA}
-        yield Experiment("emoji32", {"choice": AS_IT_IS}, seed, (), variants)
+        yield Experiment("emoji32", {"choice": AS_IT_IS}, seed, short["emoji32"], variants)
         for name, changes in CHANGES.items() if "choices" in parts else ():
-            yield Experiment("emoji32", {"choice": name}, seed, changes, {name: ()})
+            yield Experiment("emoji32", {"choice": name}, seed, (*short["emoji32"], *changes), {name: ()})
         for name, recipe in OTHERS.items() if "choices" in parts else ():
-            yield Experiment(recipe, {"choice": name}, seed, IDS, {name: ()})
+            yield Experiment(recipe, {"choice": name}, seed, (*short[recipe], *IDS), {name: ()})
+
+
+def shortened(name: str, share: float) -> tuple[str, ...]:
+    """A share of the steps of a recipe's trainings, by overrides."""
+    from pipeline.recipes.schema import load
+
+    recipe = load(name)
+    steps = {f"tokenizer.phases.{phase}": each.loop.steps for phase, each in recipe.tokenizer.phases.items()}
+    steps["generator"] = recipe.generator.loop.steps
+    return tuple(f"{key}.loop.steps={round(share * count)}" for key, count in steps.items())
 
 
 def posttraining() -> tuple[str, ...]:
@@ -91,8 +103,11 @@ def table(results: Results, title: str, variants: Iterable[str]) -> Iterator[str
 
 def main() -> None:
     tables = {"choices": [choices_table], "guidance": [guidance_table]}
-    arguments = parse_arguments(create_parser(__doc__, "runs/emoji_choices", 1, tables))
-    results = run_experiments(list(experiments(arguments.parts, arguments.seeds)), arguments)
+    parser = create_parser(__doc__, "runs/emoji_choices", 1, tables)
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps of the recipes")
+    arguments = parse_arguments(parser)
+    chosen = experiments(arguments.parts, arguments.seeds, arguments.share)
+    results = run_experiments(list(chosen), arguments)
     print_tables(tables, arguments.parts, results)
 
 

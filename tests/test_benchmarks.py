@@ -86,7 +86,7 @@ EXPERIMENTS = {  # all parts of a benchmark at one seed
         benchmark.TOKENIZERS,
         1,
     ),
-    "emoji_choices": lambda benchmark, folder: (["choices", "guidance"], 1),
+    "emoji_choices": lambda benchmark, folder: (["choices", "guidance"], 1, 0.5),
     "discrete_tokenizers": lambda benchmark, folder: discrete_tokenizers(benchmark, "digits"),
 }
 
