@@ -37,10 +37,14 @@ class Rows(Batched):
 
 
 class Numbers:
-    """Forty images of five rows of six numbers."""
+    """Forty images of five rows of six numbers.
+
+    With this seed no row is so near to two codes that rounding decides between them, which half of the seeds have:
+    rows moved by 3e-5 train the same codebooks up to 4e-4.
+    """
 
     def __init__(self) -> None:
-        self.rows = torch.randn(40, 5, 6, generator=torch.Generator().manual_seed(4))
+        self.rows = torch.randn(40, 5, 6, generator=torch.Generator().manual_seed(12))
 
     def __len__(self) -> int:
         return len(self.rows)
