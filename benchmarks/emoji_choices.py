@@ -43,6 +43,7 @@ OTHERS = {  # another recipe in place of emoji32
 COLUMNS = {  # the number's name, a scale, digits
     "PSNR, dB": ("psnr", 1, 1),
     "distance of samples": ("fd_classifier", 1, 2),
+    "of reconstructions": ("rfd_classifier", 1, 2),
     "of held-out pictures": ("held_out", 1, 2),
     "of samples, pixels": ("fd_pixels", 1, 2),
     "class accuracy, %": ("class_accuracy", 100, 1),
