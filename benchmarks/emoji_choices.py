@@ -1,14 +1,15 @@
 """What `emoji32` is made of, each choice beside another one: tokenizer, generator, alignment, mirrors, guidance.
 
     python benchmarks/emoji_choices.py [--seeds 1] [--share 1.0] [--workers 2] [--folder runs/emoji_choices]
-        [--parts choices]
+        [--parts choices] [--only "latents aligned" ...]
 
 `choices`: the recipe as it is, and with one thing changed: REPA (arXiv:2410.06940) in the generator, its weight chosen
 for the digits; the decoder post-trained with the generator's pairs; latents aligned by VA-VAE's terms
 (arXiv:2501.01423); mirrored pictures in both trainings; ids in place of continuous codes, with the next-token and the
 masked generator of the recipes emoji32_robust_*, their codes neither perturbed nor post-trained. The teacher of
 alignment is a classifier of the training pictures, of another seed than the report's. `guidance`: the recipe's
-generator sampled at other scales. `--share` takes that share of the steps of tokenizers and generators.
+generator sampled at other scales. `--share` takes that share of the steps of tokenizers and generators, `--only` the trainings of
+these names alone.
 
 Distances are Fréchet distances in the features of the report's classifier; `pixels` needs none. Means and standard
 deviation over seeds. Every experiment runs in one process on one thread; one that has finished in FOLDER is not run
@@ -106,9 +107,11 @@ def main() -> None:
     tables = {"choices": [choices_table], "guidance": [guidance_table]}
     parser = create_parser(__doc__, "runs/emoji_choices", 1, tables)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps of the recipes")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", choices=[AS_IT_IS, *CHANGES, *OTHERS])
     arguments = parse_arguments(parser)
     chosen = experiments(arguments.parts, arguments.seeds, arguments.share)
-    results = run_experiments(list(chosen), arguments)
+    only = [each for each in chosen if not arguments.only or each.tags["choice"] in arguments.only]
+    results = run_experiments(only, arguments)
     print_tables(tables, arguments.parts, results)
 
 
