@@ -8,8 +8,8 @@ for the digits; the decoder post-trained with the generator's pairs; latents ali
 (arXiv:2501.01423); mirrored pictures in both trainings; ids in place of continuous codes, with the next-token and the
 masked generator of the recipes emoji32_robust_*, their codes neither perturbed nor post-trained. The teacher of
 alignment is a classifier of the training pictures, of another seed than the report's. `guidance`: the recipe's
-generator sampled at other scales. `--share` takes that share of the steps of tokenizers and generators, `--only` the trainings of
-these names alone.
+generator sampled at other scales. `--share` takes that share of the steps of tokenizers and generators; `--only`
+runs the trainings of these names alone.
 
 Distances are Fréchet distances in the features of the report's classifier; `pixels` needs none. Means and standard
 deviation over seeds. Every experiment runs in one process on one thread; one that has finished in FOLDER is not run
