@@ -7,27 +7,19 @@ codes with their tail dropped, and the TiTok of `digits_titok_maskgit`, of the s
 many steps, on one thread; about three minutes for a seed on an idle core.
 """
 
-import os
 import statistics
-import sys
-import tempfile
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor
+from trained_tokenizers import held_out_pictures, mean_psnr, temporary_folder, train_tokenizer
 
-import torch  # noqa: E402
-
-import run  # noqa: E402
-from pipeline.images.eight_bits import levels  # noqa: E402
-from pipeline.images.reading import Images  # noqa: E402
-from pipeline.metrics.psnr import psnr  # noqa: E402
-from pipeline.recipes.schema import Recipe, load  # noqa: E402
-from pipeline.reporting.plots import Plot, Series, draw_plot  # noqa: E402
-from pipeline.saved_folders import load_tokenizer  # noqa: E402
-from pipeline.tokenizers.base import Tokenizer  # noqa: E402
+from pipeline.recipes.schema import load
+from pipeline.reporting.plots import Plot, Series, draw_plot
+from pipeline.saved_folders import load_tokenizer
+from pipeline.tokenizers.base import Tokenizer
 
 RECIPES = ("digits_one_d_piece", "digits_titok_maskgit")
 ByLength = dict[int, float]  # PSNR in dB by the number of tokens
@@ -43,27 +35,24 @@ def parse() -> Namespace:
     return parser.parse_args()
 
 
-def train(name: str, seed: int, steps: int, folder: Path) -> tuple[Tokenizer, Recipe]:
-    """The tokenizer of a recipe, trained in the folder, and the recipe."""
+def quality_by_length(name: str, seed: int, steps: int, count: int) -> ByLength:
+    """That of a recipe's tokenizer, trained for these steps, on as many held-out images."""
     phases = load(name).tokenizer.phases
     overrides = [f"seed={seed}", f"name={name}_{seed}", *(f"tokenizer.phases.{p}.loop.steps={steps}" for p in phases)]
-    recipe = load(name, overrides)
-    run.run_stages(recipe, name, overrides, "train_tokenizer")
-    tokenizer = load_tokenizer(str(folder / "runs" / recipe.name / "tokenizer"), name).eval()
+    recipe, folder = train_tokenizer(name, overrides)
+    tokenizer = load_tokenizer(str(folder / "tokenizer"), name).eval()
     if not tokenizer.can.prefixes:
         raise ValueError(f"{name}: its tokenizer decodes whole codes alone; name one whose prefixes decode")
-    return tokenizer, recipe
+    return measure(tokenizer, held_out_pictures(recipe, count))
 
 
 @torch.no_grad()
-def measure(tokenizer: Tokenizer, recipe: Recipe, count: int) -> ByLength:
-    """PSNR, the mean over held-out images, by how many of their tokens were decoded."""
-    images = Images(recipe.data, "held_out")
-    pictures = images.plain(torch.arange(min(count, len(images)))).images
+def measure(tokenizer: Tokenizer, pictures: Tensor) -> ByLength:
+    """PSNR, the mean over pictures, by how many of their tokens were decoded."""
     code, found = tokenizer.encode(pictures), {}
     for length in lengths(tokenizer.spec.tokens):
         rebuilt = tokenizer.decode(code.map(lambda tensor: tensor[:, :length]))  # noqa: B023
-        found[length] = psnr(levels(pictures), levels(rebuilt.clamp(-1, 1))).mean().item()
+        found[length] = mean_psnr(pictures, rebuilt)
     return found
 
 
@@ -86,17 +75,12 @@ def table(results: dict[str, ByLength]) -> Iterator[str]:
 
 def main() -> None:
     asked = parse()
-    torch.set_num_threads(1)
-    figure, before = asked.figure and asked.figure.resolve(), Path.cwd()
+    figure = asked.figure and asked.figure.resolve()
     results: dict[str, ByLength] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            for name in asked.recipes:
-                trained = (train(name, seed, asked.steps, Path(folder)) for seed in range(asked.seeds))
-                results[name] = mean_over_seeds([measure(*each, asked.images) for each in trained])
-        finally:
-            os.chdir(before)
+    with temporary_folder():
+        for name in asked.recipes:
+            seeds = range(asked.seeds)
+            results[name] = mean_over_seeds([quality_by_length(name, n, asked.steps, asked.images) for n in seeds])
     print("\n".join(table(results)))
     if figure:
         lines = [Series(name, list(map(float, one)), list(one.values())) for name, one in results.items()]

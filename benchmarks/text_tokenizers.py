@@ -8,31 +8,23 @@ too, also with another caption in the decoder alone. Shapes have captions that s
 so that little is left for the code. One thread; about five minutes for a seed on an idle core.
 """
 
-import os
 import statistics
-import sys
-import tempfile
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from trained_tokenizers import mean_psnr, temporary_folder, train_tokenizer
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-import run  # noqa: E402
-from pipeline.captions.table import Captions  # noqa: E402
-from pipeline.code import Condition  # noqa: E402
-from pipeline.components import find  # noqa: E402
-from pipeline.images.eight_bits import levels  # noqa: E402
-from pipeline.images.reading import Images  # noqa: E402
-from pipeline.metrics.psnr import psnr  # noqa: E402
-from pipeline.recipes.schema import Recipe, load  # noqa: E402
-from pipeline.saved_folders import load_component  # noqa: E402
-from pipeline.tokenizers.base import Tokenizer  # noqa: E402
+import run
+from pipeline.captions.table import Captions
+from pipeline.code import Condition
+from pipeline.components import find
+from pipeline.images.reading import Images
+from pipeline.recipes.schema import Recipe, load
+from pipeline.saved_folders import load_component
+from pipeline.tokenizers.base import Tokenizer
 
 KINDS = {"titok": "TiTok (no captions)", "tatitok": "TA-TiTok (decoder)", "textok": "TexTok (encoder and decoder)"}
 GIVEN = ("own caption", "another's", "another's in the decoder", "empty caption")
@@ -67,15 +59,14 @@ def overrides_of(kind: str, seed: int, asked: Namespace) -> list[str]:
     ]
 
 
-def train(kind: str, seed: int, asked: Namespace, folder: Path) -> tuple[Tokenizer, Recipe, Path, float]:
+def train(kind: str, seed: int, asked: Namespace) -> tuple[Tokenizer, Recipe, Path, float]:
     """The trained tokenizer, its recipe, the folder of its run, and the seconds of its training."""
     name, overrides = "emoji32_textok", [*overrides_of(kind, seed, asked), f"name=captions_{kind}_{seed}"]
-    recipe = load(name, overrides)
-    for stage in ("encode_text", "train_tokenizer"):
-        start = time.monotonic()
-        run.run_stages(recipe, name, overrides, stage)
-    seconds, root = time.monotonic() - start, folder / "runs" / recipe.name
-    return load_component(find("tokenizers", kind), root / "tokenizer").eval(), recipe, root, seconds
+    run.run_stages(load(name, overrides), name, overrides, "encode_text")
+    start = time.monotonic()
+    recipe, folder = train_tokenizer(name, overrides)
+    seconds = time.monotonic() - start
+    return load_component(find("tokenizers", kind), folder / "tokenizer").eval(), recipe, folder, seconds
 
 
 @torch.no_grad()
@@ -90,8 +81,7 @@ def measure(tokenizer: Tokenizer, recipe: Recipe, root: Path, count: int) -> dic
     empty = Condition(text=captions.table.empty.text.expand(count, -1, -1))
 
     def rebuild(encoder: Condition, decoder: Condition) -> float:
-        rebuilt: Tensor = tokenizer.decode(tokenizer.encode(batch.images, encoder), decoder)
-        return psnr(levels(batch.images), levels(rebuilt.clamp(-1, 1))).mean().item()
+        return mean_psnr(batch.images, tokenizer.decode(tokenizer.encode(batch.images, encoder), decoder))
 
     pairs = ((own, own), (others, others), (own, others), (empty, empty))
     return {name: rebuild(*pair) for name, pair in zip(GIVEN, pairs)}
@@ -107,18 +97,12 @@ def table(results: dict[str, list[dict[str, float]]]) -> Iterator[str]:
 
 def main() -> None:
     asked = parse()
-    torch.set_num_threads(1)
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            for seed in range(asked.seeds):
-                for kind in KINDS:
-                    tokenizer, recipe, root, seconds = train(kind, seed, asked, Path(folder))
-                    results[kind].append(measure(tokenizer, recipe, root, asked.images) | {"s": seconds})
-        finally:
-            os.chdir(before)
+    with temporary_folder():
+        for seed in range(asked.seeds):
+            for kind in KINDS:
+                tokenizer, recipe, root, seconds = train(kind, seed, asked)
+                results[kind].append(measure(tokenizer, recipe, root, asked.images) | {"s": seconds})
     print("\n".join(table(results)))
 
 

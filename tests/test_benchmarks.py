@@ -18,7 +18,8 @@ from pipeline.recipes import schema
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("benchmarks/*.py"))
-COMMANDS = [path.stem for path in FILES if path.stem != "quality_runs"]  # a module of those that run recipes
+MODULES = ("quality_runs", "trained_tokenizers")  # which other benchmarks import
+COMMANDS = [path.stem for path in FILES if path.stem not in MODULES]
 SMALLEST = {  # arguments of what runs in a second or two
     "autoencoder": "--threads 1 --size 16 --images 1 --runs 1 --width 32",
     "latent_reads": "--codes 100 --shard 60 --repeats 4 --batch 8",
