@@ -1,12 +1,13 @@
 """Every discrete tokenizer of the small recipes, trained for equal times, with generators of equal size and time.
 
     python benchmarks/discrete_tokenizers.py [--data digits] [--seeds 3] [--seconds 60] [--workers 2]
-        [--folder runs/discrete_tokenizers] [--only digits_vq_ar ...] [--figure quality.png]
+        [--folder runs/discrete_tokenizers] [--only digits_vq_ar ...] [--figure quality.png] [--parts quality without]
 
 Each tokenizer is that of the first recipe that trains it, whatever its generator. It is trained for as many seconds of
 one core as every other, and so is each generator: `next token`, the same causal transformer for all, and `own`, that
 of the recipe, where it is another. A short training of each is timed first (part `speed`), and steps are chosen by its
 rate, so that other work on the machine should be the same for all while that runs. Schedules shrink with the steps.
+Part `without` trains four of them once more, for as many steps, without what their papers add for the generator's sake.
 
 PSNR and the first distance are of reconstructions of held-out images, the second is of samples: Fréchet distances in
 the features of a classifier of the training images. Seconds of sampling are those of the whole stage `sample`, by one
@@ -16,7 +17,7 @@ thread. Bits are those of a code without entropy coding. `--figure` draws the di
 import math
 import statistics
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,26 @@ LOOP = {
     "undecayed": [],
     "clip": 1.0,
     "ema": 0.99,
+}
+MAIN = "tokenizer.phases.main"
+WITHOUT = {  # by recipe of the digits: what the paper adds, and what leaves it out
+    "digits_gigatok": ("semantic term", (f"{MAIN}.losses.semantic=null", f"{MAIN}.weights.feature_cosine=null")),
+    "digits_fqgan": (
+        "disentanglement and teacher",
+        (
+            f"{MAIN}.losses.semantic=null",
+            f"{MAIN}.weights.branch_contrast=null",
+            f"{MAIN}.weights.disentangle=0.0",
+        ),
+    ),
+    "digits_larp": (
+        "prior",
+        ("tokenizer.model.prior_depth=0", f"{MAIN}.weights.prior=null", f"{MAIN}.loop.lr.new=null"),
+    ),
+    "digits_hita": (
+        "three of four holistic ids",
+        ("tokenizer.model.bottleneck.first_tokens=1", "tokenizer.model.shift=1"),
+    ),
 }
 TIMED = 40  # steps of the trainings that tell how fast one is
 LEAST = 20  # steps
@@ -137,19 +158,37 @@ def loop_of(phase: str) -> str:
     return f"tokenizer.phases.{phase}.loop"
 
 
-def experiments(found: list[System], rates: Rates, seeds: int, seconds: float) -> Iterator[Experiment]:
+def experiments(
+    parts: Iterable[str], found: list[System], rates: Rates, seeds: int, seconds: float
+) -> Iterator[Experiment]:
     """Seed by seed, so that a benchmark that is stopped early has the first seeds of all."""
     for seed in range(seeds):
         for system in found:
-            of = rates[system.recipe]
-            recipes_own = sum(steps / of[phase] for phase, steps in system.phases.items())
-            shares = {phase: steps * seconds / recipes_own for phase, steps in system.phases.items()}
-            changes = ("posttrain=null", *(f"{loop_of(phase)}.steps={count(n)}" for phase, n in shares.items()))
-            variants = {
-                name: (*settings, f"generator.loop.steps={count(seconds * of[name])}")
-                for name, settings in system.variants.items()
-            }
-            yield Experiment(system.recipe, {"part": "quality", "system": system.recipe}, seed, changes, variants)
+            changes, variants = equal_times(system, rates[system.recipe], seconds)
+            if "quality" in parts:
+                yield Experiment(system.recipe, tags_of("quality", system), seed, changes, variants)
+            if "without" in parts and system.recipe in WITHOUT:
+                _, left_out = WITHOUT[system.recipe]
+                kept = {NEXT_TOKEN: variants[NEXT_TOKEN]}
+                yield Experiment(system.recipe, tags_of("without", system), seed, (*changes, *left_out), kept)
+
+
+def tags_of(part: str, system: System) -> dict[str, str]:
+    return {"part": part, "system": system.recipe}
+
+
+def equal_times(
+    system: System, rates: dict[str, float], seconds: float
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Overrides by which the tokenizer trains for these seconds, and the variants whose generators do."""
+    recipes_own = sum(steps / rates[phase] for phase, steps in system.phases.items())
+    shares = {phase: steps * seconds / recipes_own for phase, steps in system.phases.items()}
+    changes = ("posttrain=null", *(f"{loop_of(phase)}.steps={count(n)}" for phase, n in shares.items()))
+    variants = {
+        name: (*settings, f"generator.loop.steps={count(seconds * rates[name])}")
+        for name, settings in system.variants.items()
+    }
+    return changes, variants
 
 
 def count(steps: float) -> int:
@@ -164,15 +203,31 @@ def table(found: list[System], results: Results) -> Iterator[str]:
     for system in found:
         for variant in system.variants:
             if columns := columns_of(results, system, variant):
-                cells = [mean_and_spread(columns[name].values(), digits) for name, (_, _, digits) in COLUMNS.items()]
+                cells = cells_of(columns)
                 row = [f"`{system.recipe}`", variant, str(system.tokens), f"{system.bits:.0f}", *cells]
                 rows.append((statistics.mean(columns["distance of samples"].values()), f"| {' | '.join(row)} |"))
     yield from (row for _, row in sorted(rows))
 
 
-def columns_of(results: Results, system: System, variant: str) -> dict[str, dict[int, float]]:
+def without_table(found: list[System], results: Results) -> Iterator[str]:
+    """Two rows for each tokenizer that has a part to leave out: as the paper has it, and without."""
+    yield f"| tokenizer of | without | {' | '.join(COLUMNS)} |"
+    yield f"|---|---|{'---|' * len(COLUMNS)}"
+    for system in found:
+        for part in ("quality", "without"):
+            columns = columns_of(results, system, NEXT_TOKEN, part)
+            if system.recipe in WITHOUT and columns:
+                left_out = WITHOUT[system.recipe][0] if part == "without" else ""
+                yield f"| `{system.recipe}` | {left_out} | {' | '.join(cells_of(columns))} |"
+
+
+def cells_of(columns: dict[str, dict[int, float]]) -> list[str]:
+    return [mean_and_spread(columns[name].values(), digits) for name, (_, _, digits) in COLUMNS.items()]
+
+
+def columns_of(results: Results, system: System, variant: str, part: str = "quality") -> dict[str, dict[int, float]]:
     """Each column's values by seed; empty where there is no result yet."""
-    tags = {"part": "quality", "system": system.recipe, "variant": variant}
+    tags = tags_of(part, system) | {"variant": variant}
     if not (rows := select(results, tags)):
         return {}
     sampling = {row["seed"]: row["seconds_of_stages"]["samples"] for row in rows}
@@ -202,7 +257,7 @@ def draw(found: list[System], results: Results, figure: Path) -> None:
 
 
 def main() -> None:
-    parser = create_parser(__doc__, "runs/discrete_tokenizers", 3, ["quality"])
+    parser = create_parser(__doc__, "runs/discrete_tokenizers", 3, ["quality", "without"])
     parser.add_argument("--data", default="digits", choices=["digits", "emoji32"])
     parser.add_argument("--seconds", type=float, default=60, help="of one core, of each training")
     parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE")
@@ -211,9 +266,10 @@ def main() -> None:
     arguments.folder /= arguments.data
     found = systems(arguments.data, arguments.only)
     rates = time_trainings(found, arguments) if arguments.seeds else {}
-    chosen = list(experiments(found, rates, arguments.seeds, arguments.seconds))
+    chosen = list(experiments(arguments.parts, found, rates, arguments.seeds, arguments.seconds))
     results = run_experiments(chosen, arguments)
-    print_tables({"quality": [lambda rows: table(found, rows)]}, arguments.parts, results)
+    tables = {"quality": [lambda rows: table(found, rows)], "without": [lambda rows: without_table(found, rows)]}
+    print_tables(tables, arguments.parts, results)
     if arguments.figure:
         draw(found, results, arguments.figure)
 

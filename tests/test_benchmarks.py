@@ -96,7 +96,8 @@ def discrete_tokenizers(benchmark: ModuleType, data: str) -> tuple:
     """With a step a second of every training."""
     found = benchmark.systems(data, [])
     assert len(found) > 4 and all(system.bits >= system.tokens for system in found)
-    return found, {each.recipe: dict.fromkeys((*each.phases, *each.variants), 1.0) for each in found}, 1, 60
+    rates = {each.recipe: dict.fromkeys((*each.phases, *each.variants), 1.0) for each in found}
+    return ["quality", "without"], found, rates, 1, 60
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
