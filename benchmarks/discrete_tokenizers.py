@@ -6,7 +6,7 @@
 Each tokenizer is that of the first recipe that trains it, whatever its generator. It is trained for as many seconds of
 one core as every other, and so is each generator: `next token`, the same causal transformer for all, and `own`, that
 of the recipe, where it is another. A short training of each is timed first (part `speed`), and steps are chosen by its
-rate, so that other work on the machine should be the same for all while that runs. Schedules shrink with the steps.
+rate in the stretch that other work on the machine disturbed least. Schedules shrink with the steps.
 Part `without` trains four of them once more, for as many steps, without what their papers add for the generator's sake.
 
 PSNR and the first distance are of reconstructions of held-out images, the second is of samples: Fréchet distances in

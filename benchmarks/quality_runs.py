@@ -149,14 +149,17 @@ def seconds_of_stages(run_folder: Path) -> dict[str, float]:
 
 
 def rates_of_trainings(run_folder: Path) -> dict[str, float]:
-    """Median steps a second of the generator's training and of each phase of the tokenizer's, by the phase's name."""
+    """Steps a second of the generator's training and of each phase of the tokenizer's, by the phase's name.
+
+    Of the fastest stretch between two lines of a log, in which other work on the machine took least.
+    """
     phases = {folder.name: folder for folder in run_folder.glob("tokenizer/phases/*")}
     rates = {}
     for name, folder in (phases | {"generator": run_folder / "generator"}).items():
         if not (folder / "metrics.jsonl").exists():
             continue  # the line was not run so far
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        rates[name] = statistics.median(line["rate"] for line in lines if "rate" in line)
+        rates[name] = max(line["rate"] for line in lines if "rate" in line)
     return rates
 
 
