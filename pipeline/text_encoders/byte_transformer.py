@@ -13,6 +13,7 @@ from pipeline.components import Arguments
 from pipeline.draws import mix
 from pipeline.nn.attention import attention
 from pipeline.nn.devices import has_fused_updates
+from pipeline.nn.execution_device import execution_device
 from pipeline.ranges import Count, InnerFraction, Layers, Positive
 from pipeline.text_encoders.base import TextEncoder, check_layers, finish
 from pipeline.validation import SettingError
@@ -82,7 +83,8 @@ class ByteTransformer(TextEncoder):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
-        ids, mask = (tensor.to(self.device) for tensor in to_bytes(prompts, self.config.tokens))
+        device = execution_device(self)
+        ids, mask = (tensor.to(device) for tensor in to_bytes(prompts, self.config.tokens))
         states = self.states(ids, mask)
         kept = mask[..., None].to(states[-1].dtype)
         pooled = (states[-1] * kept).sum(1) / kept.sum(1)
@@ -91,7 +93,7 @@ class ByteTransformer(TextEncoder):
 
     def states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """Of ids [B, T] with their mask, what the first block reads and the output of every one, [B, T, width]."""
-        h = self.embedding(ids) + self.positions.weight[: ids.shape[1]]
+        h = self.embedding(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
         states = [h]
         for block in self.blocks:
             states.append(h := block(h, mask))

@@ -15,6 +15,7 @@ from pipeline.code import Condition, TextSpec
 from pipeline.components import Arguments
 from pipeline.language.text_model import build_model, load_model, read_text_config, states_of
 from pipeline.language.words import WithWords, pool, read_words, to_ids
+from pipeline.nn.execution_device import execution_device
 from pipeline.ranges import Count, Layers
 from pipeline.text_encoders.base import TextEncoder, check_layers, finish
 from pipeline.validation import NotHere, SettingError
@@ -61,9 +62,8 @@ class Minilm(WithWords, TextEncoder):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
-        ids, mask = (
-            tensor.to(self.device) for tensor in to_ids(self.words, prompts, self.config.tokens, "right", None)
-        )
+        device = execution_device(self)
+        ids, mask = (t.to(device) for t in to_ids(self.words, prompts, self.config.tokens, "right", None))
         layers = check_layers(self.config.layers, DEPTH)
         states, _ = states_of(self.model, ids, mask, [*layers, DEPTH], DEPTH)
         return finish(states[:-1], mask, F.normalize(pool(states[-1], mask, "mean").float(), dim=-1))

@@ -19,6 +19,7 @@ from pipeline.language.text_model import (
     states_of,
 )
 from pipeline.language.words import Side, WithWords, pool, read_words, to_ids
+from pipeline.nn.execution_device import execution_device
 from pipeline.ranges import Count, Layers, Whole
 from pipeline.saved_folders import fingerprint_files
 from pipeline.text_encoders.base import TextEncoder, check_layers, finish
@@ -93,7 +94,8 @@ class PretrainedText(WithWords, TextEncoder):
         config = self.config
         if self.words is None:
             raise ValueError("this text encoder has no tokenizer; load it by from_pretrained")
-        ids, mask = (t.to(self.device) for t in to_ids(self.words, prompts, config.tokens, config.side, config.pad))
+        device = execution_device(self)
+        ids, mask = (t.to(device) for t in to_ids(self.words, prompts, config.tokens, config.side, config.pad))
         seen = None if config.padding == "kept" else mask
         layers = check_layers(config.layers, config.depth)
         states, output = states_of(self.model, ids, seen, [*layers, config.depth], config.depth)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from support.captioned_pipeline import make_text_encoder, make_text_pipeline
+from support.captioned_pipeline import make_captioned_decoder, make_text_encoder, make_text_pipeline
+from support.offloading import WAYS
 from support.tiny_pipeline import fails, generators, make_network, make_pipeline, randomised
 
 from pipeline import LatentPipeline
@@ -101,8 +102,35 @@ def test_a_weak_network_takes_the_place_of_the_negative_prompt():
     fails(pipe, "pipe.weak is led away from", "a fox", negative_prompt="an owl", guidance_scale=2.0)
 
 
-def test_a_prompt_survives_offloading_in_turns(pipe, tmp_path):
+def test_prompts_mean_the_same_to_a_pipeline_that_was_saved(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = LatentPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     torch.testing.assert_close(made(loaded, *PROMPTS), made(pipe, *PROMPTS), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_prompts_mean_the_same_to_parts_that_are_offloaded(way, tmp_path):
+    pipe = make_captioned_decoder()
+    expected = sampled(pipe)
+    for name in ("text_encoder", "network", "tokenizer"):
+        WAYS[way](getattr(pipe, name), tmp_path / name)
+    for _ in range(2):
+        torch.testing.assert_close(sampled(pipe), expected, atol=1e-5, rtol=1e-5)
+
+
+def sampled(pipe: LatentPipeline) -> torch.Tensor:
+    return pipe([0, 1, 2], prompt=PROMPTS, generator=generators(5, 6, 7), output_type="pt").images
+
+
+def test_an_interrupted_call_with_prompts_leaves_nothing_behind(pipe):
+    """The prompts and the negative prompt of the call that was stopped are not those of the next."""
+
+    def stop(pipeline, step, timestep, kept):
+        pipeline._interrupt = step == 0
+        return kept
+
+    expected = made(pipe, *PROMPTS)
+    begun = made(pipe, "a car", "a car", "a car", negative_prompt="an owl", callback_on_step_end=stop)
+    assert pipe.interrupt and begun.shape == expected.shape and not torch.allclose(begun, expected, atol=1e-3)
+    assert torch.equal(made(pipe, *PROMPTS), expected) and not pipe.interrupt
